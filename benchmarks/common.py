@@ -1,0 +1,101 @@
+"""What the harnesses share: cells by name, common options, errors for people, results that are never half-written."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import fused_rnn
+
+CELLS: dict[str, Callable[..., torch.nn.Module]] = {
+    "rnn": fused_rnn.RNN,
+    "lstm": fused_rnn.LSTM,
+    "gru": partial(fused_rnn.GRU, reset_after=False),
+    "multiplicative_lstm": fused_rnn.MultiplicativeLSTM,
+    "multiplicative_gru": fused_rnn.MultiplicativeGRU,
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class InputError(Exception):
+    """Wrong input from the user; the message is one sentence with what was given and what is needed."""
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def add_common_options(parser: argparse.ArgumentParser, **defaults) -> None:
+    """The options that every training harness has; ``defaults`` by option name."""
+    parser.add_argument("--cell", nargs="+", choices=CELLS, metavar="CELL", help=f"one or more of {', '.join(CELLS)}")
+    parser.add_argument("--backend", choices=("auto", *fused_rnn.backends()), help="what runs the cells")
+    parser.add_argument("--device", help="where to train: cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", choices=DTYPES, help="of parameters and activations")
+    parser.add_argument("--hidden", type=positive, help="units per layer")
+    parser.add_argument("--layers", type=positive, help="recurrent layers")
+    parser.add_argument("--batch", type=positive, help="sequences per step")
+    parser.add_argument("--epochs", type=positive, help="passes over the training data")
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--seed", type=int, help="seed of weights, data and sampling")
+    parser.add_argument("--out", type=Path, help="folder for results, pictures and checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from what an interrupted run left in --out")
+    shared = {"backend": "auto", "device": "cpu", "dtype": "float32", "layers": 1, "seed": 0}
+    parser.set_defaults(**{**shared, **defaults})
+
+
+def hardware() -> dict[str, str | int]:
+    """The machine and the versions, as results state them."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fused_rnn": fused_rnn.__version__,
+    }
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if nothing went wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial_path
+        os.replace(partial_path, path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    with replacing(path) as partial_path:
+        partial_path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main: wrong input ends with one sentence and status 2, Ctrl-C with status 130."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is saved, --resume goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,24 @@
+"""Recurrent networks whose whole sequence, forward and backward, runs in one fused kernel.
+
+``RNN``, ``LSTM`` and ``GRU`` are drop-ins for torch.nn's; ``MultiplicativeLSTM`` and ``MultiplicativeGRU`` are
+cells that torch.nn lacks. ``functional`` has the same with weights as arguments, ``reference`` the plain
+PyTorch oracle, ``backends()`` what can run on this machine.
+"""
+
+from . import functional, reference
+from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
+from .ops import backends, choose_backend
+from .version import __version__
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "MultiplicativeGRU",
+    "MultiplicativeLSTM",
+    "__version__",
+    "backends",
+    "choose_backend",
+    "functional",
+    "reference",
+]

@@ -1,0 +1,122 @@
+"""Whole sequences with the weights as plain tensor arguments, through the fused kernels.
+
+The functions mirror ``fused_rnn.reference`` argument for argument and add ``backend``. Weights are ordinary
+tensors, so DropConnect, weight tying or spectral norm need nothing special: compute the weight, pass it in.
+
+Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, None for zeros; ``weight_ih``
+(G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
+for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). They return the outputs (T, B, H) and
+the final state. ``reverse=True`` runs from the last step to the first and leaves outputs in input order.
+
+All tensors share one device and one dtype (float32, float64 or bfloat16 for the CPU backend). Wrong rank,
+mixed dtypes or devices, unknown names raise ValueError; sizes that do not fit raise RuntimeError.
+"""
+
+from torch import Tensor
+
+from . import ops
+
+__all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+def rnn(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Pair:
+    """Elman network, ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
+    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected 'tanh' or 'relu'")
+    return ops.run(f"rnn_{nonlinearity}", input, state, weights, reverse=reverse, backend=backend)
+
+
+def lstm(
+    input: Tensor,
+    state: Pair | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Pair]:
+    """Long short-term memory, ``fused_rnn.reference.lstm``. Returns (output (T, B, H), (h_n, c_n))."""
+    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    return ops.run("lstm", input, state, weights, reverse=reverse, backend=backend)
+
+
+def gru(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    reset_after: bool = True,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Pair:
+    """Gated recurrent unit, ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
+
+    ``reset_after=True`` is torch.nn.GRU; ``reset_after=False`` is Chung et al. 2014 and takes no ``bias_hh``.
+    """
+    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    cell = "gru_reset_after" if reset_after else "gru"
+    return ops.run(cell, input, state, weights, reverse=reverse, backend=backend)
+
+
+def multiplicative_lstm(
+    input: Tensor,
+    state: Pair | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_mih: Tensor,
+    weight_mhh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_m: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Pair]:
+    """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``. Returns (output (T, B, H), (h_n, c_n)).
+
+    Not Krause et al.'s mLSTM and not xLSTM's: here m scales the input.
+    """
+    weights = {
+        **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
+        **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
+    }
+    return ops.run("multiplicative_lstm", input, state, weights, reverse=reverse, backend=backend)
+
+
+def multiplicative_gru(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_mih: Tensor,
+    weight_mhh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_m: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Pair:
+    """Reset-before GRU on m⊙x, ``fused_rnn.reference.multiplicative_gru``. Returns (output, h_n (B, H))."""
+    weights = {
+        **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
+        **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
+    }
+    return ops.run("multiplicative_gru", input, state, weights, reverse=reverse, backend=backend)

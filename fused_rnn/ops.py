@@ -1,0 +1,339 @@
+"""The fused operators as PyTorch sees them: shape functions, autograd, and the choice of a backend.
+
+``csrc/ops.cpp`` declares two operators that serve every cell, and this file completes them:
+
+* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``training=True``
+  also returns what the backward pass needs;
+* ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs.
+
+``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
+recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mih", "weight_mhh", "bias_m")
+State = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What Python needs to know of a cell; its mathematics is in csrc/cells and in the reference."""
+
+    reference: Callable
+    gates: int  # rows of weight_ih and weight_hh, in units of H
+    saved: int  # values per unit and step that backward reads
+    has_cell_state: bool = False
+    multiplicative: bool = False
+    recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
+    options: dict = field(default_factory=dict)  # passed on to the reference
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The parameter names this cell takes, in the order in which modules register them."""
+        absent = set() if self.recurrent_bias else {"bias_hh"}
+        if not self.multiplicative:
+            absent |= {"weight_mih", "weight_mhh", "bias_m"}
+        return tuple(name for name in WEIGHTS if name not in absent)
+
+    def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        rows = self.gates * hidden_size
+        return {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, hidden_size),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+            "weight_mih": (input_size, input_size),
+            "weight_mhh": (input_size, hidden_size),
+            "bias_m": (input_size,),
+        }[name]
+
+
+CELLS = {
+    "rnn_tanh": Cell(reference.rnn, gates=1, saved=1, recurrent_bias=True, options={"nonlinearity": "tanh"}),
+    "rnn_relu": Cell(reference.rnn, gates=1, saved=1, recurrent_bias=True, options={"nonlinearity": "relu"}),
+    "lstm": Cell(reference.lstm, gates=4, saved=5, recurrent_bias=True, has_cell_state=True),
+    "gru": Cell(reference.gru, gates=3, saved=3, options={"reset_after": False}),
+    "gru_reset_after": Cell(reference.gru, gates=3, saved=4, recurrent_bias=True, options={"reset_after": True}),
+    "multiplicative_lstm": Cell(
+        reference.multiplicative_lstm, gates=4, saved=5, has_cell_state=True, multiplicative=True
+    ),
+    "multiplicative_gru": Cell(reference.multiplicative_gru, gates=3, saved=3, multiplicative=True),
+}
+
+
+# Backends ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and the reason why it was chosen."""
+
+    backend: str
+    reason: str
+
+
+def _load_library() -> str | None:
+    """Load the compiled operators. Returns None, or why they are not there."""
+    path = Path(__file__).with_name("_C.so")
+    if not path.exists():
+        return f"the compiled library {path} does not exist (build it with 'pip install .')"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        return f"the compiled library {path} does not load: {error}"
+    return None
+
+
+_LIBRARY_ERROR = _load_library()
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def backends() -> dict[str, str]:
+    """What can run here: for every backend 'available', or the reason why it is not."""
+    return {
+        "cpu": _LIBRARY_ERROR or "available",
+        "cuda": "not part of this build",
+        "triton": "not part of this build",
+        "reference": "available",
+    }
+
+
+def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
+    """The backend that a call on ``device`` in ``dtype`` would use, and why.
+
+    ``backend="auto"`` takes the fastest that can run the call. A backend named outright is returned as it is
+    or refused with the reason; it is never replaced by another.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the named backend cannot run such a call here.
+    """
+    device = torch.device(device)
+    if backend == "auto":
+        obstacle = _obstacle("cpu", device, dtype)
+        if obstacle is None:
+            return Choice("cpu", "the fused C++ kernels run it")
+        return Choice("reference", f"no fused backend can run it: {obstacle}")
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    obstacle = _obstacle(backend, device, dtype)
+    if obstacle is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run this call: {obstacle}")
+    return Choice(backend, "it was asked for")
+
+
+def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why ``backend`` cannot run such a call, or None if it can."""
+    if backend == "reference":
+        return None
+    status = backends()[backend]
+    if status != "available":
+        return status
+    if device.type not in ("cpu", "meta"):
+        return f"the tensors are on {device}, the backend runs on the CPU"
+    if dtype not in _CPU_DTYPES:
+        return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in _CPU_DTYPES)}"
+    return None
+
+
+@functools.cache
+def _warn_of_reference(reason: str) -> None:
+    warnings.warn(
+        f"fused_rnn runs the plain PyTorch reference, which is slow: {reason}. "
+        "backend='reference' asks for it outright and silences this warning.",
+        stacklevel=2,
+    )
+
+
+# The one door -----------------------------------------------------------------------------------------------
+
+
+def run(
+    cell_name: str,
+    input: Tensor,
+    state: State | None,
+    weights: dict[str, Tensor | None],
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, State]:
+    """Run one layer in one direction over a whole sequence.
+
+    Args:
+        cell_name: a key of ``CELLS``.
+        input: (T, B, I).
+        state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
+        weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
+        reverse: run from the last step to the first.
+        backend: as in ``choose_backend``.
+
+    Returns:
+        The outputs (T, B, H) and the final state, formed as ``state``.
+
+    Raises:
+        ValueError: unknown cell or backend, wrong rank, mixed dtypes or devices.
+        RuntimeError: shapes that do not fit each other, or a backend that cannot run the call.
+    """
+    if cell_name not in CELLS:
+        raise ValueError(f"unknown cell {cell_name!r}: expected one of {', '.join(map(repr, CELLS))}")
+    cell = CELLS[cell_name]
+    weights = {name: weight for name, weight in weights.items() if weight is not None}
+    _check_input(cell, input, weights)
+    h_0, c_0 = _split_state(cell, input, state, weights["weight_hh"].shape[1])
+    choice = choose_backend(input.device, input.dtype, backend)
+    if choice.backend == "reference":
+        if backend == "auto":
+            _warn_of_reference(choice.reason)
+        state = (h_0, c_0) if cell.has_cell_state else h_0
+        return cell.reference(input, state, **weights, reverse=reverse, **cell.options)
+    arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, cell_name, reverse, training)
+    return output, ((h_n, c_n) if cell.has_cell_state else h_n)
+
+
+def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
+    if input.dim() != 3:
+        raise ValueError(f"input must be (T, B, I), three-dimensional, but has shape {tuple(input.shape)}")
+    if 0 in input.shape:
+        raise RuntimeError(f"input must not be empty: every size of (T, B, I) at least 1, got {tuple(input.shape)}")
+    required = [name for name in cell.weights if name.startswith("weight")]
+    for name in required:
+        if name not in weights:
+            raise ValueError(f"{name} is missing: this cell needs {', '.join(required)}")
+    if weights["weight_hh"].dim() != 2 or weights["weight_hh"].shape[1] == 0:
+        raise RuntimeError(f"weight_hh must be (gates*H, H) with H >= 1, got {tuple(weights['weight_hh'].shape)}")
+    input_size, hidden_size = input.shape[2], weights["weight_hh"].shape[1]
+    for name, weight in weights.items():
+        if name not in cell.weights:
+            raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
+        shape = cell.weight_shape(name, input_size, hidden_size)
+        _check_tensor(name, weight, shape, input, f"I={input_size} features of input and H={hidden_size}")
+
+
+def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: int) -> tuple[Tensor, Tensor | None]:
+    """Check the initial state, or make it of zeros, and return (h_0, c_0), c_0 None for cells without one."""
+    shape = (input.shape[1], hidden_size)
+    if state is None:
+        zeros = input.new_zeros(shape)
+        return zeros, zeros if cell.has_cell_state else None
+    if isinstance(state, Tensor) == cell.has_cell_state:
+        expected = "a pair (h_0, c_0)" if cell.has_cell_state else "one tensor h_0"
+        raise TypeError(f"the initial state of this cell is {expected}, got {type(state).__name__}")
+    h_0, c_0 = state if cell.has_cell_state else (state, None)
+    for name, tensor in (("h_0", h_0), ("c_0", c_0)):
+        if tensor is not None:
+            _check_tensor(name, tensor, shape, input, f"B={shape[0]} and H={shape[1]}")
+    return h_0, c_0
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, given: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"{name} must have shape {shape} for {given}, got {tuple(tensor.shape)}")
+    if tensor.dtype != input.dtype:
+        raise ValueError(f"{name} is {tensor.dtype} but input is {input.dtype}: convert one of them")
+    if tensor.device != input.device:
+        raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}: move one of them")
+
+
+# Shape functions and autograd -------------------------------------------------------------------------------
+
+
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, cell, reverse, training):
+    spec = CELLS[cell]
+    steps, batch, input_size = input.shape
+    hidden_size = w_hh.shape[1]
+    saved = spec.saved * hidden_size + (input_size if spec.multiplicative else 0)
+    return (
+        input.new_empty(steps, batch, hidden_size),
+        input.new_empty(batch, hidden_size),
+        input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
+        input.new_empty((steps, batch, saved) if training else (0,)),
+    )
+
+
+def _forward_setup(ctx, inputs, output):
+    *tensors, ctx.cell, ctx.reverse, ctx.training = inputs
+    result, _, _, saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(result, saved, *tensors)
+
+
+def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
+    if not ctx.training:
+        raise RuntimeError("fused_rnn::forward ran with training=False and saved nothing to differentiate")
+    if d_output is None and d_h_n is None and d_c_n is None:
+        return (None,) * 13
+    needs = ctx.needs_input_grad
+    grads = torch.ops.fused_rnn.backward(
+        d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10])
+    )
+    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None
+
+
+def _backward_fake(d_output, d_h_n, d_c_n, output, saved, *rest):
+    *tensors, cell, reverse, input_gradient, weight_gradients = rest
+    wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
+        for t, want in zip(tensors, wanted)
+    )
+
+
+def _backward_setup(ctx, inputs, output):
+    d_output, d_h_n, d_c_n, _, _, *tensors, ctx.cell, ctx.reverse, _, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(d_output, d_h_n, d_c_n, *tensors)
+
+
+def _double_backward(ctx, *d_grads):
+    """Differentiate the first-order gradients, recomputed by the reference, once more.
+
+    ``output`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
+    """
+    create_graph = torch.is_grad_enabled()
+    spec = CELLS[ctx.cell]
+    with torch.enable_grad():
+        # views, so that the derivative stops here and does not run on into whatever made a tensor
+        tensors = [
+            None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
+            for t in ctx.saved_tensors
+        ]
+        d_results, (input, h_0, c_0, *weights) = tensors[:3], tensors[3:]
+        state = (h_0, c_0) if spec.has_cell_state else h_0
+        named = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
+        output, last = spec.reference(input, state, **named, reverse=ctx.reverse, **spec.options)
+        results = (output, *last) if spec.has_cell_state else (output, last, None)
+        first = _grad(results, tensors[3:], d_results, create_graph=True)
+        second = _grad(first, tensors, d_grads, create_graph=create_graph)
+    return *second[:3], None, None, *second[3:], None, None, None, None
+
+
+def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]:
+    """torch.autograd.grad where any output, input or incoming gradient may be None."""
+    pairs = [(o, d) for o, d in zip(outputs, d_outputs) if o is not None and d is not None and o.requires_grad]
+    present = [t for t in inputs if t is not None]
+    if not pairs:
+        return [None] * len(inputs)
+    outs, d_outs = zip(*pairs)
+    grads = iter(torch.autograd.grad(outs, present, d_outs, create_graph=create_graph, allow_unused=True))
+    return [None if t is None else next(grads) for t in inputs]
+
+
+if _LIBRARY_ERROR is None:
+    torch.library.register_fake("fused_rnn::forward", _forward_fake)
+    torch.library.register_fake("fused_rnn::backward", _backward_fake)
+    torch.library.register_autograd("fused_rnn::forward", _forward_backward, setup_context=_forward_setup)
+    torch.library.register_autograd("fused_rnn::backward", _double_backward, setup_context=_backward_setup)

@@ -1,0 +1,198 @@
+"""The oracle: every cell of the package in plain PyTorch, one Python step at a time.
+
+Each function computes a whole sequence exactly as its equation reads. It imports only torch, knows nothing
+of kernels, runs in any dtype on any device and can be differentiated any number of times. Every kernel is
+tested against these functions in float64, and double backward of the fused operators runs through them.
+
+Shapes, everywhere: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih`` (G*H, I), ``weight_hh``
+(G*H, H), biases (G*H) with G = 1 gate for the RNN, 4 for LSTMs (i, f, g, o) and 3 for GRUs (r, z, n);
+``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). Results: the outputs (T, B, H) and the final
+state. ``reverse=True`` runs from the last step to the first; outputs stay in the input's order, and the
+final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+__all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+def rnn(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    reverse: bool = False,
+) -> Pair:
+    """Elman network (Elman 1990): h = tanh(W x + b + U h₋), or relu in place of tanh.
+
+    Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
+    """
+    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        return activation(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
+
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+
+
+def lstm(
+    input: Tensor,
+    state: Pair | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Pair]:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
+
+    i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
+    Returns (output (T, B, H), (h_n, c_n)). Shapes as at the head of this module.
+    """
+
+    def step(x: Tensor, state: Pair) -> Pair:
+        return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse)
+
+
+def gru(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    reset_after: bool = True,
+    reverse: bool = False,
+) -> Pair:
+    """Gated recurrent unit, with the reset gate applied after or before the recurrent product.
+
+    ``reset_after=True`` is torch.nn.GRU and cuDNN: r, z = σ(W x + b + U h₋ + b');
+    n = tanh(W_n x + b_n + r⊙(U_n h₋ + b'_n)); h = (1−z)⊙n + z⊙h₋.
+    ``reset_after=False`` is Chung et al. 2014 (arXiv:1412.3555), which has one bias:
+    r, z = σ(W x + U h₋ + b); n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n.
+    Note that z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
+    """
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        if not reset_after:
+            return _gru_step(x, h, weight_ih, weight_hh, bias_ih)
+        r_x, z_x, n_x = linear(x, weight_ih, bias_ih).chunk(3, -1)
+        r_h, z_h, n_h = linear(h, weight_hh, bias_hh).chunk(3, -1)
+        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+        n = torch.tanh(n_x + r * n_h)
+        return (1 - z) * n + z * h
+
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+
+
+def multiplicative_lstm(
+    input: Tensor,
+    state: Pair | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_mih: Tensor,
+    weight_mhh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_m: Tensor | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Pair]:
+    """LSTM whose input is scaled by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
+
+    Neither Krause et al.'s mLSTM, which replaces h₋, nor xLSTM's matrix memory.
+    Returns (output (T, B, H), (h_n, c_n)). Shapes as at the head of this module.
+    """
+
+    def step(x: Tensor, state: Pair) -> Pair:
+        x = _modulate(x, state[0], weight_mih, weight_mhh, bias_m)
+        return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, None)
+
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse)
+
+
+def multiplicative_gru(
+    input: Tensor,
+    state: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_mih: Tensor,
+    weight_mhh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_m: Tensor | None = None,
+    *,
+    reverse: bool = False,
+) -> Pair:
+    """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
+
+    Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
+    """
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        x = _modulate(x, h, weight_mih, weight_mhh, bias_m)
+        return _gru_step(x, h, weight_ih, weight_hh, bias_ih)
+
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+
+
+def _lstm_step(
+    x: Tensor, state: Pair, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> Pair:
+    h, c = state
+    i, f, g, o = (linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru_step(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None) -> Tensor:
+    r_x, z_x, n_x = linear(x, weight_ih, bias_ih).chunk(3, -1)
+    u_r, u_z, u_n = weight_hh.chunk(3, 0)
+    r, z = torch.sigmoid(r_x + linear(h, u_r)), torch.sigmoid(z_x + linear(h, u_z))
+    n = torch.tanh(n_x + linear(r * h, u_n))
+    return (1 - z) * h + z * n
+
+
+def _modulate(x: Tensor, h: Tensor, weight_mih: Tensor, weight_mhh: Tensor, bias_m: Tensor | None) -> Tensor:
+    return (linear(x, weight_mih, bias_m) + linear(h, weight_mhh)) * x
+
+
+def _scan(step: Callable[[Tensor, Tensor], Tensor], input: Tensor, h: Tensor, reverse: bool) -> Pair:
+    outputs = []
+    for x in _in_order(input.unbind(0), reverse):
+        h = step(x, h)
+        outputs.append(h)
+    return torch.stack(_in_order(outputs, reverse)), h
+
+
+def _scan_pair(step: Callable[[Tensor, Pair], Pair], input: Tensor, state: Pair, reverse: bool) -> tuple[Tensor, Pair]:
+    outputs = []
+    for x in _in_order(input.unbind(0), reverse):
+        state = step(x, state)
+        outputs.append(state[0])
+    return torch.stack(_in_order(outputs, reverse)), state
+
+
+def _in_order(steps, reverse: bool) -> list[Tensor]:
+    return list(reversed(steps)) if reverse else list(steps)
+
+
+def _or_zeros(state: Tensor | None, input: Tensor, weight_hh: Tensor) -> Tensor:
+    return input.new_zeros(input.shape[1], weight_hh.shape[1]) if state is None else state
+
+
+def _or_zero_pair(state: Pair | None, input: Tensor, weight_hh: Tensor) -> Pair:
+    zeros = _or_zeros(None, input, weight_hh)
+    return (zeros, zeros) if state is None else state
