@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -28,6 +29,22 @@ class InputError(Exception):
     """Wrong input from the user; the message is one sentence with what was given and what is needed."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help names every default and whose errors are one sentence, as ``InputError`` is."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        print(f"error: {message}; {self.prog} --help explains the options", file=sys.stderr)
+        sys.exit(2)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer of at least 1."""
     value = int(text)
@@ -36,21 +53,48 @@ def positive(text: str) -> int:
     return value
 
 
+def positive_number(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
+    return value
+
+
+def add_backend_options(parser: argparse.ArgumentParser) -> None:
+    """Where to compute, for any command that runs a model."""
+    parser.add_argument(
+        "--backend", choices=("auto", *fused_rnn.backends()), default="auto", help="what runs the cells"
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+
+
+def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.ops.Choice:
+    """The backend that will run, and why; InputError if this machine lacks the device or the backend."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device {device} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
+    try:
+        torch.empty(0, device=device)
+        return fused_rnn.choose_backend(device, DTYPES[dtype], backend)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} --backend {backend} cannot run here: {reason}") from None
+
+
 def add_common_options(parser: argparse.ArgumentParser, **defaults) -> None:
     """The options that every training harness has; ``defaults`` by option name."""
     parser.add_argument("--cell", nargs="+", choices=CELLS, metavar="CELL", help=f"one or more of {', '.join(CELLS)}")
-    parser.add_argument("--backend", choices=("auto", *fused_rnn.backends()), help="what runs the cells")
-    parser.add_argument("--device", help="where to train: cpu, cuda, cuda:1, ...")
+    add_backend_options(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of parameters and activations")
     parser.add_argument("--hidden", type=positive, help="units per layer")
     parser.add_argument("--layers", type=positive, help="recurrent layers")
     parser.add_argument("--batch", type=positive, help="sequences per step")
     parser.add_argument("--epochs", type=positive, help="passes over the training data")
-    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--lr", type=positive_number, help="learning rate")
     parser.add_argument("--seed", type=int, help="seed of weights, data and sampling")
     parser.add_argument("--out", type=Path, help="folder for results, pictures and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from what an interrupted run left in --out")
-    shared = {"backend": "auto", "device": "cpu", "dtype": "float32", "layers": 1, "seed": 0}
+    shared = {"dtype": "float32", "layers": 1, "seed": 0}
     parser.set_defaults(**{**shared, **defaults})
 
 
