@@ -61,6 +61,22 @@ def positive_number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """An argparse type: a number of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argparse type: an integer that every random generator takes as its seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {2**32 - 1}, got {value}")
+    return value
+
+
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
     """Where to compute, for any command that runs a model."""
     parser.add_argument(
@@ -91,7 +107,7 @@ def add_common_options(parser: argparse.ArgumentParser, **defaults) -> None:
     parser.add_argument("--batch", type=positive, help="sequences per step")
     parser.add_argument("--epochs", type=positive, help="passes over the training data")
     parser.add_argument("--lr", type=positive_number, help="learning rate")
-    parser.add_argument("--seed", type=int, help="seed of weights, data and sampling")
+    parser.add_argument("--seed", type=seed, help="seed of weights, data and sampling")
     parser.add_argument("--out", type=Path, help="folder for results, pictures and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from what an interrupted run left in --out")
     shared = {"dtype": "float32", "layers": 1, "seed": 0}
