@@ -1,0 +1,27 @@
+// The list of base cells. The multiplicative modifier goes with any of them.
+#pragma once
+
+#include "gru.h"
+#include "gru_reset_after.h"
+#include "lstm.h"
+#include "multiplicative.h"
+#include "rnn.h"
+
+namespace fused_rnn {
+
+enum class CellId { rnn_tanh, rnn_relu, lstm, gru, gru_reset_after };
+
+// Call f with a value of the cell's type.
+template <typename F>
+auto dispatch_cell(CellId id, const F& f) {
+  switch (id) {
+    case CellId::rnn_tanh: return f(Rnn<Tanh>());
+    case CellId::rnn_relu: return f(Rnn<Relu>());
+    case CellId::lstm: return f(Lstm());
+    case CellId::gru: return f(Gru());
+    case CellId::gru_reset_after: return f(GruResetAfter());
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,224 @@
+// The backward time loop on the CPU. The steps run in reverse order of computation and leave the gradients of all
+// pre-activations of a chunk in one matrix; every weight gradient and δx is then one library product per chunk.
+
+#include "time_loop.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <typename C, typename S>
+class Backward {
+ public:
+  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in), workspace_(q.input) {
+    const int64_t B = q.B, H = q.H, I = q.I, rows = chunk_steps(q) * B;
+    columns_ = q.cell.gradients * H + (q.cell.multiplicative ? I : 0);
+    d_ = workspace_.tensor<C>({rows, columns_});
+    history_ = workspace_.tensor<C>({rows, H});
+    dh_ = gradient_or_zeros(in.d_h_n, B);
+    dc_ = gradient_or_zeros(in.d_c_n, q.cell.has_cell_state ? B : 0);
+    if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
+    if (q.cell.multiplicative) x_hat_ = workspace_.tensor<C>({rows, I});
+    // δx of a chunk: multiplicative cells fill it step by step; in other types than C it is converted at the end
+    if (q.cell.multiplicative || !same_type) dx_ = workspace_.tensor<C>({rows, I});
+    pack();
+    step_.input_size = I;
+    step_.hidden_size = H;
+    step_.saved_stride = q.saved_columns();
+    step_.dh = data<C>(dh_);
+    step_.dc = data<C>(dc_);
+    step_.d_stride = columns_;
+    allocate_results();
+  }
+
+  BackwardResult run() {
+    const int64_t steps = chunk_steps(q_);
+    for (int64_t first = (q_.T - 1) / steps * steps; first >= 0; first -= steps) {
+      const Chunk chunk = chunk_at(q_, first);
+      run_steps(chunk);
+      if (in_.input_gradient) add_input_gradient(chunk);
+      if (in_.weight_gradients) add_weight_gradients(chunk);
+    }
+    return finish();
+  }
+
+ private:
+  static constexpr bool same_type = std::is_same_v<C, S>;
+
+  Tensor gradient_or_zeros(const OptionalTensor& gradient, int64_t rows) const {
+    Tensor out = workspace_.tensor<C>({rows, q_.H});
+    if (gradient)
+      torch::stable::copy_(out, *gradient);
+    else
+      torch::stable::zero_(out);
+    return out;
+  }
+
+  void pack() {
+    const int64_t H = q_.H, I = q_.I, G = q_.cell.gates;
+    const S* U = data<S>(q_.weights.weight_hh);
+    const S* U_m = q_.cell.multiplicative ? data<S>(*q_.weights.weight_mhh) : nullptr;
+    // rows of U that the gradient columns beside it meet; the reset-before GRU's U_n has a phase of its own
+    const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
+    const PackSource<S> u{U, 0, rows, H, 1};
+    if (U_m)
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u, {U_m, rows, I, H, 1}});
+    else
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u});
+    if (q_.cell.reset_before)
+      step_.reset = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
+    if (U_m)
+      step_.projection = packed<C, S>(workspace_, 1, I, nullptr, {{data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
+  }
+
+  void allocate_results() {
+    const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
+    if (in_.input_gradient) d_input_ = torch::stable::new_empty(q_.input, {q_.T * q_.B, I});
+    if (!in_.weight_gradients) return;
+    d_weight_ih_ = workspace_.tensor<C>({rows, I});
+    d_weight_hh_ = workspace_.tensor<C>({rows, H});
+    if (q_.cell.multiplicative) {
+      d_weight_mih_ = workspace_.tensor<C>({I, I});
+      d_weight_mhh_ = workspace_.tensor<C>({I, H});
+    }
+    d_bias_ = workspace_.tensor<C>({1, columns_});
+    ones_ = torch::stable::full({1, d_.size(0)}, 1.0, scalar_type<C>);
+  }
+
+  void run_steps(const Chunk& chunk) {
+    const Kernels<C, S>& k = kernels<C, S>();
+    std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
+    const auto add = [&](BackwardPhase phase, const Panels<C>& m) {
+      if (m.data) phases.push_back({phase, k.panel_count(m.gates, m.units)});
+    };
+    add(BackwardPhase::reset, step_.reset);
+    add(BackwardPhase::modulate, step_.projection);
+    add(BackwardPhase::recur, step_.recurrent);
+    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
+    cpu::run_steps(
+        split, q_.B, chunk.last - 1, chunk.first - 1, phases, [&](int64_t s) { return step_at(s, chunk); },
+        k.cell(q_.cell.id).backward);
+  }
+
+  BackwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
+    const int64_t B = q_.B, H = q_.H, I = q_.I, columns = q_.saved_columns();
+    const int64_t t = q_.time(s), row = (t - chunk.begin) * B;
+    BackwardStep<C, S> step = step_;
+    step.saved = data<S>(in_.saved) + t * B * columns;
+    step.d_output = in_.d_output ? data<S>(*in_.d_output) + t * B * H : nullptr;
+    step.d = data<C>(d_) + row * columns_;
+    step.history = data<C>(history_) + row * H;
+    if (s > 0) {
+      const int64_t before = q_.time(s - 1) * B;
+      step.h_prev = data<S>(in_.output) + before * H;
+      step.c_prev = data<S>(in_.saved) + before * columns + (q_.cell.saved - 1) * H;
+      step.c_prev_stride = columns;
+    } else {
+      step.h_prev = data<S>(q_.h_0);
+      step.c_prev = q_.c_0 ? data<S>(*q_.c_0) : nullptr;
+      step.c_prev_stride = H;
+    }
+    if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
+    if (q_.cell.multiplicative) {
+      step.x = data<S>(q_.input) + t * B * I;
+      step.x_hat = data<C>(x_hat_) + row * I;
+      step.dx = data<C>(dx_) + row * I;
+    }
+    return step;
+  }
+
+  // Columns of d of this chunk, in units of H from column `begin` on.
+  Tensor gradients(const Chunk& chunk, int64_t begin, int64_t gates) const {
+    return columns_of(rows_of(d_, {0, chunk.rows}), {begin * q_.H, (begin + gates) * q_.H});
+  }
+
+  Tensor modulation_gradients(const Chunk& chunk) const {
+    return columns_of(rows_of(d_, {0, chunk.rows}), {q_.cell.gradients * q_.H, columns_});
+  }
+
+  void add_input_gradient(const Chunk& chunk) {
+    Tensor out = rows_of(d_input_, rows_at(q_, chunk));
+    const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
+    const Tensor target = same_type ? out : in_steps;
+    if (q_.cell.multiplicative)
+      product(target, in_steps, modulation_gradients(chunk), computed<C>(*q_.weights.weight_mih), 1.0);
+    else
+      product(target, target, gradients(chunk, 0, q_.cell.gates), computed<C>(q_.weights.weight_ih), 0.0);
+    if (!same_type) torch::stable::copy_(out, in_steps);
+  }
+
+  void add_weight_gradients(const Chunk& chunk) {
+    const int64_t H = q_.H, G = q_.cell.gates;
+    const double beta = chunk.last == q_.T ? 0.0 : 1.0;  // the chunk of the last steps comes first
+    const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
+      product(sum, sum, transposed(d), a, beta);
+    };
+    const Range all{0, chunk.rows};
+    const Tensor history = rows_of(history_, all);
+    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    add(d_weight_ih_, gradients(chunk, 0, G), q_.cell.multiplicative ? rows_of(x_hat_, all) : x);
+    if (q_.cell.n_apart) {
+      add(rows_of(d_weight_hh_, {0, 2 * H}), gradients(chunk, 0, 2), history);
+      const Tensor n_operand = q_.cell.reset_before ? rows_of(s_, all) : history;
+      add(rows_of(d_weight_hh_, {2 * H, 3 * H}), gradients(chunk, q_.cell.gradients - 1, 1), n_operand);
+    } else {
+      add(d_weight_hh_, gradients(chunk, 0, G), history);
+    }
+    if (q_.cell.multiplicative) {
+      add(d_weight_mih_, modulation_gradients(chunk), x);
+      add(d_weight_mhh_, modulation_gradients(chunk), history);
+    }
+    product(d_bias_, d_bias_, columns_of(ones_, all), rows_of(d_, all), beta);
+  }
+
+  BackwardResult finish() const {
+    const Tensor none = torch::stable::new_empty(q_.input, {0});
+    BackwardResult r{none, stored(dh_, q_.input), none, none, none, none, none, none, none, none};
+    if (q_.cell.has_cell_state) r.c_0 = stored(dc_, q_.input);
+    if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
+    if (!in_.weight_gradients) return r;
+    r.weight_ih = stored(d_weight_ih_, q_.input);
+    r.weight_hh = stored(d_weight_hh_, q_.input);
+    if (q_.weights.bias_ih) r.bias_ih = bias(0, q_.cell.gates);
+    if (q_.weights.bias_hh) {
+      r.bias_hh = bias(0, q_.cell.gates);
+      if (q_.cell.n_apart) {  // δq in place of δa_n
+        Tensor n = torch::stable::narrow(r.bias_hh, 0, 2 * q_.H, q_.H);
+        torch::stable::copy_(n, bias(q_.cell.gradients - 1, 1));
+      }
+    }
+    if (q_.cell.multiplicative) {
+      r.weight_mih = stored(d_weight_mih_, q_.input);
+      r.weight_mhh = stored(d_weight_mhh_, q_.input);
+      if (q_.weights.bias_m) r.bias_m = bias_columns({q_.cell.gradients * q_.H, columns_});
+    }
+    return r;
+  }
+
+  Tensor bias(int64_t begin, int64_t gates) const { return bias_columns({begin * q_.H, (begin + gates) * q_.H}); }
+
+  Tensor bias_columns(Range r) const {
+    Tensor out = torch::stable::new_empty(q_.input, {1, r.end - r.begin});
+    torch::stable::copy_(out, columns_of(d_bias_, r));
+    return torch::stable::view(out, {r.end - r.begin});
+  }
+
+  const Sequence& q_;
+  const BackwardInput& in_;
+  Workspace workspace_;
+  int64_t columns_;  // of d
+  // of a chunk: gradients of the pre-activations, h₋, r⊙h₋, x̂ and the part of δx that does not pass through W_m
+  Tensor d_, history_, s_, x_hat_, dx_;
+  Tensor dh_, dc_;  // (B, H): carried from step to step
+  Tensor d_input_, d_weight_ih_, d_weight_hh_, d_weight_mih_, d_weight_mhh_, d_bias_, ones_;
+  BackwardStep<C, S> step_{};  // all that is the same for every step
+};
+
+}  // namespace
+
+BackwardResult backward(const Sequence& q, const BackwardInput& in) {
+  return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
+    return Backward<decltype(computed_in), decltype(stored_as)>(q, in).run();
+  });
+}
+
+}  // namespace fused_rnn::cpu

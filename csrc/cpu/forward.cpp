@@ -1,0 +1,125 @@
+// The forward time loop on the CPU.
+
+#include "time_loop.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <typename C, typename S>
+class Forward {
+ public:
+  Forward(const Sequence& q, bool training)
+      : q_(q), workspace_(q.input), saved_columns_(training ? q.saved_columns() : 0) {
+    const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
+    result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
+    result_.saved = training ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_})
+                             : torch::stable::new_empty(q.input, {0});
+    h_ = workspace_.tensor<C>({2 * B, H});
+    c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
+    projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
+    pack();
+    step_.input_size = q.I;
+    step_.hidden_size = H;
+    step_.c = data<C>(c_);
+    step_.saved_stride = saved_columns_;
+    if (q.cell.reset_before) {
+      step_.s = workspace_.array<C>(B * H);
+      step_.z = workspace_.array<C>(B * H);
+    }
+    if (q.cell.multiplicative) {
+      step_.wx = workspace_.array<C>(B * q.cell.gates * H);
+      step_.x_hat = workspace_.array<C>(B * q.I);
+    }
+  }
+
+  ForwardResult run() {
+    Tensor h_0 = rows_of(h_, {0, q_.B});
+    torch::stable::copy_(h_0, q_.h_0);
+    if (q_.c_0) torch::stable::copy_(c_, *q_.c_0);
+    for (int64_t first = 0; first < q_.T; first += chunk_steps(q_)) run(chunk_at(q_, first));
+    const int64_t last = q_.T % 2;
+    // a tensor of its own, because operators must not return views of each other's results
+    result_.h_n = torch::stable::new_empty(q_.input, {q_.B, q_.H});
+    torch::stable::copy_(result_.h_n, rows_of(h_, {last * q_.B, (last + 1) * q_.B}));
+    result_.c_n = q_.cell.has_cell_state ? stored(c_, q_.input) : torch::stable::new_empty(q_.input, {0});
+    return result_;
+  }
+
+ private:
+  void pack() {
+    const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, product_gates = q_.cell.reset_before ? 2 : G;
+    const Weights& w = q_.weights;
+    const S* U = data<S>(w.weight_hh);
+    const S* bias = w.bias_hh ? data<S>(*w.bias_hh) : nullptr;
+    step_.recurrent = packed<C, S>(workspace_, product_gates, H, bias, {{U, 0, H, 1, H}});
+    if (q_.cell.reset_before)
+      step_.candidate = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, 1, H}});
+    if (q_.cell.multiplicative) {
+      const S* W = data<S>(w.weight_ih);
+      const S* b = w.bias_ih ? data<S>(*w.bias_ih) : nullptr;
+      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, {{data<S>(*w.weight_mhh), 0, H, 1, H}});
+      step_.projection = packed<C, S>(workspace_, 1, G * H, b, {{W, 0, I, 1, I}});
+    }
+    // what the loop multiplies x with beforehand
+    weight_ = transposed(computed<C>(q_.cell.multiplicative ? *w.weight_mih : w.weight_ih));
+    const OptionalTensor& b = q_.cell.multiplicative ? w.bias_m : w.bias_ih;
+    if (b) bias_ = computed<C>(*b);
+  }
+
+  void run(const Chunk& chunk) {
+    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    const Tensor out = rows_of(projected_, {0, chunk.rows});
+    product(out, bias_ ? *bias_ : out, x, weight_, bias_ ? 1.0 : 0.0);
+
+    const Kernels<C, S>& k = kernels<C, S>();
+    std::vector<PhaseSize<ForwardPhase>> phases;
+    const auto add = [&](ForwardPhase phase, const Panels<C>& m) {
+      if (m.data) phases.push_back({phase, k.panel_count(m.gates, m.units)});
+    };
+    add(ForwardPhase::modulate, step_.modulation);
+    add(ForwardPhase::project, step_.projection);
+    add(ForwardPhase::recur, step_.recurrent);
+    add(ForwardPhase::candidate, step_.candidate);
+    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
+    run_steps(
+        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk); },
+        k.cell(q_.cell.id).forward);
+  }
+
+  ForwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
+    const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = (t - chunk.begin) * B;
+    ForwardStep<C, S> step = step_;
+    if (q_.cell.multiplicative) {
+      step.wx_m = data<C>(projected_) + row * I;
+      step.x = data<S>(q_.input) + t * B * I;
+    } else {
+      step.wx = data<C>(projected_) + row * q_.cell.gates * H;
+    }
+    step.h_prev = data<C>(h_) + s % 2 * B * H;
+    step.h = data<C>(h_) + (s + 1) % 2 * B * H;
+    step.output = data<S>(result_.output) + t * B * H;
+    step.saved = saved_columns_ ? data<S>(result_.saved) + t * B * saved_columns_ : nullptr;
+    return step;
+  }
+
+  const Sequence& q_;
+  Workspace workspace_;
+  const int64_t saved_columns_;
+  ForwardResult result_;
+  Tensor h_;          // (2*B, H): the states before and after a step, in turn
+  Tensor c_;          // (B, H)
+  Tensor projected_;  // (rows of a chunk, G*H): W x + b; multiplicative (rows, I): W_m x + b_m
+  Tensor weight_;     // W or W_m, transposed
+  OptionalTensor bias_;
+  ForwardStep<C, S> step_{};  // all that is the same for every step
+};
+
+}  // namespace
+
+ForwardResult forward(const Sequence& q, bool training) {
+  return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
+    return Forward<decltype(computed_in), decltype(stored_as)>(q, training).run();
+  });
+}
+
+}  // namespace fused_rnn::cpu

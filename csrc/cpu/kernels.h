@@ -1,0 +1,112 @@
+// What the time loop and the kernels agree on: packed matrices, the operands of one time step, and the table of
+// kernels. kernels.inc implements the table once per instruction set; the fastest that the processor has is taken
+// at run time. Nothing here depends on torch.
+//
+// Two types run through everything: C is what is computed in and what states are carried in (float or double), S
+// is what the caller's tensors hold (the same, or BFloat16 with C = float).
+#pragma once
+
+#include <cstdint>
+
+#include "../cells/cells.h"
+
+namespace fused_rnn::cpu {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+// A matrix of `depth` rows and `gates` x `units` columns with one bias per column, packed for multiplication from
+// the right: panels of a few vectors of units, with all gates of a unit in the same panel.
+template <typename C>
+struct Panels {
+  C* data = nullptr;
+  int64_t depth = 0, gates = 0, units = 0;
+};
+
+// Source rows for a packed matrix: entry (k, g, j) is source[k * depth_stride + (g * units + j) * unit_stride].
+template <typename S>
+struct PackSource {
+  const S* source;
+  int64_t depth_offset, depth, depth_stride, unit_stride;
+};
+
+// A forward step of B sequences. Rows are sequences; every array is contiguous unless a stride is named.
+template <typename C, typename S>
+struct ForwardStep {
+  int64_t input_size, hidden_size;
+  Panels<C> recurrent;   // U and b'; gru: its rows r and z
+  Panels<C> candidate;   // gru: U_n
+  Panels<C> modulation;  // multiplicative: U_m
+  Panels<C> projection;  // multiplicative: W and b
+  C* wx;                 // [B, G*H] W x + b; multiplicative: made in this step
+  const S* x;            // [B, I] multiplicative
+  const C* wx_m;         // [B, I] multiplicative: W_m x + b_m
+  C* x_hat;              // [B, I] multiplicative, scratch
+  const C* h_prev;       // [B, H]
+  C* h;                  // [B, H]
+  C* c;                  // [B, H] cells with a cell state: c₋, then c
+  C* s;                  // [B, H] gru, scratch: r⊙h₋
+  C* z;                  // [B, H] gru, scratch
+  S* output;             // [B, H]
+  S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; null when nothing is saved
+  int64_t saved_stride;
+};
+
+// A backward step. d has the cell's gradient columns, H each, and then δm.
+template <typename C, typename S>
+struct BackwardStep {
+  int64_t input_size, hidden_size;
+  Panels<C> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋
+  Panels<C> reset;       // gru: U_nᵀ, from δa_n to δs
+  Panels<C> projection;  // multiplicative: Wᵀ, from δa to δx̂
+  const S* saved;        // [B, saved_stride]
+  int64_t saved_stride;
+  const S* h_prev;  // [B, H]
+  const S* c_prev;  // [B, c_prev_stride]
+  int64_t c_prev_stride;
+  const S* x;         // [B, I] multiplicative
+  const S* d_output;  // [B, H], or null for zeros
+  C* dh;              // [B, H] δh from later steps, then δh₋
+  C* dc;              // [B, H] likewise
+  C* d;               // [B, d_stride] gradients of the pre-activations
+  int64_t d_stride;
+  C* history;  // [B, H] h₋, for the weight gradients
+  C* s;        // [B, H] gru: r⊙h₋, for the weight gradients
+  C* x_hat;    // [B, I] multiplicative, for the weight gradients
+  C* dx;       // [B, I] multiplicative: the part of δx that does not pass through W_m
+};
+
+enum class ForwardPhase { modulate, project, recur, candidate };
+enum class BackwardPhase { pointwise, reset, modulate, recur };
+
+// Kernels of one cell in one pair of types. A phase is a product with a packed matrix and the pointwise work on its
+// results, over some rows and some panels of that matrix; phases of a step run in the order of their enumeration.
+// The backward phase `pointwise` has no product and ignores `panels`.
+template <typename C, typename S>
+struct CellKernels {
+  void (*forward)(const ForwardStep<C, S>&, ForwardPhase, Range rows, Range panels);
+  void (*backward)(const BackwardStep<C, S>&, BackwardPhase, Range rows, Range panels);
+};
+
+template <typename C, typename S>
+struct Kernels {
+  int64_t (*panel_count)(int64_t gates, int64_t units);
+  int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
+  void (*pack)(const Panels<C>&, const PackSource<S>&);
+  void (*pack_bias)(const Panels<C>&, const S* bias);  // null: zeros
+  CellKernels<C, S> (*cell)(CellId);
+};
+
+// The kernels for this processor; FUSED_RNN_CPU_ISA=generic, avx2 or avx512 in the environment forces a choice.
+template <typename C, typename S>
+const Kernels<C, S>& kernels();
+
+// "generic", "avx2" or "avx512". An unknown or unsupported name in the environment gives null.
+const char* instruction_set();
+
+}  // namespace fused_rnn::cpu

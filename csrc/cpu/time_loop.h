@@ -1,0 +1,174 @@
+// What both directions of the CPU time loop share: memory, library products, packed weights, the cut of the sequence
+// into chunks, and the division of a step among threads.
+//
+// A sequence runs in chunks of some hundred rows (time steps x sequences). Everything that is off the sequential
+// path is one library product per chunk, before the steps that need it or after those that fill it, while the rows
+// are still in the cache; so no intermediate of T*B rows is ever allocated but what backward has to have.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "../sequence.h"
+#include "kernels.h"
+
+namespace fused_rnn::cpu {
+
+template <typename C>
+constexpr ScalarType scalar_type = std::is_same_v<C, double> ? ScalarType::Double : ScalarType::Float;
+
+template <typename S>
+S* data(const Tensor& tensor) {
+  return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+// Memory for the duration of a call.
+class Workspace {
+ public:
+  explicit Workspace(const Tensor& like) : like_(like) {}
+
+  template <typename C>
+  Tensor tensor(std::initializer_list<int64_t> shape) const {
+    return torch::stable::new_empty(like_, shape, scalar_type<C>);
+  }
+
+  template <typename C>
+  C* array(int64_t size) {
+    kept_.push_back(tensor<C>({size}));
+    return data<C>(kept_.back());
+  }
+
+ private:
+  Tensor like_;
+  std::vector<Tensor> kept_;
+};
+
+// The tensor itself, or its values in the type that is computed in.
+template <typename C>
+Tensor computed(const Tensor& tensor) {
+  return tensor.scalar_type() == scalar_type<C> ? tensor : torch::stable::to(tensor, scalar_type<C>);
+}
+
+// The tensor itself, or its values in the type of `like`.
+inline Tensor stored(const Tensor& tensor, const Tensor& like) {
+  return tensor.scalar_type() == like.scalar_type() ? tensor : torch::stable::to(tensor, like.scalar_type());
+}
+
+inline Tensor rows_of(const Tensor& matrix, Range r) {
+  return torch::stable::narrow(const_cast<Tensor&>(matrix), 0, r.begin, r.end - r.begin);
+}
+inline Tensor columns_of(const Tensor& matrix, Range r) {
+  return torch::stable::narrow(const_cast<Tensor&>(matrix), 1, r.begin, r.end - r.begin);
+}
+inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+inline Tensor flattened(const Tensor& t) { return torch::stable::view(t, {t.size(0) * t.size(1), t.size(2)}); }
+
+// out = a b + beta addend, by the BLAS library
+inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+}
+
+// Consecutive steps, and the rows of a (T*B, ...) matrix that belong to them.
+struct Chunk {
+  int64_t first, last;  // steps [first, last)
+  int64_t begin, rows;  // time of the first row, and the number of rows
+};
+
+inline int64_t chunk_steps(const Sequence& q) {
+  constexpr int64_t rows = 512;  // enough for the library's products, and little enough for the cache
+  return std::min(q.T, std::max<int64_t>(1, rows / q.B));
+}
+
+inline Chunk chunk_at(const Sequence& q, int64_t first) {
+  const int64_t last = std::min(q.T, first + chunk_steps(q));
+  return {first, last, q.reverse ? q.T - last : first, (last - first) * q.B};
+}
+
+inline Range rows_at(const Sequence& q, const Chunk& chunk) {
+  return {chunk.begin * q.B, chunk.begin * q.B + chunk.rows};
+}
+
+// A packed matrix of the given size, with `bias` (or zeros) and the rows of all sources.
+template <typename C, typename S>
+Panels<C> packed(Workspace& workspace, int64_t gates, int64_t units, const S* bias,
+                 std::initializer_list<PackSource<S>> sources) {
+  const Kernels<C, S>& k = kernels<C, S>();
+  Panels<C> panels{nullptr, 0, gates, units};
+  for (const auto& source : sources) panels.depth += source.depth;
+  panels.data = workspace.array<C>(k.packed_size(panels.depth, gates, units));
+  k.pack_bias(panels, bias);
+  for (const auto& source : sources) k.pack(panels, source);
+  return panels;
+}
+
+// A phase of every step; `panels` is how many panels its matrix has, or 0 if it has none.
+template <typename Phase>
+struct PhaseSize {
+  Phase phase;
+  int64_t panels;
+};
+
+// How the threads divide a step. By rows they never wait for each other within a chunk, but each of them reads all
+// the weights. By panels each reads its part of the weights, and all meet after every phase.
+enum class Split { none, rows, panels };
+
+// weights: elements of the packed recurrent matrix.
+inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
+  const int64_t threads = torch::stable::get_num_threads();
+  constexpr int64_t cache = 3 << 19;                // of the second level that weights may fill, in bytes
+  constexpr int64_t worth_a_meeting = 1 << 17;      // multiplications and additions per phase
+  constexpr int64_t rows_that_hide_a_fetch = 64;    // per thread, with weights from beyond the second level
+  if (threads == 1) return Split::none;
+  const bool cached = weights * element_size <= cache;
+  if (batch >= (cached ? 2 : rows_that_hide_a_fetch) * threads) return Split::rows;
+  return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
+}
+
+inline int64_t share(int64_t items) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return (items + threads - 1) / threads;
+}
+
+// Run the phases of the steps from `first` towards `last`, in either order: run(step_at(s), phase, rows, panels).
+template <typename Phase, typename StepAt, typename Run>
+void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const std::vector<PhaseSize<Phase>>& phases,
+               const StepAt& step_at, const Run& run) {
+  const int64_t direction = first <= last ? 1 : -1;
+  const auto run_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t s = first; s != last; s += direction) {
+      const auto step = step_at(s);
+      for (const auto& [phase, panels] : phases) run(step, phase, Range{begin, end}, Range{0, panels});
+    }
+  };
+  if (split == Split::none) return run_rows(0, batch);
+  if (split == Split::rows) return torch::stable::parallel_for(0, batch, share(batch), run_rows);
+  for (int64_t s = first; s != last; s += direction) {
+    const auto step = step_at(s);
+    for (const auto& [phase, panels] : phases) {
+      if (panels == 0)
+        torch::stable::parallel_for(0, batch, share(batch), [&, phase = phase](int64_t begin, int64_t end) {
+          run(step, phase, Range{begin, end}, Range{0, 0});
+        });
+      else
+        torch::stable::parallel_for(0, panels, share(panels), [&, phase = phase](int64_t begin, int64_t end) {
+          run(step, phase, Range{0, batch}, Range{begin, end});
+        });
+    }
+  }
+}
+
+// f with values of the types (computed in, stored) that a tensor of this dtype takes.
+template <typename F>
+auto dispatch_types(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float: return f(float(), float());
+    case ScalarType::Double: return f(double(), double());
+    case ScalarType::BFloat16: return f(float(), BFloat16());
+    default: throw std::runtime_error("fused_rnn: the CPU backend takes float32, float64 and bfloat16");
+  }
+}
+
+}  // namespace fused_rnn::cpu

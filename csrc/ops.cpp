@@ -1,0 +1,158 @@
+// The operators: their schemas, the checks of their arguments, and their registration. fused_rnn/ops.py adds shape
+// functions and autograd, and explains wrong arguments to people; the checks here keep a direct caller from reading
+// or writing out of bounds.
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+
+#include "cpu/kernels.h"
+#include "sequence.h"
+
+namespace fused_rnn {
+namespace {
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "fused_rnn: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+CellSpec cell_spec(std::string_view name) {
+  constexpr std::string_view prefix = "multiplicative_";
+  const bool multiplicative = name.substr(0, prefix.size()) == prefix;
+  const std::string_view base = multiplicative ? name.substr(prefix.size()) : name;
+  constexpr struct {
+    std::string_view name;
+    CellId id;
+  } cells[] = {{"rnn_tanh", CellId::rnn_tanh},
+               {"rnn_relu", CellId::rnn_relu},
+               {"lstm", CellId::lstm},
+               {"gru", CellId::gru},
+               {"gru_reset_after", CellId::gru_reset_after}};
+  for (const auto& known : cells)
+    if (known.name == base)
+      return dispatch_cell(known.id, [&](auto cell) {
+        using Cell = decltype(cell);
+        return CellSpec{known.id,        multiplicative,       Cell::gates,        Cell::saved,
+                        Cell::gradients, Cell::has_cell_state, Cell::reset_before, Cell::n_apart};
+      });
+  fail("unknown cell '", name, "'");
+}
+
+// A contiguous version of a tensor that has this shape and the type and device of `like`.
+Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape, const Tensor& like) {
+  std::ostringstream expected, given;
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
+  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
+  if (!fits) {
+    for (const int64_t size : shape) expected << " " << size;
+    for (int64_t i = 0; i < tensor.dim(); ++i) given << " " << tensor.size(i);
+    fail(name, " must have shape (", expected.str(), " ), got (", given.str(), " )");
+  }
+  if (tensor.scalar_type() != like.scalar_type()) fail(name, " and input must have the same dtype");
+  if (!(tensor.device() == like.device())) fail(name, " and input must be on the same device");
+  return torch::stable::contiguous(tensor);
+}
+
+OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::initializer_list<int64_t> shape,
+                       const Tensor& like) {
+  if (!tensor) return std::nullopt;
+  return checked(name, *tensor, shape, like);
+}
+
+Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
+                  const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                  const OptionalTensor& weight_mih, const OptionalTensor& weight_mhh, const OptionalTensor& bias_m,
+                  const std::string& cell_name, bool reverse) {
+  const CellSpec cell = cell_spec(cell_name);
+  if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
+  if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
+  if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
+  if (cell.multiplicative != (weight_mih && weight_mhh) || (bias_m && !cell.multiplicative))
+    fail("weight_mih and weight_mhh go with multiplicative cells, and only with these");
+  if (cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
+  const int64_t T = input.size(0), B = input.size(1), I = input.size(2), H = h_0.size(1), rows = cell.gates * H;
+  return {cell,
+          torch::stable::contiguous(input),
+          checked("h_0", h_0, {B, H}, input),
+          checked("c_0", c_0, {B, H}, input),
+          {checked("weight_ih", weight_ih, {rows, I}, input), checked("weight_hh", weight_hh, {rows, H}, input),
+           checked("bias_ih", bias_ih, {rows}, input), checked("bias_hh", bias_hh, {rows}, input),
+           checked("weight_mih", weight_mih, {I, I}, input), checked("weight_mhh", weight_mhh, {I, H}, input),
+           checked("bias_m", bias_m, {I}, input)},
+          reverse,
+          T,
+          B,
+          I,
+          H};
+}
+
+void check_instruction_set() {
+  if (!cpu::instruction_set()) fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512 that this processor has");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih,
+                                                   Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
+                                                   OptionalTensor weight_mih, OptionalTensor weight_mhh,
+                                                   OptionalTensor bias_m, std::string cell, bool reverse,
+                                                   bool training) {
+  check_instruction_set();
+  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
+                              cell, reverse);
+  ForwardResult r = cpu::forward(q, training);
+  return {r.output, r.h_n, r.c_n, r.saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, Tensor output, Tensor saved, Tensor input,
+    Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
+    OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m, std::string cell, bool reverse,
+    bool input_gradient, bool weight_gradients) {
+  check_instruction_set();
+  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
+                              cell, reverse);
+  const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
+                        checked("d_h_n", d_h_n, {q.B, q.H}, input),
+                        checked("d_c_n", d_c_n, {q.B, q.H}, input),
+                        checked("output", output, {q.T, q.B, q.H}, input),
+                        checked("saved", saved, {q.T, q.B, q.saved_columns()}, input),
+                        input_gradient,
+                        weight_gradients};
+  BackwardResult r = cpu::backward(q, b);
+  return {r.input,   r.h_0,     r.c_0,        r.weight_ih,  r.weight_hh,
+          r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
+}
+
+std::string cpu_instruction_set() {
+  check_instruction_set();
+  return cpu::instruction_set();
+}
+
+}  // namespace
+}  // namespace fused_rnn
+
+#define FUSED_RNN_OPERANDS                                                                                      \
+  "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
+  "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, str cell, bool reverse, "
+
+STABLE_TORCH_LIBRARY(fused_rnn, m) {
+  m.def("forward(" FUSED_RNN_OPERANDS "bool training) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def("backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS
+        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
+        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, "
+        "Tensor d_weight_mhh, Tensor d_bias_m)");
+  m.def("cpu_instruction_set() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
+  m.impl("forward", TORCH_BOX(&fused_rnn::forward));
+  m.impl("backward", TORCH_BOX(&fused_rnn::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
+}

@@ -1,0 +1,69 @@
+// The operands of one layer in one direction, checked: what the operators of ops.cpp hand to a backend.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "cells/cells.h"
+
+namespace fused_rnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A cell as the caller names it, with the sizes of its base cell.
+struct CellSpec {
+  CellId id;
+  bool multiplicative;
+  int64_t gates, saved, gradients;
+  bool has_cell_state, reset_before, n_apart;
+};
+
+struct Weights {
+  Tensor weight_ih, weight_hh;                              // (G*H, I), (G*H, H)
+  OptionalTensor bias_ih, bias_hh;                          // (G*H)
+  OptionalTensor weight_mih, weight_mhh, bias_m;            // (I, I), (I, H), (I): multiplicative cells
+};
+
+// All tensors are contiguous, of one type, on one device, and of sizes that fit.
+struct Sequence {
+  CellSpec cell;
+  Tensor input;        // (T, B, I)
+  Tensor h_0;          // (B, H)
+  OptionalTensor c_0;  // (B, H), cells with a cell state
+  Weights weights;
+  bool reverse;
+  int64_t T, B, I, H;
+
+  // The time of a step; steps count in the order of computation.
+  int64_t time(int64_t step) const { return reverse ? T - 1 - step : step; }
+  int64_t saved_columns() const { return cell.saved * H + (cell.multiplicative ? I : 0); }
+};
+
+struct ForwardResult {
+  Tensor output, h_n, c_n, saved;  // (T, B, H), (B, H), (B, H) or empty, (T, B, saved_columns) or empty
+};
+
+struct BackwardInput {
+  OptionalTensor d_output, d_h_n, d_c_n;  // gradients of the results, missing ones count as zero
+  Tensor output, saved;                   // of the forward pass
+  bool input_gradient, weight_gradients;  // which of the products after the loop are wanted
+};
+
+// Gradients of the members of Sequence; what was not wanted or does not exist is empty.
+struct BackwardResult {
+  Tensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m;
+};
+
+namespace cpu {
+ForwardResult forward(const Sequence&, bool training);
+BackwardResult backward(const Sequence&, const BackwardInput&);
+}  // namespace cpu
+
+}  // namespace fused_rnn
