@@ -1,0 +1,1 @@
+"""A recurrent language model: train it on a text, generate from it, measure it on another text."""

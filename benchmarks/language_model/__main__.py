@@ -1,0 +1,49 @@
+"""The commands ``python -m benchmarks.language_model train|generate|evaluate``."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.common import run_command
+
+from .alphabet import EOS
+from .checkpoint import Checkpoint
+from .corpus import read_sentences
+from .generate import METHODS, generate
+from .loss import mean_loss
+from .options import parse
+from .report import describe
+from .run import train_command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that ``arguments``, or those of the process, ask for."""
+    options = parse(arguments)
+    {"train": train_command, "generate": generate_command, "evaluate": evaluate_command}[options.command](options)
+
+
+def generate_command(options: argparse.Namespace) -> None:
+    """Print the prompt and how the model continues it, and how fast."""
+    checkpoint = Checkpoint.load(options.checkpoint)
+    model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
+    prompt = alphabet.encode_prompt(options.prompt)
+    start = time.perf_counter()
+    choose = METHODS[options.method](options.temperature, options.seed)
+    (numbers,) = generate(model, prompt, choose, options.length).unbind(1)
+    seconds = time.perf_counter() - start
+    print(options.prompt + alphabet.decode(numbers))
+    end = "the sentence ended" if EOS in numbers else "--length was reached"
+    print(f"{len(numbers)} characters, {len(numbers) / seconds:,.0f} per second; {end}", file=sys.stderr)
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    """Print the loss of a trained model on a text, cut into sentences as its training text was."""
+    checkpoint = Checkpoint.load(options.checkpoint)
+    model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
+    sentences = read_sentences(options.text, alphabet, checkpoint.training["max_length"])
+    print(describe(mean_loss(model, sentences.batches(options.batch))))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,63 @@
+"""Checkpoints: one file per cell with everything that generating, measuring and going on with training need.
+
+Written atomically, so that an interruption leaves the one before; read without running code from the file.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import InputError, check_backend, replacing
+
+from .alphabet import ALPHABETS, Characters
+from .model import LanguageModel, ModelConfig
+
+FORMAT = "fused_rnn language model, version 1"
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a file."""
+
+    model: dict  # fields of ModelConfig
+    alphabet: dict  # name and symbols
+    training: dict  # fields of train.Settings
+    weights: dict  # state_dict of the model
+    optimiser: dict  # state_dict of the optimiser
+    random: dict  # states of the generators that dropout draws from
+    epochs: list[dict]  # results of each finished epoch
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as partial_path:
+            torch.save({"format": FORMAT, **vars(self)}, partial_path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint":
+        """Read a file that ``save`` wrote, onto the CPU; InputError if it is missing, damaged or something else."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+        except Exception:  # whatever the file is, torch.load may raise anything on it
+            raise InputError(f"{path} is damaged, or is not a checkpoint") from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is not a checkpoint of this language model, whose files say {FORMAT!r}")
+        if content.keys() != {field.name for field in fields(cls)}:
+            raise InputError(f"the checkpoint {path} is incomplete: it has only {', '.join(sorted(content))}")
+        return cls(**content)
+
+    def build_alphabet(self) -> Characters:
+        return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])
+
+    def build_model(self, device: str, backend: str) -> LanguageModel:
+        """The trained model on ``device``; InputError if the backend cannot run there."""
+        check_backend(device, self.model["dtype"], backend)
+        model = LanguageModel(ModelConfig(**self.model), backend).to(device)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError:
+            raise InputError(
+                f"the checkpoint's weights are not those of the model it describes: {self.model}"
+            ) from None
+        return model

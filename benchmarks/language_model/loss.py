@@ -1,0 +1,53 @@
+"""The loss: cross-entropy of the next symbol, in nats, over everything that is not padding."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from .alphabet import PAD
+from .corpus import Batch
+from .model import LanguageModel
+
+
+def masked_cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of all ``targets`` that are not ``PAD``, and how many these are; both ().
+
+    scores: (T, B, symbols), reduced in float32 or wider. targets: (T, B).
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(0, 1)
+    return cross_entropy(scores, targets.flatten(), ignore_index=PAD, reduction="sum"), (targets != PAD).sum()
+
+
+class Mean:
+    """Mean loss per symbol over many batches; stays on the device, so that no step waits for its result."""
+
+    def __init__(self, device: torch.device):
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, total: Tensor, count: Tensor) -> None:
+        self._total += total.detach()
+        self._count += count
+
+    def value(self) -> float:
+        return (self._total / self._count).item()
+
+
+@torch.no_grad()
+def mean_loss(model: LanguageModel, batches: Iterable[Batch]) -> float:
+    """Nats per symbol over all ``batches``, without dropout."""
+    model.eval()
+    mean = Mean(model.device)
+    for batch in batches:
+        inputs, targets = batch.to(model.device)
+        scores, _ = model(inputs)
+        mean.add(*masked_cross_entropy(scores, targets))
+    return mean.value()
+
+
+def in_units(nats: float) -> dict[str, float]:
+    """A loss per symbol in the other units in which the literature gives it."""
+    return {"bits_per_character": nats / math.log(2), "perplexity": math.exp(nats)}

@@ -1,0 +1,93 @@
+"""The command line's options, each explained where it is defined."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import (
+    Parser,
+    add_backend_options,
+    add_common_options,
+    fraction,
+    positive,
+    positive_number,
+    seed,
+)
+
+from . import __doc__ as description
+from .alphabet import ALPHABETS
+from .corpus import STANDARD_LIBRARY_LIMIT
+from .generate import METHODS
+from .train import OPTIMISERS
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse ``arguments``, or those of the process; ``command`` says which of the commands was given."""
+    parser = Parser(prog="python -m benchmarks.language_model", description=description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_train_options(commands.add_parser("train", help="train a model of every cell asked for"))
+    add_generate_options(commands.add_parser("generate", help="continue a prompt"))
+    add_evaluate_options(commands.add_parser("evaluate", help="measure a trained model on a text"))
+    return parser.parse_args(arguments)
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    add_common_options(parser, cell=["lstm"], hidden=128, batch=64, epochs=5, lr=0.003, out=Path("runs/language_model"))
+    parser.add_argument(
+        "--text",
+        type=Path,
+        help="UTF-8 file to learn from (default: the source text of Python's own standard library)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        help="use only so many characters from the start of the text "
+        f"(default: {STANDARD_LIBRARY_LIMIT} of the standard library, all of a file)",
+    )
+    parser.add_argument(
+        "--valid", type=Path, help="UTF-8 file to measure on after every epoch (default: the end of the text)"
+    )
+    parser.add_argument(
+        "--held-out", type=fraction, default=0.1, help="part of the text to measure on where there is no --valid"
+    )
+    parser.add_argument("--test", type=Path, help="UTF-8 file to measure on after the last epoch (default: none)")
+    parser.add_argument("--alphabet", choices=ALPHABETS, default="characters", help="the symbols the model knows")
+    parser.add_argument(
+        "--max-length", type=positive, default=200, help="characters of a sentence to use; the rest is cut off"
+    )
+    parser.add_argument("--embedding", type=positive, help="features of the embedding (default: as many as --hidden)")
+    parser.add_argument("--dropout", type=fraction, default=0.0, help="of the embedding and of every layer's outputs")
+    parser.add_argument("--tie", action="store_true", help="use the embedding's weights as the decoder's, too")
+    parser.add_argument("--optimiser", choices=OPTIMISERS, default="adam", help="what follows the gradients")
+    parser.add_argument(
+        "--decay-after", type=positive, default=3, metavar="EPOCHS", help="epochs of constant learning rate"
+    )
+    parser.add_argument(
+        "--decay", type=positive_number, default=0.5, help="factor on the learning rate at each epoch after those"
+    )
+    parser.add_argument("--clip", type=positive_number, default=1.0, help="largest norm of the gradient")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the losses for TensorBoard to OUT/tensorboard, too"
+    )
+
+
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint_options(parser)
+    parser.add_argument("--prompt", default="", help="beginning of the sentence to continue (default: none)")
+    parser.add_argument("--method", choices=METHODS, default="sample", help="how the next character is chosen")
+    parser.add_argument(
+        "--temperature", type=positive_number, default=1.0, help="of sampling: below 1 safer, above 1 wilder"
+    )
+    parser.add_argument("--length", type=positive, default=200, help="most characters to generate")
+    parser.add_argument("--seed", type=seed, default=0, help="of sampling")
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint_options(parser)
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 file to measure on")
+    parser.add_argument("--batch", type=positive, default=64, help="sequences per step")
+
+
+def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="file that train left in its --out")
+    add_backend_options(parser)

@@ -1,0 +1,128 @@
+"""A training run and its folder: reads the data, finds what an interrupted run left, trains cell after cell.
+
+The folder holds a checkpoint per cell, from which all the rest can be made again: results.json, and the picture.
+Nothing is written to it before everything that can be wrong with the input has been checked.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.common import CELLS, InputError, check_backend
+
+from .alphabet import ALPHABETS
+from .checkpoint import Checkpoint
+from .corpus import Data, read_sentences
+from .model import ModelConfig
+from .report import describe_data, describe_epoch, draw_losses, scalar_writer, write_results
+from .train import Settings, train
+
+FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files only the contents must stay the same
+
+
+def train_command(options: argparse.Namespace) -> None:
+    """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
+    alphabet = ALPHABETS[options.alphabet]()
+    check_backend(options.device, options.dtype, options.backend)
+    data = _read_data(options)
+    settings = _settings(options, data)
+    checkpoints = _unfinished(options)
+    configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
+    for cell, checkpoint in checkpoints.items():
+        _check_unchanged(_path(options, cell), checkpoint, configs[cell], settings)
+    configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
+    _make_folder(options.out)
+
+    print(describe_data(data))
+    for cell in dict.fromkeys(options.cell):
+        log = _epoch_log(options, cell)
+        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell)):
+            checkpoints[cell] = checkpoint
+            checkpoint.save(_path(options, cell))
+            write_results(options.out / "results.json", configuration, checkpoints, data)
+            log(checkpoint.epochs[-1])
+    write_results(options.out / "results.json", configuration, checkpoints, data)
+    draw_losses(options.out / "losses.png", checkpoints, data)
+    print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
+
+
+def _read_data(options: argparse.Namespace) -> Data:
+    alphabet = ALPHABETS[options.alphabet]()
+    training = read_sentences(options.text, alphabet, options.max_length, options.limit)
+    if options.valid is None:
+        training, held_out = training.split(options.held_out)
+    else:
+        held_out = read_sentences(options.valid, alphabet, options.max_length)
+    if len(training) < options.batch:
+        raise InputError(
+            f"the text is shorter than one batch: it has {len(training)} sentences to train on, and --batch is "
+            f"{options.batch}"
+        )
+    test = read_sentences(options.test, alphabet, options.max_length) if options.test is not None else None
+    return Data(training, held_out, test)
+
+
+def _settings(options: argparse.Namespace, data: Data) -> Settings:
+    files = {name: getattr(options, name) for name in ("text", "valid", "test")}
+    names = {name: None if path is None else str(path) for name, path in files.items()}
+    return Settings(**_from_options(Settings, options, **names, text_digest=data.digest()))
+
+
+def _model_config(options: argparse.Namespace, cell: str, symbols: int) -> ModelConfig:
+    embedding = options.embedding or options.hidden
+    return ModelConfig(**_from_options(ModelConfig, options, cell=cell, symbols=symbols, embedding=embedding))
+
+
+def _from_options(kind: type, options: argparse.Namespace, **given) -> dict:
+    """A value for each field of the dataclass ``kind``: the one ``given``, or the option of the same name."""
+    values = {**vars(options), **given}
+    return {field.name: values[field.name] for field in fields(kind)}
+
+
+def _path(options: argparse.Namespace, cell: str) -> Path:
+    return options.out / f"{cell}.pt"
+
+
+def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
+    """The checkpoints to go on from, by cell; InputError if ``--out`` holds what must not be written over."""
+    paths = {cell: _path(options, cell) for cell in CELLS if _path(options, cell).exists()}
+    results = (options.out / "results.json").exists()
+    if not options.resume and (paths or results):
+        raise InputError(f"{options.out} holds results already: go on from them with --resume, or give another --out")
+    if results and not paths:
+        raise InputError(f"{options.out} holds results, but no checkpoint to --resume from: give another --out")
+    return {cell: Checkpoint.load(path) for cell, path in paths.items()}
+
+
+def _check_unchanged(path: Path, checkpoint: Checkpoint, config: ModelConfig, settings: Settings) -> None:
+    """InputError if the run to go on from had other settings, or has come further already."""
+    before = {**checkpoint.model, **checkpoint.training}
+    now = {**asdict(config), **asdict(settings)}
+    changed = [name for name in now if name not in FREE_TO_CHANGE and now[name] != before.get(name)]
+    if changed:
+        named = ", ".join(f"{name} was {before.get(name)} and is now {now[name]}" for name in changed)
+        raise InputError(f"{path} cannot be resumed with other settings: {named}")
+    if len(checkpoint.epochs) > settings.epochs:
+        raise InputError(f"{path} has {len(checkpoint.epochs)} epochs behind it already, --epochs is {settings.epochs}")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be a folder: {error.strerror}") from None
+
+
+def _epoch_log(options: argparse.Namespace, cell: str) -> Callable[[dict], None]:
+    """A function that reports a finished epoch to the terminal and, if asked for, to TensorBoard."""
+    write_scalars = scalar_writer(options.out / "tensorboard" / cell) if options.tensorboard else None
+
+    def log(epoch: dict) -> None:
+        tqdm.write(f"{cell} {describe_epoch(epoch)}")
+        if write_scalars:
+            write_scalars(epoch)
+
+    return log
