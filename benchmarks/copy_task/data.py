@@ -1,0 +1,179 @@
+"""The two protocols of the copy task: what goes in, what must come out, and how an answer is scored.
+
+``Recall`` is the task of Henaff, Szlam & LeCun 2016 (§3.1, after Arjovsky, Shah & Bengio 2016): read S symbols, wait,
+and at a delimiter say them again. ``Echo`` asks for every row of a sequence at the step at which it is read. Both
+know what guessing scores, so that a result at chance is seen to be at chance. ``Data`` draws
+the sequences of one trial; the seed alone decides them, so all cells of a trial see the same.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model scores that learns nothing from its input."""
+
+    accuracy: float  # of guessing
+    loss: float
+
+
+class Task(Protocol):
+    """A protocol. Sequences are (T, B, features); targets belong to the last steps of their sequences."""
+
+    input_size: int
+    output_size: int
+    loss_name: str
+    baseline_name: str  # whose loss the baseline is
+    fresh: bool  # whether every epoch draws new sequences for training
+
+    def draw(self, length: int, count: int, generator: Generator) -> Pair:
+        """``count`` random sequences: (inputs, targets)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of the outputs at the targets' steps."""
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Share of the symbols that come out right."""
+
+    def answers(self, length: int) -> int:
+        """How many symbols of one sequence the accuracy counts."""
+
+    def baseline(self, length: int) -> Baseline:
+        """The scores of guessing and of the best model that ignores what it reads."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """S symbols, ``length`` blanks, a delimiter, then S blanks during which the S symbols must come out.
+
+    Inputs are one-hot vectors of vocabulary + 2 categories, the last two being blank and delimiter. A sequence has
+    2 S + length + 1 steps, and a symbol comes out S + length + 1 steps after it went in: the T of the publications is
+    length + 1. They average the loss over the whole sequence; here it is the mean over the recalled part alone,
+    where no memory means ln(vocabulary).
+    """
+
+    symbols: int
+    vocabulary: int
+    loss_name = "cross-entropy"
+    baseline_name = "memoryless model"
+    fresh = True
+
+    @property
+    def input_size(self) -> int:
+        return self.vocabulary + 2
+
+    @property
+    def output_size(self) -> int:
+        return self.vocabulary
+
+    def draw(self, length: int, count: int, generator: Generator) -> Pair:
+        """Inputs (2 S + length + 1, count, vocabulary + 2), targets (S, count) in 0..vocabulary-1."""
+        blank, delimiter = self.vocabulary, self.vocabulary + 1
+        targets = torch.randint(self.vocabulary, (self.symbols, count), generator=generator)
+        categories = torch.full((2 * self.symbols + length + 1, count), blank)
+        categories[: self.symbols] = targets
+        categories[self.symbols + length] = delimiter
+        return F.one_hot(categories, self.input_size), targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(_at_least_float32(outputs).flatten(0, 1), targets.flatten())
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(-1) == targets).double().mean()
+
+    def answers(self, length: int) -> int:
+        return self.symbols
+
+    def baseline(self, length: int) -> Baseline:
+        return Baseline(accuracy=1 / self.vocabulary, loss=math.log(self.vocabulary))
+
+
+@dataclass(frozen=True)
+class Echo:
+    """``length`` rows of vocabulary + 1 random integers below the vocabulary, then a delimiter row; repeat each row.
+
+    Integers go in and must come out as they are, and the delimiter row is filled with the vocabulary's size. The best
+    constant predictor knows the delimiter row, which never changes, and says the mean of the integers before it.
+    """
+
+    vocabulary: int
+    loss_name = "mean squared error"
+    baseline_name = "constant predictor"
+    fresh = False
+
+    @property
+    def input_size(self) -> int:
+        return self.vocabulary + 1
+
+    @property
+    def output_size(self) -> int:
+        return self.vocabulary + 1
+
+    def draw(self, length: int, count: int, generator: Generator) -> Pair:
+        """Inputs and targets are the same (length + 1, count, vocabulary + 1) integers."""
+        rows = torch.randint(self.vocabulary, (length + 1, count, self.input_size), generator=generator)
+        rows[-1] = self.vocabulary
+        return rows, rows
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = _at_least_float32(outputs)
+        return F.mse_loss(outputs, targets.to(outputs.dtype))
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Share of the random integers that the rounded outputs hit; the delimiter row does not count."""
+        return (outputs[:-1].round() == targets[:-1]).double().mean()
+
+    def answers(self, length: int) -> int:
+        return length * self.output_size
+
+    def baseline(self, length: int) -> Baseline:
+        variance = (self.vocabulary**2 - 1) / 12
+        return Baseline(accuracy=1 / self.vocabulary, loss=variance * length / (length + 1))
+
+
+class Data:
+    """The sequences of one trial, drawn on the CPU from ``seed`` so that no device or cell changes them."""
+
+    def __init__(self, task: Task, length: int, seed: int) -> None:
+        self.task = task
+        self.length = length
+        self.seed = seed
+
+    def training(self, count: int, batch: int) -> Iterator[Iterator[Pair]]:
+        """Epoch after epoch without end, each an iterator over batches of (inputs, targets) of ``count`` sequences.
+
+        A task of fresh sequences draws every batch anew; any other shuffles one training set.
+        """
+        generator = self._generator("training")
+        fixed = None if self.task.fresh else self.task.draw(self.length, count, generator)
+        while True:
+            yield self._epoch(fixed, count, batch, generator)
+
+    def _epoch(self, fixed: Pair | None, count: int, batch: int, generator: Generator) -> Iterator[Pair]:
+        sizes = [min(batch, count - start) for start in range(0, count, batch)]
+        if fixed is None:
+            yield from (self.task.draw(self.length, size, generator) for size in sizes)
+        else:
+            for rows in torch.randperm(count, generator=generator).split(sizes):
+                yield tuple(part[:, rows] for part in fixed)
+
+    def held_out(self, split: str, count: int, extra: int = 0) -> Pair:
+        """A set that training never sees; ``split`` is validation or test, ``extra`` lengthens its sequences."""
+        return self.task.draw(self.length + extra, count, self._generator(split))
+
+    def _generator(self, split: str) -> Generator:
+        splits = ("training", "validation", "test")
+        return Generator().manual_seed(self.seed * len(splits) + splits.index(split))
+
+
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -1,0 +1,77 @@
+"""The network of the copy task, recurrent layers and a linear decoder, and how strongly its loss feels each step.
+
+``gradient_norms`` measures dL/dh_t. The gradient of the layers' outputs would not do: it holds only what reaches h_t
+from its own step's output, and vanishing or exploding happens on the other path, through all later states. So the
+sequence runs in T calls of one step that hand the state on, the decoder reads the very tensor that is handed on,
+and autograd then collects both paths in its gradient, for any cell and backend.
+"""
+
+import torch
+from torch import Tensor, nn
+
+import fused_rnn
+from benchmarks.common import CELLS
+
+from .data import Task
+
+
+class CopyModel(nn.Module):
+    """Recurrent layers of one cell, then a linear decoder.
+
+    Args:
+        cell: a key of ``CELLS``.
+        task: decides the sizes of input and output.
+        hidden, layers: size and number of the recurrent layers.
+        forget_bias: added to the bias of an LSTM's forget gate.
+        backend, device, dtype: as in ``fused_rnn``'s modules.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        task: Task,
+        hidden: int,
+        layers: int,
+        forget_bias: float = 0.0,
+        *,
+        backend: str = "auto",
+        **where,
+    ) -> None:
+        super().__init__()
+        self.recurrent = CELLS[cell](task.input_size, hidden, layers, backend=backend, **where)
+        self.decoder = nn.Linear(hidden, task.output_size, **where)
+        _open_forget_gates(self.recurrent, forget_bias)
+
+    def forward(self, inputs: Tensor, steps: int) -> Tensor:
+        """Outputs (steps, B, output_size) at the last ``steps`` steps of inputs (T, B, input_size)."""
+        outputs, _ = self.recurrent(inputs)
+        return self.decoder(outputs[-steps:])
+
+
+@torch.no_grad()
+def _open_forget_gates(recurrent: nn.Module, bias: float) -> None:
+    """Add ``bias`` to the bias of the forget gates, so that an LSTM keeps its state at first (Jozefowicz et al. 2015).
+
+    Cells without a forget gate stay as they are.
+    """
+    if not isinstance(recurrent, fused_rnn.LSTM | fused_rnn.MultiplicativeLSTM):
+        return
+    forget = slice(recurrent.hidden_size, 2 * recurrent.hidden_size)  # of i, f, g, o
+    for layer in range(recurrent.num_layers):
+        getattr(recurrent, f"bias_ih_l{layer}")[forget] += bias
+
+
+def gradient_norms(model: CopyModel, task: Task, inputs: Tensor, targets: Tensor) -> list[float]:
+    """‖dL/dh_t‖ for t = 1..T, of the top layer's h_t: L is one sequence's loss, and the mean is over sequences."""
+    hiddens, state = [], None
+    for step in inputs.split(1):
+        _, state = model.recurrent(step, state)
+        hidden = state[0] if isinstance(state, tuple) else state
+        hidden.retain_grad()
+        hiddens.append(hidden)
+    outputs = model.decoder(torch.stack([hidden[-1] for hidden in hiddens[-len(targets) :]]))
+    sequences = inputs.shape[1]
+    (task.loss(outputs, targets) * sequences).backward()
+    model.zero_grad(set_to_none=True)
+    norms = torch.stack([hidden.grad[-1].double().norm(dim=-1).mean() for hidden in hiddens])
+    return norms.tolist()

@@ -1,0 +1,113 @@
+"""The command line of the copy task: options, and the presets that give them their defaults.
+
+``PRESETS`` holds each protocol's published or recorded setting, ``DEMO`` what ``--demo`` changes of it. Both are only
+defaults: an option that is given overrides them, and ``--help`` shows the values in force beside it.
+"""
+
+import argparse
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from benchmarks.common import CELLS, InputError, Parser, add_common_options, check_backend, positive, positive_number
+
+from .data import Echo, Recall, Task
+
+COMMON = {
+    "cell": list(CELLS),
+    "length": [100, 200, 500, 1000],
+    "vocabulary": 10,
+    "trials": 3,
+    "hidden": 128,
+    "batch": 32,
+    "extra": [10, 100],
+    "clip": 1.0,
+    "forget_bias": 0.0,
+    "out": Path("runs/copy_task"),
+}
+PRESETS = {
+    "recall": {**COMMON, "symbols": 10, "sequences": 3200, "held_out": 320, "epochs": 20, "lr": 1e-3},
+    "echo": {**COMMON, "symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "lr": 1e-2},
+}
+DEMO = {
+    "length": [20],
+    "symbols": 5,
+    "vocabulary": 8,
+    "trials": 1,
+    "extra": [5],
+    "epochs": 10,
+    "lr": 3e-3,
+}
+
+
+def parse_options(arguments: list[str] | None = None) -> Namespace:
+    """The checked options of a run; ends the program or raises InputError where they are wrong."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--protocol", nargs="?")
+    first.add_argument("--demo", action="store_true")
+    chosen, _ = first.parse_known_args(arguments)
+    parser = _parser()
+    preset = PRESETS.get(chosen.protocol, PRESETS["recall"])
+    if chosen.demo:
+        # a fresh folder, because the demo is to be run again and again
+        folder = {"out": Path(time.strftime("runs/demo-%Y%m%d-%H%M%S"))}
+        preset = preset | {name: value for name, value in DEMO.items() if preset[name] is not None} | folder
+    parser.set_defaults(**preset)
+    options = parser.parse_args(arguments)
+    _check(options)
+    return options
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m benchmarks.copy_task",
+        description="How far back does each cell remember, and what does it cost? Trains every cell at every length.",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PRESETS,
+        default="recall",
+        help="recall: say the first symbols again after a delay; echo: repeat every row of integers as it comes",
+    )
+    parser.add_argument("--demo", action="store_true", help="other defaults: a small task that trains within minutes")
+    add_common_options(parser)
+    parser.add_argument(
+        "--length", type=positive, nargs="+", help="recall: blanks between symbols and delimiter; echo: rows"
+    )
+    parser.add_argument("--symbols", type=positive, help="symbols to recall (protocol recall only)")
+    parser.add_argument("--vocabulary", type=positive, help="number of different symbols")
+    parser.add_argument("--trials", type=positive, help="trials per cell and length, with seeds seed, seed+1, ...")
+    parser.add_argument("--sequences", type=positive, help="training sequences per epoch")
+    parser.add_argument("--held-out", type=positive, help="sequences to validate with, and as many to test with")
+    parser.add_argument("--extra", type=positive, nargs="*", help="test also on sequences this much longer")
+    parser.add_argument("--clip", type=positive_number, help="largest norm of the gradient, scaled down above it")
+    parser.add_argument("--forget-bias", type=float, help="added to the LSTMs' forget gate bias at the start")
+    return parser
+
+
+def _check(options: Namespace) -> None:
+    for name in ("cell", "length", "extra"):
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
+    if options.protocol == "echo" and options.symbols is not None:
+        raise InputError(
+            f"--symbols {options.symbols} does not go with --protocol echo, which repeats all of a sequence"
+        )
+    if options.vocabulary < 2:
+        raise InputError(f"--vocabulary {options.vocabulary} leaves nothing to remember: at least 2 symbols are needed")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed {options.seed} is out of range: expected 0 to {2**32 - 1}")
+    if not abs(options.forget_bias) < float("inf"):
+        raise InputError(f"--forget-bias {options.forget_bias} is not a finite number")
+    check_backend(options.device, options.dtype, options.backend)
+
+
+def task_of(options: Namespace) -> Task:
+    """The protocol that the options name."""
+    if options.protocol == "recall":
+        return Recall(options.symbols, options.vocabulary)
+    return Echo(options.vocabulary)
+
+
+def configuration_of(options: Namespace) -> dict:
+    """What decides the results, as they state it: every option but where they lie and how they came about."""
+    return {name: value for name, value in vars(options).items() if name not in ("out", "resume", "demo")}

@@ -1,0 +1,113 @@
+"""What a run found, for people: a table in Markdown, JSON and on the terminal, and plain words.
+
+Beside every score stands what guessing and a model without memory score. A dash stands for a model that diverged.
+"""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.common import replacing, write_json
+
+from .data import Task
+from .summary import summarise
+
+VERDICTS = {
+    "diverged": "diverged, its loss is no longer finite",
+    "solved": "solved",
+    "better": "better than guessing and the {baseline}",
+    "chance": "no better than guessing",
+}
+
+
+def label(cell: str) -> str:
+    """A cell's name for people: multiplicative_lstm is 'multiplicative LSTM'."""
+    *modifiers, base = cell.split("_")
+    return " ".join([*modifiers, base.upper()])
+
+
+def sentence(row: dict, task: Task) -> str:
+    """How one cell did at one length, and how that compares."""
+    baseline, outcomes = row["baseline"], row["outcomes"]
+    verdicts = [VERDICTS[name].format(baseline=task.baseline_name) for name in VERDICTS if name in outcomes]
+    if len(outcomes) > 1:
+        counts = [outcomes[name] for name in VERDICTS if name in outcomes]
+        verdicts = [f"{verdict} in {count} of {row['trials']} trials" for verdict, count in zip(verdicts, counts)]
+    return (
+        f"{label(row['cell'])}, length {row['length']}: {', '.join(verdicts)}; "
+        f"accuracy {number(row['accuracy'], 1, 100)} % (guessing {baseline['accuracy']:.1%}), "
+        f"{task.loss_name} {number(row['loss'], 3)} ({task.baseline_name} {baseline['loss']:.3f})"
+    )
+
+
+def trial_sentence(record: dict, task: Task) -> str:
+    """The same for a trial that has just finished, and what it cost."""
+    (row,) = summarise([record])
+    step = number(row["seconds_per_step"], 1, 1000)
+    return f"trial {record['trial'] + 1} of {sentence(row, task)}, {step} ms per step"
+
+
+def table(rows: list[dict], task: Task) -> list[list[str]]:
+    """The headings, then for every length what guessing and the baseline's model score, and one line per cell."""
+    extras = [part["extra"] for part in rows[0]["extra"]]
+    lines = [
+        [
+            *("length", "cell", "accuracy, %", task.loss_name),
+            *(f"accuracy, %, at length + {extra}" for extra in extras),
+            *("ms per step", "s per epoch", "parameters"),
+        ]
+    ]
+    for length in dict.fromkeys(row["length"] for row in rows):
+        same = [row for row in rows if row["length"] == length]
+        lines.append(_baseline_line(same[0], task, width=len(lines[0])))
+        lines.extend(_line(row) for row in same)
+    return lines
+
+
+def _baseline_line(row: dict, task: Task, width: int) -> list[str]:
+    accuracy, loss = row["baseline"]["accuracy"], row["baseline"]["loss"]
+    line = [str(row["length"]), f"({task.baseline_name})", f"{accuracy * 100:.1f}", f"{loss:.3f}"]
+    return line + [""] * (width - len(line))
+
+
+def _line(row: dict) -> list[str]:
+    return [
+        str(row["length"]),
+        label(row["cell"]),
+        number(row["accuracy"], 1, 100),
+        number(row["loss"], 3),
+        *(number(part["accuracy"], 1, 100) for part in row["extra"]),
+        number(row["seconds_per_step"], 1, 1000),
+        number(row["seconds_per_epoch"], 2),
+        f"{row['parameters']:,}",
+    ]
+
+
+def write_tables(rows: list[dict], task: Task, folder: Path) -> None:
+    """``table.md`` and ``table.json``."""
+    headings, *lines = table(rows, task)
+    rule = ["---" if heading == "cell" else "---:" for heading in headings]
+    with replacing(folder / "table.md") as path:
+        path.write_text("".join(f"| {' | '.join(line)} |\n" for line in [headings, rule, *lines]))
+    write_json(folder / "table.json", rows)
+
+
+def print_table(rows: list[dict], task: Task, console: Console) -> None:
+    headings, *lines = table(rows, task)
+    printed = Table(title="Copy task: mean over the trials ± standard error", box=SIMPLE_HEAD)
+    for heading in headings:
+        name = heading == "cell"
+        printed.add_column(heading, justify="left" if name else "right", no_wrap=name)
+    for line in lines:
+        printed.add_row(*line, style="dim" if line[1].startswith("(") else None)
+    console.print(printed)
+
+
+def number(figure: dict, digits: int, scale: float = 1.0) -> str:
+    """'mean ± standard error', as far as there is either."""
+    mean, error = figure["mean"], figure["standard_error"]
+    if mean is None:
+        return "–"
+    return f"{mean * scale:.{digits}f}" + ("" if error is None else f" ± {error * scale:.{digits}f}")

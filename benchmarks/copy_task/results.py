@@ -1,0 +1,76 @@
+"""``DIR/results.json``: what a run is, and the trials that it has finished.
+
+The file is replaced as a whole after each trial, so it is complete whenever somebody looks. A run continues only
+where its configuration, machine and versions are the same; it never writes over results that are not its own.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from benchmarks.common import InputError, hardware, write_json
+
+
+class Results:
+    """Finished trials of one run, on disk in ``folder``.
+
+    Args:
+        folder: where ``results.json`` lies or will lie.
+        configuration: what decides the results.
+        resume: whether to go on from what is there.
+
+    Raises InputError where the folder holds results and ``resume`` is not set, holds results of another run, or
+    cannot be written.
+    """
+
+    def __init__(self, folder: Path, configuration: dict, resume: bool) -> None:
+        self.path = folder / "results.json"
+        self.content = {"configuration": configuration, "hardware": hardware(), "trials": []}
+        if self.path.exists():
+            self._continue(resume)
+        try:
+            write_json(self.path, self.content)
+        except OSError as error:
+            raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
+
+    @property
+    def trials(self) -> list[dict]:
+        return self.content["trials"]
+
+    def find(self, cell: str, length: int, trial: int) -> dict | None:
+        """The record of a finished trial."""
+        wanted = (cell, length, trial)
+        return next((t for t in self.trials if (t["cell"], t["length"], t["trial"]) == wanted), None)
+
+    def add(self, record: dict) -> None:
+        """Keep a finished trial, in memory and on disk."""
+        self.trials.append(_without_nan(record))
+        write_json(self.path, self.content)
+
+    def _continue(self, resume: bool) -> None:
+        if not resume:
+            raise InputError(f"{self.path} already holds results: pass --resume to go on from them, or another --out")
+        try:
+            found = json.loads(self.path.read_text())
+            for part in ("configuration", "hardware"):
+                self._check_same(found[part], self.content[part])
+            self.content["trials"] = found["trials"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{self.path} cannot be resumed: it holds no results of the copy task") from None
+
+    def _check_same(self, found: dict, given: dict) -> None:
+        for name in given | found:
+            if found.get(name) != given.get(name):
+                raise InputError(
+                    f"{self.path} cannot be resumed: it was made with {name} {found.get(name)}, "
+                    f"and this run has {given.get(name)}; take the same settings or another --out"
+                )
+
+
+def _without_nan(value):
+    """JSON has no NaN and no infinity: None stands for the numbers of a model that diverged."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

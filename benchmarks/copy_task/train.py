@@ -1,0 +1,139 @@
+"""One trial: a fresh model of one cell trains at one length under one seed, and is then measured.
+
+A trial is the unit that a run resumes at: it starts from its seed alone and returns a record ready for JSON, so an
+interrupted run that repeats it gets the same record (times apart).
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import DTYPES
+
+from .data import Data, Pair, Task
+from .model import CopyModel, gradient_norms
+
+
+def run_trial(
+    options: Namespace, task: Task, cell: str, length: int, trial: int, advance: Callable[[], None] = lambda: None
+) -> dict:
+    """Train and measure one model; calls ``advance`` after every optimisation step."""
+    seed = options.seed + trial
+    torch.manual_seed(seed)
+    model = CopyModel(
+        cell,
+        task,
+        options.hidden,
+        options.layers,
+        options.forget_bias,
+        backend=options.backend,
+        device=options.device,
+        dtype=DTYPES[options.dtype],
+    )
+    data = Data(task, length, seed)
+    test = data.held_out("test", options.held_out)
+    sample = _to_model(model, tuple(part[:, : options.batch] for part in test))
+    norms_before = gradient_norms(model, task, *sample)
+    epochs = _train(options, task, model, data, advance)
+    loss, accuracy = evaluate(model, task, test, options.batch)
+    return {
+        "cell": cell,
+        "length": length,
+        "trial": trial,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "accuracy": accuracy,
+        "loss": loss,
+        "answers": options.held_out * task.answers(length),
+        "baseline": vars(task.baseline(length)),
+        "extra": [_at_extra_length(options, task, model, data, extra) for extra in options.extra],
+        "epochs": epochs,
+        "gradient_norms": {"before": norms_before, "after": gradient_norms(model, task, *sample)},
+    }
+
+
+def _train(options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[], None]) -> list[dict]:
+    """Train for ``options.epochs`` epochs; returns losses, accuracies and times of each."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
+    validation = data.held_out("validation", options.held_out)
+    epochs = []
+    for _, batches in zip(range(options.epochs), data.training(options.sequences, options.batch)):
+        seconds, steps, train = 0.0, 0, Mean()
+        for batch in batches:
+            started = time.perf_counter()
+            train.add(*_step(model, task, optimiser, options.clip, *_to_model(model, batch)), count=batch[0].shape[1])
+            _wait(model)
+            seconds += time.perf_counter() - started
+            steps += 1
+            advance()
+        train_loss, train_accuracy = train.value()
+        held_out_loss, held_out_accuracy = evaluate(model, task, validation, options.batch)
+        epochs.append(
+            {
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "held_out_loss": held_out_loss,
+                "held_out_accuracy": held_out_accuracy,
+                "seconds": seconds,
+                "seconds_per_step": seconds / steps,
+            }
+        )
+    return epochs
+
+
+def _step(model: CopyModel, task: Task, optimiser, clip: float, inputs: Tensor, targets: Tensor) -> Pair:
+    """One optimisation step; returns the loss and the accuracy before it, on the device."""
+    optimiser.zero_grad(set_to_none=True)
+    outputs = model(inputs, len(targets))
+    loss = task.loss(outputs, targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
+    return loss.detach(), task.accuracy(outputs.detach(), targets)
+
+
+@torch.no_grad()
+def evaluate(model: CopyModel, task: Task, sequences: Pair, batch: int) -> tuple[float, float]:
+    """Mean loss and accuracy over sequences that are held out, ``batch`` at a time."""
+    mean = Mean()
+    for part in zip(*(tensor.split(batch, dim=1) for tensor in sequences)):
+        inputs, targets = _to_model(model, part)
+        outputs = model(inputs, len(targets))
+        mean.add(task.loss(outputs, targets), task.accuracy(outputs, targets), count=inputs.shape[1])
+    return mean.value()
+
+
+def _at_extra_length(options: Namespace, task: Task, model: CopyModel, data: Data, extra: int) -> dict[str, float]:
+    """How the model does on sequences ``extra`` longer than those it trained on."""
+    loss, accuracy = evaluate(model, task, data.held_out("test", options.held_out, extra), options.batch)
+    return {"extra": extra, "accuracy": accuracy, "loss": loss}
+
+
+class Mean:
+    """The mean of (loss, accuracy) over batches of unequal size, summed where the batches are computed."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, loss: Tensor, accuracy: Tensor, count: int) -> None:
+        self.total = self.total + count * torch.stack([loss.double(), accuracy])
+        self.count += count
+
+    def value(self) -> tuple[float, float]:
+        loss, accuracy = (self.total / self.count).tolist()
+        return loss, accuracy
+
+
+def _to_model(model: CopyModel, batch: Pair) -> Pair:
+    """The batch on the model's device, the inputs in its dtype."""
+    inputs, targets = batch
+    return inputs.to(model.decoder.weight), targets.to(model.decoder.weight.device)
+
+
+def _wait(model: CopyModel) -> None:
+    """Let queued GPU work end, so that the clock measures it."""
+    if model.decoder.weight.is_cuda:
+        torch.cuda.synchronize(model.decoder.weight.device)
