@@ -57,7 +57,5 @@ class Checkpoint:
         try:
             model.load_state_dict(self.weights)
         except RuntimeError:
-            raise InputError(
-                f"the checkpoint's weights are not those of the model it describes: {self.model}"
-            ) from None
+            raise InputError(f"the checkpoint's weights do not fit the model that it describes: {self.model}") from None
         return model

@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .corpus import Data
 from .loss import in_units
 
-LOSSES = ("train_loss", "held_out_loss", "test_loss")
+LOSSES = {"train_loss": "train", "held_out_loss": "held out", "test_loss": "test"}  # as epochs name them, as people do
 
 
 def describe(nats: float) -> str:
@@ -23,9 +23,7 @@ def describe(nats: float) -> str:
 def describe_epoch(epoch: dict) -> str:
     """One line of log per loss of an epoch."""
     speed = f"{epoch['seconds']:.1f} s, {epoch['symbols_per_second']:,.0f} symbols/s"
-    lines = [
-        f"  {name.removesuffix('_loss').replace('_', ' '):9}{describe(epoch[name])}" for name in LOSSES if name in epoch
-    ]
+    lines = [f"  {label:9}{describe(epoch[name])}" for name, label in LOSSES.items() if name in epoch]
     return "\n".join([f"epoch {epoch['epoch']} ({speed})", *lines])
 
 
