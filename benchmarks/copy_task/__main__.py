@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     task = task_of(options)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     choice = check_backend(options.device, options.dtype, options.backend)
-    results = Results(options.out, configuration_of(options), options.resume)
+    results = Results(options.out, configuration_of(options, choice.backend), options.resume)
     console.print(f"Results go to {options.out}; backend {choice.backend}, because {choice.reason}.", soft_wrap=True)
     train_all(options, task, results)
     rows = summarise(results.trials)

@@ -94,8 +94,6 @@ def _check(options: Namespace) -> None:
         )
     if options.vocabulary < 2:
         raise InputError(f"--vocabulary {options.vocabulary} leaves nothing to remember: at least 2 symbols are needed")
-    if not 0 <= options.seed < 2**32:
-        raise InputError(f"--seed {options.seed} is out of range: expected 0 to {2**32 - 1}")
     if not abs(options.forget_bias) < float("inf"):
         raise InputError(f"--forget-bias {options.forget_bias} is not a finite number")
     check_backend(options.device, options.dtype, options.backend)
@@ -108,6 +106,7 @@ def task_of(options: Namespace) -> Task:
     return Echo(options.vocabulary)
 
 
-def configuration_of(options: Namespace) -> dict:
-    """What decides the results, as they state it: every option but where they lie and how they came about."""
-    return {name: value for name, value in vars(options).items() if name not in ("out", "resume", "demo")}
+def configuration_of(options: Namespace, backend: str) -> dict:
+    """What decides the results, as they state it: every option but where they go, and the ``backend`` that runs."""
+    deciding = {name: value for name, value in vars(options).items() if name not in ("out", "resume", "demo")}
+    return {**deciding, "backend": backend}

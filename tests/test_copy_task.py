@@ -1,0 +1,443 @@
+"""The copy task: its data against the published description, its scores, its runs, and that its models learn."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.common import CELLS, InputError, run_command
+from benchmarks.copy_task import __main__ as command
+from benchmarks.copy_task.data import Data, Echo, Recall
+from benchmarks.copy_task.model import CopyModel, gradient_norms
+from benchmarks.copy_task.options import DEMO, PRESETS, parse_options
+from benchmarks.copy_task.report import number, sentence
+from benchmarks.copy_task.summary import mean_and_error, outcome, summarise
+from benchmarks.copy_task.train import run_trial
+
+SMALL = [
+    *("--cell", "lstm", "multiplicative_gru", "--length", "3", "5", "--symbols", "2", "--vocabulary", "3"),
+    *("--trials", "2", "--hidden", "5", "--batch", "4", "--epochs", "2", "--sequences", "10"),
+    *("--held-out", "6", "--extra", "1", "4"),
+]
+TIMES = {"seconds", "seconds_per_step"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small only lose by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(folder, *more: str) -> dict:
+    """Run the command in this process; returns results.json."""
+    command.main([*SMALL, "--out", str(folder), *more])
+    return json.loads((folder / "results.json").read_text())
+
+
+def without_times(value):
+    """A record of results without what differs from run to run."""
+    if isinstance(value, dict):
+        return {name: without_times(part) for name, part in value.items() if name not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+# Data -------------------------------------------------------------------------------------------------------
+
+
+def test_recall_is_laid_out_as_published():
+    """Henaff et al. 2016, §3.1, with T = length + 1: S symbols, T-1 blanks, a delimiter, S blanks; S + T steps later
+    each symbol is due."""
+    S, K, D, B = 4, 8, 7, 5
+    inputs, targets = Recall(S, K).draw(D, B, generator())
+    T = D + 1
+    assert inputs.shape == (T + 2 * S, B, K + 2)
+    assert (inputs.sum(-1) == 1).all()
+    categories = inputs.argmax(-1)
+    assert (categories[:S] < K).all()
+    assert (categories[S : S + T - 1] == K).all()
+    assert (categories[S + T - 1] == K + 1).all()
+    assert (categories[S + T :] == K).all()
+    assert torch.equal(targets, categories[:S])
+
+
+def test_symbols_are_uniform():
+    _, targets = Recall(10, 10).draw(1, 2000, generator())
+    counts = torch.bincount(targets.flatten(), minlength=10)
+    assert (counts - 2000).abs().max() < 5 * math.sqrt(2000 * 0.9)
+
+
+def test_echo_is_laid_out_as_recorded():
+    inputs, targets = Echo(10).draw(100, 30, generator())
+    assert inputs.shape == (101, 30, 11)
+    assert torch.equal(inputs, targets)
+    assert set(inputs[:-1].unique().tolist()) == set(range(10))
+    assert (inputs[-1] == 10).all()
+
+
+def test_splits_differ_and_repeat():
+    def draw(seed: int) -> list[torch.Tensor]:
+        data = Data(Recall(10, 10), 3, seed)
+        training = data.training(count=4, batch=4)
+        epochs = [next(iter(next(training)))[1] for _ in range(2)]
+        return [*epochs, data.held_out("validation", 4)[1], data.held_out("test", 4)[1]]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    distinct = [tuple(part.flatten().tolist()) for part in [*first, *other]]
+    assert len(set(distinct)) == 8
+
+
+def test_epochs_cover_every_sequence_once():
+    data = Data(Echo(10), 2, seed=0)
+    epochs = data.training(count=10, batch=4)
+    first, second = ([targets for _, targets in next(epochs)] for _ in range(2))
+    assert [part.shape[1] for part in first] == [4, 4, 2]
+
+    def rows(parts: list[torch.Tensor]) -> list[list]:
+        return torch.cat(parts, 1).transpose(0, 1).flatten(1).tolist()
+
+    assert rows(first) != rows(second)
+    assert sorted(rows(first)) == sorted(rows(second))
+    assert [targets.shape[1] for _, targets in next(Data(Recall(2, 3), 2, 0).training(10, 4))] == [4, 4, 2]
+
+
+# Scores -----------------------------------------------------------------------------------------------------
+
+
+def test_recall_baseline_is_what_uniform_logits_score():
+    task = Recall(4, 7)
+    _, targets = task.draw(5, 50, generator())
+    baseline = task.baseline(5)
+    assert baseline.loss == pytest.approx(task.loss(torch.zeros(4, 50, 7), targets).item())
+    assert baseline.accuracy == pytest.approx(1 / 7)
+
+
+def test_echo_baseline_is_what_the_best_constant_scores():
+    task = Echo(10)
+    _, targets = task.draw(100, 500, generator())
+    constant = torch.full(targets.shape, 4.5)
+    constant[-1] = 10
+    baseline = task.baseline(100)
+    assert round(baseline.loss, 2) == 8.17
+    assert baseline.loss == pytest.approx(task.loss(constant, targets).item(), rel=0.01)
+    assert baseline.accuracy == pytest.approx(task.accuracy(constant, targets).item(), abs=0.01)
+
+
+def test_recall_scores_only_the_recalled_part():
+    """The outputs that are scored change with the last S inputs' steps and with nothing after or instead of them."""
+    task = Recall(3, 5)
+    inputs, targets = task.draw(4, 2, generator())
+    model = CopyModel("gru", task, hidden=6, layers=1)
+    outputs = model(inputs.float(), len(targets))
+    whole, _ = model.recurrent(inputs.float())
+    assert torch.equal(outputs, model.decoder(whole)[-3:])
+    expected = torch.stack([-outputs.log_softmax(-1)[s, b, targets[s, b]] for s in range(3) for b in range(2)]).mean()
+    torch.testing.assert_close(task.loss(outputs, targets), expected)
+
+
+def test_accuracy_counts_right_symbols():
+    recall, targets = Recall(2, 3), torch.tensor([[0, 1], [2, 2]])
+    outputs = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])]
+    assert recall.accuracy(outputs, targets).item() == 0.75
+    echo, rows = Echo(3), torch.tensor([[[0, 1, 2, 2]], [[3, 3, 3, 3]]])
+    assert echo.accuracy(rows + torch.tensor([0.4, -0.4, 0.6, 0]), rows).item() == 0.75
+    assert echo.accuracy(rows * torch.tensor([[[1.0]], [[0.0]]]), rows).item() == 1  # the delimiter does not count
+
+
+def test_answers_are_as_many_as_the_accuracy_counts():
+    assert Recall(3, 5).answers(100) == 3
+    assert Echo(10).answers(100) == 100 * 11
+
+
+def test_mean_and_standard_error():
+    figure = mean_and_error([1.0, 2.0, 6.0])
+    assert figure["mean"] == 3
+    assert figure["standard_error"] == pytest.approx(np.std([1, 2, 6], ddof=1) / math.sqrt(3))
+    assert mean_and_error([2.0]) == {"mean": 2.0, "standard_error": None}
+    assert mean_and_error([2.0, None]) == {"mean": None, "standard_error": None}
+    assert number(figure, 1) == "3.0 ± 1.5"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "expected"),
+    [
+        (0.995, 0.01, "solved"),
+        (0.3, 2.0, "better"),
+        (0.3, 2.4, "chance"),
+        (0.1, 2.3, "chance"),
+        (0.12, 2.2, "chance"),
+        (0.1, None, "diverged"),
+    ],
+)
+def test_outcome(accuracy, loss, expected):
+    baseline = {"accuracy": 0.1, "loss": math.log(10)}
+    assert outcome({"accuracy": accuracy, "loss": loss, "baseline": baseline, "answers": 1000}) == expected
+
+
+# Gradient norms ---------------------------------------------------------------------------------------------
+
+
+def loss_with_moved_state(model, task, inputs, targets, t: int, delta: torch.Tensor) -> float:
+    """The loss where the top layer's h_t, for its own output as for later steps, is moved by ``delta``."""
+    outputs, state = [], None
+    for step, x in enumerate(inputs.split(1)):
+        _, state = model.recurrent(x, state)
+        if step == t:
+            hidden, *rest = state if isinstance(state, tuple) else (state,)
+            hidden = hidden.clone()
+            hidden[-1] += delta
+            state = (hidden, *rest) if rest else hidden
+        top = (state[0] if isinstance(state, tuple) else state)[-1]
+        outputs.append(model.decoder(top))
+    return task.loss(torch.stack(outputs[-len(targets) :]), targets).item()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradient_norms_agree_with_finite_differences(cell, layers):
+    torch.manual_seed(0)
+    task = Recall(2, 3)
+    model = CopyModel(cell, task, hidden=4, layers=layers, dtype=torch.float64)
+    inputs, targets = task.draw(2, 3, generator())
+    inputs = inputs.double()
+    norms = gradient_norms(model, task, inputs, targets)
+    assert len(norms) == len(inputs)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    epsilon = 1e-5
+    for t, norm in enumerate(norms):
+        expected = []
+        for b in range(3):
+            one_sequence = inputs[:, b : b + 1], targets[:, b : b + 1]
+            differences = [
+                loss_with_moved_state(model, task, *one_sequence, t, delta)
+                - loss_with_moved_state(model, task, *one_sequence, t, -delta)
+                for delta in epsilon * torch.eye(4, dtype=torch.float64)
+            ]
+            expected.append(math.hypot(*differences) / (2 * epsilon))
+        assert norm == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+# Runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small finished run, what it printed, and its results."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return folder, done.stdout, json.loads((folder / "results.json").read_text())
+
+
+def test_results_state_everything(finished):
+    _, _, results = finished
+    configuration = results["configuration"]
+    assert configuration["cell"] == ["lstm", "multiplicative_gru"]
+    assert configuration["backend"] == "cpu"  # what ran, not 'auto'
+    assert {"protocol", "length", "symbols", "vocabulary", "trials", "lr", "clip", "seed", "dtype"} <= set(
+        configuration
+    )
+    assert {"cpu", "gpu", "torch", "fused_rnn", "threads"} <= set(results["hardware"])
+    keys = [(trial["length"], trial["cell"], trial["trial"]) for trial in results["trials"]]
+    assert keys == [(n, cell, k) for n in (3, 5) for cell in configuration["cell"] for k in (0, 1)]
+    for trial in results["trials"]:
+        assert trial["seed"] == trial["trial"]
+        assert 0 <= trial["accuracy"] <= 1
+        assert trial["loss"] > 0
+        assert trial["baseline"] == {"accuracy": pytest.approx(1 / 3), "loss": pytest.approx(math.log(3))}
+        assert [part["extra"] for part in trial["extra"]] == [1, 4]
+        assert len(trial["epochs"]) == 2
+        assert all(epoch["train_loss"] > 0 and epoch["held_out_loss"] > 0 for epoch in trial["epochs"])
+        assert all(epoch["seconds"] > epoch["seconds_per_step"] > 0 for epoch in trial["epochs"])
+        assert all(len(norms) == trial["length"] + 5 for norms in trial["gradient_norms"].values())
+
+
+def test_tables_pictures_and_words(finished):
+    folder, printed, results = finished
+    names = {"results.json", "table.md", "table.json", "lengths.png"}
+    names |= {f"{kind}-{length}.png" for kind in ("curves", "gradients") for length in (3, 5)}
+    assert {path.name for path in folder.iterdir()} == names
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
+    rows = json.loads((folder / "table.json").read_text())
+    assert rows == summarise(results["trials"])
+    of_lstm = [trial["accuracy"] for trial in results["trials"] if (trial["length"], trial["cell"]) == (3, "lstm")]
+    assert rows[0]["accuracy"]["mean"] == pytest.approx(np.mean(of_lstm))
+    table = (folder / "table.md").read_text().splitlines()
+    assert len(table) == 2 + 2 * (1 + 2)
+    assert table[2].startswith("| 3 | (memoryless model) | 33.3 | 1.099 |")
+    assert len({line.count("|") for line in table}) == 1
+    for row in rows:
+        assert sentence(row, Recall(2, 3)) in printed
+    assert printed.count("guessing 33.3%") == len(results["trials"]) + len(rows)
+
+
+def test_interrupted_run_resumes_to_the_same_results(finished, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return run_trial(*arguments)
+
+    monkeypatch.setattr(command, "run_trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert len(json.loads((tmp_path / "results.json").read_text())["trials"]) == 3
+    resumed = run(tmp_path, "--resume")
+    assert len(calls) == 4 + 5
+    assert without_times(resumed["trials"]) == without_times(finished[2]["trials"])
+
+
+def test_diverged_model_is_said_to_have_diverged(tmp_path, capsys):
+    options = ("--protocol", "echo", "--cell", "rnn", "--length", "3", "--trials", "1", "--lr", "1e30")
+    arguments = [*options, "--epochs", "3", "--hidden", "3", "--out", str(tmp_path)]
+    command.main(arguments)
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["trials"][0]["loss"] is None
+    assert "diverged" in capsys.readouterr().out
+
+
+# Wrong input ------------------------------------------------------------------------------------------------
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """Run the command, which must refuse; returns its one sentence."""
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: command.main(list(arguments)))
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--protocol", "recite"], "recite"),
+        (["--length", "0"], "0"),
+        (["--protocol", "echo", "--symbols", "5"], "--symbols 5"),
+        (["--vocabulary", "1"], "--vocabulary 1"),
+        (["--seed", "-1"], "-1"),
+        (["--forget-bias", "nan"], "--forget-bias nan"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence(arguments, named, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert named in refusal(capsys, *arguments, "--out", str(folder))
+    assert not folder.exists()
+
+
+def test_results_are_not_overwritten(finished):
+    folder, _, results = finished
+    with pytest.raises(InputError, match="--resume"):
+        run(folder)
+    with pytest.raises(InputError, match=r"lr 0\.001, and this run has 0\.5"):
+        run(folder, "--resume", "--lr", "0.5")
+    assert json.loads((folder / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"configuration": 3}', '{"losses": []}'])
+def test_foreign_file_is_not_resumed(content, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="holds no results of the copy task"):
+        run(tmp_path, "--resume")
+    assert path.read_text() == content
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(tmp_path / "file" / "run")
+
+
+# Options ----------------------------------------------------------------------------------------------------
+
+
+def test_demo_is_a_preset_that_options_override():
+    plain, demo = vars(parse_options([])), vars(parse_options(["--demo"]))
+    assert {name for name in plain if plain[name] != demo[name]} <= {*DEMO, "demo", "out"}
+    assert all(demo[name] == value for name, value in DEMO.items())
+    assert parse_options(["--demo", "--symbols", "3"]).symbols == 3
+    echo = parse_options(["--demo", "--protocol", "echo"])
+    assert echo.symbols is None
+    assert echo.length == DEMO["length"]
+
+
+def test_protocols_have_their_own_defaults():
+    echo = parse_options(["--protocol", "echo"])
+    assert (echo.lr, echo.epochs, echo.batch, echo.sequences, echo.held_out) == (0.01, 10, 32, 100, 100)
+    recall = parse_options([])
+    assert (recall.length, recall.symbols, recall.vocabulary) == ([100, 200, 500, 1000], 10, 10)
+    assert (recall.hidden, recall.trials, recall.cell) == (128, 3, list(CELLS))
+    assert set(PRESETS["recall"]) == set(PRESETS["echo"])
+
+
+def test_forget_bias_opens_the_forget_gates_only():
+    task = Recall(2, 3)
+
+    def biases(cell: str, forget_bias: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        return CopyModel(cell, task, 4, 2, forget_bias).recurrent.bias_ih_l1.detach()
+
+    for cell in CELLS:
+        change = biases(cell, 3.0) - biases(cell, 0.0)
+        expected = torch.zeros_like(change)
+        if "lstm" in cell:
+            expected[4:8] = 3
+        torch.testing.assert_close(change, expected)
+
+
+# Learning ---------------------------------------------------------------------------------------------------
+
+LEARNING = [
+    *("--length", "3", "--symbols", "2", "--vocabulary", "4", "--hidden", "24"),
+    *("--lr", "0.01", "--epochs", "4", "--sequences", "3200", "--extra"),
+]
+
+
+class Shuffled(Recall):
+    """Recall whose targets belong to other sequences: there is nothing to learn."""
+
+    def draw(self, length, count, generator):
+        inputs, targets = super().draw(length, count, generator)
+        return inputs, targets[:, torch.randperm(count, generator=generator)]
+
+
+@pytest.mark.parametrize("cell", ["gru", "multiplicative_gru"])
+def test_gated_cells_learn_to_recall(cell):
+    trial = run_trial(parse_options(LEARNING), Recall(2, 4), cell, 3, 0)
+    assert trial["accuracy"] > 0.9
+    assert trial["loss"] < 0.3 * trial["baseline"]["loss"]
+    assert trial["epochs"][-1]["held_out_loss"] < trial["epochs"][0]["train_loss"]
+
+
+def test_no_cell_recalls_what_it_was_not_told():
+    trial = run_trial(parse_options(LEARNING), Shuffled(2, 4), "gru", 3, 0)
+    assert outcome(trial) == "chance"
+
+
+def test_nothing_is_learned_without_steps_that_matter():
+    trial = run_trial(parse_options([*LEARNING, "--lr", "1e-12"]), Recall(2, 4), "gru", 3, 0)
+    assert outcome(trial) == "chance"
+    assert trial["gradient_norms"]["after"] == pytest.approx(trial["gradient_norms"]["before"], rel=1e-3)
