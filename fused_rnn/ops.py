@@ -274,6 +274,8 @@ def _forward_setup(ctx, inputs, output):
 def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
     if not ctx.training:
         raise RuntimeError("fused_rnn::forward ran with training=False and saved nothing to differentiate")
+    if not CELLS[ctx.cell].has_cell_state:
+        d_c_n = None  # c_n is an empty placeholder
     if d_output is None and d_h_n is None and d_c_n is None:
         return (None,) * 13
     needs = ctx.needs_input_grad
@@ -284,7 +286,7 @@ def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
 
 
 def _backward_fake(d_output, d_h_n, d_c_n, output, saved, *rest):
-    *tensors, cell, reverse, input_gradient, weight_gradients = rest
+    *tensors, _, _, input_gradient, weight_gradients = rest
     wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)

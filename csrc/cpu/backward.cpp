@@ -171,8 +171,9 @@ class Backward {
   }
 
   BackwardResult finish() const {
-    const Tensor none = torch::stable::new_empty(q_.input, {0});
-    BackwardResult r{none, stored(dh_, q_.input), none, none, none, none, none, none, none, none};
+    // results must not share memory, so each absent one is an empty tensor of its own
+    const auto none = [&] { return torch::stable::new_empty(q_.input, {0}); };
+    BackwardResult r{none(), stored(dh_, q_.input), none(), none(), none(), none(), none(), none(), none(), none()};
     if (q_.cell.has_cell_state) r.c_0 = stored(dc_, q_.input);
     if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
     if (!in_.weight_gradients) return r;

@@ -1,0 +1,106 @@
+"""What the tests share: the cells and backends under test, random operands, and errors against float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_rnn
+from fused_rnn import ops
+
+torch.set_num_threads(1)  # the tests are small; those of threading set their own number
+BACKENDS = [name for name, status in fused_rnn.backends().items() if status.startswith("available")]
+FUSED = [name for name in BACKENDS if name != "reference"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a sequence; ``str`` is what test ids show."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+    def __str__(self) -> str:
+        return f"T{self.T}-B{self.B}-I{self.I}-H{self.H}"
+
+
+ODD_SHAPES = [Shape(1, 1, 1, 1), Shape(5, 1, 3, 4), Shape(3, 2, 1, 7), Shape(4, 3, 5, 1), Shape(2, 7, 2, 3)]
+
+
+@dataclass
+class Operands:
+    """One call of a cell: its differentiable tensors by name, and how to run it."""
+
+    cell: str
+    tensors: dict[str, Tensor]
+    reverse: bool = False
+
+    def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
+        """[output, h_n] or [output, h_n, c_n]."""
+        tensors = {**self.tensors, **replaced}
+        weights = {name: t for name, t in tensors.items() if name not in ("input", "h_0", "c_0")}
+        state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
+        output, last = ops.run(self.cell, tensors["input"], state, weights, reverse=self.reverse, backend=backend)
+        return [output, *(last if isinstance(last, tuple) else (last,))]
+
+    def function(self, backend: str) -> Callable[..., tuple[Tensor, ...]]:
+        """The run as a function of the tensors in order, as gradcheck wants it."""
+        return lambda *tensors: tuple(self.run(backend, **dict(zip(self.tensors, tensors))))
+
+    def to(self, dtype: torch.dtype) -> "Operands":
+        tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in self.tensors.items()}
+        return Operands(self.cell, tensors, self.reverse)
+
+    def results_and_gradients(self, backend: str, d_results: list[Tensor]) -> list[Tensor]:
+        results = self.run(backend)
+        d_results = [d.to(r.dtype) for d, r in zip(d_results, results)]
+        return [*results, *torch.autograd.grad(results, list(self.tensors.values()), d_results)]
+
+
+def operands(cell: str, shape: Shape, *, reverse=False, bias=True, scale=0.5, seed=0, dtype=torch.float64) -> Operands:
+    """Normally distributed operands; weights are scaled by ``scale`` over the root of what they sum over."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = ops.CELLS[cell]
+    shapes = {"input": (shape.T, shape.B, shape.I), "h_0": (shape.B, shape.H)}
+    if spec.has_cell_state:
+        shapes["c_0"] = (shape.B, shape.H)
+    shapes |= {name: spec.weight_shape(name, shape.I, shape.H) for name in spec.weights if bias or "bias" not in name}
+    tensors = {}
+    for name, size in shapes.items():
+        factor = scale / size[-1] ** 0.5 if name.startswith("weight") else scale if name.startswith("bias") else 1.0
+        value = factor * torch.randn(size, dtype=torch.float64, generator=generator)
+        tensors[name] = value.to(dtype).requires_grad_()
+    return Operands(cell, tensors, reverse)
+
+
+def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t.dtype) for t in tensors]
+
+
+def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest relative error of any of the tensors, each in the Euclidean norm."""
+    errors = [
+        ((v.double() - e.double()).norm() / e.double().norm().clamp_min(1e-30)).item() for v, e in zip(values, exact)
+    ]
+    assert all(e == e for e in errors), "NaN among the values"
+    return max(errors)
+
+
+@pytest.fixture(params=list(ops.CELLS))
+def cell(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=FUSED)
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["forwards", "reverse"])
+def reverse(request) -> bool:
+    return request.param

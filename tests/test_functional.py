@@ -1,0 +1,88 @@
+"""The functional face: the same arguments as the reference, the same results, and errors that say what is wrong."""
+
+import inspect
+
+import pytest
+import torch
+
+from fused_rnn import functional, reference
+
+from .conftest import FUSED, Shape, operands, relative_error
+
+CALLS = {
+    "rnn_tanh": ("rnn", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("rnn", {"nonlinearity": "relu"}),
+    "lstm": ("lstm", {}),
+    "gru": ("gru", {"reset_after": False}),
+    "gru_reset_after": ("gru", {"reset_after": True}),
+    "multiplicative_lstm": ("multiplicative_lstm", {}),
+    "multiplicative_gru": ("multiplicative_gru", {}),
+}
+
+
+@pytest.mark.parametrize("name", reference.__all__)
+def test_signature_mirrors_the_reference(name):
+    parameters = inspect.signature(getattr(functional, name)).parameters
+    assert [p for p in parameters if p != "backend"] == list(inspect.signature(getattr(reference, name)).parameters)
+    assert sorted(functional.__all__) == sorted(reference.__all__)
+
+
+def call(module, cell: str, tensors: dict, state=None, **options):
+    name, extra = CALLS[cell]
+    weights = {n: t for n, t in tensors.items() if n.startswith(("weight", "bias"))}
+    return getattr(module, name)(tensors["input"], state, **weights, **extra, **options)
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["zeros", "state"])
+def test_equals_reference(cell, backend, with_state, reverse):
+    op = operands(cell, Shape(6, 3, 4, 9), reverse=reverse)
+    states = tuple(op.tensors[n] for n in ("h_0", "c_0") if n in op.tensors)
+    state = None if not with_state else states if len(states) == 2 else states[0]
+    results = []
+    for module, options in ((functional, {"backend": backend}), (reference, {})):
+        output, last = call(module, cell, op.tensors, state, reverse=reverse, **options)
+        results.append([output, *(last if isinstance(last, tuple) else (last,))])
+    assert relative_error(*results) < 1e-12
+
+
+def test_weights_may_be_functions_of_parameters(cell, backend):
+    """DropConnect and the like: the gradient reaches what a weight was computed from."""
+    op = operands(cell, Shape(5, 2, 3, 4))
+    mask = (torch.rand(op.tensors["weight_hh"].shape, generator=torch.Generator().manual_seed(0)) > 0.5).double()
+    tensors = {**op.tensors, "weight_hh": op.tensors["weight_hh"] * mask}
+    output, _ = call(functional, cell, tensors, backend=backend)
+    (gradient,) = torch.autograd.grad(output.square().sum(), op.tensors["weight_hh"])
+    assert (gradient[mask == 0] == 0).all()
+    assert (gradient[mask == 1] != 0).any()
+
+
+@pytest.mark.parametrize("backend", [*FUSED, "reference"])
+def test_mistakes(backend):
+    op = operands("lstm", Shape(4, 3, 5, 2), dtype=torch.float32)
+    t = {name: tensor.detach() for name, tensor in op.tensors.items()}
+    state = (t["h_0"], t["c_0"])
+    good = {"input": t["input"], "weight_ih": t["weight_ih"], "weight_hh": t["weight_hh"]}
+
+    def run(state=state, **changed):
+        return functional.lstm(state=state, **{**good, **changed}, backend=backend)
+
+    run()
+    cases = [
+        (ValueError, r"input must be \(T, B, I\).*\(4, 3\)", {"input": torch.zeros(4, 3)}),
+        (RuntimeError, r"at least 1, got \(0, 3, 5\)", {"input": torch.zeros(0, 3, 5)}),
+        (RuntimeError, r"weight_ih must have shape \(8, 6\)", {"input": torch.zeros(4, 3, 6)}),
+        (RuntimeError, r"weight_hh must have shape \(8, 2\)", {"weight_hh": torch.zeros(7, 2)}),
+        (RuntimeError, r"weight_hh must be \(gates\*H, H\)", {"weight_hh": torch.zeros(8)}),
+        (RuntimeError, r"bias_ih must have shape \(8,\)", {"bias_ih": torch.zeros(9)}),
+        (ValueError, "bias_hh is torch.float64 but input is torch.float32", {"bias_hh": torch.zeros(8).double()}),
+        (ValueError, "weight_ih is missing", {"weight_ih": None}),
+        (RuntimeError, r"c_0 must have shape \(3, 2\)", {"state": (t["h_0"], torch.zeros(3, 3))}),
+        (TypeError, r"a pair \(h_0, c_0\)", {"state": t["h_0"]}),
+    ]
+    for error, message, changed in cases:
+        with pytest.raises(error, match=message):
+            run(**changed)
+    with pytest.raises(ValueError, match="bias_hh is not a parameter of this cell"):
+        functional.gru(torch.zeros(1, 1, 1), None, *[torch.zeros(3, 1)] * 2, None, torch.zeros(3), reset_after=False)
+    with pytest.raises(ValueError, match="unknown nonlinearity 'sin'"):
+        functional.rnn(torch.zeros(1, 1, 1), None, torch.zeros(1, 1), torch.zeros(1, 1), nonlinearity="sin")

@@ -1,0 +1,300 @@
+"""The modules as drop-ins: torch.nn's results, parameters and errors, and the stacking of layers and directions."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import fused_rnn
+
+from .conftest import FUSED
+
+PAIRS = {
+    "rnn": (fused_rnn.RNN, nn.RNN, {}),
+    "rnn_relu": (fused_rnn.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (fused_rnn.LSTM, nn.LSTM, {}),
+    "gru": (fused_rnn.GRU, nn.GRU, {}),
+}
+MODULES = {
+    "rnn": fused_rnn.RNN,
+    "lstm": fused_rnn.LSTM,
+    "gru_reset_after": fused_rnn.GRU,
+    "gru": lambda *a, **kw: fused_rnn.GRU(*a, reset_after=False, **kw),
+    "multiplicative_lstm": fused_rnn.MultiplicativeLSTM,
+    "multiplicative_gru": fused_rnn.MultiplicativeGRU,
+}
+I, H, T, B = 5, 7, 6, 3
+
+
+def pair(name: str, **options) -> tuple[nn.Module, nn.Module]:
+    """Our module and torch.nn's, made from the same seed."""
+    ours, theirs, extra = PAIRS[name]
+    made = []
+    for cls in (ours, theirs):
+        torch.manual_seed(0)
+        made.append(cls(I, H, dtype=torch.float64, **extra, **options))
+    return made[0], made[1]
+
+
+def is_lstm(module: nn.Module) -> bool:
+    return "LSTM" in type(module).__name__
+
+
+def flat(result) -> list[torch.Tensor]:
+    output, state = result
+    return [output, *(state if isinstance(state, tuple) else (state,))]
+
+
+def random_state(module: nn.Module, *shape: int):
+    state = torch.randn(shape, dtype=torch.float64)
+    return (state, torch.randn_like(state)) if is_lstm(module) else state
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one-way", "both-ways"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_torch(name, num_layers, bidirectional, bias):
+    """Same seed, same parameters, same results, same gradients of everything."""
+    ours, theirs = pair(name, num_layers=num_layers, bidirectional=bidirectional, bias=bias)
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    torch.manual_seed(1)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    state = random_state(theirs, num_layers * (1 + bidirectional), B, H)
+    gradients = []
+    for module in (ours, theirs):
+        results = flat(module(x, state))
+        loss = sum((r * torch.linspace(-1, 1, r.numel(), dtype=r.dtype).view_as(r)).sum() for r in results)
+        gradients.append([*results, *torch.autograd.grad(loss, [x, *module.parameters()])])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
+@pytest.mark.parametrize("layout", ["time-first", "batch-first", "unbatched"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_layouts(name, layout, with_state):
+    ours, theirs = pair(name, num_layers=2, batch_first=layout == "batch-first")
+    shape = {"time-first": (T, B, I), "batch-first": (B, T, I), "unbatched": (T, I)}[layout]
+    state_shape = (2, H) if layout == "unbatched" else (2, B, H)
+    x = torch.randn(shape, dtype=torch.float64)
+    args = (x, random_state(theirs, *state_shape)) if with_state else (x,)
+    for a, b in zip(flat(ours(*args)), flat(theirs(*args))):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_state_dict_goes_both_ways(name):
+    ours, theirs = pair(name, num_layers=2, bidirectional=True)
+    for source, target in ((theirs, ours), (ours, theirs)):
+        for p in source.parameters():
+            nn.init.normal_(p)
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one-way", "both-ways"])
+@pytest.mark.parametrize("name", MODULES)
+def test_fused_equals_reference_in_layers(name, bidirectional):
+    """All cells, stacked: the fused backends and the reference agree, gradients included."""
+    torch.manual_seed(0)
+    module = MODULES[name](I, H, 2, bidirectional=bidirectional, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    gradients = []
+    for backend in ("reference", *FUSED):
+        module.backend = backend
+        results = flat(module(x))
+        gradients.append([*results, *torch.autograd.grad(sum(r.square().sum() for r in results), module.parameters())])
+    assert len(gradients) > 1
+    for other in gradients[1:]:
+        for a, b in zip(other, gradients[0]):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_eval_mode_has_gradients(name):
+    module = MODULES[name](I, H, dtype=torch.float64).eval()
+    module(torch.randn(T, B, I, dtype=torch.float64))[0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_grad_saves_nothing_and_equals_training(name):
+    module = MODULES[name](I, H)
+    x = torch.randn(T, B, I)
+    expected = module(x)[0]
+    with torch.no_grad():
+        output = module(x)[0]
+    assert not output.requires_grad
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compiles_to_one_graph(name):
+    torch.manual_seed(0)
+    module = MODULES[name](I, H, 2, bidirectional=True)
+    x = torch.randn(T, B, I, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for call in (module, compiled):
+        results = flat(call(x))
+        gradients.append(torch.autograd.grad(sum(r.sum() for r in results), [x, *module.parameters()]))
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiles_with_inductor():
+    module = fused_rnn.LSTM(I, H)
+    x = torch.randn(T, B, I)
+    loss = torch.compile(lambda x: module(x)[0].square().sum(), fullgraph=True)
+    loss(x).backward()
+    compiled = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(x)[0].square().sum().backward()
+    for a, p in zip(compiled, module.parameters()):
+        torch.testing.assert_close(a, p.grad)
+
+
+def test_dropout_between_layers_only():
+    torch.manual_seed(0)
+    module = fused_rnn.GRU(I, H, 2, dropout=1.0)
+    x = torch.randn(T, B, I)
+    only_second = fused_rnn.GRU(H, H)
+    only_second.load_state_dict({n.replace("l1", "l0"): p for n, p in module.named_parameters() if "l1" in n})
+    torch.testing.assert_close(module(x)[0], only_second(torch.zeros(T, B, H))[0])
+    assert not torch.allclose(module.eval()(x)[0], only_second(torch.zeros(T, B, H))[0])
+    module.train().dropout = 0.5
+    assert not torch.equal(module(x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_copies_pickles_and_prints(name):
+    module = MODULES[name](I, H, 2)
+    x = torch.randn(T, B, I)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(module), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(x)[0], module(x)[0])
+    assert f"({I}, {H}, num_layers=2" in repr(module)
+
+
+def test_parameters_of_the_new_cells():
+    module = fused_rnn.MultiplicativeLSTM(I, H)
+    assert {n: tuple(p.shape) for n, p in module.named_parameters()} == {
+        "weight_ih_l0": (4 * H, I),
+        "weight_hh_l0": (4 * H, H),
+        "bias_ih_l0": (4 * H,),
+        "weight_mih_l0": (I, I),
+        "weight_mhh_l0": (I, H),
+        "bias_m_l0": (I,),
+    }
+    names = [n for n, _ in fused_rnn.GRU(I, H, reset_after=False).named_parameters()]
+    assert names == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"]
+    assert [len(w) for w in fused_rnn.MultiplicativeGRU(I, H, 2, bias=False).all_weights] == [4, 4]
+
+
+def test_meta_device():
+    module = fused_rnn.LSTM(I, H, device="meta")
+    output, (h, c) = module(torch.empty(T, B, I, device="meta"))
+    assert (output.shape, h.shape, c.shape) == ((T, B, H), (1, B, H), (1, B, H))
+
+
+# Mistakes: torch.nn raises for them, and ours raises the same type --------------------------------------------
+
+CONSTRUCTOR_MISTAKES = {
+    "input-size-zero": lambda cls: cls(0, H),
+    "input-size-negative": lambda cls: cls(-1, H),
+    "hidden-size-zero": lambda cls: cls(I, 0),
+    "hidden-size-float": lambda cls: cls(I, 2.5),
+    "input-size-string": lambda cls: cls("5", H),
+    "layers-zero": lambda cls: cls(I, H, 0),
+    "dropout-above-one": lambda cls: cls(I, H, 2, dropout=1.5),
+    "dropout-negative": lambda cls: cls(I, H, 2, dropout=-0.1),
+    "dropout-bool": lambda cls: cls(I, H, 2, dropout=True),
+    "bias-int": lambda cls: cls(I, H, bias=3),
+    "batch-first-int": lambda cls: cls(I, H, batch_first=1),
+}
+CALL_MISTAKES = {
+    "rank-four": lambda m: m(torch.zeros(1, T, B, I)),
+    "rank-one": lambda m: m(torch.zeros(I)),
+    "features": lambda m: m(torch.zeros(T, B, I + 1)),
+    "no-steps": lambda m: m(torch.zeros(0, B, I)),
+    "dtype": lambda m: m(torch.zeros(T, B, I, dtype=torch.float64)),
+    "state-batch": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, B + 1, H)),
+    "state-hidden": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, B, H + 1)),
+    "state-layers": lambda m: m(torch.zeros(T, B, I), torch_state(m, 2, B, H)),
+    "state-unbatched": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, H)),
+    "state-for-unbatched-input": lambda m: m(torch.zeros(T, I), torch_state(m, 1, B, H)),
+}
+
+
+def torch_state(module: nn.Module, *shape: int):
+    return (torch.zeros(shape), torch.zeros(shape)) if is_lstm(module) else torch.zeros(shape)
+
+
+@pytest.mark.parametrize("mistake", CONSTRUCTOR_MISTAKES)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_constructor_mistakes(name, mistake):
+    ours, theirs, _ = PAIRS[name]
+    with pytest.raises((ValueError, TypeError)) as expected:
+        CONSTRUCTOR_MISTAKES[mistake](theirs)
+    with pytest.raises(expected.type) as raised:
+        CONSTRUCTOR_MISTAKES[mistake](ours)
+    assert raised.type is expected.type
+    assert str(raised.value)
+
+
+@pytest.mark.parametrize("mistake", CALL_MISTAKES)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_call_mistakes(name, mistake):
+    ours, theirs, _ = PAIRS[name]
+    with pytest.raises((ValueError, RuntimeError, TypeError)) as expected:
+        CALL_MISTAKES[mistake](theirs(I, H))
+    with pytest.raises(expected.type) as raised:
+        CALL_MISTAKES[mistake](ours(I, H))
+    assert raised.type is expected.type
+    assert str(raised.value)
+
+
+@pytest.mark.parametrize("mistake", CALL_MISTAKES)
+@pytest.mark.parametrize("name", ["gru", "multiplicative_lstm", "multiplicative_gru"])
+def test_call_mistakes_of_the_new_cells(name, mistake):
+    with pytest.raises((ValueError, RuntimeError)):
+        CALL_MISTAKES[mistake](MODULES[name](I, H))
+
+
+def test_other_mistakes():
+    with pytest.raises(ValueError, match="unknown backend 'gpu': expected 'auto' or one of 'cpu'"):
+        fused_rnn.LSTM(I, H, backend="gpu")
+    with pytest.raises(ValueError, match="sigmoid"):
+        fused_rnn.RNN(I, H, nonlinearity="sigmoid")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run this call"):
+        fused_rnn.LSTM(I, H, backend="cuda")(torch.zeros(T, B, I))
+    with pytest.raises(TypeError, match=r"pair \(h_0, c_0\)"):
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), torch.zeros(1, B, H))
+    with pytest.raises(TypeError, match="one tensor h_0"):
+        fused_rnn.GRU(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H), torch.zeros(1, B, H)))
+    with pytest.raises(TypeError, match="PackedSequence"):
+        fused_rnn.GRU(I, H)(nn.utils.rnn.pack_sequence([torch.zeros(T, I)]))
+    with pytest.raises(ValueError, match="c_0 is torch.float64 but input is torch.float32"):
+        state = (torch.zeros(1, B, H), torch.zeros(1, B, H, dtype=torch.float64))
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), state)
+    with pytest.raises(ValueError, match="on meta but input is on cpu"):
+        fused_rnn.LSTM(I, H, device="meta")(torch.zeros(T, B, I))
+    with pytest.warns(UserWarning, match="num_layers"):
+        fused_rnn.LSTM(I, H, dropout=0.5)
+
+
+def test_auto_says_when_it_takes_the_reference():
+    fused_rnn.ops._warn_of_reference.cache_clear()
+    module = fused_rnn.LSTM(I, H, dtype=torch.float16)
+    with pytest.warns(UserWarning, match="the dtype is torch.float16"):
+        module(torch.zeros(T, B, I, dtype=torch.float16))
+    with pytest.raises(RuntimeError, match="the dtype is torch.float16"):
+        fused_rnn.choose_backend("cpu", torch.float16, "cpu")
+    assert fused_rnn.choose_backend("cpu", torch.float32).backend == "cpu"

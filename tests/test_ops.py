@@ -1,0 +1,277 @@
+"""The fused operators, as they ship, against the float64 reference: results, gradients, autograd's odd corners."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fused_rnn
+from fused_rnn import ops
+
+from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, relative_error
+
+# sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
+LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]
+
+
+def test_the_cpu_backend_is_built():
+    assert "cpu" in FUSED, fused_rnn.backends()["cpu"]
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_gradcheck(cell, backend, shape, reverse):
+    op = operands(cell, shape, reverse=reverse)
+    assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
+@pytest.mark.parametrize("shape", [Shape(4, 3, 5, 17), Shape(3, 9, 19, 10)], ids=str)
+def test_gradcheck_across_panels(cell, backend, shape):
+    op = operands(cell, shape)
+    assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()), fast_mode=True)
+
+
+def test_gradcheck_without_bias(cell, backend):
+    op = operands(cell, Shape(3, 2, 3, 4), bias=False)
+    assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
+@pytest.mark.parametrize("shape", [*ODD_SHAPES, *LARGER_SHAPES], ids=str)
+def test_float64_equals_reference(cell, backend, shape, reverse):
+    op = operands(cell, shape, reverse=reverse)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_equals_reference(data):
+    sizes = [data.draw(st.integers(1, most), label=name) for name, most in zip("TBIH", (12, 20, 70, 70))]
+    cell = data.draw(st.sampled_from(list(ops.CELLS)), label="cell")
+    op = operands(cell, Shape(*sizes), reverse=data.draw(st.booleans()), bias=data.draw(st.booleans()))
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    for backend in FUSED:
+        assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [Shape(20, 8, 12, 40), Shape(50, 33, 11, 64)], ids=str)
+def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
+    """Against float64 on the same rounded operands, the error is at most twice that of PyTorch in this dtype.
+
+    PyTorch's own is its module where it has one (in bfloat16 oneDNN's kernel), otherwise the plain loop.
+    """
+    op = operands(cell, shape, scale=1.0, dtype=dtype)
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    theirs = [relative_error(op.results_and_gradients("reference", d_results), exact)]
+    if cell in ("lstm", "gru_reset_after"):
+        theirs.append(relative_error(torch_results_and_gradients(op, d_results), exact))
+    assert relative_error(op.results_and_gradients(backend, d_results), exact) <= 2 * min(theirs)
+
+
+def torch_results_and_gradients(op: Operands, d_results: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What torch.nn's module of the same cell computes from the same operands."""
+    t = op.tensors
+    hidden, features = t["weight_hh"].shape[1], t["input"].shape[2]
+    module = {"lstm": torch.nn.LSTM, "gru_reset_after": torch.nn.GRU}[op.cell](features, hidden, dtype=t["input"].dtype)
+    weights = [name for name in t if name.startswith(("weight", "bias"))]
+    module.load_state_dict({f"{name}_l0": t[name] for name in weights})
+    states = [t[name].unsqueeze(0) for name in ("h_0", "c_0") if name in t]
+    output, last = module(t["input"], tuple(states) if len(states) == 2 else states[0])
+    results = [output, *(part[0] for part in (last if isinstance(last, tuple) else (last,)))]
+    leaves = [t[n] for n in t if n not in weights] + [getattr(module, f"{n}_l0") for n in weights]
+    return [*results, *torch.autograd.grad(results, leaves, d_results)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+@pytest.mark.parametrize("value", [30.0, -30.0, 1e4, -1e4, 1e30])
+def test_saturated_gates(cell, backend, dtype, value):
+    """Huge pre-activations saturate, as in PyTorch, and never make a NaN."""
+    if cell == "rnn_relu" or ("multiplicative" in cell and abs(value) > 1e5):
+        pytest.skip("grows without bound, by its equation")
+    op = operands(cell, Shape(3, 2, 2, 19), dtype=dtype)
+    replaced = {name: torch.full_like(t, value) for name, t in op.tensors.items() if name == "bias_ih"}
+    exact = op.run("reference", **replaced)
+    for result, expected in zip(op.run(backend, **replaced), exact):
+        torch.testing.assert_close(result, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_propagate(cell, backend, poison):
+    """NaN and infinity in one sequence reach what they reach in PyTorch, and no other sequence."""
+    op = operands(cell, Shape(6, 5, 3, 18), dtype=torch.float32)
+    input = op.tensors["input"].detach().clone()
+    input[2, 1, 0] = poison
+    for result, expected in zip(op.run(backend, input=input), op.run("reference", input=input)):
+        torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"], ["output", "c_n"]], ids="+".join)
+def test_gradients_of_some_results(cell, backend, used):
+    """A result that the loss does not use counts as a zero gradient, not as uninitialised memory."""
+    if "c_n" in used and not ops.CELLS[cell].has_cell_state:
+        pytest.skip("has no cell state")
+    op = operands(cell, Shape(5, 3, 4, 6))
+    leaves = list(op.tensors.values())
+    gradients = []
+    for name in (backend, "reference"):
+        results = dict(zip(("output", "h_n", "c_n"), op.run(name)))
+        loss = sum(results[key].square().sum() for key in used)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    assert relative_error(*gradients) < 1e-11
+
+
+def test_gradients_of_some_operands(cell, backend):
+    """Each operand alone may want its gradient, and gets the same as when all do."""
+    op = operands(cell, Shape(4, 3, 2, 5))
+    d_results = random_like(op.run("reference"))
+    exact = dict(zip(op.tensors, op.results_and_gradients("reference", d_results)[len(d_results) :]))
+    for name, tensor in op.tensors.items():
+        frozen = {n: t.detach() for n, t in op.tensors.items() if n != name}
+        (gradient,) = torch.autograd.grad(op.run(backend, **frozen), tensor, d_results)
+        torch.testing.assert_close(gradient, exact[name])
+
+
+def test_double_backward(cell, backend):
+    op = operands(cell, Shape(3, 2, 3, 4))
+    assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
+def test_third_derivative(backend):
+    """Three times d/dx of a scalar LSTM equals the reference's."""
+    op = operands("lstm", Shape(2, 1, 1, 1))
+    derivatives = []
+    for name in (backend, "reference"):
+        value = op.run(name)[0].sum()
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.sum(), op.tensors["input"], create_graph=True)
+        derivatives.append(value)
+    torch.testing.assert_close(*derivatives)
+
+
+def test_derivative_stops_at_the_operands(backend):
+    """Double backward with an operand that is itself a function of another one."""
+    op = operands("gru", Shape(3, 2, 2, 2))
+    gradients = []
+    for name in (backend, "reference"):
+        x = op.tensors["input"]
+        tied = {"h_0": x.sum(0).tanh(), "weight_hh": op.tensors["weight_hh"] * x.mean()}
+        (first,) = torch.autograd.grad(op.run(name, **tied)[0].square().sum(), x, create_graph=True)
+        gradients.append(torch.autograd.grad(first.square().sum(), [x, op.tensors["weight_ih"]]))
+    assert relative_error(*gradients) < 1e-10
+
+
+def test_strided_operands(cell, backend):
+    """Transposed, expanded and sliced operands and gradients are read for what they say."""
+    op = operands(cell, Shape(5, 4, 3, 6))
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    for name, t in op.tensors.items():
+        wide = torch.stack([t.detach(), torch.full_like(t, float("nan"))], -1)
+        op.tensors[name] = wide[..., 0].requires_grad_()
+        assert not op.tensors[name].is_contiguous()
+    strided = [torch.stack([d, d], -1)[..., 0] for d in d_results]
+    assert relative_error(op.results_and_gradients(backend, strided), exact) < 1e-11
+    output = op.run(backend)[0]
+    (gradient,) = torch.autograd.grad(output.sum(), op.tensors["input"])  # an expanded gradient, strides 0
+    (expected,) = torch.autograd.grad(op.run("reference")[0].sum(), op.tensors["input"])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_same_bits_twice(cell, backend):
+    op = operands(cell, Shape(40, 17, 11, 70), dtype=torch.float32)
+    d_results = random_like(op.run("reference"))
+    first, second = (op.results_and_gradients(backend, d_results) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+# threads share sequences in the first shape; in the others panels, for want of sequences or because of large weights
+THREADED = [Shape(30, 21, 7, 19), Shape(4, 1, 5, 200), Shape(3, 3, 210, 190), Shape(2, 20, 3, 270)]
+
+
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+def test_threads_agree(cell, shape):
+    op = operands(cell, shape)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            assert relative_error(op.results_and_gradients("cpu", d_results), exact) < 1e-11
+    finally:
+        torch.set_num_threads(threads)
+
+
+def arguments(op: Operands) -> tuple:
+    return tuple(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS))
+
+
+def test_opcheck(cell):
+    op = operands(cell, Shape(3, 2, 3, 4), dtype=torch.float32)
+    args = (*arguments(op), cell, False, True)
+    torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
+    output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
+    d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
+    args = (output.clone().requires_grad_(), h_n.clone(), d_c_n, output, saved, *arguments(op), cell, False, True, True)
+    torch.library.opcheck(torch.ops.fused_rnn.backward.default, args)
+
+
+def test_backward_needs_what_forward_saved():
+    op = operands("lstm", Shape(2, 1, 1, 1))
+    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, False)
+    with pytest.raises(RuntimeError, match="training=False"):
+        output.sum().backward()
+
+
+def test_operator_refuses_what_it_cannot_read():
+    """A direct caller gets an error and never reads out of bounds."""
+    op = operands("lstm", Shape(2, 2, 3, 4))
+    good = arguments(op)
+    with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
+        torch.ops.fused_rnn.forward(*good, "lstn", False, False)
+    for index, name in ((1, "h_0"), (2, "c_0"), (3, "weight_ih"), (4, "weight_hh"), (5, "bias_ih"), (6, "bias_hh")):
+        wrong = list(good)
+        wrong[index] = good[index].detach()[..., :-1]
+        with pytest.raises(RuntimeError, match=r"must have shape|c_0"):
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+        wrong[index] = good[index].detach().float()
+        with pytest.raises(RuntimeError, match=f"{name} and input must have the same dtype"):
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+
+
+INSTRUCTION_SETS = {"generic": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}
+
+
+def run_python(arguments: list[str], instruction_set: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "FUSED_RNN_CPU_ISA": instruction_set}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set(instruction_set):
+    """The tests of results and gradients pass with the kernels of each instruction set that this processor has."""
+    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if not set(INSTRUCTION_SETS[instruction_set]) <= set(flags[0].split() if flags else []):
+        pytest.skip(f"this processor has no {instruction_set}")
+    code = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
+    assert run_python(["-c", code], instruction_set).stdout.strip() == instruction_set
+    chosen = "float64_equals_reference or low_precision or saturated or across_panels"
+    run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
+
+
+def test_unknown_instruction_set_is_refused():
+    run = run_python(["-c", "import torch, fused_rnn; fused_rnn.LSTM(1, 1)(torch.zeros(1, 1, 1))"], "mmx")
+    assert run.returncode != 0
+    assert "FUSED_RNN_CPU_ISA" in run.stderr

@@ -1,0 +1,86 @@
+"""The oracle itself: against torch.nn where torch has the cell, against scalar equations where it has not."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_rnn import reference
+
+from .conftest import ODD_SHAPES, Shape, operands
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+TORCH_MODULES = {
+    "rnn_tanh": torch.nn.RNN,
+    "rnn_relu": lambda *sizes, **kw: torch.nn.RNN(*sizes, nonlinearity="relu", **kw),
+    "lstm": torch.nn.LSTM,
+    "gru_reset_after": torch.nn.GRU,
+}
+
+
+@pytest.mark.parametrize("shape", [*ODD_SHAPES, Shape(9, 4, 6, 33)], ids=str)
+@pytest.mark.parametrize("name", TORCH_MODULES)
+def test_equals_torch(name, shape):
+    """Same weights, same inputs, same states: same outputs as torch.nn's module."""
+    op = operands(name, shape)
+    module = TORCH_MODULES[name](shape.I, shape.H, dtype=torch.float64)
+    weights = {n: t for n, t in op.tensors.items() if n.startswith(("weight", "bias"))}
+    module.load_state_dict({f"{n}_l0": t for n, t in weights.items()})
+    state = tuple(op.tensors[n].unsqueeze(0) for n in ("h_0", "c_0") if n in op.tensors)
+    output, last = module(op.tensors["input"], state if len(state) == 2 else state[0])
+    expected = [output, *(part[0] for part in (last if isinstance(last, tuple) else (last,)))]
+    for value, exact in zip(op.run("reference"), expected):
+        torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
+
+
+def scalar_step(name: str, x: float, h: float, c: float, w: dict[str, list[float]]) -> tuple[float, float]:
+    """One step at I = H = 1 from the equations, in Python floats: (h, c)."""
+    if name.startswith("multiplicative"):
+        x = (w["weight_mih"][0] * x + w["weight_mhh"][0] * h + w["bias_m"][0]) * x
+    a = [w["weight_ih"][g] * x + w["bias_ih"][g] for g in range(len(w["weight_ih"]))]
+    u = w["weight_hh"]
+    if name.endswith("lstm"):
+        i, f, o = (sigmoid(a[g] + u[g] * h) for g in (0, 1, 3))
+        c = f * c + i * math.tanh(a[2] + u[2] * h)
+        return o * math.tanh(c), c
+    r, z = sigmoid(a[0] + u[0] * h), sigmoid(a[1] + u[1] * h)
+    return (1 - z) * h + z * math.tanh(a[2] + u[2] * (r * h)), c
+
+
+@pytest.mark.parametrize("name", ["gru", "multiplicative_lstm", "multiplicative_gru"])
+def test_follows_its_equations(name, reverse):
+    """The cells that torch lacks, against the equations in plain floats."""
+    op = operands(name, Shape(6, 1, 1, 1), reverse=reverse, scale=1.5)
+    w = {n: t.flatten().tolist() for n, t in op.tensors.items()}
+    h, c, expected = w["h_0"][0], w.get("c_0", [0.0])[0], []
+    xs = w["input"][::-1] if reverse else w["input"]
+    for x in xs:
+        h, c = scalar_step(name, x, h, c, w)
+        expected.append(h)
+    output, h_n, *c_n = op.run("reference")
+    assert output.flatten().tolist() == pytest.approx(expected[::-1] if reverse else expected, rel=1e-12)
+    assert [t.item() for t in (h_n, *c_n)] == pytest.approx([h, c][: 1 + len(c_n)], rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_finite_differences(cell, shape, reverse):
+    op = operands(cell, shape, reverse=reverse)
+    assert torch.autograd.gradcheck(op.function("reference"), tuple(op.tensors.values()))
+
+
+def test_second_derivatives(cell):
+    op = operands(cell, Shape(3, 2, 2, 2))
+    assert torch.autograd.gradgradcheck(op.function("reference"), tuple(op.tensors.values()))
+
+
+def test_imports_only_torch():
+    """The oracle stands apart from the package, so no bug of the package can leak into it."""
+    lines = Path(reference.__file__).read_text().splitlines()
+    imports = [line for line in lines if line.lstrip().startswith(("import ", "from "))]
+    assert imports
+    assert all(line.split()[1].split(".")[0] in ("torch", "collections") for line in imports)
