@@ -149,7 +149,10 @@ def write_json(path: Path, content: object) -> None:
         partial_path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def run_command(main: Callable[[], None]) -> None:
+INTERRUPTED = "interrupted; what was finished is saved, --resume goes on from there"
+
+
+def run_command(main: Callable[[], None], interrupted: str = INTERRUPTED) -> None:
     """Run a command's main: wrong input ends with one sentence and status 2, Ctrl-C with status 130."""
     try:
         main()
@@ -157,5 +160,5 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is saved, --resume goes on from there", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)

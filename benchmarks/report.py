@@ -1,0 +1,119 @@
+"""``python -m benchmarks.report``: write the results of ``benchmarks.speed`` into README.md, between two markers.
+
+Every number, name and date in that block comes from the files in benchmarks/results/; a test checks that the
+block is the one these files give. Entries read *ours / theirs = ratio*, more than 1 being in our favour.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.speed.cases import CELLS, Shape
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+HEADINGS = {
+    "training": "Training step (forward and backward), ms",
+    "forward": "Forward only, ms",
+    "memory": "Peak memory of a training step, MiB",
+}
+MALLOC = {
+    "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
+    "default": "malloc as it is by default",
+}
+
+
+def load_results(folder: Path = RESULTS) -> list[dict]:
+    """Every file of results there, in a fixed order: none if nothing has been measured yet."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("speed-*.json"), reverse=True)]
+
+
+def block(results: list[dict]) -> str:
+    """What stands between the markers."""
+    return "\n\n".join([BEGIN, *(section(result) for result in results), END])
+
+
+def section(result: dict) -> str:
+    """One file of results: where it was measured, then a table each for training, forward and memory."""
+    tables = {mode: [r for r in result["times"] if r["mode"] == mode] for mode in ("training", "forward")}
+    tables["memory"] = result["memory"]
+    parts = [f"**{HEADINGS[name]}**\n\n{table(records)}" for name, records in tables.items() if records]
+    return "\n\n".join([preamble(result), *parts])
+
+
+def preamble(result: dict) -> str:
+    machine, plan = result["hardware"], result["plan"]
+    shapes = "; ".join(f"({name}) {Shape(**shape)}" for name, shape in result["shapes"].items())
+    medians = [record for record in result["times"] if "median_ms" in record]
+    spreads = sorted(record["spread_ms"] / record["median_ms"] for record in medians)
+    noise = f"; the middle half of a case's times spans {spreads[len(spreads) // 2]:.0%} of it" if spreads else ""
+    return (
+        f"Measured on {result['date'][:10]} with `python -m benchmarks.speed`: {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"fused_rnn {machine['fused_rnn']}, backend `{plan['backend']}`, float32. Times are medians of "
+        f"{plan['rounds']} interleaved rounds after {plan['warm_up']} to warm up{noise}; "
+        f"{MALLOC[result['allocator']['name']]}. Shapes: {shapes}. "
+        "Peak memory: growth of the resident set during one step, in a fresh process with malloc as it is by default. "
+        "Entries: fused / other = how many times faster, or smaller."
+    )
+
+
+def table(records: list[dict]) -> str:
+    """One row per cell, thread count and rival, one column per shape."""
+    shapes = sorted({record["shape"] for record in records})
+    found = {(r["cell"], r["threads"], r["candidate"], r["shape"]): r for r in records}
+    threads = sorted({record["threads"] for record in records})
+    lines = [
+        f"| cell | threads | other | {' | '.join(f'({shape})' for shape in shapes)} |",
+        "|---" * (3 + len(shapes)) + "|",
+    ]
+    for cell, title in CELLS.items():
+        rivals = {r["candidate"]: r["title"] for r in records if r["cell"] == cell and r["candidate"] != "fused"}
+        for rival, rival_title in rivals.items():
+            for count in threads:
+                pairs = [[found.get((cell, count, name, shape)) for name in ("fused", rival)] for shape in shapes]
+                entries = " | ".join(entry(*pair) for pair in pairs)
+                lines.append(f"| {title} | {count} | {rival_title} | {entries} |")
+    return "\n".join(lines)
+
+
+def entry(ours: dict | None, theirs: dict | None) -> str:
+    if ours is None or theirs is None:
+        return "–"
+    if "wrong" in ours or "wrong" in theirs:
+        return "wrong"
+    mine, other = (record.get("median_ms", record.get("peak_mib")) for record in (ours, theirs))
+    return f"{digits(mine)} / {digits(other)} = **{other / mine:.2f}×**"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def insert(readme: str, results: list[dict]) -> str:
+    """The README with its block replaced; raises InputError if the markers are not there once, in order."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(readme)) != 1 or readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise common.InputError(f"the README must have the line {BEGIN} once, and after it {END} once")
+    return pattern.sub(lambda _: block(results), readme)
+
+
+def main(readme: Path = README, folder: Path = RESULTS) -> None:
+    results = load_results(folder)
+    if not results:
+        raise common.InputError(f"there are no results in {folder}: run 'python -m benchmarks.speed' first")
+    if not readme.exists():
+        raise common.InputError(f"there is no {readme} to write the tables into")
+    text = insert(readme.read_text(), results)
+    with common.replacing(readme) as partial_path:
+        partial_path.write_text(text)
+    print(f"wrote the tables of {len(results)} result files into {readme}")
+
+
+if __name__ == "__main__":
+    common.run_command(main)

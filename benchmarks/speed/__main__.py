@@ -1,0 +1,109 @@
+"""``python -m benchmarks.speed``: measure every case of ``cases`` and write one file of results.
+
+Times come from one process per thread count, memory from one process per candidate. The whole table goes to
+benchmarks/results/, where ``python -m benchmarks.report`` finds it; part of it, or a smoke run, goes to runs/.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tqdm import tqdm
+
+import fused_rnn
+from benchmarks import common
+
+from .cases import CELLS, SHAPES, Plan, candidates
+from .child import ALLOCATORS, records
+
+ROOT = Path(__file__).parents[2]
+CORES = len(os.sched_getaffinity(0))
+THREADS = tuple(count for count in (1, 2) if count <= CORES)
+TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = common.Parser(prog="python -m benchmarks.speed", description=__doc__)
+    shapes = "; ".join(f"{name}: {shape}" for name, shape in SHAPES.items())
+    parser.add_argument("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {shapes}")
+    parser.add_argument("--threads", nargs="+", type=common.positive, metavar="N", help="thread counts to measure at")
+    parser.add_argument("--rounds", type=common.positive, help="timed steps per candidate")
+    parser.add_argument("--backend", choices=fused_rnn.backends(), help="what runs the fused cells")
+    parser.add_argument("--allocator", choices=ALLOCATORS, default="resident", help="settings of malloc, for times")
+    parser.add_argument("--quick", action="store_true", help="smoke run: 8 time steps, 1 round to warm up, 2 timed")
+    parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
+    parser.set_defaults(cells=Plan.cells, shapes=Plan.shapes, threads=THREADS, rounds=Plan.rounds, backend=Plan.backend)
+    return parser.parse_args(arguments)
+
+
+def plan_from(options: argparse.Namespace) -> Plan:
+    """The plan that the command line asks for; raises InputError for what cannot run here."""
+    common.check_backend("cpu", "float32", options.backend)
+    if max(options.threads) > CORES:
+        raise common.InputError(f"--threads {max(options.threads)} is too many: there are {CORES} cores")
+    options.threads = tuple(dict.fromkeys(options.threads))
+    cells, shapes = tuple(dict.fromkeys(options.cells)), tuple(dict.fromkeys(options.shapes))
+    plan = Plan(cells=cells, shapes=shapes, backend=options.backend, rounds=options.rounds)
+    return replace(plan, most_steps=8, warm_up=1, rounds=2) if options.quick else plan
+
+
+def output_path(options: argparse.Namespace, plan: Plan) -> Path:
+    """Only the whole table belongs with the results that the report reads."""
+    whole = plan == Plan(rounds=plan.rounds) and options.threads == THREADS
+    folder = ROOT / "benchmarks" / "results" if whole else ROOT / "runs"
+    return options.out or folder / f"speed-{options.allocator}.json"
+
+
+def measure_times(plan: Plan, options: argparse.Namespace) -> list[dict]:
+    total = len(options.threads) * sum(case.cost for case in plan.cases())
+    times = []
+    with tqdm(total=total, desc="time", bar_format=TIME_LEFT) as bar:
+        for threads in options.threads:
+            for case in records("timing", options.allocator, threads, plan):
+                times += case["records"]
+                bar.update(case["cost"])
+    return times
+
+
+def measure_memory(plan: Plan, threads: int, times: list[dict]) -> list[dict]:
+    """Peak memory of every candidate that is right, with malloc as it is by default."""
+    wrong = {(time["cell"], time["shape"], time["candidate"]) for time in times if "wrong" in time}
+    runs = [
+        (replace(plan, cells=(cell,), shapes=(shape,)), candidate.name)
+        for shape in plan.shapes
+        if SHAPES[shape].memory
+        for cell in plan.cells
+        for candidate in candidates(cell, plan.backend)
+        if (cell, shape, candidate.name) not in wrong
+    ]
+    bar = tqdm(runs, desc="memory", bar_format=TIME_LEFT)
+    return [record for run in bar for record in records("memory", "default", threads, *run)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    plan = plan_from(options)
+    path = output_path(options, plan)
+    times = measure_times(plan, options)
+    results = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": {**common.hardware(), "threads": options.threads},
+        "allocator": {"name": options.allocator, "environment": ALLOCATORS[options.allocator]},
+        "plan": asdict(plan),
+        "shapes": {name: asdict(plan.shape(name)) for name in plan.shapes},
+        "times": times,
+        "memory": measure_memory(plan, max(options.threads), times),
+    }
+    common.write_json(path, results)
+    print(f"wrote {path}")
+    wrong = [f"{time['cell']}-{time['shape']}-{time['mode']}: {time['wrong']}" for time in times if "wrong" in time]
+    if wrong:
+        sys.exit("error: these candidates are wrong and were not timed:\n" + "\n".join(dict.fromkeys(wrong)))
+
+
+if __name__ == "__main__":
+    common.run_command(main, interrupted="interrupted; nothing was written")

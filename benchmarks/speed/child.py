@@ -1,0 +1,51 @@
+"""Both ends of the pipe between the driver and the processes that measure.
+
+Each measurement runs in a process of its own, because an allocator reads its settings when a process starts.
+``records`` starts one, with the thread count and the plan as its arguments, and yields what it prints, one JSON
+object a line; ``serve`` is what runs in it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .cases import Plan
+
+# "resident" keeps freed memory in the process, in huge pages: no page faults, and so the least noise. It favours
+# code that allocates afresh in every call. "default" is what a program gets that sets nothing.
+RESIDENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+ALLOCATORS = {"resident": RESIDENT, "default": {}}
+
+
+def records(module: str, allocator: str, threads: int, plan: Plan, *arguments: str) -> Iterator[dict]:
+    """Run ``benchmarks.speed.<module>`` in a new process and yield the objects that it prints."""
+    command = [sys.executable, "-m", f"benchmarks.speed.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in RESIDENT}
+    environment |= ALLOCATORS[allocator]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as process:
+        yield from map(json.loads, process.stdout)
+    if process.returncode:
+        raise SystemExit(f"error: the process that measures ({module}) ended with status {process.returncode}")
+
+
+def serve(measure: Callable[..., Iterable[dict]]) -> None:
+    """Call ``measure`` with the plan and further arguments of the command line, and print what it yields."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the driver's to explain
+    threads, plan, *arguments = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    for record in measure(Plan(**json.loads(plan)), *arguments):
+        print(json.dumps(record), flush=True)
