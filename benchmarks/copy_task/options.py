@@ -21,13 +21,12 @@ COMMON = {
     "hidden": 128,
     "batch": 32,
     "extra": [10, 100],
-    "clip": 1.0,
     "forget_bias": 0.0,
     "out": Path("runs/copy_task"),
 }
 PRESETS = {
-    "recall": {**COMMON, "symbols": 10, "sequences": 3200, "held_out": 320, "epochs": 20, "lr": 1e-3},
-    "echo": {**COMMON, "symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "lr": 1e-2},
+    "recall": {**COMMON, "symbols": 10, "sequences": 3200, "held_out": 320, "epochs": 20, "lr": 1e-3, "clip": 1.0},
+    "echo": {**COMMON, "symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "lr": 1e-2, "clip": None},
 }
 DEMO = {
     "length": [20],
@@ -80,7 +79,7 @@ def _parser() -> Parser:
     parser.add_argument("--sequences", type=positive, help="training sequences per epoch")
     parser.add_argument("--held-out", type=positive, help="sequences to validate with, and as many to test with")
     parser.add_argument("--extra", type=positive, nargs="*", help="test also on sequences this much longer")
-    parser.add_argument("--clip", type=positive_number, help="largest norm of the gradient, scaled down above it")
+    parser.add_argument("--clip", type=positive_number, help="scale gradients of a larger norm down to this")
     parser.add_argument("--forget-bias", type=float, help="added to the LSTMs' forget gate bias at the start")
     return parser
 

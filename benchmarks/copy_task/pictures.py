@@ -49,21 +49,17 @@ def draw_pictures(trials: list[dict], rows: list[dict], task: Task, folder: Path
 def curves_figure(trials: list[dict], task: Task) -> Figure:
     """Loss and accuracy by epoch, in training and on held-out sequences, of all cells at one length."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    baseline = trials[0]["baseline"]
-    for axes, name, reference, title in (
-        (left, "loss", baseline["loss"], task.baseline_name),
-        (right, "accuracy", baseline["accuracy"], "guessing"),
-    ):
+    for axes, name in ((left, "loss"), (right, "accuracy")):
         for cell, epochs in _by_cell(trials, lambda trial: trial["epochs"]).items():
             for part, line in (("train", "--"), ("held_out", "-")):
                 values = [[epoch[f"{part}_{name}"] for epoch in trial] for trial in epochs]
                 _line_and_band(axes, values, cell, line, label(cell) if part == "held_out" else None)
-        axes.axhline(reference, label=title, **REFERENCE_LINE)
-        axes.set(xlabel="epoch", ylabel=f"{task.loss_name if name == 'loss' else name}")
-        axes.set_ylim(bottom=0)
+        axes.axhline(trials[0]["baseline"][name], label=task.baseline_name, **REFERENCE_LINE)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    right.set_ylim(0, 1.02)
-    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="solid: held out\ndashed: training")
+    left.set(xlabel="epoch", ylabel=task.loss_name, ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
+    title = "solid: held out\ndashed: training"
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", title=title)
     figure.suptitle(f"Copy task, length {trials[0]['length']}")
     return figure
 

@@ -18,7 +18,7 @@ VERDICTS = {
     "diverged": "diverged, its loss is no longer finite",
     "solved": "solved",
     "better": "better than guessing and the {baseline}",
-    "chance": "no better than guessing",
+    "chance": "no better than the {baseline}",
 }
 
 

@@ -84,13 +84,14 @@ def _train(options: Namespace, task: Task, model: CopyModel, data: Data, advance
     return epochs
 
 
-def _step(model: CopyModel, task: Task, optimiser, clip: float, inputs: Tensor, targets: Tensor) -> Pair:
+def _step(model: CopyModel, task: Task, optimiser, clip: float | None, inputs: Tensor, targets: Tensor) -> Pair:
     """One optimisation step; returns the loss and the accuracy before it, on the device."""
     optimiser.zero_grad(set_to_none=True)
     outputs = model(inputs, len(targets))
     loss = task.loss(outputs, targets)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimiser.step()
     return loss.detach(), task.accuracy(outputs.detach(), targets)
 
