@@ -55,7 +55,7 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         torch = find_torch()
-        objects = Path(self.build_temp)
+        objects = Path("build", "objects")  # not self.build_temp, which is new each time in an editable install
         objects.mkdir(parents=True, exist_ok=True)
         compiler = [os.environ.get("CXX", "g++")]
         flags = [*CXXFLAGS, f"-I{torch}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
