@@ -337,7 +337,7 @@ def refusal(capsys, *arguments: str) -> str:
         (["--protocol", "echo", "--symbols", "5"], "--symbols 5"),
         (["--vocabulary", "1"], "--vocabulary 1"),
         (["--seed", "-1"], "-1"),
-        (["--forget-bias", "nan"], "--forget-bias nan"),
+        (["--keep-bias", "nan"], "--keep-bias nan"),
         (["--device", "abacus"], "abacus"),
     ],
 )
@@ -393,19 +393,21 @@ def test_protocols_have_their_own_defaults():
     assert set(PRESETS["recall"]) == set(PRESETS["echo"])
 
 
-def test_forget_bias_opens_the_forget_gates_only():
-    task = Recall(2, 3)
-
-    def biases(cell: str, forget_bias: float) -> torch.Tensor:
+@pytest.mark.parametrize("cell", CELLS)
+def test_keep_bias_shifts_one_gate(cell):
+    def bias(keep_bias: float) -> torch.Tensor:
         torch.manual_seed(0)
-        return CopyModel(cell, task, 4, 2, forget_bias).recurrent.bias_ih_l1.detach()
+        return CopyModel(cell, Recall(2, 3), 4, 2, keep_bias).recurrent.bias_ih_l1.detach()
 
-    for cell in CELLS:
-        change = biases(cell, 3.0) - biases(cell, 0.0)
-        expected = torch.zeros_like(change)
-        if "lstm" in cell:
-            expected[4:8] = 3
-        torch.testing.assert_close(change, expected)
+    gates = {"rnn": [0.0], "lstm": [0.0, 3.0, 0.0, 0.0], "gru": [0.0, -3.0, 0.0]}[cell.split("_")[-1]]
+    torch.testing.assert_close(bias(3.0) - bias(0.0), torch.tensor(gates).repeat_interleave(4))
+
+
+@pytest.mark.parametrize("cell", ["gru", "multiplicative_gru"])
+def test_keep_bias_keeps_the_state(cell):
+    state = torch.full((2, 1, 4), 0.5)
+    _, last = CopyModel(cell, Recall(2, 3), 4, 2, keep_bias=30.0).recurrent(torch.ones(5, 1, 5), state)
+    torch.testing.assert_close(last, state)
 
 
 # Learning ---------------------------------------------------------------------------------------------------

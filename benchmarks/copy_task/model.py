@@ -9,7 +9,6 @@ and autograd then collects both paths in its gradient, for any cell and backend.
 import torch
 from torch import Tensor, nn
 
-import fused_rnn
 from benchmarks.common import CELLS
 
 from .data import Task
@@ -22,7 +21,7 @@ class CopyModel(nn.Module):
         cell: a key of ``CELLS``.
         task: decides the sizes of input and output.
         hidden, layers: size and number of the recurrent layers.
-        forget_bias: added to the bias of an LSTM's forget gate.
+        keep_bias: by how much the gates favour keeping the state at the start.
         backend, device, dtype: as in ``fused_rnn``'s modules.
     """
 
@@ -32,7 +31,7 @@ class CopyModel(nn.Module):
         task: Task,
         hidden: int,
         layers: int,
-        forget_bias: float = 0.0,
+        keep_bias: float = 0.0,
         *,
         backend: str = "auto",
         **where,
@@ -40,7 +39,7 @@ class CopyModel(nn.Module):
         super().__init__()
         self.recurrent = CELLS[cell](task.input_size, hidden, layers, backend=backend, **where)
         self.decoder = nn.Linear(hidden, task.output_size, **where)
-        _open_forget_gates(self.recurrent, forget_bias)
+        _favour_keeping(self.recurrent, keep_bias)
 
     def forward(self, inputs: Tensor, steps: int) -> Tensor:
         """Outputs (steps, B, output_size) at the last ``steps`` steps of inputs (T, B, input_size)."""
@@ -49,16 +48,16 @@ class CopyModel(nn.Module):
 
 
 @torch.no_grad()
-def _open_forget_gates(recurrent: nn.Module, bias: float) -> None:
-    """Add ``bias`` to the bias of the forget gates, so that an LSTM keeps its state at first (Jozefowicz et al. 2015).
+def _favour_keeping(recurrent: nn.Module, bias: float) -> None:
+    """Shift the gate that keeps the state by ``bias`` towards keeping, as Jozefowicz et al. 2015 do for the LSTM.
 
-    Cells without a forget gate stay as they are.
+    That is the forget gate of LSTMs and the update gate of GRUs, the second of ``bias_ih`` in both. The reset-before
+    GRU keeps its state where that gate is 0. A cell without such a gate stays as it is.
     """
-    if not isinstance(recurrent, fused_rnn.LSTM | fused_rnn.MultiplicativeLSTM):
-        return
-    forget = slice(recurrent.hidden_size, 2 * recurrent.hidden_size)  # of i, f, g, o
-    for layer in range(recurrent.num_layers):
-        getattr(recurrent, f"bias_ih_l{layer}")[forget] += bias
+    sign = {"lstm": 1, "gru": -1}.get(recurrent.cell.removeprefix("multiplicative_"), 0)
+    second = slice(recurrent.hidden_size, 2 * recurrent.hidden_size)
+    for layer in range(recurrent.num_layers if sign else 0):
+        getattr(recurrent, f"bias_ih_l{layer}")[second] += sign * bias
 
 
 def gradient_norms(model: CopyModel, task: Task, inputs: Tensor, targets: Tensor) -> list[float]:

@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from benchmarks.common import CELLS, InputError, Parser, add_common_options, check_backend, positive, positive_number
+from benchmarks.common import CELLS, InputError, Parser, add_common_options, positive, positive_number
 
 from .data import Echo, Recall, Task
 
@@ -21,7 +21,7 @@ COMMON = {
     "hidden": 128,
     "batch": 32,
     "extra": [10, 100],
-    "forget_bias": 0.0,
+    "keep_bias": 0.0,
     "out": Path("runs/copy_task"),
 }
 PRESETS = {
@@ -29,13 +29,14 @@ PRESETS = {
     "echo": {**COMMON, "symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "lr": 1e-2, "clip": None},
 }
 DEMO = {
-    "length": [20],
+    "length": [10, 20],
     "symbols": 5,
     "vocabulary": 8,
-    "trials": 1,
+    "trials": 2,
     "extra": [5],
-    "epochs": 10,
-    "lr": 3e-3,
+    "epochs": 20,
+    "lr": 5e-3,
+    "keep_bias": 2.0,
 }
 
 
@@ -80,7 +81,11 @@ def _parser() -> Parser:
     parser.add_argument("--held-out", type=positive, help="sequences to validate with, and as many to test with")
     parser.add_argument("--extra", type=positive, nargs="*", help="test also on sequences this much longer")
     parser.add_argument("--clip", type=positive_number, help="scale gradients of a larger norm down to this")
-    parser.add_argument("--forget-bias", type=float, help="added to the LSTMs' forget gate bias at the start")
+    parser.add_argument(
+        "--keep-bias",
+        type=float,
+        help="initial shift towards keeping the state of the LSTMs' forget gate and the GRUs' update gate",
+    )
     return parser
 
 
@@ -93,9 +98,8 @@ def _check(options: Namespace) -> None:
         )
     if options.vocabulary < 2:
         raise InputError(f"--vocabulary {options.vocabulary} leaves nothing to remember: at least 2 symbols are needed")
-    if not abs(options.forget_bias) < float("inf"):
-        raise InputError(f"--forget-bias {options.forget_bias} is not a finite number")
-    check_backend(options.device, options.dtype, options.backend)
+    if not abs(options.keep_bias) < float("inf"):
+        raise InputError(f"--keep-bias {options.keep_bias} is not a finite number")
 
 
 def task_of(options: Namespace) -> Task:

@@ -28,7 +28,7 @@ def run_trial(
         task,
         options.hidden,
         options.layers,
-        options.forget_bias,
+        options.keep_bias,
         backend=options.backend,
         device=options.device,
         dtype=DTYPES[options.dtype],
