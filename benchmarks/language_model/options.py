@@ -53,7 +53,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=Path, help="UTF-8 file to measure on after the last epoch (default: none)")
     parser.add_argument("--alphabet", choices=ALPHABETS, default="characters", help="the symbols the model knows")
     parser.add_argument(
-        "--max-length", type=positive, default=200, help="characters of a sentence to use; the rest is cut off"
+        "--max-length", type=positive, default=400, help="characters of a sentence to use; the rest is cut off"
     )
     parser.add_argument("--embedding", type=positive, help="features of the embedding (default: as many as --hidden)")
     parser.add_argument("--dropout", type=fraction, default=0.0, help="of the embedding and of every layer's outputs")

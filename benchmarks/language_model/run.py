@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from benchmarks.common import CELLS, InputError, check_backend
 
-from .alphabet import ALPHABETS
+from .alphabet import ALPHABETS, Characters
 from .checkpoint import Checkpoint
 from .corpus import Data, read_sentences
 from .model import ModelConfig
@@ -27,7 +27,7 @@ def train_command(options: argparse.Namespace) -> None:
     """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
     alphabet = ALPHABETS[options.alphabet]()
     check_backend(options.device, options.dtype, options.backend)
-    data = _read_data(options)
+    data = _read_data(options, alphabet)
     settings = _settings(options, data)
     checkpoints = _unfinished(options)
     configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
@@ -44,13 +44,13 @@ def train_command(options: argparse.Namespace) -> None:
             checkpoint.save(_path(options, cell))
             write_results(options.out / "results.json", configuration, checkpoints, data)
             log(checkpoint.epochs[-1])
-    write_results(options.out / "results.json", configuration, checkpoints, data)
-    draw_losses(options.out / "losses.png", checkpoints, data)
+        # again for a cell with no epoch left to train, whose run may have ended just after saving its checkpoint
+        write_results(options.out / "results.json", configuration, checkpoints, data)
+        draw_losses(options.out / "losses.png", checkpoints, data)
     print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
 
 
-def _read_data(options: argparse.Namespace) -> Data:
-    alphabet = ALPHABETS[options.alphabet]()
+def _read_data(options: argparse.Namespace, alphabet: Characters) -> Data:
     training = read_sentences(options.text, alphabet, options.max_length, options.limit)
     if options.valid is None:
         training, held_out = training.split(options.held_out)
