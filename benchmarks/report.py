@@ -9,11 +9,10 @@ import re
 from pathlib import Path
 
 from benchmarks import common
+from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.cases import CELLS, Shape
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 HEADINGS = {
@@ -50,7 +49,9 @@ def preamble(result: dict) -> str:
     shapes = "; ".join(f"({name}) {Shape(**shape)}" for name, shape in result["shapes"].items())
     medians = [record for record in result["times"] if "median_ms" in record]
     spreads = sorted(record["spread_ms"] / record["median_ms"] for record in medians)
-    noise = f"; the middle half of a case's times spans {spreads[len(spreads) // 2]:.0%} of it" if spreads else ""
+    noise = (
+        f"; half of them typically lie in a band {spreads[len(spreads) // 2]:.0%} of the median wide" if spreads else ""
+    )
     return (
         f"Measured on {result['date'][:10]} with `python -m benchmarks.speed`: {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
@@ -87,7 +88,8 @@ def entry(ours: dict | None, theirs: dict | None) -> str:
     if "wrong" in ours or "wrong" in theirs:
         return "wrong"
     mine, other = (record.get("median_ms", record.get("peak_mib")) for record in (ours, theirs))
-    return f"{digits(mine)} / {digits(other)} = **{other / mine:.2f}×**"
+    ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in what was freed before
+    return f"{digits(mine)} / {digits(other)} = {ratio}"
 
 
 def digits(value: float) -> str:

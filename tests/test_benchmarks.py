@@ -58,7 +58,7 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
         *(("a", mode, name) for mode in ("training", "forward") for name in ("fused", "eager")),
         *(("d", "forward", name) for name in ("fused", "eager")),
     }
-    assert all(record["peak_mib"] > 0 for record in result["memory"])
+    assert all(record["peak_mib"] >= 0 for record in result["memory"])
     assert result["hardware"]["torch"] == torch.__version__
     assert result["allocator"]["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

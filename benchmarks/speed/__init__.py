@@ -4,3 +4,8 @@
 what is wrong, ``timing`` and ``memory`` run in child processes, ``__main__`` starts them and writes the results.
 ``benchmarks.report`` turns results into the tables of README.md.
 """
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"  # what the README shows

@@ -16,10 +16,10 @@ from tqdm import tqdm
 import fused_rnn
 from benchmarks import common
 
+from . import RESULTS, ROOT
 from .cases import CELLS, SHAPES, Plan, candidates
 from .child import ALLOCATORS, records
 
-ROOT = Path(__file__).parents[2]
 CORES = len(os.sched_getaffinity(0))
 THREADS = tuple(count for count in (1, 2) if count <= CORES)
 TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
@@ -54,8 +54,7 @@ def plan_from(options: argparse.Namespace) -> Plan:
 def output_path(options: argparse.Namespace, plan: Plan) -> Path:
     """Only the whole table belongs with the results that the report reads."""
     whole = plan == Plan(rounds=plan.rounds) and options.threads == THREADS
-    folder = ROOT / "benchmarks" / "results" if whole else ROOT / "runs"
-    return options.out or folder / f"speed-{options.allocator}.json"
+    return options.out or (RESULTS if whole else ROOT / "runs") / f"speed-{options.allocator}.json"
 
 
 def measure_times(plan: Plan, options: argparse.Namespace) -> list[dict]:

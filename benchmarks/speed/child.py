@@ -12,10 +12,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from . import ROOT
 from .cases import Plan
 
 # "resident" keeps freed memory in the process, in huge pages: no page faults, and so the least noise. It favours
@@ -35,9 +35,12 @@ def records(module: str, allocator: str, threads: int, plan: Plan, *arguments: s
     command = [sys.executable, "-m", f"benchmarks.speed.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in RESIDENT}
     environment |= ALLOCATORS[allocator]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as process:
-        yield from map(json.loads, process.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        try:
+            yield from map(json.loads, process.stdout)
+        except BaseException:  # the driver is interrupted, or no longer listens
+            process.kill()
+            raise
     if process.returncode:
         raise SystemExit(f"error: the process that measures ({module}) ended with status {process.returncode}")
 
