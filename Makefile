@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= 2.13.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
 BIN := $(VENV)/bin
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -type f)
 
 .PHONY: demo test bench lint format clean
 .DEFAULT_GOAL := help

@@ -101,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, Opt
                                                    OptionalTensor bias_m, std::string cell, bool reverse,
                                                    bool training) {
   check_instruction_set();
-  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              cell, reverse);
+  const Sequence q =
+      sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m, cell, reverse);
   ForwardResult r = cpu::forward(q, training);
   return {r.output, r.h_n, r.c_n, r.saved};
 }
@@ -113,8 +113,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m, std::string cell, bool reverse,
     bool input_gradient, bool weight_gradients) {
   check_instruction_set();
-  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              cell, reverse);
+  const Sequence q =
+      sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m, cell, reverse);
   const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
                         checked("d_c_n", d_c_n, {q.B, q.H}, input),
@@ -123,8 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         input_gradient,
                         weight_gradients};
   BackwardResult r = cpu::backward(q, b);
-  return {r.input,   r.h_0,     r.c_0,        r.weight_ih,  r.weight_hh,
-          r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
+  return {r.input, r.h_0, r.c_0, r.weight_ih, r.weight_hh, r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
 }
 
 std::string cpu_instruction_set() {
@@ -135,7 +134,7 @@ std::string cpu_instruction_set() {
 }  // namespace
 }  // namespace fused_rnn
 
-#define FUSED_RNN_OPERANDS                                                                                      \
+#define FUSED_RNN_OPERANDS                                                                                        \
   "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, str cell, bool reverse, "
 

@@ -26,9 +26,9 @@ struct CellSpec {
 };
 
 struct Weights {
-  Tensor weight_ih, weight_hh;                              // (G*H, I), (G*H, H)
-  OptionalTensor bias_ih, bias_hh;                          // (G*H)
-  OptionalTensor weight_mih, weight_mhh, bias_m;            // (I, I), (I, H), (I): multiplicative cells
+  Tensor weight_ih, weight_hh;                    // (G*H, I), (G*H, H)
+  OptionalTensor bias_ih, bias_hh;                // (G*H)
+  OptionalTensor weight_mih, weight_mhh, bias_m;  // (I, I), (I, H), (I): multiplicative cells
 };
 
 // All tensors are contiguous, of one type, on one device, and of sizes that fit.

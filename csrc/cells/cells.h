@@ -15,11 +15,16 @@ enum class CellId { rnn_tanh, rnn_relu, lstm, gru, gru_reset_after };
 template <typename F>
 auto dispatch_cell(CellId id, const F& f) {
   switch (id) {
-    case CellId::rnn_tanh: return f(Rnn<Tanh>());
-    case CellId::rnn_relu: return f(Rnn<Relu>());
-    case CellId::lstm: return f(Lstm());
-    case CellId::gru: return f(Gru());
-    case CellId::gru_reset_after: return f(GruResetAfter());
+    case CellId::rnn_tanh:
+      return f(Rnn<Tanh>());
+    case CellId::rnn_relu:
+      return f(Rnn<Relu>());
+    case CellId::lstm:
+      return f(Lstm());
+    case CellId::gru:
+      return f(Gru());
+    case CellId::gru_reset_after:
+      return f(GruResetAfter());
   }
   __builtin_unreachable();
 }

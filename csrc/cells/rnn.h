@@ -29,9 +29,9 @@ struct Relu {
 
 template <typename Activation>
 struct Rnn {
-  static constexpr int gates = 1;             // rows of W and U per unit
-  static constexpr int saved = 1;             // values per unit that backward reads: h
-  static constexpr int gradients = 1;         // columns of pre-activation gradients per unit
+  static constexpr int gates = 1;      // rows of W and U per unit
+  static constexpr int saved = 1;      // values per unit that backward reads: h
+  static constexpr int gradients = 1;  // columns of pre-activation gradients per unit
   static constexpr bool has_cell_state = false;
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = false;  // whether part of δh₋ does not pass through U

@@ -21,6 +21,8 @@ class Backward {
     // δx of a chunk: multiplicative cells fill it step by step; in other types than C it is converted at the end
     if (q.cell.multiplicative || !same_type) dx_ = workspace_.tensor<C>({rows, I});
     pack();
+    // what turns gradients of the pre-activations into δx
+    if (in.input_gradient) weight_ = computed<C>(q.cell.multiplicative ? *q.weights.weight_mih : q.weights.weight_ih);
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns();
@@ -64,8 +66,7 @@ class Backward {
       step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u, {U_m, rows, I, H, 1}});
     else
       step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u});
-    if (q_.cell.reset_before)
-      step_.reset = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
+    if (q_.cell.reset_before) step_.reset = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
     if (U_m)
       step_.projection = packed<C, S>(workspace_, 1, I, nullptr, {{data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
   }
@@ -140,9 +141,9 @@ class Backward {
     const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
     const Tensor target = same_type ? out : in_steps;
     if (q_.cell.multiplicative)
-      product(target, in_steps, modulation_gradients(chunk), computed<C>(*q_.weights.weight_mih), 1.0);
+      product(target, in_steps, modulation_gradients(chunk), weight_, 1.0);
     else
-      product(target, target, gradients(chunk, 0, q_.cell.gates), computed<C>(q_.weights.weight_ih), 0.0);
+      product(target, target, gradients(chunk, 0, q_.cell.gates), weight_, 0.0);
     if (!same_type) torch::stable::copy_(out, in_steps);
   }
 
@@ -210,6 +211,7 @@ class Backward {
   // of a chunk: gradients of the pre-activations, h₋, r⊙h₋, x̂ and the part of δx that does not pass through W_m
   Tensor d_, history_, s_, x_hat_, dx_;
   Tensor dh_, dc_;  // (B, H): carried from step to step
+  Tensor weight_;   // W, or W_m of multiplicative cells
   Tensor d_input_, d_weight_ih_, d_weight_hh_, d_weight_mih_, d_weight_mhh_, d_bias_, ones_;
   BackwardStep<C, S> step_{};  // all that is the same for every step
 };

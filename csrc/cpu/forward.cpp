@@ -12,8 +12,8 @@ class Forward {
       : q_(q), workspace_(q.input), saved_columns_(training ? q.saved_columns() : 0) {
     const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
-    result_.saved = training ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_})
-                             : torch::stable::new_empty(q.input, {0});
+    result_.saved =
+        training ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_}) : torch::stable::new_empty(q.input, {0});
     h_ = workspace_.tensor<C>({2 * B, H});
     c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
     projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
@@ -52,8 +52,7 @@ class Forward {
     const S* U = data<S>(w.weight_hh);
     const S* bias = w.bias_hh ? data<S>(*w.bias_hh) : nullptr;
     step_.recurrent = packed<C, S>(workspace_, product_gates, H, bias, {{U, 0, H, 1, H}});
-    if (q_.cell.reset_before)
-      step_.candidate = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, 1, H}});
+    if (q_.cell.reset_before) step_.candidate = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, 1, H}});
     if (q_.cell.multiplicative) {
       const S* W = data<S>(w.weight_ih);
       const S* b = w.bias_ih ? data<S>(*w.bias_ih) : nullptr;

@@ -7,10 +7,10 @@
 
 namespace fused_rnn::cpu {
 
-#define FUSED_RNN_DECLARE(isa)       \
-  namespace isa {                    \
-  template <typename C, typename S>  \
-  const Kernels<C, S>& table();      \
+#define FUSED_RNN_DECLARE(isa)      \
+  namespace isa {                   \
+  template <typename C, typename S> \
+  const Kernels<C, S>& table();     \
   }
 FUSED_RNN_DECLARE(generic)
 #ifdef __x86_64__

@@ -118,9 +118,9 @@ enum class Split { none, rows, panels };
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t cache = 3 << 19;                // of the second level that weights may fill, in bytes
-  constexpr int64_t worth_a_meeting = 1 << 17;      // multiplications and additions per phase
-  constexpr int64_t rows_that_hide_a_fetch = 64;    // per thread, with weights from beyond the second level
+  constexpr int64_t cache = 3 << 19;              // of the second level that weights may fill, in bytes
+  constexpr int64_t worth_a_meeting = 1 << 17;    // multiplications and additions per phase
+  constexpr int64_t rows_that_hide_a_fetch = 64;  // per thread, with weights from beyond the second level
   if (threads == 1) return Split::none;
   const bool cached = weights * element_size <= cache;
   if (batch >= (cached ? 2 : rows_that_hide_a_fetch) * threads) return Split::rows;
@@ -164,10 +164,14 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
 template <typename F>
 auto dispatch_types(ScalarType type, const F& f) {
   switch (type) {
-    case ScalarType::Float: return f(float(), float());
-    case ScalarType::Double: return f(double(), double());
-    case ScalarType::BFloat16: return f(float(), BFloat16());
-    default: throw std::runtime_error("fused_rnn: the CPU backend takes float32, float64 and bfloat16");
+    case ScalarType::Float:
+      return f(float(), float());
+    case ScalarType::Double:
+      return f(double(), double());
+    case ScalarType::BFloat16:
+      return f(float(), BFloat16());
+    default:
+      throw std::runtime_error("fused_rnn: the CPU backend takes float32, float64 and bfloat16");
   }
 }
 
