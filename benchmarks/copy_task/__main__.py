@@ -1,12 +1,14 @@
 """``python -m benchmarks.copy_task``: train every cell at every length, several times, and say what came of it."""
 
 import sys
+from argparse import Namespace
 
 from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks.common import check_backend, run_command
 
+from .data import Task
 from .options import configuration_of, parse_options, task_of
 from .pictures import draw_pictures
 from .report import print_table, sentence, trial_sentence, write_tables
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f"\nIn {options.out}: results.json, table.md, table.json, {names}", soft_wrap=True)
 
 
-def train_all(options, task, results: Results) -> None:
+def train_all(options: Namespace, task: Task, results: Results) -> None:
     """Run the trials that ``results`` lacks, in a fixed order, under one progress bar."""
     trials = [(cell, n, trial) for n in options.length for cell in options.cell for trial in range(options.trials)]
     left = [trial for trial in trials if results.find(*trial) is None]
