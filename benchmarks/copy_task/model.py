@@ -3,7 +3,8 @@
 ``gradient_norms`` measures dL/dh_t. The gradient of the layers' outputs would not do: it holds only what reaches h_t
 from its own step's output, and vanishing or exploding happens on the other path, through all later states. So the
 sequence runs in T calls of one step that hand the state on, the decoder reads the very tensor that is handed on,
-and autograd then collects both paths in its gradient, for any cell and backend.
+and autograd then collects both paths in its gradient, for any cell and backend. An LSTM's cell state is a third path,
+beside h_t: what reaches earlier steps through it shows at their h, not at h_t.
 """
 
 import torch
