@@ -231,11 +231,22 @@ def test_tied_weights_are_one_parameter():
     assert count[0] - count[1] == 97 * 13
 
 
-def test_dropout_acts_in_training_only():
+@pytest.mark.parametrize("training", [True, False], ids=["training", "measuring"])
+def test_dropout_acts_in_training_only(training):
+    language_model = model(dropout=0.4).train(training)
+    dropped = {}
+
+    def look(name, inputs):
+        dropped[name] = (inputs[0] == 0).double().mean().item()
+
+    for name in ("recurrent", "decoder"):
+        getattr(language_model, name).register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+    language_model(torch.randint(2, 97, (50, 30)))
+    assert dropped == pytest.approx(dict.fromkeys(("recurrent", "decoder"), 0.4 if training else 0.0), abs=0.03)
+
+
+def test_measuring_needs_no_luck():
     language_model = model(dropout=0.5)
-    inputs = torch.randint(97, (6, 2))
-    language_model.train()
-    assert not torch.equal(language_model(inputs)[0], language_model(inputs)[0])
     batches = list(Sentences.from_text(TEXT, ALPHABET, 30).batches(10))
     assert mean_loss(language_model, batches) == mean_loss(language_model, batches)
 
@@ -265,6 +276,12 @@ def test_clipping_bounds_the_step(text, tmp_path):
     assert train(text, tmp_path, "--optimiser", "sgd", "--lr", 1.0, "--clip", 1e-12) == 0
     assert losses(tmp_path)[1][1] == pytest.approx(losses(tmp_path)[0][1], abs=1e-6)
     assert losses(tmp_path)[0][1] == pytest.approx(math.log(97), abs=0.3)  # as good as guessing
+
+
+def test_training_drops_out(text, tmp_path):
+    for dropout in (0.0, 0.5):
+        assert train(text, tmp_path / str(dropout), "--dropout", dropout) == 0
+    assert losses(tmp_path / "0.5")[-1][0] > losses(tmp_path / "0.0")[-1][0] + 0.1
 
 
 def test_learning_rate_decays(trained):
