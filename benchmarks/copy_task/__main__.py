@@ -44,8 +44,9 @@ def train_all(options: Namespace, task: Task, results: Results) -> None:
     if len(left) < len(trials):
         print(f"{len(trials) - len(left)} of {len(trials)} trials were finished before.", flush=True)
     steps = options.epochs * -(-options.sequences // options.batch)
-    # the bar counts time steps, so that long sequences weigh as much as they take
-    with tqdm(total=steps * sum(length for _, length, _ in left), bar_format=PROGRESS, disable=not left) as bar:
+    # the bar counts time steps, so that long sequences weigh as much as they take; no smoothing, because cells differ
+    total = steps * sum(length for _, length, _ in left)
+    with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:
         for cell, length, trial in left:
             bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
             record = run_trial(options, task, cell, length, trial, lambda length=length: bar.update(length))

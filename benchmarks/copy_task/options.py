@@ -29,14 +29,14 @@ PRESETS = {
     "echo": {**COMMON, "symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "lr": 1e-2, "clip": None},
 }
 DEMO = {
-    "length": [10, 30],
+    "length": [10, 20],
     "symbols": 5,
     "vocabulary": 8,
     "trials": 2,
     "extra": [5],
-    "epochs": 25,
+    "epochs": 20,
     "lr": 5e-3,
-    "keep_bias": 3.0,
+    "keep_bias": 2.0,
 }
 
 

@@ -55,7 +55,7 @@ def table(rows: list[dict], task: Task) -> list[list[str]]:
     lines = [
         [
             *("length", "cell", "accuracy, %", task.loss_name),
-            *(f"accuracy, %, at length + {extra}" for extra in extras),
+            *(f"at length +{extra}, %" for extra in extras),
             *("ms per step", "s per epoch", "parameters"),
         ]
     ]
@@ -98,8 +98,8 @@ def print_table(rows: list[dict], task: Task, console: Console) -> None:
     headings, *lines = table(rows, task)
     printed = Table(title="Copy task: mean over the trials ± standard error", box=SIMPLE_HEAD)
     for heading in headings:
-        name = heading == "cell"
-        printed.add_column(heading, justify="left" if name else "right", no_wrap=name)
+        one_word = " " not in heading  # narrow terminals wrap the other columns
+        printed.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=one_word)
     for line in lines:
         printed.add_row(*line, style="dim" if line[1].startswith("(") else None)
     console.print(printed)
