@@ -281,9 +281,9 @@ def test_other_mistakes():
         fused_rnn.GRU(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H), torch.zeros(1, B, H)))
     with pytest.raises(TypeError, match="PackedSequence"):
         fused_rnn.GRU(I, H)(nn.utils.rnn.pack_sequence([torch.zeros(T, I)]))
+    mixed = (torch.zeros(1, B, H), torch.zeros(1, B, H, dtype=torch.float64))
     with pytest.raises(ValueError, match="c_0 is torch.float64 but input is torch.float32"):
-        state = (torch.zeros(1, B, H), torch.zeros(1, B, H, dtype=torch.float64))
-        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), state)
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), mixed)
     with pytest.raises(ValueError, match="on meta but input is on cpu"):
         fused_rnn.LSTM(I, H, device="meta")(torch.zeros(T, B, I))
     with pytest.warns(UserWarning, match="num_layers"):
