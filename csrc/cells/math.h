@@ -35,29 +35,35 @@ HOST_DEVICE SplitExponential split_exponential(float y) {
   return {__builtin_bit_cast(float, bits), q * r2 + r};
 }
 
-// Written so that NaN passes: a comparison with NaN is false.
-HOST_DEVICE float clamp(float x, float low, float high) {
-  x = x < low ? low : x;
-  return x > high ? high : x;
+// x, or the limit with the sign of x if that is nearer to zero; also for NaN. In integers, because a comparison of
+// floats would have the compiler carry the limits through all that follows as a path of its own, subnormal products
+// included.
+HOST_DEVICE float clamp_magnitude(float x, float limit) {
+  const auto bits = __builtin_bit_cast(uint32_t, x), most = __builtin_bit_cast(uint32_t, limit);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  return __builtin_bit_cast(float, (bits & 0x80000000u) | (magnitude < most ? magnitude : most));
 }
 
 HOST_DEVICE float sigmoid(float x) {
 #ifdef __CUDA_ARCH__
   return 1.0f / (1.0f + expf(-x));
 #else
-  const SplitExponential e = split_exponential(clamp(-x, -86.0f, 87.0f));
-  return 1.0f / (1.0f + (e.scale + e.scale * e.p));
+  const SplitExponential e = split_exponential(clamp_magnitude(-x, 86.0f));
+  const float y = 1.0f / (1.0f + (e.scale + e.scale * e.p));
+  return x == x ? y : x;
 #endif
 }
 
-// tanh x = t / (t + 2) with t = e^2x - 1, which keeps full relative precision near zero.
+// tanh |x| = t / (t + 2) with t = e^2|x| - 1, which keeps full relative precision near zero and, for t >= 0, makes the
+// error of t no larger.
 HOST_DEVICE float tanh(float x) {
 #ifdef __CUDA_ARCH__
   return tanhf(x);
 #else
-  const SplitExponential e = split_exponential(clamp(2.0f * x, -40.0f, 40.0f));
+  const SplitExponential e = split_exponential(clamp_magnitude(2.0f * __builtin_fabsf(x), 40.0f));
   const float t = e.scale * e.p + (e.scale - 1.0f);
-  return t / (t + 2.0f);
+  const float y = __builtin_copysignf(t / (t + 2.0f), x);
+  return x == x ? y : x;
 #endif
 }
 

@@ -81,8 +81,8 @@ class Backward {
       d_weight_mih_ = workspace_.tensor<C>({I, I});
       d_weight_mhh_ = workspace_.tensor<C>({I, H});
     }
-    d_bias_ = workspace_.tensor<C>({1, columns_});
-    ones_ = torch::stable::full({1, d_.size(0)}, 1.0, scalar_type<C>);
+    d_bias_ = workspace_.tensor<double>({1, columns_});
+    torch::stable::zero_(d_bias_);
   }
 
   void run_steps(const Chunk& chunk) {
@@ -168,7 +168,9 @@ class Backward {
       add(d_weight_mih_, modulation_gradients(chunk), x);
       add(d_weight_mhh_, modulation_gradients(chunk), history);
     }
-    product(d_bias_, d_bias_, columns_of(ones_, all), rows_of(d_, all), beta);
+    torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
+      kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, data<double>(d_bias_));
+    });
   }
 
   BackwardResult finish() const {
@@ -212,7 +214,7 @@ class Backward {
   Tensor d_, history_, s_, x_hat_, dx_;
   Tensor dh_, dc_;  // (B, H): carried from step to step
   Tensor weight_;   // W, or W_m of multiplicative cells
-  Tensor d_input_, d_weight_ih_, d_weight_hh_, d_weight_mih_, d_weight_mhh_, d_bias_, ones_;
+  Tensor d_input_, d_weight_ih_, d_weight_hh_, d_weight_mih_, d_weight_mhh_, d_bias_;
   BackwardStep<C, S> step_{};  // all that is the same for every step
 };
 

@@ -100,6 +100,9 @@ struct Kernels {
   void (*pack)(const Panels<C>&, const PackSource<S>&);
   void (*pack_bias)(const Panels<C>&, const S* bias);  // null: zeros
   CellKernels<C, S> (*cell)(CellId);
+  // Add the sums over rows of a matrix, in some of its columns, to sums[column]. In double, because a bias gradient
+  // is a sum of T*B terms of either sign.
+  void (*add_column_sums)(const C* matrix, int64_t rows, int64_t stride, Range columns, double* sums);
 };
 
 // The kernels for this processor; FUSED_RNN_CPU_ISA=generic, avx2 or avx512 in the environment forces a choice.
