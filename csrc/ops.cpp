@@ -37,8 +37,9 @@ CellSpec cell_spec(std::string_view name) {
     if (known.name == base)
       return dispatch_cell(known.id, [&](auto cell) {
         using Cell = decltype(cell);
-        return CellSpec{known.id,        multiplicative,       Cell::gates,        Cell::saved,
-                        Cell::gradients, Cell::has_cell_state, Cell::reset_before, Cell::n_apart};
+        return CellSpec{known.id,           multiplicative,  Cell::gates,
+                        Cell::saved,        Cell::gradients, Cell::has_cell_state,
+                        Cell::reset_before, Cell::n_apart,   Cell::separates_x};
       });
   fail("unknown cell '", name, "'");
 }
@@ -64,10 +65,22 @@ OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::init
   return checked(name, *tensor, shape, like);
 }
 
+OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t steps, const Tensor& input) {
+  if (!lengths) return std::nullopt;
+  if (lengths->scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor");
+  if (lengths->dim() != 1 || lengths->size(0) != input.size(1) || !(lengths->device() == input.device()))
+    fail("lengths must have one entry per sequence, B = ", input.size(1), ", and be where input is");
+  const Tensor contiguous = torch::stable::contiguous(*lengths);
+  const auto* values = static_cast<const int64_t*>(contiguous.const_data_ptr());
+  for (int64_t b = 0; b < input.size(1); ++b)
+    if (values[b] < 0 || values[b] > steps) fail("lengths must be between 0 and T = ", steps, ", got ", values[b]);
+  return contiguous;
+}
+
 Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
                   const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                   const OptionalTensor& weight_mih, const OptionalTensor& weight_mhh, const OptionalTensor& bias_m,
-                  const std::string& cell_name, bool reverse) {
+                  const OptionalTensor& lengths, const std::string& cell_name, bool reverse) {
   const CellSpec cell = cell_spec(cell_name);
   if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
@@ -84,6 +97,7 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
            checked("bias_ih", bias_ih, {rows}, input), checked("bias_hh", bias_hh, {rows}, input),
            checked("weight_mih", weight_mih, {I, I}, input), checked("weight_mhh", weight_mhh, {I, H}, input),
            checked("bias_m", bias_m, {I}, input)},
+          checked_lengths(lengths, T, input),
           reverse,
           T,
           B,
@@ -98,11 +112,11 @@ void check_instruction_set() {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih,
                                                    Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
                                                    OptionalTensor weight_mih, OptionalTensor weight_mhh,
-                                                   OptionalTensor bias_m, std::string cell, bool reverse,
-                                                   bool training) {
+                                                   OptionalTensor bias_m, OptionalTensor lengths, std::string cell,
+                                                   bool reverse, bool training) {
   check_instruction_set();
-  const Sequence q =
-      sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m, cell, reverse);
+  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
+                              lengths, cell, reverse);
   ForwardResult r = cpu::forward(q, training);
   return {r.output, r.h_n, r.c_n, r.saved};
 }
@@ -110,11 +124,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, Opt
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, Tensor output, Tensor saved, Tensor input,
     Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
-    OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m, std::string cell, bool reverse,
-    bool input_gradient, bool weight_gradients) {
+    OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m, OptionalTensor lengths,
+    std::string cell, bool reverse, bool input_gradient, bool weight_gradients) {
   check_instruction_set();
-  const Sequence q =
-      sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m, cell, reverse);
+  const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
+                              lengths, cell, reverse);
   const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
                         checked("d_c_n", d_c_n, {q.B, q.H}, input),
@@ -136,7 +150,7 @@ std::string cpu_instruction_set() {
 
 #define FUSED_RNN_OPERANDS                                                                                        \
   "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
-  "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, str cell, bool reverse, "
+  "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("forward(" FUSED_RNN_OPERANDS "bool training) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");

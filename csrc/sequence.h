@@ -22,7 +22,7 @@ struct CellSpec {
   CellId id;
   bool multiplicative;
   int64_t gates, saved, gradients;
-  bool has_cell_state, reset_before, n_apart;
+  bool has_cell_state, reset_before, n_apart, separates_x;
 };
 
 struct Weights {
@@ -38,6 +38,7 @@ struct Sequence {
   Tensor h_0;          // (B, H)
   OptionalTensor c_0;  // (B, H), cells with a cell state
   Weights weights;
+  OptionalTensor lengths;  // (B) int64, steps of each sequence, at most T
   bool reverse;
   int64_t T, B, I, H;
 

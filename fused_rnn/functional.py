@@ -7,6 +7,8 @@ Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, 
 (G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
 for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). They return the outputs (T, B, H) and
 the final state. ``reverse=True`` runs from the last step to the first and leaves outputs in input order.
+``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
+zero, the final state is that of the last real step, and a reverse run starts there.
 
 All tensors share one device and one dtype (float32, float64 or bfloat16 for the CPU backend). Wrong rank,
 mixed dtypes or devices, unknown names raise ValueError; sizes that do not fit raise RuntimeError.
@@ -31,13 +33,14 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Pair:
     """Elman network, ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected 'tanh' or 'relu'")
-    return ops.run(f"rnn_{nonlinearity}", input, state, weights, reverse=reverse, backend=backend)
+    return ops.run(f"rnn_{nonlinearity}", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
 
 
 def lstm(
@@ -49,11 +52,12 @@ def lstm(
     bias_hh: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Pair]:
     """Long short-term memory, ``fused_rnn.reference.lstm``. Returns (output (T, B, H), (h_n, c_n))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    return ops.run("lstm", input, state, weights, reverse=reverse, backend=backend)
+    return ops.run("lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
 
 
 def gru(
@@ -66,6 +70,7 @@ def gru(
     *,
     reset_after: bool = True,
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Pair:
     """Gated recurrent unit, ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
@@ -74,7 +79,7 @@ def gru(
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     cell = "gru_reset_after" if reset_after else "gru"
-    return ops.run(cell, input, state, weights, reverse=reverse, backend=backend)
+    return ops.run(cell, input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
 
 
 def multiplicative_lstm(
@@ -88,6 +93,7 @@ def multiplicative_lstm(
     bias_m: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Pair]:
     """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``. Returns (output (T, B, H), (h_n, c_n)).
@@ -98,7 +104,7 @@ def multiplicative_lstm(
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run("multiplicative_lstm", input, state, weights, reverse=reverse, backend=backend)
+    return ops.run("multiplicative_lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
 
 
 def multiplicative_gru(
@@ -112,6 +118,7 @@ def multiplicative_gru(
     bias_m: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Pair:
     """Reset-before GRU on m⊙x, ``fused_rnn.reference.multiplicative_gru``. Returns (output, h_n (B, H))."""
@@ -119,4 +126,4 @@ def multiplicative_gru(
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run("multiplicative_gru", input, state, weights, reverse=reverse, backend=backend)
+    return ops.run("multiplicative_gru", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)

@@ -33,9 +33,11 @@ class Recurrent(nn.Module):
         backend: "auto", or one of ``fused_rnn.backends()``.
         device, dtype: of the parameters.
 
-    Call: ``output, state = module(input, state=None)`` with input (T, B, I) or unbatched (T, I) and states
-    (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
-    (T, B, directions * H). Cells with a cell state take and return the pair (h, c).
+    Call: ``output, state = module(input, state=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
+    states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
+    (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
+    sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
+    are those of the last real step, and the reverse direction starts there.
 
     Raises torch.nn's exception types for the same mistakes.
     """
@@ -113,14 +115,18 @@ class Recurrent(nn.Module):
         changed = [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
-    def forward(self, input: Tensor, state: ops.State | None = None) -> tuple[Tensor, ops.State]:
+    def forward(
+        self, input: Tensor, state: ops.State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ops.State]:
         batched = self._check_input(input)
+        if not batched and lengths is not None:
+            raise ValueError("lengths goes with batched input (3-D), and this input is unbatched (2-D)")
         if not batched:
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
         states = self._split_state(state, input.shape[1], batched)
-        output, finals = self._run_layers(input, states)
+        output, finals = self._run_layers(input, states, lengths)
         final = tuple(torch.stack(parts) for parts in zip(*finals))
         if not batched:
             output, final = output.squeeze(1), tuple(part.squeeze(1) for part in final)
@@ -128,7 +134,9 @@ class Recurrent(nn.Module):
             output = output.transpose(0, 1)
         return output, (final if self._spec.has_cell_state else final[0])
 
-    def _run_layers(self, input: Tensor, states: list[ops.State | None]) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    def _run_layers(
+        self, input: Tensor, states: list[ops.State | None], lengths: Tensor | None
+    ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         finals = []
         for layer in range(self.num_layers):
             outputs = []
@@ -140,6 +148,7 @@ class Recurrent(nn.Module):
                     states[len(finals)],
                     weights,
                     reverse=direction == 1,
+                    lengths=lengths,
                     backend=self.backend,
                 )
                 outputs.append(output)
@@ -153,8 +162,8 @@ class Recurrent(nn.Module):
         """Whether the input is batched; raises if it does not fit this module."""
         if isinstance(input, PackedSequence):
             raise TypeError(
-                f"fused_rnn.{type(self).__name__} does not take a PackedSequence yet: pass the padded tensor "
-                "(torch.nn.utils.rnn.pad_packed_sequence) and ignore the outputs past each sequence's end"
+                f"fused_rnn.{type(self).__name__} does not take a PackedSequence yet: pass the padded tensor and "
+                "lengths, which torch.nn.utils.rnn.pad_packed_sequence makes of it"
             )
         if input.dim() not in (2, 3):
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")

@@ -166,6 +166,7 @@ def run(
     weights: dict[str, Tensor | None],
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction over a whole sequence.
@@ -176,6 +177,7 @@ def run(
         state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
         weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
         reverse: run from the last step to the first.
+        lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all.
         backend: as in ``choose_backend``.
 
     Returns:
@@ -190,16 +192,17 @@ def run(
     cell = CELLS[cell_name]
     weights = {name: weight for name, weight in weights.items() if weight is not None}
     _check_input(cell, input, weights)
+    _check_lengths(lengths, input)
     h_0, c_0 = _split_state(cell, input, state, weights["weight_hh"].shape[1])
     choice = choose_backend(input.device, input.dtype, backend)
     if choice.backend == "reference":
         if backend == "auto":
             _warn_of_reference(choice.reason)
         state = (h_0, c_0) if cell.has_cell_state else h_0
-        return cell.reference(input, state, **weights, reverse=reverse, **cell.options)
+        return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **cell.options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, cell_name, reverse, training)
+    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, training)
     return output, ((h_n, c_n) if cell.has_cell_state else h_n)
 
 
@@ -220,6 +223,19 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
         shape = cell.weight_shape(name, input_size, hidden_size)
         _check_tensor(name, weight, shape, input, f"I={input_size} features of input and H={hidden_size}")
+
+
+def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
+    """The values are checked by the operator, which may read them without waiting for a device."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+        given = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"lengths must be an int64 tensor, got {given}")
+    if lengths.shape != input.shape[1:2]:
+        raise RuntimeError(f"lengths must have shape ({input.shape[1]},), one per sequence, got {tuple(lengths.shape)}")
+    if lengths.device != input.device:
+        raise ValueError(f"lengths is on {lengths.device} but input is on {input.device}: move one of them")
 
 
 def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: int) -> tuple[Tensor, Tensor | None]:
@@ -250,7 +266,7 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
 # Shape functions and autograd -------------------------------------------------------------------------------
 
 
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, cell, reverse, training):
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, training):
     spec = CELLS[cell]
     steps, batch, input_size = input.shape
     hidden_size = w_hh.shape[1]
@@ -264,7 +280,7 @@ def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, ce
 
 
 def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.training = inputs
+    *tensors, ctx.cell, ctx.reverse, ctx.training = inputs  # the last tensor is lengths
     result, _, _, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
@@ -277,16 +293,16 @@ def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
     if not CELLS[ctx.cell].has_cell_state:
         d_c_n = None  # c_n is an empty placeholder
     if d_output is None and d_h_n is None and d_c_n is None:
-        return (None,) * 13
+        return (None,) * 14
     needs = ctx.needs_input_grad
     grads = torch.ops.fused_rnn.backward(
         d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10])
     )
-    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None
+    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
 
 
 def _backward_fake(d_output, d_h_n, d_c_n, output, saved, *rest):
-    *tensors, _, _, input_gradient, weight_gradients = rest
+    *tensors, _, _, _, input_gradient, weight_gradients = rest
     wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
@@ -311,16 +327,17 @@ def _double_backward(ctx, *d_grads):
         # views, so that the derivative stops here and does not run on into whatever made a tensor
         tensors = [
             None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors
+            for t in ctx.saved_tensors[:-1]
         ]
+        lengths = ctx.saved_tensors[-1]
         d_results, (input, h_0, c_0, *weights) = tensors[:3], tensors[3:]
         state = (h_0, c_0) if spec.has_cell_state else h_0
         named = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
-        output, last = spec.reference(input, state, **named, reverse=ctx.reverse, **spec.options)
+        output, last = spec.reference(input, state, **named, reverse=ctx.reverse, lengths=lengths, **spec.options)
         results = (output, *last) if spec.has_cell_state else (output, last, None)
         first = _grad(results, tensors[3:], d_results, create_graph=True)
         second = _grad(first, tensors, d_grads, create_graph=create_graph)
-    return *second[:3], None, None, *second[3:], None, None, None, None
+    return *second[:3], None, None, *second[3:], *(None,) * 5
 
 
 def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]:

@@ -9,6 +9,8 @@ Shapes, everywhere: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih
 ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). Results: the outputs (T, B, H) and the final
 state. ``reverse=True`` runs from the last step to the first; outputs stay in the input's order, and the
 final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and device.
+``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs past the end are zero, the final
+state is that of the last real step, and a reverse run starts there.
 """
 
 from collections.abc import Callable
@@ -32,6 +34,7 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     reverse: bool = False,
+    lengths: Tensor | None = None,
 ) -> Pair:
     """Elman network (Elman 1990): h = tanh(W x + b + U h₋), or relu in place of tanh.
 
@@ -42,7 +45,7 @@ def rnn(
     def step(x: Tensor, h: Tensor) -> Tensor:
         return activation(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
 
 
 def lstm(
@@ -54,6 +57,7 @@ def lstm(
     bias_hh: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Pair]:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
 
@@ -64,7 +68,7 @@ def lstm(
     def step(x: Tensor, state: Pair) -> Pair:
         return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths)
 
 
 def gru(
@@ -77,6 +81,7 @@ def gru(
     *,
     reset_after: bool = True,
     reverse: bool = False,
+    lengths: Tensor | None = None,
 ) -> Pair:
     """Gated recurrent unit, with the reset gate applied after or before the recurrent product.
 
@@ -96,7 +101,7 @@ def gru(
         n = torch.tanh(n_x + r * n_h)
         return (1 - z) * n + z * h
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
 
 
 def multiplicative_lstm(
@@ -110,6 +115,7 @@ def multiplicative_lstm(
     bias_m: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Pair]:
     """LSTM whose input is scaled by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
 
@@ -121,7 +127,7 @@ def multiplicative_lstm(
         x = _modulate(x, state[0], weight_mih, weight_mhh, bias_m)
         return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, None)
 
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths)
 
 
 def multiplicative_gru(
@@ -135,6 +141,7 @@ def multiplicative_gru(
     bias_m: Tensor | None = None,
     *,
     reverse: bool = False,
+    lengths: Tensor | None = None,
 ) -> Pair:
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
 
@@ -145,7 +152,7 @@ def multiplicative_gru(
         x = _modulate(x, h, weight_mih, weight_mhh, bias_m)
         return _gru_step(x, h, weight_ih, weight_hh, bias_ih)
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
 
 
 def _lstm_step(
@@ -169,24 +176,35 @@ def _modulate(x: Tensor, h: Tensor, weight_mih: Tensor, weight_mhh: Tensor, bias
     return (linear(x, weight_mih, bias_m) + linear(h, weight_mhh)) * x
 
 
-def _scan(step: Callable[[Tensor, Tensor], Tensor], input: Tensor, h: Tensor, reverse: bool) -> Pair:
+def _scan(
+    step: Callable[[Tensor, Tensor], Tensor], input: Tensor, h: Tensor, reverse: bool, lengths: Tensor | None
+) -> Pair:
+    """Apply a step of cells whose state is h alone."""
+    output, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths)
+    return output, h
+
+
+def _scan_pair(
+    step: Callable[[Tensor, Pair], Pair], input: Tensor, state: Pair, reverse: bool, lengths: Tensor | None
+) -> tuple[Tensor, Pair]:
+    """Apply a step of cells whose state is (h, c)."""
+    return _scan_all(step, input, state, reverse, lengths)
+
+
+def _scan_all(step: Callable, input: Tensor, state: tuple, reverse: bool, lengths: Tensor | None):
     outputs = []
-    for x in _in_order(input.unbind(0), reverse):
-        h = step(x, h)
-        outputs.append(h)
-    return torch.stack(_in_order(outputs, reverse)), h
-
-
-def _scan_pair(step: Callable[[Tensor, Pair], Pair], input: Tensor, state: Pair, reverse: bool) -> tuple[Tensor, Pair]:
-    outputs = []
-    for x in _in_order(input.unbind(0), reverse):
-        state = step(x, state)
-        outputs.append(state[0])
-    return torch.stack(_in_order(outputs, reverse)), state
-
-
-def _in_order(steps, reverse: bool) -> list[Tensor]:
-    return list(reversed(steps)) if reverse else list(steps)
+    times = range(len(input))
+    for t in reversed(times) if reverse else times:
+        if lengths is None:
+            state = step(input[t], state)
+            outputs.append(state[0])
+        else:
+            active = (t < lengths).unsqueeze(1)
+            # what stands past the end must not matter, not even as NaN times zero in a gradient
+            x = torch.where(active, input[t], 0)
+            state = tuple(torch.where(active, new, old) for new, old in zip(step(x, state), state))
+            outputs.append(torch.where(active, state[0], 0))
+    return torch.stack(outputs[::-1] if reverse else outputs), state
 
 
 def _or_zeros(state: Tensor | None, input: Tensor, weight_hh: Tensor) -> Tensor:

@@ -38,13 +38,15 @@ class Operands:
     cell: str
     tensors: dict[str, Tensor]
     reverse: bool = False
+    lengths: Tensor | None = None
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
         """[output, h_n] or [output, h_n, c_n]."""
         tensors = {**self.tensors, **replaced}
         weights = {name: t for name, t in tensors.items() if name not in ("input", "h_0", "c_0")}
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
-        output, last = ops.run(self.cell, tensors["input"], state, weights, reverse=self.reverse, backend=backend)
+        how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend}
+        output, last = ops.run(self.cell, tensors["input"], state, weights, **how)
         return [output, *(last if isinstance(last, tuple) else (last,))]
 
     def function(self, backend: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -53,7 +55,7 @@ class Operands:
 
     def to(self, dtype: torch.dtype) -> "Operands":
         tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in self.tensors.items()}
-        return Operands(self.cell, tensors, self.reverse)
+        return Operands(self.cell, tensors, self.reverse, self.lengths)
 
     def results_and_gradients(self, backend: str, d_results: list[Tensor]) -> list[Tensor]:
         results = self.run(backend)
@@ -61,7 +63,9 @@ class Operands:
         return [*results, *torch.autograd.grad(results, list(self.tensors.values()), d_results)]
 
 
-def operands(cell: str, shape: Shape, *, reverse=False, bias=True, scale=0.5, seed=0, dtype=torch.float64) -> Operands:
+def operands(
+    cell: str, shape: Shape, *, reverse=False, lengths=None, bias=True, scale=0.5, seed=0, dtype=torch.float64
+) -> Operands:
     """Normally distributed operands; weights are scaled by ``scale`` over the root of what they sum over."""
     generator = torch.Generator().manual_seed(seed)
     spec = ops.CELLS[cell]
@@ -74,7 +78,7 @@ def operands(cell: str, shape: Shape, *, reverse=False, bias=True, scale=0.5, se
         factor = scale / size[-1] ** 0.5 if name.startswith("weight") else scale if name.startswith("bias") else 1.0
         value = factor * torch.randn(size, dtype=torch.float64, generator=generator)
         tensors[name] = value.to(dtype).requires_grad_()
-    return Operands(cell, tensors, reverse)
+    return Operands(cell, tensors, reverse, None if lengths is None else torch.tensor(lengths))
 
 
 def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:

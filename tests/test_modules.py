@@ -87,6 +87,21 @@ def test_layouts(name, layout, with_state):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_lengths_do_what_packing_does(name, batch_first):
+    ours, theirs = pair(name, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(*((B, T) if batch_first else (T, B)), I, dtype=torch.float64)
+    lengths = torch.tensor([2, T, 5])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    output, state = theirs(packed)
+    output, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first)
+    for a, b in zip(flat(ours(x, lengths=lengths)), flat((output, state))):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="unbatched"):
+        ours(x[0], lengths=lengths)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_state_dict_goes_both_ways(name):
     ours, theirs = pair(name, num_layers=2, bidirectional=True)

@@ -211,12 +211,69 @@ def test_threads_agree(cell, shape):
         torch.set_num_threads(threads)
 
 
+# sequences that end early, at the first step, at the last and never begin; more than a tile of them, in no order
+LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
+
+
+def test_lengths_equal_reference(cell, backend, reverse):
+    op = operands(cell, Shape(7, len(LENGTHS), 5, 18), reverse=reverse, lengths=LENGTHS)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
+
+
+def test_lengths_gradcheck(cell, backend, reverse):
+    op = operands(cell, Shape(3, 3, 2, 3), reverse=reverse, lengths=[2, 0, 3])
+    assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
+    assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
+def test_what_stands_past_the_end_does_not_matter(cell, backend, reverse):
+    """NaN in the padding, or in the gradient of an output there, reaches nothing."""
+    op = operands(cell, Shape(7, len(LENGTHS), 3, 9), reverse=reverse, lengths=LENGTHS)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    past = torch.arange(7).unsqueeze(1) >= op.lengths
+    op.tensors["input"] = op.tensors["input"].detach().masked_fill(past.unsqueeze(2), torch.nan).requires_grad_()
+    d_results[0] = d_results[0].masked_fill(past.unsqueeze(2), torch.nan)
+    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_lengths_with_threads(cell, threads):
+    for shape, lengths in ((Shape(7, 21, 5, 18), LENGTHS), (Shape(5, 3, 6, 190), [2, 5, 0])):
+        op = operands(cell, shape, lengths=lengths)
+        d_results = random_like(op.run("reference"))
+        exact = op.results_and_gradients("reference", d_results)
+        torch.set_num_threads(threads)
+        try:
+            assert relative_error(op.results_and_gradients("cpu", d_results), exact) < 1e-11
+        finally:
+            torch.set_num_threads(1)
+
+
+def test_wrong_lengths(backend):
+    op = operands("gru", Shape(3, 2, 1, 1))
+    for error, message, lengths in (
+        (TypeError, "int64 tensor, got torch.float32", torch.ones(2)),
+        (TypeError, "int64 tensor, got list", [1, 2]),
+        (RuntimeError, r"shape \(2,\), one per sequence, got \(3,\)", torch.ones(3, dtype=torch.int64)),
+        (ValueError, "lengths is on meta but input is on cpu", torch.ones(2, dtype=torch.int64, device="meta")),
+        (RuntimeError, "between 0 and T = 3, got 4", torch.tensor([4, 1])),
+        (RuntimeError, "between 0 and T = 3, got -1", torch.tensor([2, -1])),
+    ):
+        op.lengths = lengths
+        with pytest.raises(error, match=message):
+            op.run(backend)
+
+
 def arguments(op: Operands) -> tuple:
-    return tuple(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS))
+    return *(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)), op.lengths
 
 
-def test_opcheck(cell):
-    op = operands(cell, Shape(3, 2, 3, 4), dtype=torch.float32)
+@pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
+def test_opcheck(cell, lengths):
+    op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
     args = (*arguments(op), cell, False, True)
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
@@ -265,7 +322,7 @@ def test_every_instruction_set(instruction_set):
         pytest.skip(f"this processor has no {instruction_set}")
     code = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
     assert run_python(["-c", code], instruction_set).stdout.strip() == instruction_set
-    chosen = "float64_equals_reference or low_precision or saturated or across_panels"
+    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels"
     run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout

@@ -8,7 +8,7 @@ import torch
 
 from fused_rnn import reference
 
-from .conftest import ODD_SHAPES, Shape, operands
+from .conftest import ODD_SHAPES, Operands, Shape, operands
 
 
 def sigmoid(x: float) -> float:
@@ -65,6 +65,22 @@ def test_follows_its_equations(name, reverse):
     output, h_n, *c_n = op.run("reference")
     assert output.flatten().tolist() == pytest.approx(expected[::-1] if reverse else expected, rel=1e-12)
     assert [t.item() for t in (h_n, *c_n)] == pytest.approx([h, c][: 1 + len(c_n)], rel=1e-12)
+
+
+def test_lengths_equal_separate_runs(cell, reverse):
+    """A padded batch with lengths gives what each sequence gives alone, cut to its length."""
+    lengths = [4, 1, 0, 6]
+    op = operands(cell, Shape(6, 4, 3, 5), reverse=reverse, lengths=lengths)
+    output, *finals = op.run("reference")
+    for b, length in enumerate(lengths):
+        assert (output[length:, b] == 0).all()
+        states = {name: op.tensors[name][b : b + 1] for name in ("h_0", "c_0") if name in op.tensors}
+        if length == 0:
+            assert all(torch.equal(final[b : b + 1], state) for final, state in zip(finals, states.values()))
+            continue
+        alone = Operands(op.cell, {**op.tensors, **states, "input": op.tensors["input"][:length, b : b + 1]}, reverse)
+        expected = alone.run("reference")
+        torch.testing.assert_close([output[:length, b], *(f[b] for f in finals)], [e.squeeze(-2) for e in expected])
 
 
 @pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)

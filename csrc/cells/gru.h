@@ -17,6 +17,7 @@ struct Gru {
   static constexpr bool reset_before = true;
   static constexpr bool bypasses_product = true;
   static constexpr bool n_apart = true;
+  static constexpr bool separates_x = false;
 
   template <typename T>
   HOST_DEVICE static void forward_gates(const T (&wx)[2], const T (&uh)[2], T h_prev, T& r, T& z, T& s) {

@@ -14,6 +14,7 @@ struct GruResetAfter {
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = true;
   static constexpr bool n_apart = true;
+  static constexpr bool separates_x = true;
 
   template <typename T>
   HOST_DEVICE static void forward(const T (&wx)[3], const T (&uh)[3], T h_prev, T&, T& h, T (&saved)[4]) {

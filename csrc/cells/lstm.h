@@ -13,6 +13,7 @@ struct Lstm {
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = false;
   static constexpr bool n_apart = false;
+  static constexpr bool separates_x = false;
 
   // c: c₋ on entry, c on return.
   template <typename T>

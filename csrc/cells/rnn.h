@@ -36,6 +36,7 @@ struct Rnn {
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = false;  // whether part of δh₋ does not pass through U
   static constexpr bool n_apart = false;           // whether U_n multiplies or is multiplied by something of its own
+  static constexpr bool separates_x = false;       // whether forward needs W x and U h₋ apart
 
   // wx: W x + b, uh: U h₋ + b', one value per gate.
   template <typename T>

@@ -26,6 +26,8 @@ class Backward {
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns();
+    step_.h_0 = data<S>(q.h_0);
+    step_.c_0 = q.c_0 ? data<S>(*q.c_0) : nullptr;
     step_.dh = data<C>(dh_);
     step_.dc = data<C>(dc_);
     step_.d_stride = columns_;
@@ -63,12 +65,14 @@ class Backward {
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const PackSource<S> u{U, 0, rows, H, 1};
     if (U_m)
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u, {U_m, rows, I, H, 1}});
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u, {U_m, rows, I, H, 1}});
     else
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, {u});
-    if (q_.cell.reset_before) step_.reset = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u});
+    if (q_.cell.reset_before)
+      step_.reset = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
     if (U_m)
-      step_.projection = packed<C, S>(workspace_, 1, I, nullptr, {{data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
+      step_.projection =
+          packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
   }
 
   void allocate_results() {
@@ -104,19 +108,16 @@ class Backward {
     const int64_t B = q_.B, H = q_.H, I = q_.I, columns = q_.saved_columns();
     const int64_t t = q_.time(s), row = (t - chunk.begin) * B;
     BackwardStep<C, S> step = step_;
+    step.active = active_at(q_, t);
     step.saved = data<S>(in_.saved) + t * B * columns;
     step.d_output = in_.d_output ? data<S>(*in_.d_output) + t * B * H : nullptr;
     step.d = data<C>(d_) + row * columns_;
     step.history = data<C>(history_) + row * H;
     if (s > 0) {
-      const int64_t before = q_.time(s - 1) * B;
-      step.h_prev = data<S>(in_.output) + before * H;
-      step.c_prev = data<S>(in_.saved) + before * columns + (q_.cell.saved - 1) * H;
-      step.c_prev_stride = columns;
-    } else {
-      step.h_prev = data<S>(q_.h_0);
-      step.c_prev = q_.c_0 ? data<S>(*q_.c_0) : nullptr;
-      step.c_prev_stride = H;
+      const int64_t before = q_.time(s - 1);
+      step.active_before = active_at(q_, before);
+      step.h_prev = data<S>(in_.output) + before * B * H;
+      step.c_prev = data<S>(in_.saved) + before * B * columns + (q_.cell.saved - 1) * H;
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
     if (q_.cell.multiplicative) {
@@ -155,7 +156,7 @@ class Backward {
     };
     const Range all{0, chunk.rows};
     const Tensor history = rows_of(history_, all);
-    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    const Tensor x = active_input(chunk);
     add(d_weight_ih_, gradients(chunk, 0, G), q_.cell.multiplicative ? rows_of(x_hat_, all) : x);
     if (q_.cell.n_apart) {
       add(rows_of(d_weight_hh_, {0, 2 * H}), gradients(chunk, 0, 2), history);
@@ -171,6 +172,16 @@ class Backward {
     torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
       kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, data<double>(d_bias_));
     });
+  }
+
+  // x of this chunk, with zeros past the ends of sequences, where it may hold anything.
+  Tensor active_input(const Chunk& chunk) const {
+    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    if (!q_.lengths) return x;
+    Tensor masked = torch::stable::clone(x);
+    for (int64_t row = 0; row < chunk.rows; ++row)
+      if (!active_at(q_, chunk.begin + row / q_.B)(row % q_.B)) std::fill_n(data<C>(masked) + row * q_.I, q_.I, C(0));
+    return masked;
   }
 
   BackwardResult finish() const {

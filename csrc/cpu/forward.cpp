@@ -9,14 +9,16 @@ template <typename C, typename S>
 class Forward {
  public:
   Forward(const Sequence& q, bool training)
-      : q_(q), workspace_(q.input), saved_columns_(training ? q.saved_columns() : 0) {
+      : q_(q), workspace_(q.input), saved_columns_(training ? q.saved_columns() : 0), joint_(joins_products(q)) {
     const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
     result_.saved =
         training ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_}) : torch::stable::new_empty(q.input, {0});
+    // nothing is saved past the end of a sequence, but the same call must give the same bits
+    if (training && q.lengths) torch::stable::zero_(result_.saved);
     h_ = workspace_.tensor<C>({2 * B, H});
     c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
-    projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
+    if (projects()) projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
     pack();
     step_.input_size = q.I;
     step_.hidden_size = H;
@@ -27,8 +29,9 @@ class Forward {
       step_.z = workspace_.array<C>(B * H);
     }
     if (q.cell.multiplicative) {
-      step_.wx = workspace_.array<C>(B * q.cell.gates * H);
+      if (!joint_) step_.wx = workspace_.array<C>(B * q.cell.gates * H);
       step_.x_hat = workspace_.array<C>(B * q.I);
+      step_.operand = step_.x_hat;
     }
   }
 
@@ -46,20 +49,36 @@ class Forward {
   }
 
  private:
+  // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
+  // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
+  static bool joins_products(const Sequence& q) {
+    constexpr int64_t few = 4;
+    const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * int64_t{sizeof(C)};
+    return !q.cell.separates_x && bytes <= cached_bytes && q.B >= few * torch::stable::get_num_threads();
+  }
+
+  // Whether the loop multiplies x with a matrix before the steps of a chunk: with W, or multiplicative cells with W_m.
+  bool projects() const { return q_.cell.multiplicative || !joint_; }
+
   void pack() {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, product_gates = q_.cell.reset_before ? 2 : G;
     const Weights& w = q_.weights;
-    const S* U = data<S>(w.weight_hh);
-    const S* bias = w.bias_hh ? data<S>(*w.bias_hh) : nullptr;
-    step_.recurrent = packed<C, S>(workspace_, product_gates, H, bias, {{U, 0, H, 1, H}});
-    if (q_.cell.reset_before) step_.candidate = packed<C, S>(workspace_, 1, H, nullptr, {{U + 2 * H * H, 0, H, 1, H}});
+    const S *U = data<S>(w.weight_hh), *W = data<S>(w.weight_ih);
+    const S *b_hh = data_or_null<S>(w.bias_hh), *b_ih = data_or_null<S>(w.bias_ih);
+    const auto recurrent = [&](int64_t first, int64_t gates) {  // rows of U, and of W below it
+      const int64_t row = first * H;
+      std::vector<PackSource<S>> sources{{U + row * H, 0, H, 1, H}};
+      if (joint_) sources.push_back({W + row * I, H, I, 1, I});
+      return packed<C, S>(workspace_, gates, H, b_hh ? b_hh + row : nullptr, joint_ && b_ih ? b_ih + row : nullptr,
+                          sources);
+    };
+    step_.recurrent = recurrent(0, product_gates);
+    if (q_.cell.reset_before) step_.candidate = recurrent(2, 1);
     if (q_.cell.multiplicative) {
-      const S* W = data<S>(w.weight_ih);
-      const S* b = w.bias_ih ? data<S>(*w.bias_ih) : nullptr;
-      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, {{data<S>(*w.weight_mhh), 0, H, 1, H}});
-      step_.projection = packed<C, S>(workspace_, 1, G * H, b, {{W, 0, I, 1, I}});
+      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{data<S>(*w.weight_mhh), 0, H, 1, H}});
+      if (!joint_) step_.projection = packed<C, S>(workspace_, 1, G * H, b_ih, nullptr, {{W, 0, I, 1, I}});
     }
-    // what the loop multiplies x with beforehand
+    if (!projects()) return;
     weight_ = transposed(computed<C>(q_.cell.multiplicative ? *w.weight_mih : w.weight_ih));
     const OptionalTensor& b = q_.cell.multiplicative ? w.bias_m : w.bias_ih;
     if (b) bias_ = computed<C>(*b);
@@ -67,8 +86,10 @@ class Forward {
 
   void run(const Chunk& chunk) {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
-    const Tensor out = rows_of(projected_, {0, chunk.rows});
-    product(out, bias_ ? *bias_ : out, x, weight_, bias_ ? 1.0 : 0.0);
+    if (projects()) {
+      const Tensor out = rows_of(projected_, {0, chunk.rows});
+      product(out, bias_ ? *bias_ : out, x, weight_, bias_ ? 1.0 : 0.0);
+    }
 
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<ForwardPhase>> phases;
@@ -81,16 +102,20 @@ class Forward {
     add(ForwardPhase::candidate, step_.candidate);
     const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
     run_steps(
-        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk); },
+        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, data<C>(x)); },
         k.cell(q_.cell.id).forward);
   }
 
-  ForwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
+  // x: of the chunk
+  ForwardStep<C, S> step_at(int64_t s, const Chunk& chunk, const C* x) const {
     const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = (t - chunk.begin) * B;
     ForwardStep<C, S> step = step_;
+    step.active = active_at(q_, t);
     if (q_.cell.multiplicative) {
       step.wx_m = data<C>(projected_) + row * I;
       step.x = data<S>(q_.input) + t * B * I;
+    } else if (joint_) {
+      step.operand = x + row * I;
     } else {
       step.wx = data<C>(projected_) + row * q_.cell.gates * H;
     }
@@ -104,6 +129,7 @@ class Forward {
   const Sequence& q_;
   Workspace workspace_;
   const int64_t saved_columns_;
+  const bool joint_;
   ForwardResult result_;
   Tensor h_;          // (2*B, H): the states before and after a step, in turn
   Tensor c_;          // (B, H)

@@ -35,15 +35,25 @@ struct PackSource {
   int64_t depth_offset, depth, depth_stride, unit_stride;
 };
 
+// Which sequences take part in a step: those with more than `time` steps, or all where there are no lengths. For the
+// others a step leaves the state as it is, and their output is zero.
+struct Active {
+  const int64_t* lengths = nullptr;  // [B]
+  int64_t time = 0;
+
+  bool operator()(int64_t row) const { return !lengths || time < lengths[row]; }
+};
+
 // A forward step of B sequences. Rows are sequences; every array is contiguous unless a stride is named.
 template <typename C, typename S>
 struct ForwardStep {
   int64_t input_size, hidden_size;
-  Panels<C> recurrent;   // U and b'; gru: its rows r and z
-  Panels<C> candidate;   // gru: U_n
+  Panels<C> recurrent;   // U and b'; where wx is null, W below U, and both biases; gru: the rows r and z of them
+  Panels<C> candidate;   // gru: U_n, and W_n likewise
   Panels<C> modulation;  // multiplicative: U_m
-  Panels<C> projection;  // multiplicative: W and b
-  C* wx;                 // [B, G*H] W x + b; multiplicative: made in this step
+  Panels<C> projection;  // multiplicative, unless wx is null: W and b
+  C* wx;                 // [B, G*H] W x + b; multiplicative: made in this step. Null: part of the recurrent product
+  const C* operand;      // [B, I] x or x̂, where wx is null
   const S* x;            // [B, I] multiplicative
   const C* wx_m;         // [B, I] multiplicative: W_m x + b_m
   C* x_hat;              // [B, I] multiplicative, scratch
@@ -55,6 +65,7 @@ struct ForwardStep {
   S* output;             // [B, H]
   S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; null when nothing is saved
   int64_t saved_stride;
+  Active active;
 };
 
 // A backward step. d has the cell's gradient columns, H each, and then δm.
@@ -66,19 +77,21 @@ struct BackwardStep {
   Panels<C> projection;  // multiplicative: Wᵀ, from δa to δx̂
   const S* saved;        // [B, saved_stride]
   int64_t saved_stride;
-  const S* h_prev;  // [B, H]
-  const S* c_prev;  // [B, c_prev_stride]
-  int64_t c_prev_stride;
+  const S* h_prev;    // [B, H] outputs of the step before; null in the first step
+  const S* c_prev;    // [B, saved_stride] likewise
+  const S* h_0;       // [B, H] the state before a sequence's first step
+  const S* c_0;       // [B, H]
   const S* x;         // [B, I] multiplicative
   const S* d_output;  // [B, H], or null for zeros
   C* dh;              // [B, H] δh from later steps, then δh₋
   C* dc;              // [B, H] likewise
   C* d;               // [B, d_stride] gradients of the pre-activations
   int64_t d_stride;
-  C* history;  // [B, H] h₋, for the weight gradients
-  C* s;        // [B, H] gru: r⊙h₋, for the weight gradients
-  C* x_hat;    // [B, I] multiplicative, for the weight gradients
-  C* dx;       // [B, I] multiplicative: the part of δx that does not pass through W_m
+  C* history;                    // [B, H] h₋, for the weight gradients
+  C* s;                          // [B, H] gru: r⊙h₋, for the weight gradients
+  C* x_hat;                      // [B, I] multiplicative, for the weight gradients
+  C* dx;                         // [B, I] multiplicative: the part of δx that does not pass through W_m
+  Active active, active_before;  // in this step, and in the step before
 };
 
 enum class ForwardPhase { modulate, project, recur, candidate };
@@ -98,7 +111,7 @@ struct Kernels {
   int64_t (*panel_count)(int64_t gates, int64_t units);
   int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
   void (*pack)(const Panels<C>&, const PackSource<S>&);
-  void (*pack_bias)(const Panels<C>&, const S* bias);  // null: zeros
+  void (*pack_bias)(const Panels<C>&, const S* bias, const S* other);  // their sum, null counting as zeros
   CellKernels<C, S> (*cell)(CellId);
   // Add the sums over rows of a matrix, in some of its columns, to sums[column]. In double, because a bias gradient
   // is a sum of T*B terms of either sign.

@@ -91,15 +91,24 @@ inline Range rows_at(const Sequence& q, const Chunk& chunk) {
   return {chunk.begin * q.B, chunk.begin * q.B + chunk.rows};
 }
 
-// A packed matrix of the given size, with `bias` (or zeros) and the rows of all sources.
+inline Active active_at(const Sequence& q, int64_t time) {
+  return {q.lengths ? static_cast<const int64_t*>(q.lengths->const_data_ptr()) : nullptr, time};
+}
+
+template <typename S>
+const S* data_or_null(const OptionalTensor& tensor) {
+  return tensor ? data<S>(*tensor) : nullptr;
+}
+
+// A packed matrix of the given size, with the sum of two biases (or zeros) and the rows of all sources.
 template <typename C, typename S>
-Panels<C> packed(Workspace& workspace, int64_t gates, int64_t units, const S* bias,
-                 std::initializer_list<PackSource<S>> sources) {
+Panels<C> packed(Workspace& workspace, int64_t gates, int64_t units, const S* bias, const S* other_bias,
+                 const std::vector<PackSource<S>>& sources) {
   const Kernels<C, S>& k = kernels<C, S>();
   Panels<C> panels{nullptr, 0, gates, units};
   for (const auto& source : sources) panels.depth += source.depth;
   panels.data = workspace.array<C>(k.packed_size(panels.depth, gates, units));
-  k.pack_bias(panels, bias);
+  k.pack_bias(panels, bias, other_bias);
   for (const auto& source : sources) k.pack(panels, source);
   return panels;
 }
@@ -115,14 +124,15 @@ struct PhaseSize {
 // the weights. By panels each reads its part of the weights, and all meet after every phase.
 enum class Split { none, rows, panels };
 
+constexpr int64_t cached_bytes = 7 << 18;  // of the second-level cache that weights may fill
+
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t cache = 3 << 19;              // of the second level that weights may fill, in bytes
   constexpr int64_t worth_a_meeting = 1 << 17;    // multiplications and additions per phase
   constexpr int64_t rows_that_hide_a_fetch = 64;  // per thread, with weights from beyond the second level
   if (threads == 1) return Split::none;
-  const bool cached = weights * element_size <= cache;
+  const bool cached = weights * element_size <= cached_bytes;
   if (batch >= (cached ? 2 : rows_that_hide_a_fetch) * threads) return Split::rows;
   return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
 }

@@ -1,0 +1,239 @@
+// What kernels ask of the machine: function macros, memory that blocks exchange data through, asynchronous copies,
+// matrix instructions and conversions. All inline PTX is here; it needs sm_80 or newer.
+//
+// Without nvcc the same names come from a shim that runs kernels on the CPU (tests/host_shim/host_shim.h, found
+// through the include path), so that everything under __CUDACC__ has a twin there. Besides, kernels may use these
+// names of CUDA: threadIdx, blockIdx, blockDim, gridDim, __launch_bounds__, __syncthreads, __syncthreads_and,
+// __syncwarp, atomicAdd and, with a mask of all lanes, __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync.
+// Shared memory is dynamic only.
+//
+// How blocks exchange data: writers store_l2, __syncthreads, one thread adds to a counter with add_release; one thread
+// of a reading block calls wait_for, __syncthreads, readers load_l2. Counters only grow.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../cells/types.h"
+
+#ifndef __CUDACC__
+#  include "host_shim.h"
+#else
+
+#  define FUSED_RNN_KERNEL __global__ void
+#  define FUSED_RNN_DEVICE __device__ __forceinline__
+#  define FUSED_RNN_UNROLL _Pragma("unroll")
+// Declares `name`, an unsigned char array: the block's shared memory, in the size given at launch.
+#  define FUSED_RNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+namespace fused_rnn::cuda {
+
+// Memory between blocks ---------------------------------------------------------------------------------------------
+
+// Read past the first-level cache, which is of no use for data that another block has just written. T has 2, 4, 8 or
+// 16 bytes and is aligned to its size.
+template <typename T>
+FUSED_RNN_DEVICE T load_l2(const T* p) {
+  static_assert(alignof(T) == sizeof(T));
+  if constexpr (sizeof(T) == 2) {
+    uint16_t bits;
+    asm volatile("ld.global.cg.b16 %0, [%1];" : "=h"(bits) : "l"(p) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else if constexpr (sizeof(T) == 4) {
+    uint32_t bits;
+    asm volatile("ld.global.cg.b32 %0, [%1];" : "=r"(bits) : "l"(p) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else if constexpr (sizeof(T) == 8) {
+    uint64_t bits;
+    asm volatile("ld.global.cg.b64 %0, [%1];" : "=l"(bits) : "l"(p) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else {
+    uint4 bits;
+    asm volatile("ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(p)
+                 : "memory");
+    return __builtin_bit_cast(T, bits);
+  }
+}
+
+// Write past the first-level cache. T as above.
+template <typename T>
+FUSED_RNN_DEVICE void store_l2(T* p, T value) {
+  static_assert(alignof(T) == sizeof(T));
+  if constexpr (sizeof(T) == 2) {
+    asm volatile("st.global.cg.b16 [%0], %1;" ::"l"(p), "h"(__builtin_bit_cast(uint16_t, value)) : "memory");
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("st.global.cg.b32 [%0], %1;" ::"l"(p), "r"(__builtin_bit_cast(uint32_t, value)) : "memory");
+  } else if constexpr (sizeof(T) == 8) {
+    asm volatile("st.global.cg.b64 [%0], %1;" ::"l"(p), "l"(__builtin_bit_cast(uint64_t, value)) : "memory");
+  } else {
+    const auto bits = __builtin_bit_cast(uint4, value);
+    asm volatile("st.global.cg.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
+                 : "memory");
+  }
+}
+
+// Whoever reads a counter with load_acquire sees all that its writers wrote before their add_release.
+FUSED_RNN_DEVICE unsigned load_acquire(const unsigned* p) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+
+FUSED_RNN_DEVICE void add_release(unsigned* p, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+
+// For flags that say nothing about other memory.
+FUSED_RNN_DEVICE unsigned load_relaxed(const unsigned* p) {
+  unsigned value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+
+FUSED_RNN_DEVICE void store_relaxed(unsigned* p, unsigned value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+
+// Asynchronous copies -----------------------------------------------------------------------------------------------
+
+// Start to copy 4, 8 or 16 bytes, both ends aligned to as many, from global to shared memory. The data is there for
+// this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past the
+// first-level cache.
+template <int bytes>
+FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16);
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(bytes) : "memory");
+}
+
+// Close a group: the copies that this thread started since the last one.
+FUSED_RNN_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until all groups but the last `pending` have arrived.
+template <int pending>
+FUSED_RNN_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Matrix products ---------------------------------------------------------------------------------------------------
+
+// Load four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8, in shared memory
+// and aligned to 16 bytes, and gets elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix m in registers[m].
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// Two matrices, with the addresses of lanes 0 to 15.
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// sum[16, 8] += a[16, 16] b[16, 8] by one warp, with S = BFloat16 or Half and sums in float. With r = lane / 4 and
+// c = 2(lane % 4), a lane holds at its places, two neighbours to a register:
+//   a    [r, c], [r + 8, c], [r, c + 8], [r + 8, c + 8], each with column + 1: load_matrices of the four quarters
+//   b    [c, r], [c + 8, r], each with row + 1: load_matrices of the two halves of b transposed
+//   sum  [r, c], [r, c + 1], [r + 8, c], [r + 8, c + 1]
+template <typename S>
+FUSED_RNN_DEVICE void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<S, BFloat16> || std::is_same_v<S, Half>);
+  if constexpr (std::is_same_v<S, BFloat16>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Conversions -------------------------------------------------------------------------------------------------------
+
+FUSED_RNN_DEVICE float widen(Half value) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+}
+
+FUSED_RNN_DEVICE BFloat16 round_to_bfloat16(float value) {
+  BFloat16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+}
+
+FUSED_RNN_DEVICE Half round_to_half(float value) {
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+}
+
+// Two neighbours in one register, as matrix products take them; `low` is the first in memory.
+template <typename S>
+FUSED_RNN_DEVICE uint32_t narrow_pair(float low, float high) {
+  static_assert(std::is_same_v<S, BFloat16> || std::is_same_v<S, Half>);
+  uint32_t result;
+  if constexpr (std::is_same_v<S, BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+}  // namespace fused_rnn::cuda
+
+#endif
+
+// How often wait_for looks before it gives up. A look takes 0.3 to 1 µs, so this is about ten seconds.
+#ifndef FUSED_RNN_WAIT_POLLS
+#  define FUSED_RNN_WAIT_POLLS (1u << 24)
+#endif
+
+namespace fused_rnn::cuda {
+
+// Several values that are loaded and stored in one access of up to 16 bytes.
+template <typename T, int n>
+struct alignas(n * sizeof(T)) Vector {
+  T values[n];
+};
+
+// What is computed with for a value in a tensor, and back, rounded to nearest.
+FUSED_RNN_DEVICE float widen(BFloat16 value) { return bfloat16_to_float(value); }
+FUSED_RNN_DEVICE float widen(float value) { return value; }
+FUSED_RNN_DEVICE double widen(double value) { return value; }
+
+template <typename S, typename C>
+FUSED_RNN_DEVICE S narrow(C value) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    return round_to_bfloat16(value);
+  else if constexpr (std::is_same_v<S, Half>)
+    return round_to_half(value);
+  else
+    return value;
+}
+
+// Wait until *counter >= target; what was written before the additions that made it so is then visible to this thread.
+// False if that takes too long, as when not all blocks of the grid are resident. Then *failed becomes 1, and every
+// other block's wait ends with false as well, so that the kernel returns and its caller can report the failure.
+FUSED_RNN_DEVICE bool wait_for(const unsigned* counter, unsigned target, unsigned* failed) {
+  for (unsigned polls = 1; load_acquire(counter) < target; ++polls) {
+    if (polls % 32 == 0 && load_relaxed(failed)) return false;
+    if (polls >= FUSED_RNN_WAIT_POLLS) {
+      store_relaxed(failed, 1);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace fused_rnn::cuda
