@@ -7,6 +7,7 @@ TORCH ?= 2.13.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
+TEST_CPP := $(shell find tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench lint format clean
 .DEFAULT_GOAL := help
@@ -51,12 +52,12 @@ bench: $(VENV)/installed
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
 
 clean:
 	rm -rf build fused_rnn/_C.so *.egg-info $(VENV)/installed

@@ -1,0 +1,195 @@
+// Small kernels that use all of csrc/cuda/device.h, in one source for the host shim and for nvcc. The recurrence is a
+// model of the real ones. FAULT_* macros each take something away or put something wrong, which the shim must show.
+#pragma once
+
+#include "../../csrc/cuda/device.h"
+
+namespace fused_rnn::cuda {
+
+// y_t = x_t + W y_(t-1) over a sequence: blocks own rows of W, exchange y through global memory in two buffers that
+// take turns, and meet at a barrier after each step.
+struct Recurrence {
+  int steps, batch, units;  // units: a multiple of the number of blocks and of 4
+  const float* x;           // [steps, batch, units]
+  const float* weight;      // [units, units]
+  float* exchanged;         // [2, batch, units], the first zeros
+  float* y;                 // [steps, batch, units]
+  unsigned* arrivals;       // 0
+  unsigned* failed;         // 0
+};
+
+inline size_t shared_bytes(const Recurrence& r, int blocks) {
+  return sizeof(float) * (r.units / blocks + r.batch) * r.units;
+}
+
+FUSED_RNN_DEVICE bool wait_for_others(const Recurrence& r, unsigned target) {
+#ifdef FAULT_RELAXED_WAIT
+  while (load_relaxed(r.arrivals) < target) {
+  }
+  return true;
+#else
+  return wait_for(r.arrivals, target, r.failed);
+#endif
+}
+
+// False if another block did not arrive in time.
+FUSED_RNN_DEVICE bool grid_barrier(const Recurrence& r, unsigned target) {
+  bool arrived = true;
+  __syncthreads();
+#ifndef FAULT_NO_GRID_BARRIER
+  if (threadIdx.x == 0) {
+    add_release(r.arrivals, 1);
+    arrived = wait_for_others(r, target);
+  }
+#endif
+  return __syncthreads_and(arrived);
+}
+
+FUSED_RNN_DEVICE void load_weight(const Recurrence& r, int first_unit, int own_units, float* weight) {
+  for (int i = 4 * threadIdx.x; i < own_units * r.units; i += 4 * blockDim.x)
+    copy_async<16>(weight + i, r.weight + first_unit * r.units + i);
+  copy_async_commit();
+#ifndef FAULT_NO_COPY_WAIT
+  copy_async_wait<0>();
+#endif
+}
+
+FUSED_RNN_KERNEL recur(Recurrence r) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  const int own_units = r.units / gridDim.x, first_unit = blockIdx.x * own_units, size = r.batch * r.units;
+  float* const weight = reinterpret_cast<float*>(shared);  // [own_units, units]
+  float* const y_prev = weight + own_units * r.units;      // [batch, units]
+  load_weight(r, first_unit, own_units, weight);
+  for (int t = 0; t < r.steps; ++t) {
+#ifdef FAULT_SINGLE_BUFFER
+    const float* const from = r.exchanged;
+    float* const to = r.exchanged;
+#else
+    const float* const from = r.exchanged + t % 2 * size;
+    float* const to = r.exchanged + (t + 1) % 2 * size;
+#endif
+    for (int i = threadIdx.x; i < size; i += blockDim.x) y_prev[i] = load_l2(from + i);
+#ifdef FAULT_SHARED_OVERRUN
+    if (threadIdx.x == 0) y_prev[size] = 0;
+#endif
+#ifndef FAULT_NO_SYNCTHREADS
+    __syncthreads();
+#endif
+    for (int i = threadIdx.x; i < r.batch * own_units; i += blockDim.x) {
+      const int b = i / own_units, j = i % own_units, place = b * r.units + first_unit + j;
+      float sum = r.x[t * size + place];
+      for (int k = 0; k < r.units; ++k) sum += weight[j * r.units + k] * y_prev[b * r.units + k];
+      store_l2(to + place, sum);
+      r.y[t * size + place] = sum;
+    }
+    if (!grid_barrier(r, (t + 1) * gridDim.x)) return;
+  }
+}
+
+// c[16, 8] = a[16, depth] bᵀ[depth, 8] by one warp, with tiles of shared memory padded against bank conflicts.
+template <typename S>
+struct Product {
+  int depth;   // a multiple of 16
+  const S* a;  // [16, depth]
+  const S* b;  // [8, depth]
+  float* c;    // [16, 8]
+};
+
+constexpr int padding = 8;
+
+template <int bytes, typename S>
+FUSED_RNN_DEVICE void load_rows(S* to, const S* from, int rows, int depth) {
+  constexpr int elements = bytes / sizeof(S);
+  for (int i = elements * threadIdx.x; i < rows * depth; i += elements * blockDim.x)
+    copy_async<bytes>(to + i / depth * (depth + padding) + i % depth, from + i);
+  copy_async_commit();
+}
+
+template <typename S>
+FUSED_RNN_KERNEL __launch_bounds__(32) multiply(Product<S> p) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  const int lane = threadIdx.x, stride = p.depth + padding;
+  S* const a_rows = reinterpret_cast<S*>(shared);
+  S* const b_rows = a_rows + 16 * stride;
+  load_rows<4>(b_rows, p.b, 4, p.depth);
+  load_rows<8>(b_rows + 4 * stride, p.b + 4 * p.depth, 4, p.depth);
+  load_rows<16>(a_rows, p.a, 16, p.depth);
+  copy_async_wait<1>();
+  copy_async_wait<0>();
+#ifndef FAULT_NO_SYNCWARP
+  __syncwarp();
+#endif
+  float sum[4] = {};
+  FUSED_RNN_UNROLL
+  for (int k = 0; k < p.depth; k += 16) {
+    uint32_t a[4], b[2];
+    load_matrices(a, a_rows + lane % 16 * stride + k + lane / 16 * 8);
+    load_matrices(b, b_rows + lane % 8 * stride + k + lane / 8 % 2 * 8);
+    mma_m16n8k16<S>(sum, a, b);
+  }
+  for (int i = 0; i < 4; ++i) p.c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
+}
+
+// out[4, 32]: the sum over the warp, the value of lane 5, of the lane before and of the lane two after.
+FUSED_RNN_KERNEL shuffle(const float* in, float* out) {
+  const float value = in[threadIdx.x];
+  float sum = value;
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  out[threadIdx.x] = sum;
+  out[32 + threadIdx.x] = __shfl_sync(~0u, value, 5);
+  out[64 + threadIdx.x] = __shfl_up_sync(~0u, value, 1);
+  out[96 + threadIdx.x] = __shfl_down_sync(~0u, value, 2);
+}
+
+// Copy through the loads and stores that blocks exchange data with.
+template <typename T>
+FUSED_RNN_KERNEL exchange(const T* from, T* to) {
+  store_l2(to + threadIdx.x, load_l2(from + threadIdx.x));
+}
+
+template <typename S>
+FUSED_RNN_KERNEL convert(const float* in, S* narrowed, float* widened, uint32_t* pairs) {
+  const float value = in[threadIdx.x];
+  narrowed[threadIdx.x] = narrow<S>(value);
+  widened[threadIdx.x] = widen(narrowed[threadIdx.x]);
+  pairs[threadIdx.x] = narrow_pair<S>(value, -value);
+}
+
+// Threads of a grid in three dimensions count themselves, in a cell of their own and all together.
+FUSED_RNN_KERNEL count(unsigned* own, unsigned* all, double* sum) {
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  ++own[block * blockDim.x * blockDim.y * blockDim.z + thread];
+  atomicAdd(all, 1u);
+  atomicAdd(sum, 0.5);
+}
+
+// All blocks but the first wait for one arrival more than there will be.
+FUSED_RNN_KERNEL wait_in_vain(unsigned* arrivals, unsigned* failed, unsigned* gave_up) {
+  add_release(arrivals, 1);
+  gave_up[blockIdx.x] = blockIdx.x > 0 && !wait_for(arrivals, gridDim.x + 1, failed);
+}
+
+// Hangs, of which the shim must tell ----------------------------------------------------------------------------------
+
+FUSED_RNN_KERNEL return_early() {
+  if (threadIdx.x != 1) __syncthreads();
+}
+
+FUSED_RNN_KERNEL meet_apart() {
+  if (threadIdx.x < 2)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
+FUSED_RNN_KERNEL spin(const unsigned* never) {
+  while (load_acquire(never) == 0) {
+  }
+}
+
+FUSED_RNN_KERNEL load_misaligned(const float* p, float* out) {
+  *out = load_l2(reinterpret_cast<const Vector<float, 4>*>(p + 1)).values[0];
+}
+
+}  // namespace fused_rnn::cuda

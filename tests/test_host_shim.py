@@ -1,0 +1,114 @@
+"""The shim that runs CUDA kernels on the CPU: right kernels pass, and each fault seeded into one is reported."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent / "host_shim"
+CHECKS = [
+    "recurrence",
+    "product_bfloat16",
+    "product_half",
+    "shuffles",
+    "exchange",
+    "conversions",
+    "indices",
+    "bounded_wait",
+]
+SANITIZERS = ["plain", "thread", "address"]
+# A macro, the check in whose kernel it makes a fault, the kind of program that must see it and what that says.
+FAULTS = [
+    ("FAULT_NO_GRID_BARRIER", "recurrence", "thread", "data race"),
+    ("FAULT_RELAXED_WAIT", "recurrence", "thread", "data race"),
+    ("FAULT_SINGLE_BUFFER", "recurrence", "thread", "data race"),
+    ("FAULT_NO_SYNCTHREADS", "recurrence", "thread", "data race"),
+    ("FAULT_NO_SYNCTHREADS", "recurrence", "plain", "wrong y"),
+    ("FAULT_NO_SYNCWARP", "product_half", "thread", "data race"),
+    ("FAULT_NO_COPY_WAIT", "recurrence", "plain", "wrong y"),
+    ("FAULT_SHARED_OVERRUN", "recurrence", "address", "heap-buffer-overflow"),
+]
+HANGS = {
+    "return_early": "deadlock, all threads wait:",
+    "meet_apart": "others wait at __syncthreads",
+    "spin": "no end in sight",
+    "load_misaligned": "misaligned address at load_l2",
+}
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory) -> Build:
+    """A function of a sanitizer and macros that builds the checks, once, and returns the program."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        pytest.skip(f"no C++ compiler: {compiler}")
+    folder = tmp_path_factory.mktemp("host_shim")
+
+    def compile_to(target: Path, *arguments: str | Path) -> Path:
+        command = [compiler, "-std=c++17", "-Wall", "-Werror", *arguments, "-o", target]
+        subprocess.run(command, check=True)
+        return target
+
+    @cache
+    def runtime() -> Path:
+        return compile_to(folder / "host_shim.o", "-O2", "-c", HERE / "host_shim.cpp")
+
+    @cache
+    def program(sanitizer: str, *macros: str) -> Path:
+        flags = ["-O1", "-g1", f"-I{HERE}", "-DFUSED_RNN_WAIT_POLLS=1000", *(f"-D{macro}" for macro in macros)]
+        if sanitizer != "plain":
+            flags.append(f"-fsanitize={sanitizer}")
+        return compile_to(folder / "-".join([sanitizer, *macros]), *flags, HERE / "checks.cpp", runtime())
+
+    return program
+
+
+def run(program: Path, check: str, seed: int = 0) -> subprocess.CompletedProcess:
+    result = subprocess.run([program, check, str(seed)], check=False, capture_output=True, text=True, timeout=60)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
+    return result
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_right_kernels_pass(build, check, sanitizer, seed):
+    result = run(build(sanitizer), check, seed)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("fault", "check", "sanitizer", "report"), FAULTS, ids=[f"{f[0]}-{f[2]}" for f in FAULTS])
+def test_seeded_faults_are_reported(build, fault, check, sanitizer, report, seed):
+    result = run(build(sanitizer, fault), check, seed)
+    assert result.returncode != 0
+    assert report in result.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "thread"])
+@pytest.mark.parametrize("check", HANGS)
+def test_hangs_and_misuse_are_described(build, check, sanitizer):
+    result = run(build(sanitizer), check)
+    assert result.returncode == 1
+    assert result.stderr.startswith("host_shim: ")
+    assert HANGS[check] in result.stderr
+    assert "block (0, 0, 0)" in result.stderr
+    assert "kernels.h:" in result.stderr
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_nvcc_compiles_the_same_kernels(tmp_path, architecture):
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if not nvcc:
+        pytest.skip("no nvcc")
+    target = tmp_path / "kernels.cubin"
+    command = [nvcc, "-std=c++17", "-Werror=all-warnings", f"-arch={architecture}", "-cubin", HERE / "kernels.cu"]
+    subprocess.run([*command, "-o", target], check=True)
+    assert target.stat().st_size > 0
