@@ -9,12 +9,9 @@
 #include <cstdint>
 
 #include "../cells/cells.h"
+#include "../cells/types.h"
 
 namespace fused_rnn::cpu {
-
-struct BFloat16 {
-  uint16_t bits;
-};
 
 struct Range {
   int64_t begin, end;
