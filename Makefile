@@ -20,10 +20,11 @@ help:
 	@echo "make lint    check style; make format repairs it"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10)' || \
+	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 10)' || \
 	  { echo "fused_rnn needs Python 3.10 or newer: set PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
-	  { rm -rf $(VENV); echo "could not make a virtual environment: on Debian or Ubuntu, apt install python3-venv"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' || \
+	  { echo "Python cannot make virtual environments: on Debian or Ubuntu, apt install python3-venv"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/torch-$(TORCH): | $(BIN)/python
 	@command -v $${CXX:-g++} > /dev/null || { echo "no C++ compiler: on Debian or Ubuntu, apt install g++"; exit 1; }

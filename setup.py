@@ -1,8 +1,8 @@
 """Builds ``fused_rnn/_C.so``: one library on LibTorch's stable ABI, for every Python and torch >= 2.11.
 
 It is not a Python extension module: it links no libpython, has no init function and is loaded with
-torch.ops.load_library. g++ and a torch that is already installed are all it needs; torch's headers are found
-without importing torch, because pip builds in an isolated environment where it cannot be imported.
+torch.ops.load_library. All it needs are g++ 11 or newer and a torch that is already installed; torch's headers are
+found without importing torch, because pip builds in an isolated environment where it cannot be imported.
 Environment: CXX (g++), MAX_JOBS (number of cores), FUSED_RNN_CXXFLAGS (appended).
 """
 
@@ -22,7 +22,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11
+OLDEST_TORCH = (2, 11)
+TORCH_TARGET = "0x020b000000000000"  # the stable ABI of that version
 CXXFLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 # The kernels are compiled once per instruction set, told by the end of the file's name, and chosen at run time.
 KERNEL_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
@@ -42,9 +43,15 @@ def find_torch() -> Path:
     packages = [paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages()]
     folders += [Path(folder, "torch") for folder in packages]
     for folder in folders:
-        if (folder / "include/torch/csrc/stable/ops.h").is_file():
+        if (folder / "version.py").is_file():
+            version = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (folder / "version.py").read_text())
+            if version and (int(version[2]), int(version[3])) < OLDEST_TORCH:
+                raise SystemExit(f"fused_rnn needs torch >= 2.11 to build, and found {version[1]} in {folder}")
             return folder
-    raise SystemExit("fused_rnn needs torch >= 2.11 to build: run 'pip install torch' first, then 'pip install .'")
+    raise SystemExit(
+        "fused_rnn needs torch >= 2.11 to build: run 'pip install torch' first, then 'pip install .' "
+        "(with --no-build-isolation where the installer hides installed packages from the build, as uv does)"
+    )
 
 
 class BuildLibrary(build_ext):
@@ -57,10 +64,10 @@ class BuildLibrary(build_ext):
         torch = find_torch()
         objects = Path("build", "objects")  # not self.build_temp, which is new each time in an editable install
         objects.mkdir(parents=True, exist_ok=True)
-        compiler = [os.environ.get("CXX", "g++")]
+        compiler = shlex.split(os.environ.get("CXX") or "g++")
         flags = [*CXXFLAGS, f"-I{torch}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
         jobs = [(Path(source), objects / (Path(source).name + ".o")) for source in ext.sources]
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: compile_source(compiler + flags, *job), jobs))
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +90,7 @@ def compile_source(command: list[str], source: Path, target: Path) -> None:
         depends = re.findall(r"(?:\\ |[^\s\\])+", depfile.read_text().split(":", 1)[1])
         if all(os.path.exists(d) and os.path.getmtime(d) <= target.stat().st_mtime for d in depends):
             return
+    stamp.unlink(missing_ok=True)  # so that an interrupted compiler leaves nothing that looks finished
     run(command)
     stamp.write_text(shlex.join(command))
 
@@ -92,7 +100,9 @@ def run(command: list[str]) -> None:
     try:
         subprocess.check_call(command)
     except FileNotFoundError:
-        raise SystemExit(f"fused_rnn needs a C++17 compiler to build, and {command[0]!r} was not found") from None
+        raise SystemExit(
+            f"fused_rnn needs a C++17 compiler (g++ 11 or clang 9, or newer) to build, and {command[0]!r} was not found"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"fused_rnn did not build: {command[0]} exited with status {error.returncode}") from None
 

@@ -10,8 +10,8 @@ the final state. ``reverse=True`` runs from the last step to the first and leave
 ``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
 
-All tensors share one device and one dtype (float32, float64 or bfloat16 for the CPU backend). Wrong rank,
-mixed dtypes or devices, unknown names raise ValueError; sizes that do not fit raise RuntimeError.
+All tensors share one device and one dtype (float32, float64 or bfloat16 for the CPU backend). Wrong rank and unknown
+names raise ValueError, states of the wrong form TypeError, sizes, dtypes or devices that do not fit RuntimeError.
 """
 
 from torch import Tensor

@@ -30,10 +30,11 @@ class Recurrent(nn.Module):
         batch_first: input and output are (B, T, features) in place of (T, B, features); states are not affected.
         dropout: probability of dropping an output between layers, in training mode only.
         bidirectional: run each layer in both directions and concatenate their outputs.
+        proj_size: 0; torch.nn.LSTM's projections are not supported.
         backend: "auto", or one of ``fused_rnn.backends()``.
         device, dtype: of the parameters.
 
-    Call: ``output, state = module(input, state=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
+    Call: ``output, state = module(input, hx=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
     states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
     sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
@@ -53,13 +54,20 @@ class Recurrent(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
         backend: str = "auto",
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropout, backend)
+        _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, backend)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout acts on the outputs of all but the last layer, so non-zero dropout expects num_layers "
+                f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2 + ("__init__" in vars(type(self))),  # at the caller's line
+            )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -116,7 +124,7 @@ class Recurrent(nn.Module):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
     def forward(
-        self, input: Tensor, state: ops.State | None = None, lengths: Tensor | None = None
+        self, input: Tensor, hx: ops.State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, ops.State]:
         batched = self._check_input(input)
         if not batched and lengths is not None:
@@ -125,7 +133,7 @@ class Recurrent(nn.Module):
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        states = self._split_state(state, input.shape[1], batched)
+        states = self._split_state(hx, input.shape[1], batched)
         output, finals = self._run_layers(input, states, lengths)
         final = tuple(torch.stack(parts) for parts in zip(*finals))
         if not batched:
@@ -184,9 +192,7 @@ class Recurrent(nn.Module):
         count = self.num_layers * self._directions
         if state is None:
             return [None] * count
-        if isinstance(state, Tensor) == self._spec.has_cell_state:
-            expected = "a pair (h_0, c_0)" if self._spec.has_cell_state else "one tensor h_0"
-            raise TypeError(f"{type(self).__name__} takes {expected} as its state, got {type(state).__name__}")
+        ops.check_state_form(self._spec, state)
         parts = state if self._spec.has_cell_state else (state,)
         shape = (count, batch, self.hidden_size) if batched else (count, self.hidden_size)
         for name, part in zip(("h_0", "c_0"), parts):
@@ -259,7 +265,7 @@ class MultiplicativeGRU(Recurrent):
     cell = "multiplicative_gru"
 
 
-def _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropout, backend) -> None:
+def _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, backend) -> None:
     """torch.nn's checks of the constructor's arguments, and the backend's name."""
     for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
         if not isinstance(value, int) or isinstance(value, bool):
@@ -269,16 +275,12 @@ def _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropo
     for name, value in (("bias", bias), ("batch_first", batch_first)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
             f"dropout should be a number in range [0, 1], the probability of an element being zeroed, got {dropout!r}"
         )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout acts on the outputs of all but the last layer, so non-zero dropout expects num_layers "
-            f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
-            stacklevel=4,
-        )
+    if proj_size != 0:
+        raise NotImplementedError(f"fused_rnn has no projections yet: proj_size must be 0, got {proj_size}")
     if backend != "auto" and backend not in ops.BACKENDS:
         known = ", ".join(map(repr, ops.BACKENDS))
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")

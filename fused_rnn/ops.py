@@ -92,10 +92,15 @@ def _load_library() -> str | None:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         return f"the compiled library {path} does not load: {error}"
+    try:
+        torch.ops.fused_rnn.cpu_instruction_set()
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
 _LIBRARY_ERROR = _load_library()
+_LIBRARY_LOADED = hasattr(torch.ops.fused_rnn, "forward")
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -184,8 +189,9 @@ def run(
         The outputs (T, B, H) and the final state, formed as ``state``.
 
     Raises:
-        ValueError: unknown cell or backend, wrong rank, mixed dtypes or devices.
-        RuntimeError: shapes that do not fit each other, or a backend that cannot run the call.
+        ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight.
+        TypeError: a state or lengths of the wrong type.
+        RuntimeError: sizes, dtypes or devices that do not fit each other, or a backend that cannot run the call.
     """
     if cell_name not in CELLS:
         raise ValueError(f"unknown cell {cell_name!r}: expected one of {', '.join(map(repr, CELLS))}")
@@ -195,9 +201,11 @@ def run(
     _check_lengths(lengths, input)
     h_0, c_0 = _split_state(cell, input, state, weights["weight_hh"].shape[1])
     choice = choose_backend(input.device, input.dtype, backend)
-    if choice.backend == "reference":
-        if backend == "auto":
+    # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
+    if choice.backend == "reference" or input.shape[1] == 0 or _differentiates_forward(backend):
+        if choice.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
             _warn_of_reference(choice.reason)
+        _check_length_values(lengths, input)
         state = (h_0, c_0) if cell.has_cell_state else h_0
         return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **cell.options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
@@ -206,11 +214,22 @@ def run(
     return output, ((h_n, c_n) if cell.has_cell_state else h_n)
 
 
+def _differentiates_forward(backend: str) -> bool:
+    """Whether a forward-mode derivative is being computed (torch.func.jvp, jacfwd), which no kernel can do."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+        return False
+    if backend != "auto":
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivatives: use backend='reference', or 'auto', which takes it"
+        )
+    return True
+
+
 def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
     if input.dim() != 3:
         raise ValueError(f"input must be (T, B, I), three-dimensional, but has shape {tuple(input.shape)}")
-    if 0 in input.shape:
-        raise RuntimeError(f"input must not be empty: every size of (T, B, I) at least 1, got {tuple(input.shape)}")
+    if input.shape[0] == 0 or input.shape[2] == 0:
+        raise RuntimeError(f"input (T, B, I) must have at least one step and one feature, got {tuple(input.shape)}")
     required = [name for name in cell.weights if name.startswith("weight")]
     for name in required:
         if name not in weights:
@@ -226,7 +245,7 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
 
 
 def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
-    """The values are checked by the operator, which may read them without waiting for a device."""
+    """Check all but the values, which the operators check themselves."""
     if lengths is None:
         return
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
@@ -235,7 +254,16 @@ def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
     if lengths.shape != input.shape[1:2]:
         raise RuntimeError(f"lengths must have shape ({input.shape[1]},), one per sequence, got {tuple(lengths.shape)}")
     if lengths.device != input.device:
-        raise ValueError(f"lengths is on {lengths.device} but input is on {input.device}: move one of them")
+        raise RuntimeError(f"lengths is on {lengths.device} but input is on {input.device}: move one of them")
+
+
+def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
+    """For the reference, which would take any value; not where reading them means waiting for a device."""
+    if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for length in lengths.tolist():
+        if not 0 <= length <= input.shape[0]:
+            raise RuntimeError(f"lengths must be between 0 and T = {input.shape[0]}, got {length}")
 
 
 def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: int) -> tuple[Tensor, Tensor | None]:
@@ -244,9 +272,7 @@ def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: in
     if state is None:
         zeros = input.new_zeros(shape)
         return zeros, zeros if cell.has_cell_state else None
-    if isinstance(state, Tensor) == cell.has_cell_state:
-        expected = "a pair (h_0, c_0)" if cell.has_cell_state else "one tensor h_0"
-        raise TypeError(f"the initial state of this cell is {expected}, got {type(state).__name__}")
+    check_state_form(cell, state)
     h_0, c_0 = state if cell.has_cell_state else (state, None)
     for name, tensor in (("h_0", h_0), ("c_0", c_0)):
         if tensor is not None:
@@ -254,13 +280,23 @@ def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: in
     return h_0, c_0
 
 
+def check_state_form(cell: Cell, state: State) -> None:
+    """Raise TypeError unless a state is one tensor, or for cells with a cell state a pair of tensors."""
+    parts = state if isinstance(state, tuple | list) else (state,)
+    fits = len(parts) == 2 if cell.has_cell_state else isinstance(state, Tensor)
+    if not fits or not all(isinstance(part, Tensor) for part in parts):
+        expected = "a pair of tensors (h_0, c_0)" if cell.has_cell_state else "one tensor h_0"
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(f"the initial state of this cell is {expected}, got {type(state).__name__} of {kinds}")
+
+
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, given: str) -> None:
     if tuple(tensor.shape) != shape:
         raise RuntimeError(f"{name} must have shape {shape} for {given}, got {tuple(tensor.shape)}")
     if tensor.dtype != input.dtype:
-        raise ValueError(f"{name} is {tensor.dtype} but input is {input.dtype}: convert one of them")
+        raise RuntimeError(f"{name} is {tensor.dtype} but input is {input.dtype}: convert one of them")
     if tensor.device != input.device:
-        raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}: move one of them")
+        raise RuntimeError(f"{name} is on {tensor.device} but input is on {input.device}: move one of them")
 
 
 # Shape functions and autograd -------------------------------------------------------------------------------
@@ -351,7 +387,7 @@ def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]
     return [None if t is None else next(grads) for t in inputs]
 
 
-if _LIBRARY_ERROR is None:
+if _LIBRARY_LOADED:
     torch.library.register_fake("fused_rnn::forward", _forward_fake)
     torch.library.register_fake("fused_rnn::backward", _backward_fake)
     torch.library.register_autograd("fused_rnn::forward", _forward_backward, setup_context=_forward_setup)

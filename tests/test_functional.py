@@ -69,15 +69,15 @@ def test_mistakes(backend):
     run()
     cases = [
         (ValueError, r"input must be \(T, B, I\).*\(4, 3\)", {"input": torch.zeros(4, 3)}),
-        (RuntimeError, r"at least 1, got \(0, 3, 5\)", {"input": torch.zeros(0, 3, 5)}),
+        (RuntimeError, r"at least one step and one feature, got \(0, 3, 5\)", {"input": torch.zeros(0, 3, 5)}),
         (RuntimeError, r"weight_ih must have shape \(8, 6\)", {"input": torch.zeros(4, 3, 6)}),
         (RuntimeError, r"weight_hh must have shape \(8, 2\)", {"weight_hh": torch.zeros(7, 2)}),
         (RuntimeError, r"weight_hh must be \(gates\*H, H\)", {"weight_hh": torch.zeros(8)}),
         (RuntimeError, r"bias_ih must have shape \(8,\)", {"bias_ih": torch.zeros(9)}),
-        (ValueError, "bias_hh is torch.float64 but input is torch.float32", {"bias_hh": torch.zeros(8).double()}),
+        (RuntimeError, "bias_hh is torch.float64 but input is torch.float32", {"bias_hh": torch.zeros(8).double()}),
         (ValueError, "weight_ih is missing", {"weight_ih": None}),
         (RuntimeError, r"c_0 must have shape \(3, 2\)", {"state": (t["h_0"], torch.zeros(3, 3))}),
-        (TypeError, r"a pair \(h_0, c_0\)", {"state": t["h_0"]}),
+        (TypeError, r"a pair of tensors \(h_0, c_0\), got Tensor", {"state": t["h_0"]}),
     ]
     for error, message, changed in cases:
         with pytest.raises(error, match=message):

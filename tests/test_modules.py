@@ -81,8 +81,8 @@ def test_layouts(name, layout, with_state):
     shape = {"time-first": (T, B, I), "batch-first": (B, T, I), "unbatched": (T, I)}[layout]
     state_shape = (2, H) if layout == "unbatched" else (2, B, H)
     x = torch.randn(shape, dtype=torch.float64)
-    args = (x, random_state(theirs, *state_shape)) if with_state else (x,)
-    for a, b in zip(flat(ours(*args)), flat(theirs(*args))):
+    state = {"hx": random_state(theirs, *state_shape)} if with_state else {}
+    for a, b in zip(flat(ours(x, **state)), flat(theirs(x, **state))):
         assert a.shape == b.shape
         torch.testing.assert_close(a, b)
 
@@ -138,14 +138,24 @@ def test_eval_mode_has_gradients(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_no_grad_saves_nothing_and_equals_training(name):
+def test_no_grad_saves_nothing_and_equals_training(name, monkeypatch):
     module = MODULES[name](I, H)
     x = torch.randn(T, B, I)
     expected = module(x)[0]
+    forward, saved = torch.ops.fused_rnn.forward, []
+
+    def spy(*arguments):
+        results = forward(*arguments)
+        saved.append(results[3].numel())
+        return results
+
+    monkeypatch.setattr(torch.ops.fused_rnn, "forward", spy)
     with torch.no_grad():
         output = module(x)[0]
     assert not output.requires_grad
     assert torch.equal(output, expected)
+    module(x)
+    assert saved[0] == 0 < saved[1]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -160,6 +170,16 @@ def test_compiles_to_one_graph(name):
         gradients.append(torch.autograd.grad(sum(r.sum() for r in results), [x, *module.parameters()]))
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b)
+
+
+def test_compiles_where_auto_takes_the_reference():
+    module = fused_rnn.LSTM(I, H, dtype=torch.float16)
+    x = torch.randn(T, B, I, dtype=torch.float16)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    module.backend = "reference"
+    expected = module(x)[0]
+    module.backend = "auto"
+    torch.testing.assert_close(compiled(x)[0], expected)
 
 
 def test_compiles_with_inductor():
@@ -244,12 +264,14 @@ CALL_MISTAKES = {
     "state-hidden": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, B, H + 1)),
     "state-layers": lambda m: m(torch.zeros(T, B, I), torch_state(m, 2, B, H)),
     "state-unbatched": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, H)),
+    "state-dtype": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, B, H, dtype=torch.float64)),
+    "state-device": lambda m: m(torch.zeros(T, B, I), torch_state(m, 1, B, H, device="meta")),
     "state-for-unbatched-input": lambda m: m(torch.zeros(T, I), torch_state(m, 1, B, H)),
 }
 
 
-def torch_state(module: nn.Module, *shape: int):
-    return (torch.zeros(shape), torch.zeros(shape)) if is_lstm(module) else torch.zeros(shape)
+def torch_state(module: nn.Module, *shape: int, **how):
+    return (torch.zeros(shape, **how), torch.zeros(shape, **how)) if is_lstm(module) else torch.zeros(shape, **how)
 
 
 @pytest.mark.parametrize("mistake", CONSTRUCTOR_MISTAKES)
@@ -290,19 +312,27 @@ def test_other_mistakes():
         fused_rnn.RNN(I, H, nonlinearity="sigmoid")
     with pytest.raises(RuntimeError, match="'cuda' cannot run this call"):
         fused_rnn.LSTM(I, H, backend="cuda")(torch.zeros(T, B, I))
-    with pytest.raises(TypeError, match=r"pair \(h_0, c_0\)"):
-        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), torch.zeros(1, B, H))
+    with pytest.raises(TypeError, match=r"a pair of tensors \(h_0, c_0\), got Tensor"):
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), hx=torch.zeros(1, B, H))
     with pytest.raises(TypeError, match="one tensor h_0"):
         fused_rnn.GRU(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H), torch.zeros(1, B, H)))
     with pytest.raises(TypeError, match="PackedSequence"):
         fused_rnn.GRU(I, H)(nn.utils.rnn.pack_sequence([torch.zeros(T, I)]))
-    mixed = (torch.zeros(1, B, H), torch.zeros(1, B, H, dtype=torch.float64))
-    with pytest.raises(ValueError, match="c_0 is torch.float64 but input is torch.float32"):
-        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), mixed)
-    with pytest.raises(ValueError, match="on meta but input is on cpu"):
+    with pytest.raises(TypeError, match="got tuple of Tensor, Tensor, Tensor"):
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H),) * 3)
+    with pytest.raises(RuntimeError, match="c_0 is torch.float64 but input is torch.float32"):
+        fused_rnn.LSTM(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H), torch.zeros(1, B, H).double()))
+    with pytest.raises(RuntimeError, match="on meta but input is on cpu"):
         fused_rnn.LSTM(I, H, device="meta")(torch.zeros(T, B, I))
-    with pytest.warns(UserWarning, match="num_layers"):
-        fused_rnn.LSTM(I, H, dropout=0.5)
+    with pytest.raises(NotImplementedError, match="proj_size must be 0, got 3"):
+        fused_rnn.LSTM(I, H, proj_size=3)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_dropout_without_effect_is_told_where_it_was_written(name):
+    with pytest.warns(UserWarning, match="num_layers") as warned:
+        MODULES[name](I, H, dropout=0.5)
+    assert warned[0].filename == __file__
 
 
 def test_auto_says_when_it_takes_the_reference():

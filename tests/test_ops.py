@@ -108,10 +108,13 @@ def test_saturated_gates(cell, backend, dtype, value):
 def test_nan_and_infinity_propagate(cell, backend, poison):
     """NaN and infinity in one sequence reach what they reach in PyTorch, and no other sequence."""
     op = operands(cell, Shape(6, 5, 3, 18), dtype=torch.float32)
-    input = op.tensors["input"].detach().clone()
-    input[2, 1, 0] = poison
-    for result, expected in zip(op.run(backend, input=input), op.run("reference", input=input)):
-        torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+    for name, place in (("input", (2, 1, 0)), ("h_0", (1, 3)), ("c_0", (1, 3)), ("bias_ih", (2,))):
+        if name not in op.tensors:
+            continue
+        poisoned = op.tensors[name].detach().clone()
+        poisoned[place] = poison
+        for result, expected in zip(op.run(backend, **{name: poisoned}), op.run("reference", **{name: poisoned})):
+            torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"], ["output", "c_n"]], ids="+".join)
@@ -167,6 +170,38 @@ def test_derivative_stops_at_the_operands(backend):
         (first,) = torch.autograd.grad(op.run(name, **tied)[0].square().sum(), x, create_graph=True)
         gradients.append(torch.autograd.grad(first.square().sum(), [x, op.tensors["weight_ih"]]))
     assert relative_error(*gradients) < 1e-10
+
+
+def test_forward_mode_is_the_references(backend):
+    """No kernel has forward-mode derivatives: auto takes the reference, a backend by name refuses; none says zero."""
+    op = operands("lstm", Shape(3, 2, 2, 3))
+    x = op.tensors["input"].detach()
+    frozen = {name: t.detach() for name, t in op.tensors.items()}
+
+    def output(x, name):
+        return op.run(name, **{**frozen, "input": x})[0]
+
+    tangents = [torch.func.jvp(lambda x, n=name: output(x, n), (x,), (x,))[1] for name in ("auto", "reference")]
+    torch.testing.assert_close(*tangents)
+    assert tangents[0].abs().sum() > 0
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        torch.func.jvp(lambda x: output(x, backend), (x,), (x,))
+
+
+def test_empty_batch(cell, backend):
+    op = operands(cell, Shape(3, 0, 2, 4))
+    for result, expected in zip(op.run(backend), op.run("reference")):
+        assert result.shape == expected.shape
+    op.run(backend)[0].sum().backward()
+    assert (op.tensors["weight_hh"].grad == 0).all()
+
+
+def test_operands_are_only_read(cell, backend):
+    """Not even a private copy is made of a tensor that is copied on write."""
+    op = operands(cell, Shape(3, 2, 2, 4))
+    lazy = {name: torch._lazy_clone(t.detach()).requires_grad_() for name, t in op.tensors.items()}
+    op.run(backend, **lazy)[0].sum().backward()
+    assert all(torch._C._is_cow_tensor(t) for t in lazy.values())
 
 
 def test_strided_operands(cell, backend):
@@ -252,13 +287,14 @@ def test_lengths_with_threads(cell, threads):
             torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("backend", [*FUSED, "reference"])
 def test_wrong_lengths(backend):
     op = operands("gru", Shape(3, 2, 1, 1))
     for error, message, lengths in (
         (TypeError, "int64 tensor, got torch.float32", torch.ones(2)),
         (TypeError, "int64 tensor, got list", [1, 2]),
         (RuntimeError, r"shape \(2,\), one per sequence, got \(3,\)", torch.ones(3, dtype=torch.int64)),
-        (ValueError, "lengths is on meta but input is on cpu", torch.ones(2, dtype=torch.int64, device="meta")),
+        (RuntimeError, "lengths is on meta but input is on cpu", torch.ones(2, dtype=torch.int64, device="meta")),
         (RuntimeError, "between 0 and T = 3, got 4", torch.tensor([4, 1])),
         (RuntimeError, "between 0 and T = 3, got -1", torch.tensor([2, -1])),
     ):
@@ -328,7 +364,9 @@ def test_every_instruction_set(instruction_set):
     assert " passed" in run.stdout
 
 
-def test_unknown_instruction_set_is_refused():
-    run = run_python(["-c", "import torch, fused_rnn; fused_rnn.LSTM(1, 1)(torch.zeros(1, 1, 1))"], "mmx")
+def test_unknown_instruction_set_is_told():
+    code = "import torch, fused_rnn; print(fused_rnn.backends()['cpu']); fused_rnn.LSTM(1, 1, backend='cpu')"
+    run = run_python(["-c", code + "(torch.zeros(1, 1, 1))"], "mmx")
     assert run.returncode != 0
+    assert run.stdout.startswith("fused_rnn: FUSED_RNN_CPU_ISA names none of")
     assert "FUSED_RNN_CPU_ISA" in run.stderr

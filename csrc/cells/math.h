@@ -49,7 +49,8 @@ HOST_DEVICE float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 #else
   const SplitExponential e = split_exponential(clamp_magnitude(-x, 86.0f));
-  const float y = 1.0f / (1.0f + (e.scale + e.scale * e.p));
+  float y = 1.0f / (1.0f + (e.scale + e.scale * e.p));
+  y = x < -86.0f ? 0.0f : y;  // so that σ(-inf) is 0, as the limit is not
   return x == x ? y : x;
 #endif
 }

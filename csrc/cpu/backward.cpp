@@ -26,8 +26,8 @@ class Backward {
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns();
-    step_.h_0 = data<S>(q.h_0);
-    step_.c_0 = q.c_0 ? data<S>(*q.c_0) : nullptr;
+    step_.h_0 = const_data<S>(q.h_0);
+    step_.c_0 = q.c_0 ? const_data<S>(*q.c_0) : nullptr;
     step_.dh = data<C>(dh_);
     step_.dc = data<C>(dc_);
     step_.d_stride = columns_;
@@ -59,8 +59,8 @@ class Backward {
 
   void pack() {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates;
-    const S* U = data<S>(q_.weights.weight_hh);
-    const S* U_m = q_.cell.multiplicative ? data<S>(*q_.weights.weight_mhh) : nullptr;
+    const S* U = const_data<S>(q_.weights.weight_hh);
+    const S* U_m = q_.cell.multiplicative ? const_data<S>(*q_.weights.weight_mhh) : nullptr;
     // rows of U that the gradient columns beside it meet; the reset-before GRU's U_n has a phase of its own
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const PackSource<S> u{U, 0, rows, H, 1};
@@ -72,7 +72,7 @@ class Backward {
       step_.reset = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
     if (U_m)
       step_.projection =
-          packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
+          packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{const_data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
   }
 
   void allocate_results() {
@@ -109,19 +109,19 @@ class Backward {
     const int64_t t = q_.time(s), row = (t - chunk.begin) * B;
     BackwardStep<C, S> step = step_;
     step.active = active_at(q_, t);
-    step.saved = data<S>(in_.saved) + t * B * columns;
-    step.d_output = in_.d_output ? data<S>(*in_.d_output) + t * B * H : nullptr;
+    step.saved = const_data<S>(in_.saved) + t * B * columns;
+    step.d_output = in_.d_output ? const_data<S>(*in_.d_output) + t * B * H : nullptr;
     step.d = data<C>(d_) + row * columns_;
     step.history = data<C>(history_) + row * H;
     if (s > 0) {
       const int64_t before = q_.time(s - 1);
       step.active_before = active_at(q_, before);
-      step.h_prev = data<S>(in_.output) + before * B * H;
-      step.c_prev = data<S>(in_.saved) + before * B * columns + (q_.cell.saved - 1) * H;
+      step.h_prev = const_data<S>(in_.output) + before * B * H;
+      step.c_prev = const_data<S>(in_.saved) + before * B * columns + (q_.cell.saved - 1) * H;
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
     if (q_.cell.multiplicative) {
-      step.x = data<S>(q_.input) + t * B * I;
+      step.x = const_data<S>(q_.input) + t * B * I;
       step.x_hat = data<C>(x_hat_) + row * I;
       step.dx = data<C>(dx_) + row * I;
     }

@@ -63,7 +63,7 @@ class Forward {
   void pack() {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, product_gates = q_.cell.reset_before ? 2 : G;
     const Weights& w = q_.weights;
-    const S *U = data<S>(w.weight_hh), *W = data<S>(w.weight_ih);
+    const S *U = const_data<S>(w.weight_hh), *W = const_data<S>(w.weight_ih);
     const S *b_hh = data_or_null<S>(w.bias_hh), *b_ih = data_or_null<S>(w.bias_ih);
     const auto recurrent = [&](int64_t first, int64_t gates) {  // rows of U, and of W below it
       const int64_t row = first * H;
@@ -75,7 +75,7 @@ class Forward {
     step_.recurrent = recurrent(0, product_gates);
     if (q_.cell.reset_before) step_.candidate = recurrent(2, 1);
     if (q_.cell.multiplicative) {
-      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{data<S>(*w.weight_mhh), 0, H, 1, H}});
+      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{const_data<S>(*w.weight_mhh), 0, H, 1, H}});
       if (!joint_) step_.projection = packed<C, S>(workspace_, 1, G * H, b_ih, nullptr, {{W, 0, I, 1, I}});
     }
     if (!projects()) return;
@@ -102,7 +102,7 @@ class Forward {
     add(ForwardPhase::candidate, step_.candidate);
     const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
     run_steps(
-        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, data<C>(x)); },
+        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, const_data<C>(x)); },
         k.cell(q_.cell.id).forward);
   }
 
@@ -113,7 +113,7 @@ class Forward {
     step.active = active_at(q_, t);
     if (q_.cell.multiplicative) {
       step.wx_m = data<C>(projected_) + row * I;
-      step.x = data<S>(q_.input) + t * B * I;
+      step.x = const_data<S>(q_.input) + t * B * I;
     } else if (joint_) {
       step.operand = x + row * I;
     } else {

@@ -25,6 +25,12 @@ S* data(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
+// For operands, which must not be touched, not even by making a private copy of what is copied on write.
+template <typename S>
+const S* const_data(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+
 // Memory for the duration of a call.
 class Workspace {
  public:
@@ -97,7 +103,7 @@ inline Active active_at(const Sequence& q, int64_t time) {
 
 template <typename S>
 const S* data_or_null(const OptionalTensor& tensor) {
-  return tensor ? data<S>(*tensor) : nullptr;
+  return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
 // A packed matrix of the given size, with the sum of two biases (or zeros) and the rows of all sources.
