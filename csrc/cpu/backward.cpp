@@ -13,11 +13,10 @@ class Backward {
     const int64_t B = q.B, H = q.H, I = q.I, rows = chunk_steps(q) * B;
     columns_ = q.cell.gradients * H + (q.cell.multiplicative ? I : 0);
     d_ = workspace_.tensor<C>({rows, columns_});
-    history_ = workspace_.tensor<C>({rows, H});
+    operands_ = workspace_.tensor<C>({rows, H + I});
     dh_ = gradient_or_zeros(in.d_h_n, B);
     dc_ = gradient_or_zeros(in.d_c_n, q.cell.has_cell_state ? B : 0);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
-    if (q.cell.multiplicative) x_hat_ = workspace_.tensor<C>({rows, I});
     // δx of a chunk: multiplicative cells fill it step by step; in other types than C it is converted at the end
     if (q.cell.multiplicative || !same_type) dx_ = workspace_.tensor<C>({rows, I});
     pack();
@@ -31,6 +30,7 @@ class Backward {
     step_.dh = data<C>(dh_);
     step_.dc = data<C>(dc_);
     step_.d_stride = columns_;
+    step_.operand_stride = H + I;
     allocate_results();
   }
 
@@ -79,8 +79,7 @@ class Backward {
     const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
     if (in_.input_gradient) d_input_ = torch::stable::new_empty(q_.input, {q_.T * q_.B, I});
     if (!in_.weight_gradients) return;
-    d_weight_ih_ = workspace_.tensor<C>({rows, I});
-    d_weight_hh_ = workspace_.tensor<C>({rows, H});
+    d_weights_ = workspace_.tensor<C>({rows, H + I});
     if (q_.cell.multiplicative) {
       d_weight_mih_ = workspace_.tensor<C>({I, I});
       d_weight_mhh_ = workspace_.tensor<C>({I, H});
@@ -112,7 +111,8 @@ class Backward {
     step.saved = const_data<S>(in_.saved) + t * B * columns;
     step.d_output = in_.d_output ? const_data<S>(*in_.d_output) + t * B * H : nullptr;
     step.d = data<C>(d_) + row * columns_;
-    step.history = data<C>(history_) + row * H;
+    step.history = data<C>(operands_) + row * (H + I);
+    step.x = const_data<S>(q_.input) + t * B * I;
     if (s > 0) {
       const int64_t before = q_.time(s - 1);
       step.active_before = active_at(q_, before);
@@ -121,8 +121,6 @@ class Backward {
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
     if (q_.cell.multiplicative) {
-      step.x = const_data<S>(q_.input) + t * B * I;
-      step.x_hat = data<C>(x_hat_) + row * I;
       step.dx = data<C>(dx_) + row * I;
     }
     return step;
@@ -154,19 +152,19 @@ class Backward {
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
       product(sum, sum, transposed(d), a, beta);
     };
-    const Range all{0, chunk.rows};
-    const Tensor history = rows_of(history_, all);
-    const Tensor x = active_input(chunk);
-    add(d_weight_ih_, gradients(chunk, 0, G), q_.cell.multiplicative ? rows_of(x_hat_, all) : x);
+    const Tensor operands = rows_of(operands_, {0, chunk.rows});
+    const Tensor history = columns_of(operands, {0, H}), x = columns_of(operands, {H, H + q_.I});
     if (q_.cell.n_apart) {
-      add(rows_of(d_weight_hh_, {0, 2 * H}), gradients(chunk, 0, 2), history);
-      const Tensor n_operand = q_.cell.reset_before ? rows_of(s_, all) : history;
-      add(rows_of(d_weight_hh_, {2 * H, 3 * H}), gradients(chunk, q_.cell.gradients - 1, 1), n_operand);
+      add(rows_of(d_weights_, {0, 2 * H}), gradients(chunk, 0, 2), operands);
+      const Tensor n = rows_of(d_weights_, {2 * H, 3 * H});
+      add(columns_of(n, {0, H}), gradients(chunk, q_.cell.gradients - 1, 1),
+          q_.cell.reset_before ? rows_of(s_, {0, chunk.rows}) : history);
+      add(columns_of(n, {H, H + q_.I}), gradients(chunk, 2, 1), x);
     } else {
-      add(d_weight_hh_, gradients(chunk, 0, G), history);
+      add(d_weights_, gradients(chunk, 0, G), operands);
     }
     if (q_.cell.multiplicative) {
-      add(d_weight_mih_, modulation_gradients(chunk), x);
+      add(d_weight_mih_, modulation_gradients(chunk), active_input(chunk));
       add(d_weight_mhh_, modulation_gradients(chunk), history);
     }
     torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
@@ -174,7 +172,7 @@ class Backward {
     });
   }
 
-  // x of this chunk, with zeros past the ends of sequences, where it may hold anything.
+  // x of this chunk of a multiplicative cell, with zeros past the ends of sequences, where it may hold anything.
   Tensor active_input(const Chunk& chunk) const {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
     if (!q_.lengths) return x;
@@ -191,8 +189,8 @@ class Backward {
     if (q_.cell.has_cell_state) r.c_0 = stored(dc_, q_.input);
     if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
     if (!in_.weight_gradients) return r;
-    r.weight_ih = stored(d_weight_ih_, q_.input);
-    r.weight_hh = stored(d_weight_hh_, q_.input);
+    r.weight_hh = weight_columns({0, q_.H});
+    r.weight_ih = weight_columns({q_.H, q_.H + q_.I});
     if (q_.weights.bias_ih) r.bias_ih = bias(0, q_.cell.gates);
     if (q_.weights.bias_hh) {
       r.bias_hh = bias(0, q_.cell.gates);
@@ -209,6 +207,12 @@ class Backward {
     return r;
   }
 
+  Tensor weight_columns(Range r) const {
+    Tensor out = torch::stable::new_empty(q_.input, {d_weights_.size(0), r.end - r.begin});
+    torch::stable::copy_(out, columns_of(d_weights_, r));
+    return out;
+  }
+
   Tensor bias(int64_t begin, int64_t gates) const { return bias_columns({begin * q_.H, (begin + gates) * q_.H}); }
 
   Tensor bias_columns(Range r) const {
@@ -221,12 +225,13 @@ class Backward {
   const BackwardInput& in_;
   Workspace workspace_;
   int64_t columns_;  // of d
-  // of a chunk: gradients of the pre-activations, h₋, r⊙h₋, x̂ and the part of δx that does not pass through W_m
-  Tensor d_, history_, s_, x_hat_, dx_;
-  Tensor dh_, dc_;  // (B, H): carried from step to step
-  Tensor weight_;   // W, or W_m of multiplicative cells
-  Tensor d_input_, d_weight_ih_, d_weight_hh_, d_weight_mih_, d_weight_mhh_, d_bias_;
-  BackwardStep<C, S> step_{};  // all that is the same for every step
+  // of a chunk: gradients of the pre-activations; [h₋ | x], or [h₋ | x̂], what they multiply in the weight gradients;
+  // r⊙h₋, which takes the place of h₋ for U_n; the part of δx that does not pass through W_m
+  Tensor d_, operands_, s_, dx_;
+  Tensor dh_, dc_;                                                     // (B, H): carried from step to step
+  Tensor weight_;                                                      // W, or W_m of multiplicative cells
+  Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_, d_bias_;  // d_weights_: of [U | W]
+  BackwardStep<C, S> step_{};                                          // all that is the same for every step
 };
 
 }  // namespace

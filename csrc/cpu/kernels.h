@@ -84,9 +84,9 @@ struct BackwardStep {
   C* dc;              // [B, H] likewise
   C* d;               // [B, d_stride] gradients of the pre-activations
   int64_t d_stride;
-  C* history;                    // [B, H] h₋, for the weight gradients
+  C* history;  // [B, operand_stride] h₋, and after it x or x̂: operands of the weight gradients
+  int64_t operand_stride;
   C* s;                          // [B, H] gru: r⊙h₋, for the weight gradients
-  C* x_hat;                      // [B, I] multiplicative, for the weight gradients
   C* dx;                         // [B, I] multiplicative: the part of δx that does not pass through W_m
   Active active, active_before;  // in this step, and in the step before
 };
