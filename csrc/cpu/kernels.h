@@ -78,7 +78,7 @@ struct BackwardStep {
   const S* c_prev;    // [B, saved_stride] likewise
   const S* h_0;       // [B, H] the state before a sequence's first step
   const S* c_0;       // [B, H]
-  const S* x;         // [B, I] multiplicative
+  const S* x;         // [B, I]
   const S* d_output;  // [B, H], or null for zeros
   C* dh;              // [B, H] δh from later steps, then δh₋
   C* dc;              // [B, H] likewise
