@@ -1,5 +1,6 @@
 """What the tests share: the cells and backends under test, random operands, and errors against float64."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,6 +94,11 @@ def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
     ]
     assert all(e == e for e in errors), "NaN among the values"
     return max(errors)
+
+
+def find_nvcc() -> str:
+    """The path of the CUDA compiler; skips the test where there is none."""
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or pytest.skip("no nvcc")
 
 
 @pytest.fixture(params=list(ops.CELLS))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fused_rnn import ops
 
-from .conftest import Operands, Shape, operands, random_like, relative_error
+from .conftest import Operands, Shape, find_nvcc, operands, random_like, relative_error
 
 HERE = Path(__file__).parent / "host_shim"
 COMPILER = os.environ.get("CXX", "g++")
@@ -245,10 +245,7 @@ def test_seeded_races_are_reported(tmp_path, fault):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_compiles_without_spills(tmp_path, architecture):
     """Every kernel of float32 and the 16-bit types compiles, and keeps its values in registers."""
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if not nvcc:
-        pytest.skip("no nvcc")
-    command = [nvcc, "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", "-cubin", HERE / "sequences.cu"]
+    command = [find_nvcc(), "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", "-cubin", HERE / "sequences.cu"]
     report = subprocess.run([*command, "-o", tmp_path / "cubin"], check=True, capture_output=True, text=True).stderr
     spills = re.findall(r"(\d+) bytes spill stores", report)
     assert len(spills) == 2 * 2 * len(BASE_CELLS) * 2  # directions, types, cells, with and without the modifier

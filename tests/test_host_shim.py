@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import find_nvcc
+
 HERE = Path(__file__).parent / "host_shim"
 CHECKS = [
     "recurrence",
@@ -105,10 +107,14 @@ def test_hangs_and_misuse_are_described(build, check, sanitizer):
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_nvcc_compiles_the_same_kernels(tmp_path, architecture):
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if not nvcc:
-        pytest.skip("no nvcc")
     target = tmp_path / "kernels.cubin"
-    command = [nvcc, "-std=c++17", "-Werror=all-warnings", f"-arch={architecture}", "-cubin", HERE / "kernels.cu"]
+    command = [
+        find_nvcc(),
+        "-std=c++17",
+        "-Werror=all-warnings",
+        f"-arch={architecture}",
+        "-cubin",
+        HERE / "kernels.cu",
+    ]
     subprocess.run([*command, "-o", target], check=True)
     assert target.stat().st_size > 0

@@ -120,9 +120,7 @@ class Backward {
       step.c_prev = const_data<S>(in_.saved) + before * B * columns + (q_.cell.saved - 1) * H;
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
-    if (q_.cell.multiplicative) {
-      step.dx = data<C>(dx_) + row * I;
-    }
+    if (q_.cell.multiplicative) step.dx = data<C>(dx_) + row * I;
     return step;
   }
 
