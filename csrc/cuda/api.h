@@ -1,0 +1,63 @@
+// What the CUDA kernels offer to the operators: one call runs one layer in one direction over a whole sequence. No
+// torch header here, so that whoever launches (the CUDA runtime, or the host shim of the tests) compiles it quickly.
+//
+// Arrays are contiguous and of the call's type; they need no alignment beyond that of their elements. Every size is at
+// least 1. With G gates: arrays marked * exist in multiplicative cells only, and may be null in others.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../cells/cells.h"
+
+namespace fused_rnn::cuda {
+
+enum class Type { float32, float64, bfloat16, float16 };
+
+// What a plan must know of the device.
+struct Chip {
+  int multiprocessors;
+  int64_t shared_bytes;  // of a block, at most
+};
+
+struct Layer {
+  CellId cell;
+  bool multiplicative;
+  Type type;
+  bool reverse;
+  int64_t T, B, I, H;
+  const int64_t* lengths;  // [B] steps of each sequence, at most T, or null
+  unsigned* timed_out;     // becomes 1 if a block waited in vain; the host may read it at any time
+};
+
+struct ForwardCall : Layer {
+  const void* projected;              // [T, B, G*H] W x; multiplicative [T, B, I] W_m x
+  const void* input;                  // [T, B, I] *
+  const void *h_0, *c_0;              // [B, H]; c_0 for cells with a cell state
+  const void *weight_ih, *weight_hh;  // [G*H, I] *, [G*H, H]
+  const void *weight_mhh, *bias_m;    // [I, H] *, [I] * or null
+  const void *bias_ih, *bias_hh;      // [G*H] or null
+  void *output, *h_n, *c_n;           // [T, B, H], [B, H], [B, H] for cells with a cell state
+  void* saved;                        // [T, B, Cell::saved * H (+ I)], or null
+  bool states_only;                   // saved is the cell state alone, [T, B, H]
+};
+
+struct BackwardCall : Layer {
+  const void *d_output, *d_h_n, *d_c_n;  // gradients of the results; null counts as zero
+  const void *output, *saved;            // of the forward call
+  const void *input, *h_0, *c_0;         // as above
+  const void *weight_ih, *weight_hh, *weight_mhh;
+  void *d_h_0, *d_c_0;  // [B, H]; d_c_0 for cells with a cell state
+  void* d;              // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m
+  void* d_input;        // [T, B, I] *, the part that does not pass through W_m
+};
+
+// Bytes of device memory that a call needs beside its arrays, to be aligned to 256 bytes; it need not be cleared.
+int64_t workspace_bytes(const ForwardCall&, const Chip&);
+int64_t workspace_bytes(const BackwardCall&, const Chip&);
+
+// Queue the call on a stream of the current device; returns at once, with an empty string or with what went wrong.
+std::string run(const ForwardCall&, const Chip&, void* workspace, void* stream);
+std::string run(const BackwardCall&, const Chip&, void* workspace, void* stream);
+
+}  // namespace fused_rnn::cuda
