@@ -3,131 +3,196 @@
 //
 // Phases of a step: the cell's pointwise backward; in the reset-before GRU the product with U_nᵀ and the reset gate;
 // in multiplicative cells the product with Wᵀ and δm; then δh₋ = Uᵀδ + U_mᵀδm. A team meets before each product,
-// because a product reads gradients of all units. Every step writes rows of its own, so nothing is overwritten while
-// a slower block still reads it.
+// because a product reads gradients of all units. They are exchanged in two copies that take turns from step to step,
+// because a block may write those of a step while a slower one still reads those of the step before.
 #pragma once
 
-#include "product.h"
+#include "block.h"
 
 namespace fused_rnn::cuda {
 
-// The operands. Arrays are contiguous; weights as the caller has them, so that the inner dimension of a product with
-// their transpose comes first.
-template <typename C, typename S>
-struct BackwardSequence {
-  int T, B, I, H;
-  bool reverse;
-  int parts;               // blocks of a team
-  bool resident;           // whether the weights of a block fit its shared memory
-  const int64_t* lengths;  // [B] steps of each sequence, or null
-  const S* weight_hh;      // [G*H, H]
-  const S* weight_ih;      // [G*H, I] multiplicative
-  const S* weight_mhh;     // [I, H] multiplicative
-  const S* x;              // [T, B, I] multiplicative
-  const S* h_0;            // [B, H]
-  const S* c_0;            // [B, H] cells with a cell state
-  const S* output;         // [T, B, H] of the forward pass
-  const S* saved;          // [T, B, Cell::saved * H (+ I)] of the forward pass
-  const S* d_output;       // [T, B, H], or null for zeros
-  C* dh;                   // [B, H] δh_n on entry, δh_0 on return
-  C* dc;                   // [B, H] likewise, cells with a cell state
-  C* d;                    // [T, B, Cell::gradients * H (+ I)] out: gradients of the pre-activations, and δm
-  C* dx;                   // [T, B, I] out, multiplicative: the part of δx that does not pass through W_m
-  unsigned* arrivals;      // [teams] zeros
-  unsigned* failed;        // zero; becomes 1 if a block did not come in time
+template <typename S>
+struct BackwardSequence : Sequence<S> {
+  const S* x;                         // [T, B, I] multiplicative
+  const S *h_0, *c_0;                 // [B, H]; c_0 in cells with a cell state
+  const S *output, *saved;            // of the forward pass
+  const S *d_output, *d_h_n, *d_c_n;  // gradients of the results; null for zeros
+  S *d_h_0, *d_c_0;                   // [B, H]; d_c_0 in cells with a cell state
+  S* d;                               // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then δm
+  S* d_x;                             // [T, B, I] multiplicative: the part of δx that does not pass through W_m
+  // What products read: δ of the gates that U multiplies alone; of n, beside W and beside U; δm.
+  State<S> d_gates, d_n, d_q, d_m;
+  // Uᵀ and Wᵀ, without their columns for n where these multiply something of their own, and those; U_mᵀ
+  ProductPlan<S> recurrent, recurrent_n, input, input_n, modulation;
 };
 
-// Values of type C that a block keeps in shared memory.
+// Products of the kernel, and runs of columns that a step fetches ahead: what was saved, δ output, h₋, c₋.
 template <typename Cell, bool multiplicative>
-int64_t backward_shared_size(int64_t I, int64_t H, int64_t parts, bool resident) {
-  const int64_t own = divide_up(H, parts), own_inputs = multiplicative ? divide_up(I, parts) : 0;
-  const int64_t states = 2 * tile_rows * own;  // δh, δc
-  const int64_t sums = sums_size(own > own_inputs ? own : own_inputs);
-  const int64_t weights = Cell::gates * H * (own + own_inputs) + (multiplicative ? I * own : 0);
-  return states + tile_rows * chunk_depth + sums + (resident ? weights : 0);
-}
+constexpr int backward_products = (1 + Cell::n_apart) * (1 + multiplicative) + multiplicative;
+template <typename Cell>
+constexpr int backward_staged = Cell::saved + 3;
 
-// One block's part of the sequence.
-template <typename Cell, bool multiplicative, typename C, typename S>
-class BackwardBlock : Block<BackwardSequence<C, S>> {
-  using Base = Block<BackwardSequence<C, S>>;
-  using Base::active, Base::any_active, Base::for_inputs, Base::for_units, Base::inputs_, Base::q_, Base::row,
-      Base::rows_, Base::team_, Base::time, Base::units_;
+template <typename Cell, bool multiplicative, typename S>
+class BackwardBlock : Block<BackwardSequence<S>, S> {
+  using Base = Block<BackwardSequence<S>, S>;
+  using C = Computed<S>;
+  using Base::active, Base::any_active, Base::clear, Base::features_, Base::for_features, Base::for_tiles,
+      Base::for_units, Base::multiply, Base::part_, Base::place, Base::publish, Base::q_, Base::row, Base::rows_,
+      Base::shared_, Base::team_, Base::time, Base::units_;
+  template <bool exists, int nth>
+  using P =
+      std::conditional_t<exists, Product<S, held_blocks<S>(backward_products<Cell, multiplicative>, nth)>, NoProduct>;
+  static constexpr int gates_apart = Cell::n_apart ? 2 : Cell::gates;  // of d_gates
+  static constexpr bool has_q = Cell::n_apart && !Cell::reset_before;  // U_n takes δq, and W_n δa_n
+  static constexpr int d_output_run = Cell::saved, h_run = Cell::saved + 1, c_run = Cell::saved + 2;
 
  public:
-  FUSED_RNN_DEVICE BackwardBlock(const BackwardSequence<C, S>& q, C* shared) : Base(q) {
-    const int rows = Cell::gates * q.H, kept = tile_rows * units_.count;
-    dh_ = shared;
-    dc_ = dh_ + kept;
-    chunk_ = dc_ + kept;
-    sums_ = chunk_ + tile_rows * chunk_depth;
-    recurrent_ = {q.weight_hh, rows, q.H, 1, units_.first, units_.count, 0, nullptr};
-    modulation_ = {q.weight_mhh, q.I, q.H, 1, units_.first, units_.count, 0, nullptr};
-    projection_ = {q.weight_ih, rows, q.I, 1, inputs_.first, inputs_.count, 0, nullptr};
-    if (q.resident) {
-      const int widest = multiplicative && inputs_.count > units_.count ? inputs_.count : units_.count;
-      C* memory = make_resident(recurrent_, sums_ + sums_size(widest));
-      if (multiplicative) make_resident(projection_, make_resident(modulation_, memory));
-    }
-    for_units([&](int i, int r, int u) {
-      dh_[i] = q_.dh[place(r, u)];
-      if constexpr (Cell::has_cell_state) dc_[i] = q_.dc[place(r, u)];
-    });
+  FUSED_RNN_DEVICE BackwardBlock(const BackwardSequence<S>& q, unsigned char* shared)
+      : Base(q, shared),
+        dh_(at<C>(shared_, q.states)),
+        dc_(dh_ + q.sequences * q.units),
+        recurrent_(q.recurrent, part_, shared),
+        recurrent_n_(q.recurrent_n, part_, shared),
+        input_(q.input, part_, shared),
+        input_n_(q.input_n, part_, shared),
+        modulation_(q.modulation, part_, shared) {
+    clear(q.d_gates);
+    if constexpr (Cell::n_apart) clear(q.d_n);
+    if constexpr (has_q) clear(q.d_q);
+    if constexpr (multiplicative) clear(q.d_m);
   }
 
   FUSED_RNN_DEVICE void run() {
-    __syncthreads();
-    for (step_ = q_.T - 1; step_ >= 0; --step_) {
-      t_ = time(step_);
-      make_gradients();
-      if constexpr (multiplicative) clear_idle_inputs();
-      if (any_active(t_) && !hand_back()) return;
-    }
-    for_units([&](int i, int r, int u) {
-      q_.dh[place(r, u)] = dh_[i];
-      if constexpr (Cell::has_cell_state) q_.dc[place(r, u)] = dc_[i];
-    });
+    for_tiles([&] { run_tile(); });
   }
 
  private:
-  // Where a unit of the block stands in a [B, H] array.
-  FUSED_RNN_DEVICE int64_t place(int r, int u) const { return row(r) * q_.H + units_.first + u; }
+  FUSED_RNN_DEVICE void run_tile() {
+    for_units([&](int i, int r, int u) {
+      dh_[i] = q_.d_h_n ? C(widen(q_.d_h_n[place(r, u)])) : C(0);
+      if constexpr (Cell::has_cell_state) dc_[i] = q_.d_c_n ? C(widen(q_.d_c_n[place(r, u)])) : C(0);
+    });
+    stage(q_.T - 1);
+    finish_copies();
+    for (step_ = q_.T - 1; step_ >= 0; --step_) {
+      t_ = time(step_);
+      stage(step_ - 1);
+      copy_async_commit();
+      make_gradients();
+      if constexpr (multiplicative) clear_idle_features();
+      if (any_active(t_) && alive_) alive_ = hand_back();
+      finish_copies();
+      turn_ = 1 - turn_;
+    }
+    for_units([&](int i, int r, int u) {
+      q_.d_h_0[place(r, u)] = narrow<S>(alive_ ? dh_[i] : not_a_number<C>());
+      if constexpr (Cell::has_cell_state) q_.d_c_0[place(r, u)] = narrow<S>(alive_ ? dc_[i] : not_a_number<C>());
+    });
+  }
 
-  FUSED_RNN_DEVICE int columns() const { return Cell::gradients * q_.H + (multiplicative ? q_.I : 0); }
-  FUSED_RNN_DEVICE C* gradient(int r, int column) const { return q_.d + row(r, t_) * columns() + column; }
-  FUSED_RNN_DEVICE Rows<C> gradients_from(int column) const { return {gradient(0, column), columns(), rows_}; }
+  // The phases that follow; false if a block of the team did not come in time.
+  FUSED_RNN_DEVICE bool hand_back() {
+    if (!team_.meet()) return false;
+    if constexpr (Cell::reset_before) {
+      multiply(recurrent_n_, q_.d_n, turn_, sums());
+      reset();
+      if (!team_.meet()) return false;
+    }
+    if constexpr (multiplicative) {
+      multiply(input_, q_.d_gates, turn_, sums_x());
+      if constexpr (Cell::n_apart) multiply(input_n_, q_.d_n, turn_, sums_x(), q_.input.parts);
+      modulate();
+      team_.arrive();
+    }
+    multiply(recurrent_, q_.d_gates, turn_, sums());  // fills the time until the others come with δm
+    if constexpr (has_q) multiply(recurrent_n_, q_.d_q, turn_, sums(), q_.recurrent.parts);
+    if constexpr (multiplicative) {
+      if (!team_.wait()) return false;
+      multiply(modulation_, q_.d_m, turn_, sums(), recurrent_parts());
+    }
+    recur();
+    return true;
+  }
 
-  FUSED_RNN_DEVICE C saved(int r, int t, int column) const {
-    const int64_t width = Cell::saved * q_.H + (multiplicative ? q_.I : 0);
-    return widen(q_.saved[row(r, t) * width + column]);
+  // What the forward pass left, fetched during the step before -------------------------------------------------------
+
+  FUSED_RNN_DEVICE S* staged(int step, int run) const {
+    return at<S>(shared_, q_.staged) +
+           ((step & 1) * backward_staged<Cell> + run) * q_.sequences * staged_stride<S>(q_.units);
+  }
+
+  FUSED_RNN_DEVICE void stage(int step) const {
+    if (step < 0 || !any_active(time(step))) return;
+    const int64_t first = row(0, time(step)), before = row(0, time(step - 1)), H = q_.H;
+    const auto fetch = [&](int run, const S* from, int64_t stride) {
+      copy_rows(staged(step, run), from + units_.first, stride, rows_, units_.count);
+    };
+    for (int k = 0; k < Cell::saved; ++k) fetch(k, q_.saved + first * saved_width() + k * H, saved_width());
+    if (q_.d_output) fetch(d_output_run, q_.d_output + first * H, H);
+    if (step == 0 || !any_active(time(step - 1))) return;
+    if constexpr (Cell::bypasses_product) fetch(h_run, q_.output + before * H, H);
+    if constexpr (Cell::has_cell_state)
+      fetch(c_run, q_.saved + before * saved_width() + (Cell::saved - 1) * H, saved_width());
+  }
+
+  FUSED_RNN_DEVICE static void finish_copies() {
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+  }
+
+  FUSED_RNN_DEVICE C staged_at(int run, int r, int u) const {
+    return widen(staged(step_, run)[r * staged_stride<S>(units_.count) + u]);
   }
 
   // Whether this is the first step of a sequence, so that h₋ and c₋ are its initial state.
   FUSED_RNN_DEVICE bool first(int r) const { return step_ == 0 || !active(r, time(step_ - 1)); }
   FUSED_RNN_DEVICE C h_prev(int r, int u) const {
-    const S* h = first(r) ? q_.h_0 + place(r, u) : q_.output + row(r, time(step_ - 1)) * q_.H + units_.first + u;
-    return widen(*h);
+    if constexpr (!Cell::bypasses_product) return C(0);  // not used
+    return first(r) ? C(widen(q_.h_0[place(r, u)])) : staged_at(h_run, r, u);
   }
   FUSED_RNN_DEVICE C c_prev(int r, int u) const {
-    if (first(r)) return widen(q_.c_0[place(r, u)]);
-    return saved(r, time(step_ - 1), (Cell::saved - 1) * q_.H + units_.first + u);
+    return first(r) ? C(widen(q_.c_0[place(r, u)])) : staged_at(c_run, r, u);
+  }
+
+  // Parts of the equations ----------------------------------------------------------------------------------------
+
+  FUSED_RNN_DEVICE int64_t saved_width() const { return int64_t{Cell::saved} * q_.H + (multiplicative ? q_.I : 0); }
+  FUSED_RNN_DEVICE int64_t d_width() const { return int64_t{Cell::gradients} * q_.H + (multiplicative ? q_.I : 0); }
+
+  FUSED_RNN_DEVICE Sums<C> sums() const {
+    return {at<C>(shared_, q_.sums), sums_stride(q_.recurrent.outputs), q_.sequences};
+  }
+  FUSED_RNN_DEVICE Sums<C> sums_x() const {
+    return {at<C>(shared_, q_.more_sums), sums_stride(q_.input.outputs), q_.sequences};
+  }
+  FUSED_RNN_DEVICE int recurrent_parts() const { return q_.recurrent.parts + (has_q ? q_.recurrent_n.parts : 0); }
+
+  // Put out the gradient of a pre-activation, and hand it to the products that read it.
+  FUSED_RNN_DEVICE void put(int r, int gate, int u, C value) const {
+    const int unit = units_.first + u;
+    q_.d[row(r, t_) * d_width() + int64_t{gate} * q_.H + unit] = narrow<S>(value);
+    if (gate < gates_apart)
+      publish(q_.d_gates, turn_, r, gate * q_.H + unit, value);
+    else if (gate == Cell::gates)
+      publish(q_.d_q, turn_, r, unit, value);
+    else if (Cell::reset_before || multiplicative)
+      publish(q_.d_n, turn_, r, unit, value);
   }
 
   // The cell's pointwise backward: all of it, or up to the reset gate.
   FUSED_RNN_DEVICE void make_gradients() {
     for_units([&](int i, int r, int u) {
-      const int unit = units_.first + u;
       C d[Cell::gradients] = {};
       if (active(r, t_)) {
         C dh = dh_[i], dc = C(0);
-        if (q_.d_output) dh += widen(q_.d_output[row(r, t_) * q_.H + unit]);
+        if (q_.d_output) dh += staged_at(d_output_run, r, u);
         if constexpr (Cell::reset_before) {
-          Cell::backward_candidate(saved(r, t_, q_.H + unit), saved(r, t_, 2 * q_.H + unit), h_prev(r, u), dh, d[1],
-                                   d[2]);
+          Cell::backward_candidate(staged_at(1, r, u), staged_at(2, r, u), h_prev(r, u), dh, d[1], d[2]);
         } else {
           C values[Cell::saved], c = C(0);
           FUSED_RNN_UNROLL
-          for (int k = 0; k < Cell::saved; ++k) values[k] = saved(r, t_, k * q_.H + unit);
+          for (int k = 0; k < Cell::saved; ++k) values[k] = staged_at(k, r, u);
           if constexpr (Cell::has_cell_state) {
             c = c_prev(r, u);
             dc = dc_[i];
@@ -138,83 +203,72 @@ class BackwardBlock : Block<BackwardSequence<C, S>> {
         dh_[i] = dh;
       }
       FUSED_RNN_UNROLL
-      for (int g = 0; g < Cell::gradients; ++g) store_l2(gradient(r, g * q_.H + unit), d[g]);
+      for (int g = 0; g < Cell::gradients; ++g) put(r, g, u, alive_ ? d[g] : not_a_number<C>());
     });
   }
 
-  FUSED_RNN_DEVICE void clear_idle_inputs() const {
-    for_inputs([&](int r, int j) {
-      if (active(r, t_)) return;
-      store_l2(gradient(r, Cell::gradients * q_.H + inputs_.first + j), C(0));
-      q_.dx[row(r, t_) * q_.I + inputs_.first + j] = C(0);
-    });
-  }
-
-  // The phases that follow; false if a block of the team did not come in time.
-  FUSED_RNN_DEVICE bool hand_back() {
-    if constexpr (Cell::reset_before) {
-      if (!team_.meet()) return false;
-      reset();
-    }
-    if constexpr (multiplicative) {
-      if (!team_.meet()) return false;
-      modulate();
-    }
-    if (!team_.meet()) return false;
-    recur();
-    return true;
-  }
-
+  // ds = U_nᵀ δa_n
   FUSED_RNN_DEVICE void reset() {
-    accumulate(gradients_from(2 * q_.H), recurrent_.rows(2 * q_.H, q_.H), chunk_, sums_);
     for_units([&](int i, int r, int u) {
       if (!active(r, t_)) return;
       C da_r;
-      const C ds = sum_at(sums_, units_.count, r, u);
-      Cell::backward_reset(ds, saved(r, t_, units_.first + u), h_prev(r, u), dh_[i], da_r);
-      store_l2(gradient(r, units_.first + u), da_r);
+      const C ds = sums().total(q_.recurrent_n.parts, r, u);
+      Cell::backward_reset(ds, staged_at(0, r, u), h_prev(r, u), dh_[i], da_r);
+      put(r, 0, u, da_r);
     });
   }
 
+  // δx̂ = Wᵀ δ
   FUSED_RNN_DEVICE void modulate() {
-    accumulate(gradients_from(0), projection_, chunk_, sums_);
-    for_inputs([&](int r, int j) {
+    for_features([&](int, int r, int j) {
       if (!active(r, t_)) return;
-      const int feature = inputs_.first + j;
-      const int64_t at = row(r, t_) * q_.I + feature;
+      const int feature = features_.first + j;
+      const C dx_hat = sums_x().total(q_.input.parts + (Cell::n_apart ? q_.input_n.parts : 0), r, j);
+      const C m = widen(q_.saved[row(r, t_) * saved_width() + int64_t{Cell::saved} * q_.H + feature]);
       C dm, dx;
-      const C m = saved(r, t_, Cell::saved * q_.H + feature);
-      Multiplicative::backward(sum_at(sums_, inputs_.count, r, j), C(widen(q_.x[at])), m, dm, dx);
-      store_l2(gradient(r, Cell::gradients * q_.H + feature), dm);
-      q_.dx[at] = dx;
+      Multiplicative::backward(dx_hat, C(widen(q_.x[row(r, t_) * q_.I + feature])), m, dm, dx);
+      put_feature(r, feature, dm, dx);
+      publish(q_.d_m, turn_, r, feature, dm);
+    });
+  }
+
+  FUSED_RNN_DEVICE void put_feature(int r, int feature, C dm, C dx) const {
+    q_.d[row(r, t_) * d_width() + int64_t{Cell::gradients} * q_.H + feature] = narrow<S>(dm);
+    q_.d_x[row(r, t_) * q_.I + feature] = narrow<S>(dx);
+  }
+
+  FUSED_RNN_DEVICE void clear_idle_features() const {
+    for_features([&](int, int r, int j) {
+      const C value = alive_ ? C(0) : not_a_number<C>();
+      if (!alive_ || !active(r, t_)) put_feature(r, features_.first + j, value, value);
     });
   }
 
   // δh₋ = what bypassed the product + Uᵀ δ + U_mᵀ δm
   FUSED_RNN_DEVICE void recur() {
-    const int H = q_.H;
-    accumulate(gradients_from(0), recurrent_.rows(0, Cell::n_apart ? 2 * H : Cell::gates * H), chunk_, sums_);
-    if constexpr (Cell::n_apart && !Cell::reset_before)
-      accumulate(gradients_from((Cell::gradients - 1) * H), recurrent_.rows(2 * H, H), chunk_, sums_, true);
-    if constexpr (multiplicative) accumulate(gradients_from(Cell::gradients * H), modulation_, chunk_, sums_, true);
+    const int parts = recurrent_parts() + (multiplicative ? q_.modulation.parts : 0);
     for_units([&](int i, int r, int u) {
       if (!active(r, t_)) return;
-      const C sum = sum_at(sums_, units_.count, r, u);
+      const C sum = sums().total(parts, r, u);
       dh_[i] = Cell::bypasses_product ? dh_[i] + sum : sum;
     });
-    __syncthreads();
   }
 
-  int step_ = 0, t_ = 0;
-  C *dh_, *dc_;       // [tile_rows, own units]
-  C *chunk_, *sums_;  // of products
-  Columns<C, S> recurrent_, modulation_, projection_;
+  int step_ = 0, t_ = 0, turn_ = 0;  // turn_: which of the two copies this step writes
+  bool alive_ = true;                // until a block of the team does not come; then results are NaN
+  C *dh_, *dc_;                      // [sequences, units]
+  // numbered as the planner lists them
+  P<true, 0> recurrent_;
+  P<Cell::n_apart, 1> recurrent_n_;
+  P<multiplicative, 1 + Cell::n_apart> input_;
+  P<multiplicative && Cell::n_apart, 3> input_n_;
+  P<multiplicative, 2 + 2 * Cell::n_apart> modulation_;
 };
 
-template <typename Cell, bool multiplicative, typename C, typename S>
-FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_backward(const BackwardSequence<C, S> q) {
+template <typename Cell, bool multiplicative, typename S>
+FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_backward(FUSED_RNN_PARAMETER BackwardSequence<S> q) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  BackwardBlock<Cell, multiplicative, C, S>(q, reinterpret_cast<C*>(shared)).run();
+  BackwardBlock<Cell, multiplicative, S>(q, shared).run();
 }
 
 }  // namespace fused_rnn::cuda

@@ -22,7 +22,10 @@
 
 #  define FUSED_RNN_KERNEL __global__ void
 #  define FUSED_RNN_DEVICE __device__ __forceinline__
+#  define FUSED_RNN_PARAMETER const __grid_constant__  // an argument of a kernel that stays where it is
 #  define FUSED_RNN_UNROLL _Pragma("unroll")
+#  define FUSED_RNN_PRAGMA(text) _Pragma(#text)
+#  define FUSED_RNN_UNROLL_BY(n) FUSED_RNN_PRAGMA(unroll n)
 // Declares `name`, an unsigned char array: the block's shared memory, in the size given at launch.
 #  define FUSED_RNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 

@@ -1,216 +1,210 @@
-// What the forward and the backward kernel share: how the grid divides the work, the product of a batch tile with the
-// columns that a block owns, and the barrier between blocks.
+// The product of a block's weights with the state of a tile of sequences: how warps divide it, and where the weights
+// are.
 //
-// Blocks come in teams: a team runs the whole sequence for one tile of sequences, and its blocks own slices of the
-// hidden units (and, in multiplicative cells, of the features). Teams never wait for each other. Within a team, states
-// travel through global memory, and a counter that only grows separates the phases of a step. A team of one block has
-// nobody to wait for.
-//
-// Columns of a weight matrix that a block owns stay in its shared memory for the whole sequence where they fit;
-// otherwise they are read from the second-level cache in every step.
+// A warp takes the same blocks of weights in every step of a sequence, in an order that never changes. So it keeps the
+// first ones in registers, the next ones in shared memory, and reads the others from the second-level cache each time.
+// Warps that share an output each sum a part of the depth; whoever reads the sums adds the parts, in a fixed order.
 #pragma once
 
-#include "../cells/cells.h"
-#include "device.h"
+#include "fragment.h"
 
 namespace fused_rnn::cuda {
 
-// Threads of a block, and rows of a right operand between two barriers. Tests on the host make them small.
+// Threads of a block, and 4-byte registers of each that may hold weights. Tests on the host make them few.
 #ifndef FUSED_RNN_THREADS
 #  define FUSED_RNN_THREADS 256
 #endif
-#ifndef FUSED_RNN_CHUNK_DEPTH
-#  define FUSED_RNN_CHUNK_DEPTH 64
+#ifndef FUSED_RNN_WEIGHT_REGISTERS
+#  define FUSED_RNN_WEIGHT_REGISTERS 128
 #endif
 
-constexpr int threads = FUSED_RNN_THREADS;
-constexpr int chunk_depth = FUSED_RNN_CHUNK_DEPTH;
-constexpr int tile_rows = 8;  // sequences of a team
+constexpr int threads = FUSED_RNN_THREADS, warps = threads / 32;
 
-HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Blocks of weights that a warp holds in registers for the nth product of a kernel. Multiply-adds need more registers
+// for themselves than matrix instructions do, and float64 is not about speed.
+template <typename S>
+constexpr int held_blocks(int products, int nth) {
+  constexpr int registers = FUSED_RNN_WEIGHT_REGISTERS - (on_tensor_cores<S> ? 0 : FUSED_RNN_WEIGHT_REGISTERS / 4);
+  constexpr int blocks = std::is_same_v<S, double> ? 0 : registers * 4 / (lane_values * sizeof(S));
+  return (blocks + products - 1 - nth) / products;
+}
 
-// The part of `total` things that belongs to a block of a team.
-struct Share {
-  int first, count;
+// A state that products read: `depth` values of each sequence, in segments of `span` steps of depth, a multiple of 64.
+// It lies in shared memory if the team is one block, otherwise in global memory where the team's blocks exchange it.
+template <typename S>
+struct State {
+  S* exchanged;  // [turns, teams, segments, size]
+  int depth, span, segments;
+  int size;   // values of a segment
+  int local;  // bytes into shared memory
 };
 
-FUSED_RNN_DEVICE Share share_of(int total, int part, int parts) {
-  const int each = static_cast<int>(divide_up(total, parts)), first = part * each;
-  return {first < total ? first : total, first + each <= total ? each : first < total ? total - first : 0};
-}
-
-// A right operand, [depth, width] with rows one after another, and the block's columns of it: runs of `own` columns
-// from `first` on, `distance` apart, one for each gate. `resident` is null or holds all of them, [depth, row_size].
-// A product takes `gates` of the gates and skips `skipped` columns of the block before them.
-template <typename C, typename S>
-struct Columns {
-  const S* data;
-  int depth, width;
-  int gates, first, own, distance;
-  C* resident;
-  int skipped = 0, row_size = gates * own;
-
-  FUSED_RNN_DEVICE int count() const { return gates * own; }
-  FUSED_RNN_DEVICE Columns rows(int begin, int rows) const {
-    Columns m = *this;
-    m.data += int64_t{begin} * width;
-    if (resident) m.resident += begin * row_size;
-    m.depth = rows;
-    return m;
-  }
-  FUSED_RNN_DEVICE C at(int k, int column) const {
-    column += skipped;
-    if (resident) return resident[k * row_size + column];
-    return widen(data[int64_t{k} * width + first + column / own * distance + column % own]);
-  }
+// A product as the host plans it. Outputs are those of one part of a team.
+template <typename S>
+struct ProductPlan {
+  const S* packed;  // [parts of the team, tiles, depth_blocks] blocks
+  int outputs;
+  int tiles, depth_blocks;  // of weights: 16 outputs, 64 steps of depth
+  int span_blocks;          // of a segment of the state
+  int groups, parts;        // warps are groups x parts; a group takes every so manieth tile, a part a part of the depth
+  int resident;             // blocks of each warp that shared memory holds
+  int shared;               // bytes into shared memory
 };
 
-// Copy the block's columns to shared memory, from `memory` on; returns what follows them. Needs a barrier afterwards.
-template <typename C, typename S>
-FUSED_RNN_DEVICE C* make_resident(Columns<C, S>& m, C* memory) {
-  for (int i = threadIdx.x; i < m.depth * m.count(); i += threads) memory[i] = m.at(i / m.count(), i % m.count());
-  m.resident = memory;
-  return memory + m.depth * m.count();
+HOST_DEVICE constexpr int sums_stride(int outputs) {  // 4 modulo 16, so that neither writes nor reads conflict
+  return static_cast<int>(round_up(outputs, block_outputs)) + 4;
 }
 
-// How the threads divide the columns of a product: each takes a column (or several) and, where there are more threads
-// than columns, a part of the depth. The parts are added in a fixed order, so the result does not depend on timing.
-struct Division {
-  int lanes, parts;
-};
-
-FUSED_RNN_DEVICE Division division(int columns) {
-  const int lanes = columns >= threads ? threads : columns < 32 ? 32 : (columns + 31) / 32 * 32;
-  return {lanes, threads / lanes};
-}
-
-// Values of shared memory that the sums of a product over `columns` take.
-HOST_DEVICE constexpr int64_t sums_size(int64_t columns) {
-  return int64_t{tile_rows} * (columns > threads ? columns : threads);
-}
-
-// A tile of the left operand: rows of a matrix in global memory, of which those from `rows` on do not exist.
+// Sums of one or several products with as many outputs, whose parts follow each other: [parts, sequences, outputs].
 template <typename C>
-struct Rows {
-  const C* data;
-  int64_t stride;
-  int rows;
+struct Sums {
+  C* data;
+  int stride, sequences;
+
+  FUSED_RNN_DEVICE C* at(int part, int sequence, int output) const {
+    return data + (part * sequences + sequence) * stride + output;
+  }
+  FUSED_RNN_DEVICE C total(int parts, int sequence, int output) const {
+    C sum = *at(0, sequence, output);
+    for (int part = 1; part < parts; ++part) sum += *at(part, sequence, output);
+    return sum;
+  }
 };
 
-template <typename C>
-FUSED_RNN_DEVICE void load_chunk(const Rows<C>& a, int begin, int depth, C* chunk) {
-  for (int i = threadIdx.x; i < tile_rows * depth; i += threads) {
-    const int r = i / depth, k = i % depth;
-    chunk[r * chunk_depth + k] = r < a.rows ? load_l2(a.data + r * a.stride + begin + k) : C(0);
-  }
-}
+// One warp's part of a product.
+template <typename S, int held>
+class Product {
+  using C = Computed<S>;
 
-// sums += a m, over rows [0, depth of m) of m from `first_row` of it on; `sums` is read with `sum_at`. Starts and ends
-// with a barrier.
-template <typename C, typename S>
-FUSED_RNN_DEVICE void accumulate(const Rows<C>& a, const Columns<C, S>& m, C* chunk, C* sums, bool add = false) {
-  const int columns = m.count();
-  const Division d = division(columns);
-  const int lane = threadIdx.x % d.lanes, part = threadIdx.x / d.lanes;
-  for (int begin = 0; begin < m.depth; begin += chunk_depth) {
-    const int depth = m.depth - begin < chunk_depth ? m.depth - begin : chunk_depth;
-    __syncthreads();
-    load_chunk(a, begin, depth, chunk);
-    __syncthreads();
-    if (part >= d.parts) continue;
-    const int each = static_cast<int>(divide_up(depth, d.parts));
-    const int from = part * each, to = from + each < depth ? from + each : depth;
-    for (int column = lane; column < columns; column += d.lanes) {
-      C sum[tile_rows];
-      C* const place = sums + (part * tile_rows) * columns + column;
-      FUSED_RNN_UNROLL
-      for (int r = 0; r < tile_rows; ++r) sum[r] = begin > 0 || add ? place[r * columns] : C(0);
-      for (int k = from; k < to; ++k) {
-        const C b = m.at(begin + k, column);
-        FUSED_RNN_UNROLL
-        for (int r = 0; r < tile_rows; ++r) sum[r] += chunk[r * chunk_depth + k] * b;
-      }
-      FUSED_RNN_UNROLL
-      for (int r = 0; r < tile_rows; ++r) place[r * columns] = sum[r];
-    }
-  }
-  __syncthreads();
-}
-
-template <typename C>
-FUSED_RNN_DEVICE C sum_at(const C* sums, int columns, int row, int column) {
-  const int parts = division(columns).parts;
-  C sum = sums[row * columns + column];
-  for (int part = 1; part < parts; ++part) sum += sums[(part * tile_rows + row) * columns + column];
-  return sum;
-}
-
-// The meeting of a team's blocks at the end of a phase.
-class Team {
  public:
-  FUSED_RNN_DEVICE Team(unsigned* counter, unsigned* failed, int parts)
-      : counter_(counter), failed_(failed), parts_(parts) {}
-
-  // What any block of the team stored before is visible afterwards. False if a block did not come in time.
-  FUSED_RNN_DEVICE bool meet() {
-    __syncthreads();
-    if (parts_ == 1) return true;
-    bool arrived = true;
-    target_ += parts_;
-    if (threadIdx.x == 0) {
-      add_release(counter_, 1);
-      arrived = wait_for(counter_, target_, failed_);
+  // Loads the weights that stay; needs a barrier before the first product.
+  FUSED_RNN_DEVICE Product(const ProductPlan<S>& plan, int team_part, unsigned char* shared)
+      : plan_(plan),
+        packed_(plan.packed + int64_t{team_part} * plan.tiles * plan.depth_blocks * block_size),
+        resident_(reinterpret_cast<S*>(shared + plan.shared) + warp() * plan.resident * block_size) {
+    Cursor cursor = begin(0);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < held; ++i)
+      if (exists(cursor)) {
+        FUSED_RNN_UNROLL
+        for (int p = 0; p < pieces<S>; ++p) held_[i][p] = from_global(packed_ + place(cursor), p);
+        advance(cursor);
+      }
+    for (int i = 0; i < plan.resident && exists(cursor); ++i) {
+      copy_block(resident_ + i * block_size, packed_ + place(cursor));
+      advance(cursor);
     }
-    return __syncthreads_and(arrived);
+    copy_async_commit();
+    copy_async_wait<0>();
+  }
+
+  // The products with a segment of the state, for all sequences of the tile; added to the sums of earlier segments.
+  // Parts of the sums count from `first_part` on. Barriers are the caller's.
+  FUSED_RNN_DEVICE void multiply(const S* state, int span, int segment, const Sums<C>& sums, int first_part) const {
+    for (int tile = 0; tile < sums.sequences / tile_sequences; ++tile)
+      multiply(state, span, segment, sums, first_part, tile);
   }
 
  private:
-  unsigned* counter_;
-  unsigned* failed_;
-  unsigned parts_, target_ = 0;
+  // A warp's place in the order of its blocks: by segment, tile of outputs and depth within the segment.
+  struct Cursor {
+    int segment, tile, block;
+  };
+
+  FUSED_RNN_DEVICE static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  FUSED_RNN_DEVICE int group() const { return warp() % plan_.groups; }
+  FUSED_RNN_DEVICE int part() const { return warp() / plan_.groups; }
+
+  FUSED_RNN_DEVICE int segment_blocks(int segment) const {
+    const int rest = plan_.depth_blocks - segment * plan_.span_blocks;
+    return rest < plan_.span_blocks ? rest : plan_.span_blocks;
+  }
+  // How many of the blocks of a segment are this warp's.
+  FUSED_RNN_DEVICE int own_blocks(int segment) const {
+    if (part() >= plan_.parts) return 0;
+    const int tiles = (plan_.tiles - group() + plan_.groups - 1) / plan_.groups;
+    return tiles * ((segment_blocks(segment) - part() + plan_.parts - 1) / plan_.parts);
+  }
+
+  FUSED_RNN_DEVICE Cursor begin(int segment) const { return {segment, group(), part()}; }
+  FUSED_RNN_DEVICE bool last_of_tile(const Cursor& c) const {
+    return c.block + plan_.parts >= segment_blocks(c.segment);
+  }
+  FUSED_RNN_DEVICE bool exists(const Cursor& c) const {
+    return part() < plan_.parts && c.segment * plan_.span_blocks < plan_.depth_blocks && own_blocks(c.segment) > 0;
+  }
+  FUSED_RNN_DEVICE void advance(Cursor& c) const {
+    if (!last_of_tile(c)) {
+      c.block += plan_.parts;
+      return;
+    }
+    c.block = part();
+    c.tile += plan_.groups;
+    if (c.tile >= plan_.tiles) c = begin(c.segment + 1);
+  }
+
+  FUSED_RNN_DEVICE int64_t place(const Cursor& c) const {
+    return (int64_t{c.tile} * plan_.depth_blocks + c.segment * plan_.span_blocks + c.block) * block_size;
+  }
+  FUSED_RNN_DEVICE static Piece<S> from_global(const S* block, int piece) {
+    return load_piece(block, piece, [](const auto* p) { return load_l2(p); });
+  }
+  FUSED_RNN_DEVICE static Piece<S> from_shared(const S* block, int piece) {
+    return load_piece(block, piece, [](const auto* p) { return *p; });
+  }
+  FUSED_RNN_DEVICE static void copy_block(S* to, const S* from) {
+    constexpr int each = 16 / sizeof(S);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < block_size; i += 32 * each)
+      copy_async<16>(to + i + threadIdx.x % 32 * each, from + i + threadIdx.x % 32 * each);
+  }
+
+  FUSED_RNN_DEVICE void multiply(const S* state, int span, int segment, const Sums<C>& sums, int first_part,
+                                 int tile) const {
+    const int first = segment * own_blocks(0), end = first + own_blocks(segment);
+    Cursor cursor = begin(segment);
+    C* const to = sums.at(first_part + part(), tile * tile_sequences, 0);
+    Accumulator<S> sum;
+    const auto add = [&](int piece, const Piece<S>& weights) {
+      sum.add(weights, state, tile, cursor.block * block_depth + piece * Piece<S>::depth, span);
+    };
+    const auto finish_block = [&] {
+      if (last_of_tile(cursor)) {
+        sum.put(to + cursor.tile * block_outputs, sums.stride, segment > 0);
+        sum = {};
+      }
+      advance(cursor);
+    };
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < held; ++i)
+      if (i >= first && i < end) {
+        FUSED_RNN_UNROLL
+        for (int p = 0; p < pieces<S>; ++p) add(p, held_[i][p]);
+        finish_block();
+      }
+    int i = first > held ? first : held;
+    for (; i < end && i < held + plan_.resident; ++i) {
+      FUSED_RNN_UNROLL_BY(2)
+      for (int p = 0; p < pieces<S>; ++p) add(p, from_shared(resident_ + (i - held) * block_size, p));
+      finish_block();
+    }
+    for (; i < end; ++i) {
+      FUSED_RNN_UNROLL_BY(2)
+      for (int p = 0; p < pieces<S>; ++p) add(p, from_global(packed_ + place(cursor), p));
+      finish_block();
+    }
+  }
+
+  const ProductPlan<S>& plan_;
+  const S* packed_;
+  S* resident_;
+  Piece<S> held_[held > 0 ? held : 1][pieces<S>];
 };
 
-// The part of a sequence that a block works on, and where its values stand. Sequence has the sizes T, B, I, H, and
-// reverse, lengths, parts, arrivals and failed.
-template <typename Sequence>
-class Block {
- protected:
-  FUSED_RNN_DEVICE explicit Block(const Sequence& q)
-      : q_(q),
-        team_(q.arrivals + blockIdx.x / q.parts, q.failed, q.parts),
-        first_row_(static_cast<int>(blockIdx.x) / q.parts * tile_rows),
-        rows_(q.B - first_row_ < tile_rows ? q.B - first_row_ : tile_rows),
-        units_(share_of(q.H, static_cast<int>(blockIdx.x) % q.parts, q.parts)),
-        inputs_(share_of(q.I, static_cast<int>(blockIdx.x) % q.parts, q.parts)) {}
-
-  FUSED_RNN_DEVICE int time(int step) const { return q_.reverse ? q_.T - 1 - step : step; }
-
-  FUSED_RNN_DEVICE bool active(int row, int t) const { return !q_.lengths || t < q_.lengths[first_row_ + row]; }
-
-  FUSED_RNN_DEVICE bool any_active(int t) const {
-    bool any = false;
-    for (int r = 0; r < rows_; ++r) any = any || active(r, t);
-    return any;
-  }
-
-  // The row of a sequence of the tile in a [B, ...] array, and in a [T, B, ...] array.
-  FUSED_RNN_DEVICE int64_t row(int r) const { return first_row_ + r; }
-  FUSED_RNN_DEVICE int64_t row(int r, int t) const { return int64_t{t} * q_.B + first_row_ + r; }
-
-  // f(i, r, u) for the units of the block in all sequences of the tile, and f(r, j) for its features; i counts them.
-  template <typename F>
-  FUSED_RNN_DEVICE void for_units(const F& f) const {
-    for (int i = threadIdx.x; i < rows_ * units_.count; i += threads) f(i, i / units_.count, i % units_.count);
-  }
-  template <typename F>
-  FUSED_RNN_DEVICE void for_inputs(const F& f) const {
-    for (int i = threadIdx.x; i < rows_ * inputs_.count; i += threads) f(i / inputs_.count, i % inputs_.count);
-  }
-
-  const Sequence& q_;
-  Team team_;
-  const int first_row_, rows_;
-  const Share units_, inputs_;
+// In place of a product that a cell lacks.
+struct NoProduct {
+  template <typename... Arguments>
+  FUSED_RNN_DEVICE explicit NoProduct(const Arguments&...) {}
 };
 
 }  // namespace fused_rnn::cuda

@@ -26,7 +26,9 @@
 
 #define FUSED_RNN_KERNEL inline void
 #define FUSED_RNN_DEVICE inline
+#define FUSED_RNN_PARAMETER const
 #define FUSED_RNN_UNROLL
+#define FUSED_RNN_UNROLL_BY(n)
 #define FUSED_RNN_DYNAMIC_SHARED(name) unsigned char* const name = host_shim::dynamic_shared()
 #define __launch_bounds__(...)
 

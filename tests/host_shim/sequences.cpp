@@ -1,115 +1,172 @@
-// The kernels of whole sequences on the host shim, as a library for tests/test_cuda_kernels.py: the caller fills in the
-// operands, this file launches the kernel of a cell and type. Built with -DRACES it is a program instead, which runs
-// every cell on random operands for a sanitizer to watch.
+// The calls of csrc/cuda/api.h on the host shim, as a library for tests/test_cuda_kernels.py. Built with -DRACES it is
+// a program instead, which runs every cell on operands of its own for a sanitizer to watch.
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/sequence.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 
 namespace {
 
-unsigned blocks_of(int batch, int parts) { return static_cast<unsigned>(divide_up(batch, tile_rows) * parts); }
+struct HostLauncher {
+  unsigned seed;
 
-template <typename Sequence>
-void launch(const Kernel<const Sequence>& kernel, const Sequence& q, unsigned seed) {
-  const host_shim::Launch shape{
-      {blocks_of(q.B, q.parts)}, {threads}, static_cast<size_t>(kernel.shared_bytes), seed, uint64_t{1} << 24};
-  host_shim::launch(shape, kernel.run, q);
+  template <typename Operands>
+  std::string launch(void (*kernel)(const Operands), int64_t blocks, int64_t shared_bytes, bool, const Operands& q) {
+    try {
+      const host_shim::Launch shape{
+          {static_cast<unsigned>(blocks)}, {threads}, static_cast<size_t>(shared_bytes), seed, uint64_t{1} << 24};
+      host_shim::launch(shape, kernel, q);
+      return "";
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+};
+
+// The workspace is full of NaN, because nobody promises the kernels a clean one.
+template <typename S, typename Call>
+std::string run_in_workspace(const Call& call, const Chip& chip, unsigned seed) {
+  const auto bytes = static_cast<size_t>(round_up(workspace_bytes_as<S>(call, chip), 256));
+  const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
+  std::memset(workspace.get(), 0xff, bytes);
+  HostLauncher launcher{seed};
+  return run_as<S>(call, chip, workspace.get(), launcher);
 }
 
-// f with values of the types (computed in, stored).
-template <typename F>
-void dispatch_types(const std::string& type, const F& f) {
-  if (type == "float32") return f(float(), float());
-  if (type == "float64") return f(double(), double());
-  if (type == "bfloat16") return f(float(), BFloat16());
-  if (type == "float16") return f(float(), Half());
-  throw std::runtime_error("unknown type " + type);
+template <typename Call>
+std::string run_on_host(const Call& call, const Chip& chip, unsigned seed) {
+  switch (call.type) {
+    case Type::float32:
+      return run_in_workspace<float>(call, chip, seed);
+    case Type::bfloat16:
+      return run_in_workspace<BFloat16>(call, chip, seed);
+#ifndef RACES
+    case Type::float64:
+      return run_in_workspace<double>(call, chip, seed);
+    case Type::float16:
+      return run_in_workspace<Half>(call, chip, seed);
+#endif
+    default:
+      return "not built for this type";
+  }
 }
 
 }  // namespace
 
 #ifndef RACES
 
-// Launch a kernel on a ForwardSequence or BackwardSequence of the type; returns null, or what went wrong.
-extern "C" const char* run_sequence(bool backward, int cell, bool multiplicative, const char* type,
-                                    const void* sequence, unsigned seed) {
-  static std::string message;
-  try {
-    dispatch_types(type, [&](auto computed, auto stored) {
-      using C = decltype(computed);
-      using S = decltype(stored);
-      const auto id = static_cast<CellId>(cell);
-      if (backward) {
-        const auto& q = *static_cast<const BackwardSequence<C, S>*>(sequence);
-        launch(backward_kernel<C, S>(id, multiplicative, q), q, seed);
-      } else {
-        const auto& q = *static_cast<const ForwardSequence<C, S>*>(sequence);
-        launch(forward_kernel<C, S>(id, multiplicative, q), q, seed);
-      }
-    });
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+namespace {
+
+// What a plan comes to: sequences of a tile, teams, parts of a team, most segments of a state, and blocks of weights of
+// a warp in shared memory.
+struct Summary {
+  int sequences, teams, parts, segments, resident;
+};
+
+template <typename Call>
+Summary summary(const Call& call, const Chip& chip) {
+  return dispatch_plan<double>(call, chip)([&](auto planner, auto) {
+    const auto q = planner.plan(nullptr).q;
+    if constexpr (std::is_same_v<Call, ForwardCall>)
+      return Summary{q.sequences, q.teams, q.parts, q.h.segments, q.recurrent.resident};
+    else
+      return Summary{q.sequences, q.teams, q.parts, q.d_gates.segments, q.recurrent.resident};
+  });
 }
+
+}  // namespace
+
+extern "C" {
+
+// For calls in float64.
+Summary plan_forward_call(const ForwardCall* call, const Chip* chip) { return summary(*call, *chip); }
+Summary plan_backward_call(const BackwardCall* call, const Chip* chip) { return summary(*call, *chip); }
+
+// Returns an empty string or what went wrong, which the next call overwrites.
+const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed) {
+  static std::string message;
+  return (message = run_on_host(*call, *chip, seed)).c_str();
+}
+
+const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed) {
+  static std::string message;
+  return (message = run_on_host(*call, *chip, seed)).c_str();
+}
+
+}  // extern "C"
 
 #else
 
 namespace {
 
-// Memory of a run, with small numbers in it.
+// Arrays of a run, with small numbers in them.
 class Memory {
  public:
-  float* array(size_t size) {
+  explicit Memory(bool wide) : wide_(wide) {}
+
+  void* array(size_t size) {
     kept_.emplace_back(size);
-    for (float& value : kept_.back()) value = static_cast<float>(++drawn_ * 7919 % 101) / 101.0f - 0.5f;
+    for (size_t i = 0; i < size; ++i) {
+      const float value = static_cast<float>(++drawn_ * 7919 % 101) / 101.0f - 0.5f;
+      const BFloat16 narrow = float_to_bfloat16(value);
+      if (wide_)
+        kept_.back()[i] = value;
+      else
+        std::memcpy(reinterpret_cast<char*>(kept_.back().data()) + 2 * i, &narrow, 2);
+    }
     return kept_.back().data();
   }
 
  private:
+  bool wide_;
   std::vector<std::vector<float> > kept_;
   size_t drawn_ = 0;
 };
 
-void run_cell(CellId cell, bool multiplicative, bool reverse, unsigned seed) {
-  constexpr int T = 3, B = tile_rows + 1, I = 3, H = 5, G = 4, saved = 5 * H + I, parts = 2;
-  Memory m;
+void run_cell(CellId cell, bool multiplicative, Type type, const Chip& chip, unsigned seed) {
+  constexpr int64_t T = 3, B = 9, I = 3, H = 21, G = 4, saved = 5 * H + I;
+  Memory m(type == Type::float32);
   std::vector<int64_t> lengths(B, T);
   lengths[0] = 1, lengths[B - 1] = 2;
-  std::vector<unsigned> arrivals(2 * blocks_of(B, 1));
-  unsigned failed = 0;
-  ForwardSequence<float, float> q{T, B, I, H, reverse, parts, seed % 2 == 0, lengths.data()};
-  q.weight_hh = m.array(H * G * H), q.bias_hh = m.array(G * H), q.weight_ih = m.array(I * G * H);
-  q.bias_ih = m.array(G * H), q.weight_mhh = m.array(H * I), q.projected = m.array(T * B * (G * H + I));
-  q.x = m.array(T * B * I), q.c_0 = m.array(B * H), q.h = m.array(2 * B * H), q.s = m.array(B * H);
-  q.x_hat = m.array(B * I), q.output = m.array(T * B * H), q.h_n = m.array(B * H), q.c_n = m.array(B * H);
-  q.saved = m.array(T * B * saved), q.arrivals = arrivals.data(), q.failed = &failed;
-  launch(forward_kernel(cell, multiplicative, q), q, seed);
-
-  BackwardSequence<float, float> b{T, B, I, H, reverse, parts, seed % 2 == 0, lengths.data()};
-  b.weight_hh = q.weight_hh, b.weight_ih = q.weight_ih, b.weight_mhh = q.weight_mhh, b.x = q.x;
-  b.h_0 = m.array(B * H), b.c_0 = q.c_0, b.output = q.output, b.saved = q.saved, b.d_output = m.array(T * B * H);
-  b.dh = m.array(B * H), b.dc = m.array(B * H), b.d = m.array(T * B * (G * H + I)), b.dx = m.array(T * B * I);
-  b.arrivals = arrivals.data() + blocks_of(B, 1), b.failed = &failed;
-  launch(backward_kernel(cell, multiplicative, b), b, seed);
-  if (failed) throw std::runtime_error("a block did not come in time");
+  unsigned timed_out = 0;
+  const Layer layer{cell, multiplicative, type, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out};
+  ForwardCall f{layer};
+  f.projected = m.array(T * B * (G * H + I)), f.input = m.array(T * B * I);
+  f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
+  f.weight_ih = m.array(G * H * I), f.weight_hh = m.array(G * H * H), f.weight_mhh = m.array(I * H);
+  f.bias_m = m.array(I), f.bias_ih = m.array(G * H), f.bias_hh = m.array(G * H);
+  f.output = m.array(T * B * H), f.h_n = m.array(B * H), f.c_n = m.array(B * H), f.saved = m.array(T * B * saved);
+  BackwardCall b{layer};
+  b.d_output = m.array(T * B * H), b.d_h_n = m.array(B * H), b.d_c_n = m.array(B * H);
+  b.output = f.output, b.saved = f.saved, b.input = f.input, b.h_0 = f.h_0, b.c_0 = f.c_0;
+  b.weight_ih = f.weight_ih, b.weight_hh = f.weight_hh, b.weight_mhh = f.weight_mhh;
+  b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
+  b.d_input = m.array(T * B * I);
+  std::string error = run_on_host(f, chip, seed);
+  if (error.empty()) error = run_on_host(b, chip, seed);
+  if (error.empty() && timed_out) error = "a block did not come in time";
+  if (!error.empty()) throw std::runtime_error(error);
 }
 
 }  // namespace
 
+// Arguments: multiprocessors, bytes of shared memory, seed. Few of either make teams of several blocks, in which part
+// of the weights is streamed.
 int main(int, char** arguments) try {
-  const auto seed = static_cast<unsigned>(std::atoi(arguments[1]));
+  const Chip chip{std::atoi(arguments[1]), std::atoi(arguments[2])};
+  const auto seed = static_cast<unsigned>(std::atoi(arguments[3]));
   for (const CellId cell : {CellId::rnn_tanh, CellId::rnn_relu, CellId::lstm, CellId::gru, CellId::gru_reset_after})
-    for (const bool multiplicative : {false, true}) run_cell(cell, multiplicative, seed % 3 == 0, seed);
+    for (const bool multiplicative : {false, true})
+      for (const Type type : {Type::float32, Type::bfloat16}) run_cell(cell, multiplicative, type, chip, seed);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
   return 1;

@@ -1,16 +1,19 @@
-// All kernels of csrc/cuda in float32 and bfloat16, for the compiler's report.
+// The kernels of csrc/cuda for whole sequences in float32 and bfloat16, for the compiler's report.
 
-#include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/sequence.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 
-template <typename C, typename S>
-void launch_both(CellId cell, bool multiplicative, const ForwardSequence<C, S>& f, const BackwardSequence<C, S>& b) {
-  forward_kernel(cell, multiplicative, f).run<<<1, threads>>>(f);
-  backward_kernel(cell, multiplicative, b).run<<<1, threads>>>(b);
-}
+struct Launcher {
+  template <typename P>
+  std::string launch(void (*kernel)(P), int64_t blocks, int64_t, bool, const P& operands) {
+    kernel<<<static_cast<unsigned>(blocks), threads>>>(operands);
+    return "";
+  }
+};
 
-template void launch_both(CellId, bool, const ForwardSequence<float, float>&, const BackwardSequence<float, float>&);
-template void launch_both(CellId, bool, const ForwardSequence<float, BFloat16>&,
-                          const BackwardSequence<float, BFloat16>&);
+template std::string fused_rnn::cuda::run_as<float>(const ForwardCall&, const Chip&, void*, Launcher&);
+template std::string fused_rnn::cuda::run_as<float>(const BackwardCall&, const Chip&, void*, Launcher&);
+template std::string fused_rnn::cuda::run_as<BFloat16>(const ForwardCall&, const Chip&, void*, Launcher&);
+template std::string fused_rnn::cuda::run_as<BFloat16>(const BackwardCall&, const Chip&, void*, Launcher&);

@@ -1,0 +1,349 @@
+// From a call to what is launched: how the grid divides the work, where everything stands in shared memory and in the
+// workspace, and which weights stay on the chip. Runs on the host.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "api.h"
+#include "backward.h"
+#include "forward.h"
+
+namespace fused_rnn::cuda {
+
+// Hands out aligned pieces of memory; without a base address it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base = nullptr) : base_(static_cast<unsigned char*>(base)) {}
+
+  // The offset of a new piece, in bytes.
+  template <typename T>
+  int64_t take(int64_t size, int64_t alignment = 16) {
+    const int64_t offset = round_up(used_, alignment);
+    used_ = offset + size * static_cast<int64_t>(sizeof(T));
+    return offset;
+  }
+  template <typename T>
+  T* array(int64_t size) {
+    const int64_t offset = take<T>(size, 256);
+    return base_ ? reinterpret_cast<T*>(base_ + offset) : nullptr;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  int64_t used_ = 0;
+};
+
+template <typename Q, typename S>
+struct Plan {
+  Q q;
+  Preparation<S> preparation;
+  int64_t blocks, shared_bytes, workspace_bytes;
+};
+
+// What the plans of both directions have in common. Q is ForwardSequence or BackwardSequence.
+template <typename Q, typename S>
+class Planner {
+ public:
+  // Whether there is enough shared memory, if need be without any weights in it.
+  bool possible() const { return fit_.possible; }
+
+  // The plan with its operands in a workspace; without one to learn its size.
+  Plan<Q, S> plan(void* workspace) {
+    Arena arena(workspace);
+    Plan<Q, S> plan{};
+    for (const Weights& w : weights()) {
+      Packing<S>& p = plan.preparation.packings[plan.preparation.count++];
+      p = w.packing;
+      p.parts = q_.parts;
+      p.depth = w.state->depth;
+      p.to = arena.array<S>(p.size());
+      w.product->packed = p.to;
+    }
+    plan.preparation.cleared = arena.array<uint32_t>(0);
+    const int64_t start = arena.used();
+    q_.arrivals = arena.array<unsigned>(q_.teams);
+    q_.failed = arena.array<unsigned>(1);
+    for (State<S>* s : states())
+      if (!q_.local) s->exchanged = arena.array<S>(int64_t{2} * q_.teams * s->segments * s->size);
+    plan.preparation.words = (arena.used() - start) / 4;
+    plan.q = q_;
+    plan.blocks = int64_t{q_.teams} * q_.parts;
+    plan.shared_bytes = fit_.shared_bytes;
+    plan.workspace_bytes = arena.used();
+    return plan;
+  }
+
+ protected:
+  // Weights that a product multiplies a state with; the packing's parts, depth and place are filled in later.
+  struct Weights {
+    ProductPlan<S>* product;
+    State<S>* state;
+    Packing<S> packing;
+  };
+
+  Planner(const Layer& layer, const Chip& chip) : chip_(chip) {
+    q_.T = static_cast<int>(layer.T), q_.B = static_cast<int>(layer.B);
+    q_.I = static_cast<int>(layer.I), q_.H = static_cast<int>(layer.H);
+    q_.reverse = layer.reverse;
+    q_.lengths = layer.lengths;
+    q_.timed_out = layer.timed_out;
+  }
+
+  // The states and products that the cell has; the first states and products are the first to stay on the chip.
+  virtual std::vector<State<S>*> states() = 0;
+  virtual std::vector<Weights> weights() = 0;
+  virtual void set_depths() = 0;
+  // Everything in shared memory but states and weights.
+  virtual void place(Arena&) = 0;
+
+  // Choose the tile of sequences and the parts of a team: the first that can be had of
+  // - one block for each tile, with all weights on the chip;
+  // - a team of as many blocks for each tile as there are, likewise;
+  // - the same, with one team for several tiles;
+  // - as many blocks for a team as there are, with a part of the weights streamed.
+  // Finer parts than `most_parts` would leave tiles of outputs partly empty.
+  void choose(int64_t most_parts) {
+    std::vector<int> sizes{8};
+    while (sizes.back() < std::min(q_.B, 64)) sizes.push_back(2 * sizes.back());
+    const auto tiles = [&](int size) { return divide_up(q_.B, size); };
+    const auto most = [&](int64_t teams) {
+      return static_cast<int>(std::max<int64_t>(1, std::min(most_parts, chip_.multiprocessors / teams)));
+    };
+    for (const int size : sizes)
+      if (tiles(size) <= chip_.multiprocessors && try_out(size, 1).resident) return;
+    for (const int size : sizes)
+      if (tiles(size) <= chip_.multiprocessors && try_out(size, most(tiles(size))).resident) return;
+    std::reverse(sizes.begin(), sizes.end());
+    for (const int size : sizes)
+      for (int parts = 1; parts <= most(1); ++parts)
+        if (try_out(size, parts).resident) return;
+    for (const int size : sizes)
+      if (try_out(size, most(tiles(size))).possible) return;
+    try_out(8, most(1));
+  }
+
+  Q q_{};
+
+ private:
+  struct Fit {
+    bool possible, resident;
+    int64_t shared_bytes;
+  };
+
+  Fit try_out(int sequences, int parts) {
+    q_.sequences = sequences;
+    q_.units = static_cast<int>(divide_up(q_.H, parts));
+    q_.parts = static_cast<int>(divide_up(q_.H, q_.units));
+    q_.features = static_cast<int>(divide_up(q_.I, q_.parts));
+    const int64_t teams = std::max<int64_t>(1, chip_.multiprocessors / q_.parts);
+    q_.teams = static_cast<int>(std::min(divide_up(q_.B, sequences), teams));
+    q_.local = q_.parts == 1;
+    fit_ = lay_out();
+    if (q_.local && !fit_.possible) {
+      q_.local = false;
+      fit_ = lay_out();
+    }
+    return fit_;
+  }
+
+  Fit lay_out() {
+    set_depths();
+    for (State<S>* s : states()) set_segments(*s);
+    for (const Weights& w : weights()) set_division(*w.product, w.packing.gates * w.packing.own, *w.state);
+    Arena arena;
+    place(arena);
+    int64_t segments = 0;
+    for (State<S>* s : states()) {
+      if (q_.local) s->local = static_cast<int>(arena.take<S>(s->size));
+      segments = std::max<int64_t>(segments, int64_t{s->size} * std::min(s->segments, 2));
+    }
+    q_.segments = static_cast<int>(arena.take<S>(q_.local ? 0 : segments));
+    const bool possible = arena.used() <= chip_.shared_bytes;
+    return {possible, make_resident(arena) && possible, arena.used()};
+  }
+
+  // With two segments of each state there must be room for other things in shared memory.
+  void set_segments(State<S>& s) const {
+    const auto bytes = [&](int64_t span) {
+      return state_size<S>(q_.sequences, static_cast<int>(span)) * static_cast<int64_t>(sizeof(S));
+    };
+    int64_t span = round_up(s.depth, block_depth);
+    if (!q_.local && bytes(span) > chip_.shared_bytes / 4)
+      while (span > block_depth && bytes(span) > chip_.shared_bytes / 8) span -= block_depth;
+    s.span = static_cast<int>(span);
+    s.segments = static_cast<int>(divide_up(s.depth, span));
+    s.size = state_size<S>(q_.sequences, s.span);
+  }
+
+  static void set_division(ProductPlan<S>& p, int outputs, const State<S>& s) {
+    p.outputs = outputs;
+    p.tiles = static_cast<int>(divide_up(outputs, block_outputs));
+    p.depth_blocks = static_cast<int>(divide_up(s.depth, block_depth));
+    p.span_blocks = s.span / block_depth;
+    p.groups = std::min(p.tiles, warps);
+    p.parts = std::min(warps / p.groups, p.span_blocks);
+  }
+
+  // Give what is left of shared memory to weights that do not fit registers; false if some are left over.
+  bool make_resident(Arena& arena) {
+    constexpr int64_t layer = int64_t{warps} * block_size;  // values of one block of weights of each warp
+    const std::vector<Weights> products = weights();
+    bool all = true;
+    for (size_t nth = 0; nth < products.size(); ++nth) {
+      ProductPlan<S>& p = *products[nth].product;
+      const int held = held_blocks<S>(static_cast<int>(products.size()), static_cast<int>(nth));
+      const int64_t full = p.depth_blocks / p.span_blocks, rest = p.depth_blocks % p.span_blocks;
+      const int64_t blocks =
+          divide_up(p.tiles, p.groups) * (full * divide_up(p.span_blocks, p.parts) + divide_up(rest, p.parts));
+      const int64_t wanted = std::max<int64_t>(0, blocks - held);
+      const int64_t left = chip_.shared_bytes - round_up(arena.used(), 16);
+      p.resident = static_cast<int>(std::min(wanted, std::max<int64_t>(0, left) / (layer * int64_t{sizeof(S)})));
+      p.shared = static_cast<int>(arena.take<S>(p.resident * layer));
+      all = all && p.resident == wanted;
+    }
+    return all;
+  }
+
+  const Chip chip_;
+  Fit fit_{};
+};
+
+template <typename T>
+int64_t sums_size(const T& q, int parts, int outputs) {
+  return int64_t{parts} * q.sequences * sums_stride(outputs);
+}
+
+template <typename Cell, bool multiplicative, typename S>
+class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
+  using Base = Planner<ForwardSequence<S>, S>;
+  using Weights = typename Base::Weights;
+  using C = Computed<S>;
+  using Base::q_;
+
+ public:
+  ForwardPlanner(const ForwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
+    const auto array = [](const void* p) { return static_cast<const S*>(p); };
+    q_.projected = array(call.projected), q_.x = array(call.input);
+    q_.h_0 = array(call.h_0), q_.c_0 = array(call.c_0);
+    q_.bias_ih = array(call.bias_ih), q_.bias_hh = array(call.bias_hh), q_.bias_m = array(call.bias_m);
+    q_.output = static_cast<S*>(call.output), q_.h_n = static_cast<S*>(call.h_n);
+    q_.c_n = static_cast<S*>(call.c_n);
+    q_.saved = static_cast<S*>(call.saved), q_.states_only = call.states_only;
+    this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)));
+  }
+
+ private:
+  std::vector<State<S>*> states() override {
+    std::vector<State<S>*> all{&q_.h};
+    if (Cell::reset_before) all.push_back(&q_.s);
+    if (multiplicative) all.push_back(&q_.x_hat);
+    return all;
+  }
+
+  void set_depths() override {
+    q_.h.depth = q_.s.depth = q_.H;
+    q_.x_hat.depth = q_.I;
+  }
+
+  std::vector<Weights> weights() override {
+    const auto array = [](const void* p) { return static_cast<const S*>(p); };
+    const int G = Cell::reset_before ? 2 : Cell::gates, units = q_.units;
+    const int64_t H = q_.H, I = q_.I;
+    const S* const U = array(call_.weight_hh);
+    std::vector<Weights> all{{&q_.recurrent, &q_.h, {U, nullptr, 0, G, q_.H, units, 0, H * H, H, 1}}};
+    if (Cell::reset_before)
+      all.push_back({&q_.candidate, &q_.s, {U + 2 * H * H, nullptr, 0, 1, q_.H, units, 0, 0, H, 1}});
+    if (multiplicative) {
+      const S *const W = array(call_.weight_ih), *const U_m = array(call_.weight_mhh);
+      all.push_back({&q_.input, &q_.x_hat, {W, nullptr, 0, Cell::gates, q_.H, units, 0, H * I, I, 1}});
+      all.push_back({&q_.modulation, &q_.h, {U_m, nullptr, 0, 1, q_.I, q_.features, 0, 0, H, 1}});
+    }
+    return all;
+  }
+
+  void place(Arena& arena) override {
+    const int64_t n = q_.sequences, units = q_.units;
+    const int columns = staged_stride<S>(multiplicative ? q_.features : q_.units);
+    const auto sums = [&](const ProductPlan<S>& p) { return sums_size(q_, p.parts, p.outputs); };
+    q_.limits = static_cast<int>(arena.take<int>(n));
+    q_.states = static_cast<int>(arena.take<C>(n * units * (1 + Cell::has_cell_state + Cell::reset_before)));
+    q_.staged = static_cast<int>(arena.take<S>(2 * forward_staged<Cell, multiplicative> * n * columns));
+    q_.biases = static_cast<int>(arena.take<C>(2 * Cell::gates * units + q_.features));
+    // of an absent product the sums take nothing
+    q_.sums = static_cast<int>(arena.take<C>(std::max({sums(q_.recurrent), sums(q_.candidate), sums(q_.modulation)})));
+    q_.more_sums = static_cast<int>(arena.take<C>(sums(q_.input)));
+  }
+
+  const ForwardCall call_;
+};
+
+template <typename Cell, bool multiplicative, typename S>
+class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
+  using Base = Planner<BackwardSequence<S>, S>;
+  using Weights = typename Base::Weights;
+  using C = Computed<S>;
+  using Base::q_;
+  static constexpr int gates_apart = Cell::n_apart ? 2 : Cell::gates;
+  static constexpr bool has_q = Cell::n_apart && !Cell::reset_before;
+
+ public:
+  BackwardPlanner(const BackwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
+    const auto array = [](const void* p) { return static_cast<const S*>(p); };
+    q_.x = array(call.input), q_.h_0 = array(call.h_0), q_.c_0 = array(call.c_0);
+    q_.output = array(call.output), q_.saved = array(call.saved);
+    q_.d_output = array(call.d_output), q_.d_h_n = array(call.d_h_n), q_.d_c_n = array(call.d_c_n);
+    q_.d_h_0 = static_cast<S*>(call.d_h_0), q_.d_c_0 = static_cast<S*>(call.d_c_0);
+    q_.d = static_cast<S*>(call.d), q_.d_x = static_cast<S*>(call.d_input);
+    this->choose(divide_up(q_.H, block_outputs));
+  }
+
+ private:
+  std::vector<State<S>*> states() override {
+    std::vector<State<S>*> all{&q_.d_gates};
+    if (Cell::reset_before || (Cell::n_apart && multiplicative)) all.push_back(&q_.d_n);
+    if (has_q) all.push_back(&q_.d_q);
+    if (multiplicative) all.push_back(&q_.d_m);
+    return all;
+  }
+
+  void set_depths() override {
+    q_.d_gates.depth = gates_apart * q_.H;
+    q_.d_n.depth = q_.d_q.depth = q_.H;
+    q_.d_m.depth = q_.I;
+  }
+
+  std::vector<Weights> weights() override {
+    const auto array = [](const void* p) { return static_cast<const S*>(p); };
+    const int64_t H = q_.H, I = q_.I;
+    const S* const U = array(call_.weight_hh);
+    const auto of_units = [&](const S* from) { return Packing<S>{from, nullptr, 0, 1, q_.H, q_.units, 0, 0, 1, H}; };
+    const auto of_features = [&](const S* from) {
+      return Packing<S>{from, nullptr, 0, 1, q_.I, q_.features, 0, 0, 1, I};
+    };
+    std::vector<Weights> all{{&q_.recurrent, &q_.d_gates, of_units(U)}};
+    if (Cell::n_apart) all.push_back({&q_.recurrent_n, has_q ? &q_.d_q : &q_.d_n, of_units(U + 2 * H * H)});
+    if (multiplicative) {
+      const S* const W = array(call_.weight_ih);
+      all.push_back({&q_.input, &q_.d_gates, of_features(W)});
+      if (Cell::n_apart) all.push_back({&q_.input_n, &q_.d_n, of_features(W + 2 * H * I)});
+      all.push_back({&q_.modulation, &q_.d_m, of_units(array(call_.weight_mhh))});
+    }
+    return all;
+  }
+
+  void place(Arena& arena) override {
+    const int64_t n = q_.sequences, units = q_.units;
+    q_.limits = static_cast<int>(arena.take<int>(n));
+    q_.states = static_cast<int>(arena.take<C>(n * units * (1 + Cell::has_cell_state)));
+    q_.staged = static_cast<int>(arena.take<S>(2 * backward_staged<Cell> * n * staged_stride<S>(q_.units)));
+    const int parts = q_.recurrent.parts + q_.recurrent_n.parts + q_.modulation.parts;
+    q_.sums = static_cast<int>(arena.take<C>(sums_size(q_, parts, q_.recurrent.outputs)));
+    q_.more_sums = static_cast<int>(arena.take<C>(sums_size(q_, q_.input.parts + q_.input_n.parts, q_.input.outputs)));
+  }
+
+  const BackwardCall call_;
+};
+
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,62 @@
+// The calls of api.h for one type of tensors: the choice of a kernel by cell, and its launch. Whoever launches (the
+// CUDA runtime, or the host shim of the tests) passes a Launcher with
+//   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P&)
+// where `together` asks that all blocks run at the same time, and the result is empty or says what went wrong.
+#pragma once
+
+#include "plan.h"
+
+namespace fused_rnn::cuda {
+
+// f with a value of the cell's type and with true or false for the multiplicative modifier. Kernels are compiled for
+// the pairs that have a name, which are not all: see CELLS in fused_rnn/ops.py.
+template <typename F>
+auto dispatch_kernel(const Layer& layer, const F& f) {
+  if (layer.multiplicative)
+    return layer.cell == CellId::lstm ? f(Lstm(), std::true_type()) : f(Gru(), std::true_type());
+  return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, std::false_type()); });
+}
+
+template <typename S>
+auto dispatch_plan(const ForwardCall& call, const Chip& chip) {
+  return [&](const auto& f) {
+    return dispatch_kernel(call, [&](auto base, auto modified) {
+      using Cell = decltype(base);
+      constexpr bool multiplicative = decltype(modified)::value;
+      return f(ForwardPlanner<Cell, multiplicative, S>(call, chip), run_forward<Cell, multiplicative, S>);
+    });
+  };
+}
+
+template <typename S>
+auto dispatch_plan(const BackwardCall& call, const Chip& chip) {
+  return [&](const auto& f) {
+    return dispatch_kernel(call, [&](auto base, auto modified) {
+      using Cell = decltype(base);
+      constexpr bool multiplicative = decltype(modified)::value;
+      return f(BackwardPlanner<Cell, multiplicative, S>(call, chip), run_backward<Cell, multiplicative, S>);
+    });
+  };
+}
+
+template <typename S, typename Call>
+int64_t workspace_bytes_as(const Call& call, const Chip& chip) {
+  return dispatch_plan<S>(call, chip)([](auto planner, auto) { return planner.plan(nullptr).workspace_bytes; });
+}
+
+template <typename S, typename Call, typename Launcher>
+std::string run_as(const Call& call, const Chip& chip, void* workspace, Launcher& launcher) {
+  return dispatch_plan<S>(call, chip)([&](auto planner, auto kernel) -> std::string {
+    if (!planner.possible())
+      return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
+             " bytes of shared memory per block do not hold the states of H = " + std::to_string(call.H) +
+             " and I = " + std::to_string(call.I) + " shared among " + std::to_string(chip.multiprocessors) +
+             " multiprocessors";
+    const auto plan = planner.plan(workspace);
+    const std::string error = launcher.launch(prepare<S>, chip.multiprocessors, 0, false, plan.preparation);
+    if (!error.empty()) return error;
+    return launcher.launch(kernel, plan.blocks, plan.shared_bytes, plan.q.parts > 1, plan.q);
+  });
+}
+
+}  // namespace fused_rnn::cuda
