@@ -2,8 +2,8 @@
 
 ``csrc/ops.cpp`` declares two operators that serve every cell, and this file completes them:
 
-* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``training=True``
-  also returns what the backward pass needs;
+* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``save="everything"``
+  also returns what the backward pass reads, with ``save="states"`` the cell states alone;
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs.
 
 ``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
@@ -210,7 +210,8 @@ def run(
         return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **cell.options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, training)
+    save = "everything" if training else "nothing"
+    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, save)
     return output, ((h_n, c_n) if cell.has_cell_state else h_n)
 
 
@@ -302,21 +303,27 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
 # Shape functions and autograd -------------------------------------------------------------------------------
 
 
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, training):
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, save):
     spec = CELLS[cell]
     steps, batch, input_size = input.shape
     hidden_size = w_hh.shape[1]
-    saved = spec.saved * hidden_size + (input_size if spec.multiplicative else 0)
+    columns = {
+        "nothing": 0,
+        "states": hidden_size if spec.has_cell_state else 0,
+        "everything": spec.saved * hidden_size + (input_size if spec.multiplicative else 0),
+    }
+    if save not in columns:
+        raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return (
         input.new_empty(steps, batch, hidden_size),
         input.new_empty(batch, hidden_size),
         input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
-        input.new_empty((steps, batch, saved) if training else (0,)),
+        input.new_empty((steps, batch, columns[save]) if columns[save] else (0,)),
     )
 
 
 def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.training = inputs  # the last tensor is lengths
+    *tensors, ctx.cell, ctx.reverse, ctx.save = inputs  # the last tensor is lengths
     result, _, _, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
@@ -324,8 +331,8 @@ def _forward_setup(ctx, inputs, output):
 
 
 def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
-    if not ctx.training:
-        raise RuntimeError("fused_rnn::forward ran with training=False and saved nothing to differentiate")
+    if ctx.save != "everything":
+        raise RuntimeError(f"fused_rnn::forward ran with save={ctx.save!r}, but its derivative needs save='everything'")
     if not CELLS[ctx.cell].has_cell_state:
         d_c_n = None  # c_n is an empty placeholder
     if d_output is None and d_h_n is None and d_c_n is None:

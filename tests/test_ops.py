@@ -310,7 +310,10 @@ def arguments(op: Operands) -> tuple:
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
 def test_opcheck(cell, lengths):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
-    args = (*arguments(op), cell, False, True)
+    for save in ("nothing", "states"):
+        frozen = [None if t is None else t.detach() for t in arguments(op)]
+        torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, cell, False, save))
+    args = (*arguments(op), cell, False, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
     d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
@@ -320,8 +323,8 @@ def test_opcheck(cell, lengths):
 
 def test_backward_needs_what_forward_saved():
     op = operands("lstm", Shape(2, 1, 1, 1))
-    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, False)
-    with pytest.raises(RuntimeError, match="training=False"):
+    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, "nothing")
+    with pytest.raises(RuntimeError, match="save='nothing'"):
         output.sum().backward()
 
 
@@ -330,15 +333,17 @@ def test_operator_refuses_what_it_cannot_read():
     op = operands("lstm", Shape(2, 2, 3, 4))
     good = arguments(op)
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        torch.ops.fused_rnn.forward(*good, "lstn", False, False)
+        torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
+    with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
+        torch.ops.fused_rnn.forward(*good, "lstm", False, "all")
     for index, name in ((1, "h_0"), (2, "c_0"), (3, "weight_ih"), (4, "weight_hh"), (5, "bias_ih"), (6, "bias_hh")):
         wrong = list(good)
         wrong[index] = good[index].detach()[..., :-1]
         with pytest.raises(RuntimeError, match=r"must have shape|c_0"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
         wrong[index] = good[index].detach().float()
         with pytest.raises(RuntimeError, match=f"{name} and input must have the same dtype"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
 
 
 INSTRUCTION_SETS = {"generic": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}
