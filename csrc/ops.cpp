@@ -159,12 +159,16 @@ std::string cpu_instruction_set() {
   "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
 
+#define FUSED_RNN_BACKWARD                                                                            \
+  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS \
+  "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "      \
+  "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, " \
+  "Tensor d_weight_mhh, Tensor d_bias_m)"
+
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("forward(" FUSED_RNN_OPERANDS "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
-  m.def("backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS
-        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
-        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, "
-        "Tensor d_weight_mhh, Tensor d_bias_m)");
+  m.def("backward" FUSED_RNN_BACKWARD);
+  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // ops.py makes it of the two above, for every backend
   m.def("cpu_instruction_set() -> str");
 }
 

@@ -310,15 +310,32 @@ def arguments(op: Operands) -> tuple:
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
 def test_opcheck(cell, lengths):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
-    for save in ("nothing", "states"):
-        frozen = [None if t is None else t.detach() for t in arguments(op)]
-        torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, cell, False, save))
     args = (*arguments(op), cell, False, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
     d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
     args = (output.clone().requires_grad_(), h_n.clone(), d_c_n, output, saved, *arguments(op), cell, False, True, True)
     torch.library.opcheck(torch.ops.fused_rnn.backward.default, args)
+
+
+def test_opcheck_where_nothing_is_saved():
+    frozen = [None if t is None else t.detach() for t in arguments(operands("lstm", Shape(3, 2, 3, 4)))]
+    torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, "lstm", False, "nothing"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
+def test_saved_states(cell, dtype, reverse, lengths):
+    """With save="states" the cell state alone is saved, whatever else there is to save; the results are the same."""
+    op = operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=lengths, dtype=dtype)
+    *results, everything = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, "everything")
+    for save in ("states", "nothing"):
+        *others, saved = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, save)
+        assert all(torch.equal(a, b) for a, b in zip(results, others))
+        if save == "states" and ops.CELLS[cell].has_cell_state:
+            assert torch.equal(saved, everything[..., 4 * 18 : 5 * 18])
+        else:
+            assert saved.shape == (0,)
 
 
 def test_backward_needs_what_forward_saved():
@@ -336,6 +353,9 @@ def test_operator_refuses_what_it_cannot_read():
         torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
     with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
         torch.ops.fused_rnn.forward(*good, "lstm", False, "all")
+    meta = [None if t is None else t.to("meta") for t in good]
+    with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
+        torch.ops.fused_rnn.forward(*meta, "lstm", False, "all")
     for index, name in ((1, "h_0"), (2, "c_0"), (3, "weight_ih"), (4, "weight_hh"), (5, "bias_ih"), (6, "bias_hh")):
         wrong = list(good)
         wrong[index] = good[index].detach()[..., :-1]
@@ -363,7 +383,7 @@ def test_every_instruction_set(instruction_set):
         pytest.skip(f"this processor has no {instruction_set}")
     code = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
     assert run_python(["-c", code], instruction_set).stdout.strip() == instruction_set
-    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels"
+    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels or saved_states"
     run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout
