@@ -44,6 +44,13 @@ CellSpec cell_spec(std::string_view name) {
   fail("unknown cell '", name, "'");
 }
 
+Save save_named(std::string_view name) {
+  if (name == "nothing") return Save::nothing;
+  if (name == "states") return Save::states;
+  if (name == "everything") return Save::everything;
+  fail("save must be 'nothing', 'states' or 'everything', got '", name, "'");
+}
+
 // A contiguous version of a tensor that has this shape and the type and device of `like`.
 Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape, const Tensor& like) {
   std::ostringstream expected, given;
@@ -113,11 +120,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, Opt
                                                    Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
                                                    OptionalTensor weight_mih, OptionalTensor weight_mhh,
                                                    OptionalTensor bias_m, OptionalTensor lengths, std::string cell,
-                                                   bool reverse, bool training) {
+                                                   bool reverse, std::string save) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
                               lengths, cell, reverse);
-  ForwardResult r = cpu::forward(q, training);
+  ForwardResult r = cpu::forward(q, save_named(save));
   return {r.output, r.h_n, r.c_n, r.saved};
 }
 
@@ -133,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
                         checked("d_c_n", d_c_n, {q.B, q.H}, input),
                         checked("output", output, {q.T, q.B, q.H}, input),
-                        checked("saved", saved, {q.T, q.B, q.saved_columns()}, input),
+                        checked("saved", saved, {q.T, q.B, q.saved_columns(Save::everything)}, input),
                         input_gradient,
                         weight_gradients};
   BackwardResult r = cpu::backward(q, b);
@@ -152,12 +159,16 @@ std::string cpu_instruction_set() {
   "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
 
+#define FUSED_RNN_BACKWARD                                                                            \
+  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS \
+  "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "      \
+  "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, " \
+  "Tensor d_weight_mhh, Tensor d_bias_m)"
+
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
-  m.def("forward(" FUSED_RNN_OPERANDS "bool training) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
-  m.def("backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS
-        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
-        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, "
-        "Tensor d_weight_mhh, Tensor d_bias_m)");
+  m.def("forward(" FUSED_RNN_OPERANDS "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def("backward" FUSED_RNN_BACKWARD);
+  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // ops.py makes it of the two above, for every backend
   m.def("cpu_instruction_set() -> str");
 }
 

@@ -25,6 +25,10 @@ struct CellSpec {
   bool has_cell_state, reset_before, n_apart, separates_x;
 };
 
+// What forward keeps for backward: nothing, the cell states alone (the hidden states are its output, and all else can
+// be computed again from these), or every value that backward reads.
+enum class Save { nothing, states, everything };
+
 struct Weights {
   Tensor weight_ih, weight_hh;                    // (G*H, I), (G*H, H)
   OptionalTensor bias_ih, bias_hh;                // (G*H)
@@ -44,16 +48,26 @@ struct Sequence {
 
   // The time of a step; steps count in the order of computation.
   int64_t time(int64_t step) const { return reverse ? T - 1 - step : step; }
-  int64_t saved_columns() const { return cell.saved * H + (cell.multiplicative ? I : 0); }
+  int64_t saved_columns(Save save) const {
+    switch (save) {
+      case Save::nothing:
+        return 0;
+      case Save::states:
+        return cell.has_cell_state ? H : 0;
+      case Save::everything:
+        return cell.saved * H + (cell.multiplicative ? I : 0);
+    }
+    __builtin_unreachable();
+  }
 };
 
 struct ForwardResult {
-  Tensor output, h_n, c_n, saved;  // (T, B, H), (B, H), (B, H) or empty, (T, B, saved_columns) or empty
+  Tensor output, h_n, c_n, saved;  // (T, B, H), (B, H), (B, H) or empty, (T, B, saved columns) or empty
 };
 
 struct BackwardInput {
   OptionalTensor d_output, d_h_n, d_c_n;  // gradients of the results, missing ones count as zero
-  Tensor output, saved;                   // of the forward pass
+  Tensor output, saved;                   // of the forward pass, which saved everything
   bool input_gradient, weight_gradients;  // which of the products after the loop are wanted
 };
 
@@ -63,7 +77,7 @@ struct BackwardResult {
 };
 
 namespace cpu {
-ForwardResult forward(const Sequence&, bool training);
+ForwardResult forward(const Sequence&, Save);
 BackwardResult backward(const Sequence&, const BackwardInput&);
 }  // namespace cpu
 

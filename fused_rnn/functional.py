@@ -1,7 +1,7 @@
 """Whole sequences with the weights as plain tensor arguments, through the fused kernels.
 
-The functions mirror ``fused_rnn.reference`` argument for argument and add ``backend``. Weights are ordinary
-tensors, so DropConnect, weight tying or spectral norm need nothing special: compute the weight, pass it in.
+The functions mirror ``fused_rnn.reference`` argument for argument and add ``backend`` and ``recompute``. Weights are
+ordinary tensors, so DropConnect, weight tying or spectral norm need nothing special: compute the weight, pass it in.
 
 Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, None for zeros; ``weight_ih``
 (G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
@@ -9,6 +9,9 @@ for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). They ret
 the final state. ``reverse=True`` runs from the last step to the first and leaves outputs in input order.
 ``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
+
+``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
+same gradients up to rounding. ``fused_rnn.modules.Recurrent`` says how much of each.
 
 All tensors share one device and one dtype (float32, float64 or bfloat16 for the CPU backend). Wrong rank and unknown
 names raise ValueError, states of the wrong form TypeError, sizes, dtypes or devices that do not fit RuntimeError.
@@ -35,12 +38,22 @@ def rnn(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Pair:
     """Elman network, ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected 'tanh' or 'relu'")
-    return ops.run(f"rnn_{nonlinearity}", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
+    return ops.run(
+        f"rnn_{nonlinearity}",
+        input,
+        state,
+        weights,
+        reverse=reverse,
+        lengths=lengths,
+        backend=backend,
+        recompute=recompute,
+    )
 
 
 def lstm(
@@ -54,10 +67,13 @@ def lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor, Pair]:
     """Long short-term memory, ``fused_rnn.reference.lstm``. Returns (output (T, B, H), (h_n, c_n))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    return ops.run("lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
+    return ops.run(
+        "lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend, recompute=recompute
+    )
 
 
 def gru(
@@ -72,6 +88,7 @@ def gru(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Pair:
     """Gated recurrent unit, ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
 
@@ -79,7 +96,7 @@ def gru(
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     cell = "gru_reset_after" if reset_after else "gru"
-    return ops.run(cell, input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
+    return ops.run(cell, input, state, weights, reverse=reverse, lengths=lengths, backend=backend, recompute=recompute)
 
 
 def multiplicative_lstm(
@@ -95,6 +112,7 @@ def multiplicative_lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor, Pair]:
     """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``. Returns (output (T, B, H), (h_n, c_n)).
 
@@ -104,7 +122,16 @@ def multiplicative_lstm(
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run("multiplicative_lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
+    return ops.run(
+        "multiplicative_lstm",
+        input,
+        state,
+        weights,
+        reverse=reverse,
+        lengths=lengths,
+        backend=backend,
+        recompute=recompute,
+    )
 
 
 def multiplicative_gru(
@@ -120,10 +147,20 @@ def multiplicative_gru(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Pair:
     """Reset-before GRU on m⊙x, ``fused_rnn.reference.multiplicative_gru``. Returns (output, h_n (B, H))."""
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run("multiplicative_gru", input, state, weights, reverse=reverse, lengths=lengths, backend=backend)
+    return ops.run(
+        "multiplicative_gru",
+        input,
+        state,
+        weights,
+        reverse=reverse,
+        lengths=lengths,
+        backend=backend,
+        recompute=recompute,
+    )

@@ -1,10 +1,11 @@
 """The fused operators as PyTorch sees them: shape functions, autograd, and the choice of a backend.
 
-``csrc/ops.cpp`` declares two operators that serve every cell, and this file completes them:
+``csrc/ops.cpp`` declares the operators, which serve every cell, and this file completes them:
 
-* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``training=True``
-  also returns what the backward pass needs;
-* ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs.
+* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``save="everything"``
+  also returns what the backward pass reads, with ``save="states"`` the cell states alone;
+* ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
+* ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
 ``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
 recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .recompute import backward_from_states
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mih", "weight_mhh", "bias_m")
@@ -173,6 +175,7 @@ def run(
     reverse: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction over a whole sequence.
 
@@ -184,6 +187,7 @@ def run(
         reverse: run from the last step to the first.
         lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all.
         backend: as in ``choose_backend``.
+        recompute: save only states for the backward pass, which rebuilds the gates.
 
     Returns:
         The outputs (T, B, H) and the final state, formed as ``state``.
@@ -210,7 +214,8 @@ def run(
         return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **cell.options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, training)
+    save = "nothing" if not training else "states" if recompute else "everything"
+    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, save)
     return output, ((h_n, c_n) if cell.has_cell_state else h_n)
 
 
@@ -302,21 +307,27 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
 # Shape functions and autograd -------------------------------------------------------------------------------
 
 
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, training):
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, save):
     spec = CELLS[cell]
     steps, batch, input_size = input.shape
     hidden_size = w_hh.shape[1]
-    saved = spec.saved * hidden_size + (input_size if spec.multiplicative else 0)
+    columns = {
+        "nothing": 0,
+        "states": hidden_size if spec.has_cell_state else 0,
+        "everything": spec.saved * hidden_size + (input_size if spec.multiplicative else 0),
+    }
+    if save not in columns:
+        raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return (
         input.new_empty(steps, batch, hidden_size),
         input.new_empty(batch, hidden_size),
         input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
-        input.new_empty((steps, batch, saved) if training else (0,)),
+        input.new_empty((steps, batch, columns[save]) if columns[save] else (0,)),
     )
 
 
 def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.training = inputs  # the last tensor is lengths
+    *tensors, ctx.cell, ctx.reverse, ctx.save = inputs  # the last tensor is lengths
     result, _, _, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
@@ -324,16 +335,16 @@ def _forward_setup(ctx, inputs, output):
 
 
 def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
-    if not ctx.training:
-        raise RuntimeError("fused_rnn::forward ran with training=False and saved nothing to differentiate")
+    if ctx.save == "nothing":
+        raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
     if not CELLS[ctx.cell].has_cell_state:
         d_c_n = None  # c_n is an empty placeholder
     if d_output is None and d_h_n is None and d_c_n is None:
         return (None,) * 14
     needs = ctx.needs_input_grad
-    grads = torch.ops.fused_rnn.backward(
-        d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10])
-    )
+    saved_everything = ctx.save == "everything"
+    backward = torch.ops.fused_rnn.backward if saved_everything else torch.ops.fused_rnn.backward_from_states
+    grads = backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
     return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
 
 
@@ -389,6 +400,8 @@ def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]
 
 if _LIBRARY_LOADED:
     torch.library.register_fake("fused_rnn::forward", _forward_fake)
-    torch.library.register_fake("fused_rnn::backward", _backward_fake)
     torch.library.register_autograd("fused_rnn::forward", _forward_backward, setup_context=_forward_setup)
-    torch.library.register_autograd("fused_rnn::backward", _double_backward, setup_context=_backward_setup)
+    torch.library.impl("fused_rnn::backward_from_states", "default", backward_from_states)
+    for _name in ("fused_rnn::backward", "fused_rnn::backward_from_states"):
+        torch.library.register_fake(_name, _backward_fake)
+        torch.library.register_autograd(_name, _double_backward, setup_context=_backward_setup)

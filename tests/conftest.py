@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -40,13 +40,14 @@ class Operands:
     tensors: dict[str, Tensor]
     reverse: bool = False
     lengths: Tensor | None = None
+    recompute: bool = False
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
         """[output, h_n] or [output, h_n, c_n]."""
         tensors = {**self.tensors, **replaced}
         weights = {name: t for name, t in tensors.items() if name not in ("input", "h_0", "c_0")}
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
-        how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend}
+        how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend, "recompute": self.recompute}
         output, last = ops.run(self.cell, tensors["input"], state, weights, **how)
         return [output, *(last if isinstance(last, tuple) else (last,))]
 
@@ -56,7 +57,7 @@ class Operands:
 
     def to(self, dtype: torch.dtype) -> "Operands":
         tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in self.tensors.items()}
-        return Operands(self.cell, tensors, self.reverse, self.lengths)
+        return replace(self, tensors=tensors)
 
     def results_and_gradients(self, backend: str, d_results: list[Tensor]) -> list[Tensor]:
         results = self.run(backend)

@@ -310,7 +310,7 @@ def arguments(op: Operands) -> tuple:
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
 def test_opcheck(cell, lengths):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
-    args = (*arguments(op), cell, False, True)
+    args = (*arguments(op), cell, False, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
     d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
@@ -318,10 +318,30 @@ def test_opcheck(cell, lengths):
     torch.library.opcheck(torch.ops.fused_rnn.backward.default, args)
 
 
+def test_opcheck_where_nothing_is_saved():
+    frozen = [None if t is None else t.detach() for t in arguments(operands("lstm", Shape(3, 2, 3, 4)))]
+    torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, "lstm", False, "nothing"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
+def test_saved_states(cell, dtype, reverse, lengths):
+    """With save="states" the cell state alone is saved, whatever else there is to save; the results are the same."""
+    op = operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=lengths, dtype=dtype)
+    *results, everything = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, "everything")
+    for save in ("states", "nothing"):
+        *others, saved = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, save)
+        assert all(torch.equal(a, b) for a, b in zip(results, others))
+        if save == "states" and ops.CELLS[cell].has_cell_state:
+            assert torch.equal(saved, everything[..., 4 * 18 : 5 * 18])
+        else:
+            assert saved.shape == (0,)
+
+
 def test_backward_needs_what_forward_saved():
     op = operands("lstm", Shape(2, 1, 1, 1))
-    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, False)
-    with pytest.raises(RuntimeError, match="training=False"):
+    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, "nothing")
+    with pytest.raises(RuntimeError, match="save='nothing'"):
         output.sum().backward()
 
 
@@ -330,15 +350,20 @@ def test_operator_refuses_what_it_cannot_read():
     op = operands("lstm", Shape(2, 2, 3, 4))
     good = arguments(op)
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        torch.ops.fused_rnn.forward(*good, "lstn", False, False)
+        torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
+    with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
+        torch.ops.fused_rnn.forward(*good, "lstm", False, "all")
+    meta = [None if t is None else t.to("meta") for t in good]
+    with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
+        torch.ops.fused_rnn.forward(*meta, "lstm", False, "all")
     for index, name in ((1, "h_0"), (2, "c_0"), (3, "weight_ih"), (4, "weight_hh"), (5, "bias_ih"), (6, "bias_hh")):
         wrong = list(good)
         wrong[index] = good[index].detach()[..., :-1]
         with pytest.raises(RuntimeError, match=r"must have shape|c_0"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
         wrong[index] = good[index].detach().float()
         with pytest.raises(RuntimeError, match=f"{name} and input must have the same dtype"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, False)
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
 
 
 INSTRUCTION_SETS = {"generic": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}
@@ -358,7 +383,7 @@ def test_every_instruction_set(instruction_set):
         pytest.skip(f"this processor has no {instruction_set}")
     code = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
     assert run_python(["-c", code], instruction_set).stdout.strip() == instruction_set
-    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels"
+    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels or saved_states"
     run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout

@@ -24,7 +24,7 @@ class Backward {
     if (in.input_gradient) weight_ = computed<C>(q.cell.multiplicative ? *q.weights.weight_mih : q.weights.weight_ih);
     step_.input_size = I;
     step_.hidden_size = H;
-    step_.saved_stride = q.saved_columns();
+    step_.saved_stride = q.saved_columns(Save::everything);
     step_.h_0 = const_data<S>(q.h_0);
     step_.c_0 = q.c_0 ? const_data<S>(*q.c_0) : nullptr;
     step_.dh = data<C>(dh_);
@@ -104,7 +104,7 @@ class Backward {
   }
 
   BackwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
-    const int64_t B = q_.B, H = q_.H, I = q_.I, columns = q_.saved_columns();
+    const int64_t B = q_.B, H = q_.H, I = q_.I, columns = q_.saved_columns(Save::everything);
     const int64_t t = q_.time(s), row = (t - chunk.begin) * B;
     BackwardStep<C, S> step = step_;
     step.active = active_at(q_, t);

@@ -8,14 +8,14 @@ namespace {
 template <typename C, typename S>
 class Forward {
  public:
-  Forward(const Sequence& q, bool training)
-      : q_(q), workspace_(q.input), saved_columns_(training ? q.saved_columns() : 0), joint_(joins_products(q)) {
+  Forward(const Sequence& q, Save save)
+      : q_(q), workspace_(q.input), saved_columns_(q.saved_columns(save)), joint_(joins_products(q)) {
     const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
-    result_.saved =
-        training ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_}) : torch::stable::new_empty(q.input, {0});
+    result_.saved = saved_columns_ ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_})
+                                   : torch::stable::new_empty(q.input, {0});
     // nothing is saved past the end of a sequence, but the same call must give the same bits
-    if (training && q.lengths) torch::stable::zero_(result_.saved);
+    if (q.lengths) torch::stable::zero_(result_.saved);
     h_ = workspace_.tensor<C>({2 * B, H});
     c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
     if (projects()) projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
@@ -24,6 +24,7 @@ class Forward {
     step_.hidden_size = H;
     step_.c = data<C>(c_);
     step_.saved_stride = saved_columns_;
+    step_.states_only = save == Save::states;
     if (q.cell.reset_before) {
       step_.s = workspace_.array<C>(B * H);
       step_.z = workspace_.array<C>(B * H);
@@ -141,9 +142,9 @@ class Forward {
 
 }  // namespace
 
-ForwardResult forward(const Sequence& q, bool training) {
+ForwardResult forward(const Sequence& q, Save save) {
   return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
-    return Forward<decltype(computed_in), decltype(stored_as)>(q, training).run();
+    return Forward<decltype(computed_in), decltype(stored_as)>(q, save).run();
   });
 }
 

@@ -62,6 +62,7 @@ struct ForwardStep {
   S* output;             // [B, H]
   S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; null when nothing is saved
   int64_t saved_stride;
+  bool states_only;  // saved, unless null, is the cell state alone
   Active active;
 };
 

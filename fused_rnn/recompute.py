@@ -1,0 +1,89 @@
+"""The backward pass where forward saved states only: the operator ``fused_rnn::backward_from_states``.
+
+The state before every step is known: it is an output, or a saved cell state, of the step before. So all else that
+backward reads is what forward saves of a single step over T·B sequences, and no equation is written again here.
+Both operators run over one part of the sequence after the other, so that only a part is rebuilt at a time.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_FEWEST_ROWS = 1024  # steps x sequences of a part: enough to occupy the processor and to pay for packing the weights
+_MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of everything
+
+
+def backward_from_states(d_output, d_h, d_c, output, states, input, h_0, c_0, *rest) -> tuple[Tensor, ...]:
+    """``fused_rnn::backward`` with the cell states, where the cell has any, in place of all that it reads.
+
+    δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
+    """
+    *weights, lengths, cell, reverse, input_gradient, weight_gradients = rest
+    d_input = input.new_empty(input.shape if input_gradient else (0,))
+    d_weights: list[Tensor] = []
+    for begin, end in _parts(*input.shape[:2], reverse):
+        before = [_before(*pair, begin, end, reverse, lengths) for pair in ((output, h_0), (states, c_0))]
+        part_lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
+        d_part, d_h, d_c, *d_more = torch.ops.fused_rnn.backward(
+            None if d_output is None else d_output[begin:end],
+            d_h,
+            None if c_0 is None else d_c,
+            output[begin:end],
+            _rebuild(input[begin:end], before, weights, part_lengths, cell),
+            input[begin:end],
+            *(None if state is None else state[-1 if reverse else 0] for state in before),
+            *weights,
+            part_lengths,
+            cell,
+            reverse,
+            input_gradient,
+            weight_gradients,
+        )
+        if input_gradient:
+            d_input[begin:end] = d_part
+        wide = torch.promote_types(input.dtype, torch.float32)
+        d_weights = [s.add_(d) for s, d in zip(d_weights, d_more)] if d_weights else [d.to(wide) for d in d_more]
+    return d_input, d_h, d_c, *(d.to(input.dtype) for d in d_weights)
+
+
+def _parts(steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:
+    """The times at which each part begins and ends; the part that was computed last comes first."""
+    length = max(-(-steps // _MOST_PARTS), _FEWEST_ROWS // batch, 1)
+    for last in range(steps, 0, -length):
+        first = max(0, last - length)
+        yield (steps - last, steps - first) if reverse else (first, last)
+
+
+def _before(
+    states: Tensor, initial: Tensor | None, begin: int, end: int, reverse: bool, lengths: Tensor | None
+) -> Tensor | None:
+    """The states (end - begin, B, H) that the steps of a part began with, None for a state that the cell lacks.
+
+    Where a sequence takes no part in a step, what stands here is read by nobody.
+    """
+    if initial is None:
+        return None
+    if not reverse:
+        first = initial if begin == 0 else states[begin - 1]
+        return torch.cat([first.unsqueeze(0), states[begin : end - 1]])
+    first = initial if end == len(states) else states[end]
+    before = torch.cat([states[begin + 1 : end], first.unsqueeze(0)])
+    if lengths is None:
+        return before
+    times = torch.arange(begin + 1, end + 1, device=states.device).unsqueeze(1)
+    return torch.where((times < lengths).unsqueeze(2), before, initial)
+
+
+def _rebuild(
+    input: Tensor, before: list[Tensor | None], weights: list[Tensor | None], lengths: Tensor | None, cell: str
+) -> Tensor:
+    """What forward with ``save="everything"`` would have saved of a part of a sequence."""
+    steps, batch, features = input.shape
+    states = [None if state is None else state.flatten(0, 1) for state in before]
+    active = None
+    if lengths is not None:  # a row is a sequence of one step, or of none past its end
+        active = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).long().flatten()
+    rows = input.reshape(1, steps * batch, features)
+    saved = torch.ops.fused_rnn.forward(rows, *states, *weights, active, cell, False, "everything")[3]
+    return saved.view(steps, batch, -1)
