@@ -1,0 +1,52 @@
+// The launch of kernels through the CUDA runtime. A file for each type of tensors instantiates what is declared here,
+// so that they compile side by side.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "sequence.h"
+
+namespace fused_rnn::cuda {
+
+class StreamLauncher {
+ public:
+  explicit StreamLauncher(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+
+  // See sequence.h. Blocks that wait for each other are launched cooperatively: all run at the same time, or none.
+  template <typename P>
+  std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P& operands) const {
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error == cudaSuccess) {
+      cudaLaunchAttribute cooperative{};
+      cooperative.id = cudaLaunchAttributeCooperative;
+      cooperative.val.cooperative = together;
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(blocks));
+      config.blockDim = dim3(threads);
+      config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+      config.stream = stream_;
+      config.attrs = &cooperative;
+      config.numAttrs = 1;
+      void* arguments[] = {const_cast<void*>(static_cast<const void*>(&operands))};
+      error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
+    }
+    if (error == cudaSuccess) return "";
+    cudaGetLastError();  // or the next call of anybody would report it again
+    return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (launch of " +
+           std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
+           std::to_string(shared_bytes) + " bytes of shared memory each)";
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+// Instantiations for a type: with `template` in the file that compiles them, with `extern template` elsewhere.
+#define FUSED_RNN_SEQUENCES(instantiate, S)                                                   \
+  instantiate int64_t workspace_bytes_as<S>(const ForwardCall&, const Chip&);                 \
+  instantiate int64_t workspace_bytes_as<S>(const BackwardCall&, const Chip&);                \
+  instantiate std::string run_as<S>(const ForwardCall&, const Chip&, void*, StreamLauncher&); \
+  instantiate std::string run_as<S>(const BackwardCall&, const Chip&, void*, StreamLauncher&)
+
+}  // namespace fused_rnn::cuda
