@@ -18,20 +18,30 @@ from .conftest import Operands, Shape, find_nvcc, operands, random_like, relativ
 HERE = Path(__file__).parent / "host_shim"
 COMPILER = os.environ.get("CXX", "g++")
 BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
-RACES = ["-DRACES", "-O1", "-g1"]  # a program for sanitizers in place of the library
+RACES = ["-O1", "-g1"]  # a program for sanitizers in place of the library
 pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"no C++ compiler: {COMPILER}")
 
 
 class Chip(ctypes.Structure):
-    """What a plan must know of a device."""
+    """What a plan must know of a device, and how it is forced to be."""
 
-    _fields_ = (("multiprocessors", ctypes.c_int), ("shared_bytes", ctypes.c_int64))
+    _fields_ = (
+        ("multiprocessors", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int64),
+        ("sequences", ctypes.c_int),
+        ("parts", ctypes.c_int),
+    )
 
 
 class Plan(ctypes.Structure):
-    """How a call is launched; resident: blocks of weights that each warp has in shared memory."""
+    """How a call is launched."""
 
-    _fields_ = tuple((name, ctypes.c_int) for name in ("sequences", "teams", "parts", "segments", "resident"))
+    _fields_ = tuple(
+        (name, ctypes.c_int) for name in ("sequences", "teams", "parts", "segments", "streams", "possible")
+    )
+
+    def __repr__(self) -> str:
+        return str({name: getattr(self, name) for name, _ in self._fields_})
 
 
 LAYER = [("cell", ctypes.c_int), ("multiplicative", ctypes.c_bool), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
@@ -61,7 +71,7 @@ def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
 
 
 def run_program(program: Path, chip: Chip, seed: int) -> subprocess.CompletedProcess:
-    arguments = [program, str(chip.multiprocessors), str(chip.shared_bytes), str(seed)]
+    arguments = [program, *(str(getattr(chip, name)) for name, _ in chip._fields_), str(seed)]
     run = subprocess.run(arguments, check=False, capture_output=True, text=True)
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
@@ -76,6 +86,14 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     return loaded
 
 
+def base_cell(cell: str) -> int:
+    return BASE_CELLS.index(cell.removeprefix("multiplicative_"))
+
+
+def is_multiplicative(cell: str) -> bool:
+    return cell.startswith("multiplicative_")
+
+
 def launch(library, direction: str, op: Operands, chip: Chip, seed: int, tensors: dict[str, Tensor | None]) -> None:
     """Run one kernel on named tensors; fails if it does not come to its end."""
     T, B, I = op.tensors["input"].shape
@@ -83,8 +101,8 @@ def launch(library, direction: str, op: Operands, chip: Chip, seed: int, tensors
     tensors = {**tensors, "timed_out": timed_out, "lengths": op.lengths}
     assert all(t is None or t.is_contiguous() for t in tensors.values())
     call = CALLS[direction](
-        cell=BASE_CELLS.index(op.cell.removeprefix("multiplicative_")),
-        multiplicative=op.cell.startswith("multiplicative_"),
+        cell=base_cell(op.cell),
+        multiplicative=is_multiplicative(op.cell),
         type=TYPES.index(op.tensors["input"].dtype),
         reverse=op.reverse,
         **{"T": T, "B": B, "I": I, "H": op.tensors["weight_hh"].shape[1]},
@@ -174,36 +192,74 @@ def products(op: Operands, wide: dict, forward: dict, backward: dict, width: int
     return {**result, "input": backward["d_input"] + dm @ wide["weight_mih"]}
 
 
-# Devices that make a tile's team one block, or several that hold all weights, or several that stream a part of them.
-CHIPS = {"block": Chip(16, 200_000), "team": Chip(6, 60_000), "streamed": Chip(6, 32_000)}
+# Ways to divide the work: one block for each tile of 8 sequences; a team for several tiles in turn, with all weights on
+# the chip; a team for tiles of 16 sequences, with a part of the weights streamed
+CHIPS = {"block": Chip(16, 200_000, 8, 1), "team": Chip(3, 200_000, 8, 3), "streamed": Chip(6, 52_000, 16, 2)}
 
 
-def compare(library, op: Operands, allowed: float, chip: str = "block", seed: int = 0) -> None:
+def plan_of(library, direction: str, cell: str, shape: Shape, chip: Chip) -> Plan:
+    """How a call in float64 would be launched."""
+    call = CALLS[direction](cell=base_cell(cell), multiplicative=is_multiplicative(cell), **vars(shape))
+    function = getattr(library, f"plan_{direction}_call")
+    function.restype = Plan
+    return function(ctypes.byref(call), ctypes.byref(chip))
+
+
+def compare(library, op: Operands, allowed: float, chip: Chip, seed: int = 0) -> None:
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
-    values = run_kernels(library, op, d_results, CHIPS[chip], seed)
+    values = run_kernels(library, op, d_results, chip, seed)
     assert relative_error(values, exact) <= allowed
+
+
+@pytest.mark.parametrize("direction", CALLS)
+def test_plans(library, cell, direction):
+    """The ways of CHIPS are what they are meant to be, and a plan that is not forced takes the cheapest."""
+    block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), chip) for chip in CHIPS.values())
+    assert (block.sequences, block.teams, block.parts) == (8, 2, 1)
+    assert (team.sequences, team.teams, team.parts, team.streams) == (8, 1, 3, 0)
+    assert (streamed.sequences, streamed.teams, streamed.parts) == (16, 1, 2)
+    assert streamed.streams or cell.startswith("rnn")
+    free = Chip(132, 232_448)
+    assert plan_of(library, direction, cell, Shape(8, 8, 8, 32), free).parts == 1
+    assert plan_of(library, direction, cell, Shape(8, 16, 512, 512), free).parts > 8
+    assert plan_of(library, direction, cell, Shape(8, 16, 512, 8192), free).streams
+
+
+def test_too_large_for_the_chip(library):
+    op = operands("lstm", Shape(1, 1, 2, 200))
+    with pytest.raises(AssertionError, match=r"6000 bytes .* H = 200 .* 2 multiprocessors"):
+        run_kernels(library, op, random_like(op.run("reference")), Chip(2, 6_000), seed=0)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(4, 3, 2, 5), Shape(3, 11, 5, 23)], ids=str)
 def test_float64_equals_reference(library, cell, shape, chip, reverse):
-    compare(library, operands(cell, shape, reverse=reverse), 1e-11, chip)
+    compare(library, operands(cell, shape, reverse=reverse), 1e-11, CHIPS[chip])
+
+
+def test_states_larger_than_shared_memory(library, cell):
+    """States that come to shared memory in segments, two of which take turns."""
+    shape, chip = Shape(2, 3, 5, 150), Chip(20, 36_000, 8, 10)
+    assert plan_of(library, "backward", cell, shape, chip).segments > 1 or cell.startswith("rnn")
+    compare(library, operands(cell, shape), 1e-11, chip)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_order_of_threads_does_not_matter(library, cell, seed):
-    compare(library, operands(cell, Shape(4, 9, 3, 19)), 1e-11, "team", seed)
+    compare(library, operands(cell, Shape(4, 9, 3, 19)), 1e-11, CHIPS["team"], seed)
 
 
 @pytest.mark.parametrize("chip", ["block", "team"])
 def test_lengths(library, cell, chip, reverse):
     lengths = [3, 5, 0, 1, 5, 5, 2, 0, 0, 4, 2]  # the second tile ends early, and so rests in the last step
     op = operands(cell, Shape(5, len(lengths), 3, 18), reverse=reverse, lengths=lengths)
-    compare(library, op, 1e-11, chip)
+    compare(library, op, 1e-11, CHIPS[chip])
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(
+    "chip", [Chip(2, 200_000, 8, 1), Chip(10, 200_000, 8, 5), Chip(5, 48_000, 16, 5)], ids=list(CHIPS)
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_is_no_worse_than_pytorch(library, cell, dtype, chip):
     op = operands(cell, Shape(7, 9, 7, 70), scale=1.0, dtype=dtype)
@@ -213,22 +269,32 @@ def test_low_precision_is_no_worse_than_pytorch(library, cell, dtype, chip):
     compare(library, op, 2 * theirs, chip)
 
 
+# for the program of RACES: multiprocessors, shared memory, and how the plan is forced
+RACED = {"block": Chip(4, 200_000, 8, 1), "team": Chip(4, 200_000, 8, 2), "streamed": Chip(2, 48_000, 16, 2)}
+
+
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
-    program = compile_sequences(tmp_path, *RACES, f"-fsanitize={sanitizer}")
-    for seed in (0, 1):
-        run = run_program(program, seed)
+    program = compile_sequences(tmp_path, "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
+    for seed, chip in enumerate(RACED.values()):
+        run = run_program(program, chip, seed)
         assert run.returncode == 0, run.stderr[-4000:]
 
 
 ROOT = HERE.parent.parent
 # A file of the kernels, what is changed in it, and what it becomes
 FAULTS = {
-    "no-meeting": ("product.h", r"add_release\(counter_, 1\);\s+arrived = wait_for\(.*?\);", ""),
-    "no-barrier-before-loading": ("product.h", r"__syncthreads\(\);(\s+load_chunk)", r"\1"),
-    "no-barrier-after-loading": ("product.h", r"(load_chunk\(a, begin, depth, chunk\);\s+)__syncthreads\(\);", r"\1"),
+    "no-meeting": ("block.h", r"arrived = wait_for\(.*?\);", ""),
+    "no-barrier-before-adding-up": (
+        "block.h",
+        r"(first_part\);\s+if .*?copy_async_wait<0>\(\);\s+\}\s+)__syncthreads\(\);",
+        r"\1",
+    ),
+    "no-barrier-after-fetching": ("block.h", r"if \(!q_.local\) __syncthreads\(\);", ""),
+    "no-wait-for-copies": ("block.h", r"copy_async_wait<1>\(\);", ""),
     "relaxed-wait": ("device.h", r"load_acquire\(counter\) < target", "load_relaxed(counter) < target"),
-    "single-buffer": ("forward.h", r"exchanged_h\(1 - turn_\)", "exchanged_h(turn_)"),
+    "single-buffer": ("forward.h", r"publish\(q_.h, 1 - turn_", "publish(q_.h, turn_"),
+    "single-buffer-backward": ("backward.h", r"turn_ = 1 - turn_;", ""),
 }
 
 
@@ -239,13 +305,15 @@ def test_seeded_races_are_reported(tmp_path, fault):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     name, pattern, replacement = FAULTS[fault]
     header = tmp_path / "csrc/cuda" / name
-    text, count = re.subn(pattern, replacement, header.read_text())
+    text, count = re.subn(pattern, replacement, header.read_text(), flags=re.DOTALL)
     assert count == 1
     header.write_text(text)
-    program = compile_sequences(tmp_path, *RACES, "-fsanitize=thread", sources=tmp_path / "tests/host_shim")
-    run = run_program(program, seed=1)
+    program = compile_sequences(
+        tmp_path, "-DRACES=1", *RACES, "-fsanitize=thread", sources=tmp_path / "tests/host_shim"
+    )
+    run = run_program(program, RACED["team"], seed=1)
     assert run.returncode != 0
-    assert "data race" in run.stderr
+    assert ("NaN" if fault == "no-wait-for-copies" else "data race") in run.stderr
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])

@@ -14,10 +14,12 @@ namespace fused_rnn::cuda {
 
 enum class Type { float32, float64, bfloat16, float16 };
 
-// What a plan must know of the device.
+// What a plan must know of the device. Tests and tuning may force the sequences of a tile, a multiple of 8, and the
+// blocks that share them.
 struct Chip {
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
+  int forced_sequences = 0, forced_parts = 0;
 };
 
 struct Layer {

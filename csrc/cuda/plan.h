@@ -3,6 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "api.h"
@@ -35,6 +39,16 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// Clock cycles that a step is thought to take, to compare plans by. Rough figures for Hopper, of published
+// measurements and arithmetic; not yet measured with these kernels.
+namespace cost {
+constexpr double meeting = 1700, fetch = 700, next_segment = 250, product = 100;
+constexpr double shared_bandwidth = 128;           // bytes per cycle
+constexpr double l2_bandwidth = 24, l2_port = 64;  // of each multiprocessor when all read, and at most
+constexpr double matrix_block = 25;                // a block of weights times 8 sequences, for each scheduler
+constexpr double multiply_block = 256, double_block = 512;
+}  // namespace cost
+
 template <typename Q, typename S>
 struct Plan {
   Q q;
@@ -46,8 +60,18 @@ struct Plan {
 template <typename Q, typename S>
 class Planner {
  public:
+  using Stored = S;
+
   // Whether there is enough shared memory, if need be without any weights in it.
-  bool possible() const { return fit_.possible; }
+  bool possible() const { return shared_bytes_ <= chip_.shared_bytes; }
+
+  // Whether some weights stay neither in registers nor in shared memory.
+  bool streams() {
+    const std::vector<Weights> products = weights();
+    for (size_t nth = 0; nth < products.size(); ++nth)
+      if (streamed_blocks(*products[nth].product, held(products.size(), nth)) > 0) return true;
+    return false;
+  }
 
   // The plan with its operands in a workspace; without one to learn its size.
   Plan<Q, S> plan(void* workspace) {
@@ -70,7 +94,7 @@ class Planner {
     plan.preparation.words = (arena.used() - start) / 4;
     plan.q = q_;
     plan.blocks = int64_t{q_.teams} * q_.parts;
-    plan.shared_bytes = fit_.shared_bytes;
+    plan.shared_bytes = shared_bytes_;
     plan.workspace_bytes = arena.used();
     return plan;
   }
@@ -98,59 +122,72 @@ class Planner {
   // Everything in shared memory but states and weights.
   virtual void place(Arena&) = 0;
 
-  // Choose the tile of sequences and the parts of a team: the first that can be had of
-  // - one block for each tile, with all weights on the chip;
-  // - a team of as many blocks for each tile as there are, likewise;
-  // - the same, with one team for several tiles;
-  // - as many blocks for a team as there are, with a part of the weights streamed.
-  // Finer parts than `most_parts` would leave tiles of outputs partly empty.
-  void choose(int64_t most_parts) {
-    std::vector<int> sizes{8};
-    while (sizes.back() < std::min(q_.B, 64)) sizes.push_back(2 * sizes.back());
-    const auto tiles = [&](int size) { return divide_up(q_.B, size); };
-    const auto most = [&](int64_t teams) {
-      return static_cast<int>(std::max<int64_t>(1, std::min(most_parts, chip_.multiprocessors / teams)));
-    };
-    for (const int size : sizes)
-      if (tiles(size) <= chip_.multiprocessors && try_out(size, 1).resident) return;
-    for (const int size : sizes)
-      if (tiles(size) <= chip_.multiprocessors && try_out(size, most(tiles(size))).resident) return;
-    std::reverse(sizes.begin(), sizes.end());
-    for (const int size : sizes)
-      for (int parts = 1; parts <= most(1); ++parts)
-        if (try_out(size, parts).resident) return;
-    for (const int size : sizes)
-      if (try_out(size, most(tiles(size))).possible) return;
-    try_out(8, most(1));
+  // How a plan may be: the tile of sequences, the parts of a team, and the most bytes of a segment of a state.
+  struct Candidate {
+    int sequences, parts;
+    int64_t segment_bytes;
+  };
+  using Key = std::array<int64_t, 7>;
+
+  // Choose the plan that costs least, which is remembered. Finer parts than `most_parts` would leave tiles of outputs
+  // partly empty; a step has so many phases.
+  void choose(int64_t most_parts, int phases, std::map<Key, Candidate>& known) {
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const Key key{
+        q_.B, q_.I, q_.H, chip_.multiprocessors, chip_.shared_bytes, chip_.forced_sequences, chip_.forced_parts};
+    if (known.count(key) == 0) known[key] = best(most_parts, phases);
+    try_out(known[key], phases);
   }
 
   Q q_{};
 
  private:
-  struct Fit {
-    bool possible, resident;
-    int64_t shared_bytes;
-  };
+  Candidate best(int64_t most_parts, int phases) {
+    Candidate best{tile_sequences, 1, chip_.shared_bytes / 8};
+    double least = std::numeric_limits<double>::infinity();
+    const auto compare = [&](int sequences, int64_t parts) {
+      for (const int64_t share : {1, 4, 8}) {  // of shared memory for a segment
+        const Candidate candidate{sequences, static_cast<int>(parts), chip_.shared_bytes / share};
+        const double cycles = try_out(candidate, phases);
+        if (cycles < least) best = candidate, least = cycles;
+      }
+    };
+    if (chip_.forced_parts > 0) {
+      best.sequences = chip_.forced_sequences, best.parts = chip_.forced_parts;
+      compare(best.sequences, best.parts);
+      return best;
+    }
+    const int64_t most = std::min<int64_t>(most_parts, chip_.multiprocessors);
+    for (int sequences = tile_sequences; sequences <= 64; sequences *= 2) {
+      const int64_t at_once = chip_.multiprocessors / divide_up(q_.B, sequences);  // parts, with a team for each tile
+      if (at_once > 1) compare(sequences, std::min(most, at_once));
+      for (int64_t parts = 1; parts <= most; parts *= 2) compare(sequences, parts);
+      if (sequences >= q_.B) break;
+    }
+    return best;
+  }
 
-  Fit try_out(int sequences, int parts) {
-    q_.sequences = sequences;
-    q_.units = static_cast<int>(divide_up(q_.H, parts));
+  // Lay out a plan and estimate its cost, which is infinite if it does not fit.
+  double try_out(const Candidate& c, int phases) {
+    q_.sequences = c.sequences;
+    q_.units = static_cast<int>(divide_up(q_.H, c.parts));
     q_.parts = static_cast<int>(divide_up(q_.H, q_.units));
     q_.features = static_cast<int>(divide_up(q_.I, q_.parts));
     const int64_t teams = std::max<int64_t>(1, chip_.multiprocessors / q_.parts);
-    q_.teams = static_cast<int>(std::min(divide_up(q_.B, sequences), teams));
+    q_.teams = static_cast<int>(std::min(divide_up(q_.B, c.sequences), teams));
     q_.local = q_.parts == 1;
-    fit_ = lay_out();
-    if (q_.local && !fit_.possible) {
+    lay_out(c.segment_bytes);
+    if (q_.local && !possible()) {
       q_.local = false;
-      fit_ = lay_out();
+      lay_out(c.segment_bytes);
     }
-    return fit_;
+    return possible() ? cycles(phases) : std::numeric_limits<double>::infinity();
   }
 
-  Fit lay_out() {
+  void lay_out(int64_t segment_bytes) {
     set_depths();
-    for (State<S>* s : states()) set_segments(*s);
+    for (State<S>* s : states()) set_segments(*s, segment_bytes);
     for (const Weights& w : weights()) set_division(*w.product, w.packing.gates * w.packing.own, *w.state);
     Arena arena;
     place(arena);
@@ -160,18 +197,14 @@ class Planner {
       segments = std::max<int64_t>(segments, int64_t{s->size} * std::min(s->segments, 2));
     }
     q_.segments = static_cast<int>(arena.take<S>(q_.local ? 0 : segments));
-    const bool possible = arena.used() <= chip_.shared_bytes;
-    return {possible, make_resident(arena) && possible, arena.used()};
+    make_resident(arena);
+    shared_bytes_ = arena.used();
   }
 
-  // With two segments of each state there must be room for other things in shared memory.
-  void set_segments(State<S>& s) const {
-    const auto bytes = [&](int64_t span) {
-      return state_size<S>(q_.sequences, static_cast<int>(span)) * static_cast<int64_t>(sizeof(S));
-    };
+  void set_segments(State<S>& s, int64_t segment_bytes) const {
     int64_t span = round_up(s.depth, block_depth);
-    if (!q_.local && bytes(span) > chip_.shared_bytes / 4)
-      while (span > block_depth && bytes(span) > chip_.shared_bytes / 8) span -= block_depth;
+    const auto bytes = [&] { return state_size<S>(q_.sequences, static_cast<int>(span)) * int64_t{sizeof(S)}; };
+    while (!q_.local && span > block_depth && bytes() > segment_bytes) span -= block_depth;
     s.span = static_cast<int>(span);
     s.segments = static_cast<int>(divide_up(s.depth, span));
     s.size = state_size<S>(q_.sequences, s.span);
@@ -186,28 +219,58 @@ class Planner {
     p.parts = std::min(warps / p.groups, p.span_blocks);
   }
 
-  // Give what is left of shared memory to weights that do not fit registers; false if some are left over.
-  bool make_resident(Arena& arena) {
-    constexpr int64_t layer = int64_t{warps} * block_size;  // values of one block of weights of each warp
-    const std::vector<Weights> products = weights();
-    bool all = true;
-    for (size_t nth = 0; nth < products.size(); ++nth) {
-      ProductPlan<S>& p = *products[nth].product;
-      const int held = held_blocks<S>(static_cast<int>(products.size()), static_cast<int>(nth));
-      const int64_t full = p.depth_blocks / p.span_blocks, rest = p.depth_blocks % p.span_blocks;
-      const int64_t blocks =
-          divide_up(p.tiles, p.groups) * (full * divide_up(p.span_blocks, p.parts) + divide_up(rest, p.parts));
-      const int64_t wanted = std::max<int64_t>(0, blocks - held);
-      const int64_t left = chip_.shared_bytes - round_up(arena.used(), 16);
-      p.resident = static_cast<int>(std::min(wanted, std::max<int64_t>(0, left) / (layer * int64_t{sizeof(S)})));
-      p.shared = static_cast<int>(arena.take<S>(p.resident * layer));
-      all = all && p.resident == wanted;
-    }
-    return all;
+  // Blocks of weights that the warp with the most takes.
+  static int64_t blocks_of_warp(const ProductPlan<S>& p) {
+    const int64_t full = p.depth_blocks / p.span_blocks, rest = p.depth_blocks % p.span_blocks;
+    return divide_up(p.tiles, p.groups) * (full * divide_up(p.span_blocks, p.parts) + divide_up(rest, p.parts));
   }
 
+  // Give what is left of shared memory to weights that registers do not hold.
+  void make_resident(Arena& arena) {
+    const std::vector<Weights> products = weights();
+    for (size_t nth = 0; nth < products.size(); ++nth) {
+      ProductPlan<S>& p = *products[nth].product;
+      const int64_t wanted = blocks_of_warp(p) - held(products.size(), nth);
+      const int64_t room = (chip_.shared_bytes - round_up(arena.used(), 16)) / (block_bytes * warps);
+      p.resident = static_cast<int>(std::max<int64_t>(0, std::min(wanted, room)));
+      p.shared = static_cast<int>(arena.take<S>(p.resident * int64_t{warps} * block_size));
+    }
+  }
+
+  static int64_t streamed_blocks(const ProductPlan<S>& p, int64_t held) {
+    return std::max<int64_t>(0, blocks_of_warp(p) - held - p.resident);
+  }
+
+  static int64_t held(size_t products, size_t nth) {
+    return held_blocks<S>(static_cast<int>(products), static_cast<int>(nth));
+  }
+
+  double cycles(int phases) {
+    const double active = static_cast<double>(q_.teams) * q_.parts;
+    const double l2 = std::min(cost::l2_port, cost::l2_bandwidth * chip_.multiprocessors / active);
+    const double block = std::is_same_v<S, double> ? cost::double_block
+                         : on_tensor_cores<S>      ? cost::matrix_block
+                                                   : cost::multiply_block;
+    double sum = q_.parts > 1 ? phases * cost::meeting : 0;
+    const std::vector<Weights> products = weights();
+    for (size_t nth = 0; nth < products.size(); ++nth) {
+      const ProductPlan<S>& p = *products[nth].product;
+      const State<S>& s = *products[nth].state;
+      const double blocks = blocks_of_warp(p), tiles = q_.sequences / tile_sequences;
+      const auto streamed = static_cast<double>(streamed_blocks(p, held(products.size(), nth)));
+      sum += cost::product + blocks * tiles * block * warps / 4;
+      sum += tiles * warps * block_bytes * (p.resident / cost::shared_bandwidth + streamed / l2);
+      if (!q_.local) {
+        sum += cost::fetch + cost::next_segment * (s.segments - 1);
+        sum += static_cast<double>(s.size) * s.segments * sizeof(S) / l2;
+      }
+    }
+    return sum * static_cast<double>(divide_up(divide_up(q_.B, q_.sequences), q_.teams));
+  }
+
+  static constexpr int64_t block_bytes = int64_t{block_size} * sizeof(S);
   const Chip chip_;
-  Fit fit_{};
+  int64_t shared_bytes_ = 0;
 };
 
 template <typename T>
@@ -231,7 +294,9 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
     q_.output = static_cast<S*>(call.output), q_.h_n = static_cast<S*>(call.h_n);
     q_.c_n = static_cast<S*>(call.c_n);
     q_.saved = static_cast<S*>(call.saved), q_.states_only = call.states_only;
-    this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)));
+    static std::map<typename Base::Key, typename Base::Candidate> known;
+    this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)), 1 + Cell::reset_before + multiplicative,
+                 known);
   }
 
  private:
@@ -296,7 +361,8 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
     q_.d_output = array(call.d_output), q_.d_h_n = array(call.d_h_n), q_.d_c_n = array(call.d_c_n);
     q_.d_h_0 = static_cast<S*>(call.d_h_0), q_.d_c_0 = static_cast<S*>(call.d_c_0);
     q_.d = static_cast<S*>(call.d), q_.d_x = static_cast<S*>(call.d_input);
-    this->choose(divide_up(q_.H, block_outputs));
+    static std::map<typename Base::Key, typename Base::Candidate> known;
+    this->choose(divide_up(q_.H, block_outputs), 1 + Cell::reset_before + multiplicative, known);
   }
 
  private:

@@ -44,19 +44,26 @@ int64_t workspace_bytes_as(const Call& call, const Chip& chip) {
   return dispatch_plan<S>(call, chip)([](auto planner, auto) { return planner.plan(nullptr).workspace_bytes; });
 }
 
+// Prepare and run a plan.
+template <typename Planner, typename Kernel, typename Launcher>
+std::string run_plan(Planner& planner, Kernel kernel, const Layer& layer, const Chip& chip, void* workspace,
+                     Launcher& launcher) {
+  if (!planner.possible())
+    return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
+           " bytes of shared memory per block do not hold the states of H = " + std::to_string(layer.H) +
+           " and I = " + std::to_string(layer.I) + " shared among " + std::to_string(chip.multiprocessors) +
+           " multiprocessors";
+  const auto plan = planner.plan(workspace);
+  const std::string error =
+      launcher.launch(prepare<typename Planner::Stored>, chip.multiprocessors, 0, false, plan.preparation);
+  if (!error.empty()) return error;
+  return launcher.launch(kernel, plan.blocks, plan.shared_bytes, plan.q.parts > 1, plan.q);
+}
+
 template <typename S, typename Call, typename Launcher>
 std::string run_as(const Call& call, const Chip& chip, void* workspace, Launcher& launcher) {
-  return dispatch_plan<S>(call, chip)([&](auto planner, auto kernel) -> std::string {
-    if (!planner.possible())
-      return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
-             " bytes of shared memory per block do not hold the states of H = " + std::to_string(call.H) +
-             " and I = " + std::to_string(call.I) + " shared among " + std::to_string(chip.multiprocessors) +
-             " multiprocessors";
-    const auto plan = planner.plan(workspace);
-    const std::string error = launcher.launch(prepare<S>, chip.multiprocessors, 0, false, plan.preparation);
-    if (!error.empty()) return error;
-    return launcher.launch(kernel, plan.blocks, plan.shared_bytes, plan.q.parts > 1, plan.q);
-  });
+  return dispatch_plan<S>(call, chip)(
+      [&](auto planner, auto kernel) { return run_plan(planner, kernel, call, chip, workspace, launcher); });
 }
 
 }  // namespace fused_rnn::cuda
