@@ -99,7 +99,7 @@ class Run:
 
     def measure(self, budget: Budget) -> None:
         self.write()
-        self.result["ceilings"] = machine.ceilings(self.clock, self.options.tiny)
+        self.result["ceilings"] = machine.ceilings(self.clock, small=self.clock.device.type == "cpu")
         rivals = [name for name in self.options.candidates if name != "compiled"]
         for point, obstacle in budget.spend(list(self.records)):
             self.records[point] = self.measure_one(point, obstacle, rivals, budget)
