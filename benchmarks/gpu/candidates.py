@@ -21,6 +21,7 @@ Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
 # own affair: it is held only to computing the same thing.
 FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
 GRAPHED_UP_TO = 1024 * 64  # H * B: beyond, the launches that a graph saves are not what takes the time
+COMPILER = "inductor"
 OPTIONAL = ("torch", "eager", "graphed", "compiled")
 
 
@@ -56,7 +57,7 @@ class Compiled(Ready):
 
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
         torch.compiler.reset()
-        module.compile(fullgraph=True, dynamic=False)
+        module.compile(backend=COMPILER, fullgraph=True, dynamic=False)
         super().__init__(module, case, sets)
 
 

@@ -1,9 +1,11 @@
 """Whether a candidate computes what it should, judged by the errors of PyTorch's plain loop in the same dtype.
 
 Both are compared with the plain loop in float64, on the same operands (those of the dtype, widened): a result may be
-off by a factor more than the plain loop's, and by one rounding of the dtype in any case.
+off by a factor more than the plain loop's, and in any case by one rounding of the dtype, and by the random walk of
+the rounding errors of a sum in float32 over all T·B rows, as gradients of weights are.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -43,6 +45,7 @@ class Judge:
 
     def __init__(self, cell: str, point: Point, operands: Operands) -> None:
         device, self.dtype = operands[0].device, operands[0].dtype
+        self._rows = point.steps * point.batch
         case = Case(cell, point.shape, "training")
         own = reference(cell, point, device, self.dtype)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -56,7 +59,8 @@ class Judge:
 
     def error(self, results: dict[str, Tensor], factor: float) -> Error:
         """The worst error of some or all of the results."""
-        floor = torch.finfo(self.dtype).eps
+        walk = math.sqrt(self._rows) * torch.finfo(torch.float32).eps
+        floor = max(walk, torch.finfo(self.dtype).eps)
         errors = [
             Error(name, relative, self._own[name], max(factor * self._own[name], floor))
             for name, relative in self._relative(results).items()

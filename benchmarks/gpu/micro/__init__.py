@@ -30,7 +30,7 @@ MEASUREMENTS = {
     ),
     "tagged_message": (
         "16 bytes that carry data and tag from one block to another through the second-level cache, one way, in µs",
-        "the floor of any exchange between clusters: tagged messages replace store, meeting and load where they beat it",
+        "the floor of any exchange between clusters: tagged messages replace store, meeting and load where faster",
     ),
     "flagged_message": (
         "the same as data, then a released flag, in µs",
@@ -38,7 +38,8 @@ MEASUREMENTS = {
     ),
     "cluster_push": (
         "16 bytes pushed into another block's shared memory, counted by its barrier there, one way, in µs",
-        "the floor of an exchange within a cluster: compared with the cluster barrier it decides between push and pull",
+        "the floor of an exchange within a cluster, to be held against the cluster barrier; a wait in cluster scope "
+        "also empties the first-level cache, which messages do not need",
     ),
     "cluster_load": (
         "a load from a block's shared memory within a cluster, in cycles; rank 0 is the block's own",

@@ -43,9 +43,7 @@ def build_command(target: Path, nvcc: str = "nvcc") -> list[str]:
     """The one command that compiles the program, for Ampere (and as PTX for what comes after) and Hopper."""
     codes = {architecture: [architecture] for architecture in ARCHITECTURES}
     codes["sm_80"].append("compute_80")
-    flags = [
-        f"-gencode=arch={name.replace('sm', 'compute')},code=[{','.join(code)}]" for name, code in codes.items()
-    ]
+    flags = [f"-gencode=arch={name.replace('sm', 'compute')},code=[{','.join(code)}]" for name, code in codes.items()]
     warnings = "-Werror=all-warnings"
     return [nvcc, "-std=c++17", "-O3", warnings, *flags, "-o", str(target), str(SOURCE)]
 

@@ -70,15 +70,17 @@ struct Push {
 };
 
 // Wait for the end of a phase, at most about as long as wait_for.
+template <bool cluster_scope>
 FUSED_RNN_DEVICE bool wait_for_phase(unsigned barrier, unsigned parity, unsigned* failed) {
 #if __CUDA_ARCH__ >= 900
   for (unsigned polls = 0; polls < FUSED_RNN_WAIT_POLLS; ++polls)
-    if (mbarrier_ended(barrier, parity)) return true;
+    if (mbarrier_ended<cluster_scope>(barrier, parity)) return true;
   store_relaxed(failed, 1);
 #endif
   return false;
 }
 
+template <bool cluster_scope>
 __global__ void push_in_cluster(const Push q) {
 #if __CUDA_ARCH__ >= 900
   FUSED_RNN_DYNAMIC_SHARED(shared);  // a message, and the barrier that counts its bytes
@@ -92,7 +94,7 @@ __global__ void push_in_cluster(const Push q) {
     for (int round = 1; round <= q.rounds; ++round) {
       mbarrier_expect(barrier, sizeof(Message));
       if (self == 0) push_message(to, its_barrier, message_of(round));
-      if (!wait_for_phase(barrier, (round - 1) % 2, q.failed)) break;
+      if (!wait_for_phase<cluster_scope>(barrier, (round - 1) % 2, q.failed)) break;
       if (!same(*box, message_of(round))) atomicAdd(q.wrong, 1u);
       if (self == 1) push_message(to, its_barrier, message_of(round));
     }

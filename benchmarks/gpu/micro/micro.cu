@@ -348,10 +348,11 @@ void cluster_load(const std::string& name) {
   });
 }
 
-std::vector<double> measure_push() {
+std::vector<double> measure_push(bool cluster_scope) {
   Array<unsigned> verdict(2);
+  const auto kernel = cluster_scope ? push_in_cluster<true> : push_in_cluster<false>;
   auto values = us_per_round(5000, [&](int rounds) {
-    launch_clusters(push_in_cluster, {2, 1, 32, sizeof(Message) + sizeof(uint64_t)},
+    launch_clusters(kernel, {2, 1, 32, sizeof(Message) + sizeof(uint64_t)},
                     Push{rounds, verdict.data(), verdict.data() + 1});
   });
   const auto seen = verdict.read();
@@ -361,7 +362,10 @@ std::vector<double> measure_push() {
   return values;
 }
 
-void cluster_push(const std::string& name) { attempt(name, {{"cluster", 2}}, "us", measure_push); }
+void cluster_push(const std::string& name) {
+  for (const bool cluster_scope : {false, true})
+    attempt(name, {{"cluster_scope", cluster_scope}}, "us", [&] { return measure_push(cluster_scope); });
+}
 
 // One multiprocessor --------------------------------------------------------------------------------------------------
 
@@ -382,7 +386,7 @@ std::vector<double> measure_work(int count, int bytes, unsigned block_threads, d
 
 void shared_scan(const std::string& name) {
   for (const int block_threads : {128, 256, 512, 1024}) {
-    const int step = 16 * block_threads, bytes = shared_limit() / step * step, count = 64;
+    const int step = 16 * scan_batch * block_threads, bytes = shared_limit() / step * step, count = 64;
     attempt(name, {{"threads", block_threads}, {"bytes", bytes}}, "bytes/clock", [&] {
       CHECK(cudaFuncSetAttribute(scan_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
       return measure_work(count, bytes, block_threads, double{1} * count * bytes, count * (bytes / 4 / block_threads),

@@ -135,16 +135,25 @@ FUSED_RNN_DEVICE void mbarrier_expect(unsigned barrier, unsigned bytes) {
                : "memory");
 }
 
-// Whether the phase of this parity has ended; what other blocks sent in it is then visible.
+// Whether the phase of this parity has ended. What other blocks pushed in it is then there; what else they wrote before
+// is visible only with cluster_scope, which empties the first-level cache.
+template <bool cluster_scope>
 FUSED_RNN_DEVICE bool mbarrier_ended(unsigned barrier, unsigned parity) {
   unsigned ended;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(ended)
-      : "r"(barrier), "r"(parity)
-      : "memory");
+  if constexpr (cluster_scope)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  else
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
   return ended;
 }
 

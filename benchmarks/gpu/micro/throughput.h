@@ -27,7 +27,10 @@ __device__ void time_block(const Work& w, const F& f) {
   if (threadIdx.x == 0) *w.cycles = end - begin;
 }
 
+constexpr int scan_batch = 4;  // loads of a thread that are under way at a time
+
 // Every thread reads its share of `bytes`, 16 at a time, again and again. Result: the sum of its words, each being 1.
+// `bytes` is a multiple of what the block reads in a batch.
 __global__ void scan_shared(const Work w) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
   for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 1;
@@ -35,10 +38,12 @@ __global__ void scan_shared(const Work w) {
   time_block(w, [&] {
     unsigned sum = 0;
     for (int i = 0; i < w.count; ++i) {
-#pragma unroll 8
-      for (unsigned address = begin; address < end; address += 16 * blockDim.x) {
-        const uint4 words = load_shared_words(address);
-        sum += words.x + words.y + words.z + words.w;
+      for (unsigned address = begin; address < end; address += 16 * scan_batch * blockDim.x) {
+        uint4 words[scan_batch];
+#pragma unroll
+        for (int k = 0; k < scan_batch; ++k) words[k] = load_shared_words(address + 16 * k * blockDim.x);
+#pragma unroll
+        for (int k = 0; k < scan_batch; ++k) sum += words[k].x + words[k].y + words[k].z + words[k].w;
       }
     }
     return sum;
