@@ -121,9 +121,8 @@ def stand_in(folder: Path, *commands: str) -> list[str]:
 
 
 def test_the_driver_writes_medians(tmp_path):
-    micro.main(
-        stand_in(tmp_path, f"echo '{DEVICE}'", f"echo '{GOOD}'", 'test "$1" = grid_sync') + ["--only", "grid_sync"]
-    )
+    arguments = stand_in(tmp_path, f"echo '{DEVICE}'", f"echo '{GOOD}'", 'test "$1" = grid_sync')
+    micro.main([*arguments, "--only", "grid_sync"])
     result = json.loads((tmp_path / "micro.json").read_text())
     assert result["device"] == json.loads(DEVICE)
     assert result["records"] == [{**json.loads(GOOD), "median": 2.0, "least": 1.0, "most": 3.0}]

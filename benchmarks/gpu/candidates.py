@@ -42,6 +42,7 @@ class Ready:
     """A candidate that runs one case: ``load`` chooses the operands, ``run`` is what is timed."""
 
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        self.module = module
         self._steps = [make_step(module, case, operands) for operands in sets]
         self._step = self._steps[0]
 
@@ -65,6 +66,7 @@ class Graphed(Ready):
     """The step captured as a CUDA graph, on operands that ``load`` overwrites. Results live until the next run."""
 
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        self.module = module
         self._sets = sets
         self._operands = tuple(operand.clone() for operand in sets[0])
         step = make_step(module, case, self._operands)

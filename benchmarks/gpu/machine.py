@@ -23,7 +23,7 @@ from .points import DTYPES
 KERNELS = ("csrc/cells", "csrc/cuda", "fused_rnn/triton")
 STATE = (
     *("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
-    *("power.draw", "power.limit", "temperature.gpu", "clocks_event_reasons.active"),
+    *("power.draw", "power.limit", "temperature.gpu"),
 )
 LAUNCHES = 1000
 
@@ -121,12 +121,15 @@ def launch_costs(clock: HostClock) -> dict[str, float | None]:
         value.add_(1)
         clock.wait()
 
-    costs = {"launch_us": 1000 * typical_ms(clock, many) / LAUNCHES, "graph_node_us": None}
-    one()
-    costs["launch_and_wait_us"] = 1000 * median(HostClock().time(one).ms for _ in range(100))
-    if clock.device.type == "cuda":
+    def graph_node_us() -> float:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             many()
-        costs["graph_node_us"] = 1000 * typical_ms(clock, graph.replay) / LAUNCHES
-    return costs
+        return 1000 * typical_ms(clock, graph.replay) / LAUNCHES
+
+    one()
+    return {
+        "launch_us": 1000 * typical_ms(clock, many) / LAUNCHES,
+        "launch_and_wait_us": 1000 * median(HostClock().time(one).ms for _ in range(100)),
+        "graph_node_us": attempt(graph_node_us) if clock.device.type == "cuda" else None,
+    }

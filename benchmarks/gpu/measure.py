@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.speed.cases import Case, random_operands
 from benchmarks.speed.timing import summary
 
-from .candidates import Operands, Ready, Way, build
+from .candidates import Graphed, Operands, Ready, Way, build
 from .check import Judge, judges
 from .clock import HostClock, Reading
 from .points import Point
@@ -36,7 +36,7 @@ class Plan:
     warm_up: int = 3  # rounds
     rounds: int = 30  # at most
     least_rounds: int = 5
-    seconds: float = 2.0  # for the rounds of one mode of a point, beyond the least
+    seconds: float = 1.5  # for the rounds of one mode of a point, beyond the least
     sets: int = 2  # of operands
     patience: float = 120.0  # seconds until a candidate must have run once; torch.compile needs the most
 
@@ -51,11 +51,10 @@ class Bench:
     sets: list[Operands]
     judges: dict[str, Judge]
 
-    def case(self, mode: str) -> Case:
-        return Case(self.point.cell, self.point.shape, mode)
-
-    def build(self, way: Way) -> nn.Module:
-        return build(way.candidate, self.point, self.judges[way.candidate.equations].weights, self.clock.device)
+    def ready(self, way: Way, mode: str) -> Ready:
+        weights = self.judges[way.candidate.equations].weights
+        module = build(way.candidate, self.point, weights, self.clock.device)
+        return way.ready(module, Case(self.point.cell, self.point.shape, mode), self.sets)
 
 
 @dataclass
@@ -82,22 +81,27 @@ def measure_point(point: Point, ways: Sequence[Way], clock: HostClock, plan: Pla
         entries = measure_mode(bench, mode, ways, left)
         times += [entry.record for entry in entries]
         if mode == "training":
-            memory = [measure_memory(bench, entry.way) for entry in entries if entry.runs]
+            memory = [measure_memory(bench, entry) for entry in entries if entry.runs]
+        entries.clear()  # with all that they hold on the device
     return {"times": times, "memory": memory, "ratios": ratios(times)}
 
 
 def measure_mode(bench: Bench, mode: str, ways: Sequence[Way], left: float) -> list[Entry]:
+    """Every candidate in one mode, those that run still ready to."""
     entries = []
+    limit = min(bench.plan.patience, max(left, 10.0))
     for way in ways:
         entry = Entry(way, {"mode": mode, "candidate": way.name, "title": way.candidate.title})
         entries.append(entry)
-        with recorded(entry, bench.clock), time_limit(min(bench.plan.patience, max(left, 1.0))):
+        with recorded(entry, bench.clock), time_limit(limit):
             prepare(bench, entry, mode)
+        if not entry.runs:
+            entry.ready = None
+            bench.clock.free()
     time_rounds(entries, bench.clock, bench.plan)
     for entry in entries:
         with recorded(entry, bench.clock):
             finish(bench, entry)
-        entry.ready = None
     return entries
 
 
@@ -105,7 +109,7 @@ def prepare(bench: Bench, entry: Entry, mode: str) -> None:
     """Build a candidate, run it once and judge it."""
 
     def first_run() -> None:
-        entry.ready = entry.way.ready(bench.build(entry.way), bench.case(mode), bench.sets)
+        entry.ready = bench.ready(entry.way, mode)
         entry.ready.run()
         bench.clock.wait()
 
@@ -151,19 +155,17 @@ def finish(bench: Bench, entry: Entry) -> None:
     entry.record |= {"host_us_per_step": host["median_ms"], "rounds": len(entry.readings)}
 
 
-def measure_memory(bench: Bench, way: Way) -> dict:
+def measure_memory(bench: Bench, entry: Entry) -> dict:
     """Peak memory of a training step, and what its forward pass keeps for the backward pass."""
-    case, sets = bench.case("training"), bench.sets
+    way = entry.way
     memory = Entry(way, {"candidate": way.name, "title": way.candidate.title})
     with recorded(memory, bench.clock):
-        module = bench.build(way)
-        if way.ready is Ready:
-            ready = Ready(module, case, sets)
-            ready.run()  # libraries take what they keep before the peak is read
-            memory.record["peak_bytes"] = bench.clock.peak_bytes(ready.run)
-            memory.record["saved_bytes"] = saved_bytes(module, sets[0][0])
-        else:  # a graph takes its memory when it is captured, compiled code where it is first run
-            memory.record["peak_bytes"] = bench.clock.peak_bytes(lambda: way.ready(module, case, sets).run())
+        if isinstance(entry.ready, Graphed):  # takes its memory when it is captured, none when it is replayed
+            memory.record["peak_bytes"] = bench.clock.peak_bytes(lambda: bench.ready(way, "training").run())
+        else:
+            memory.record["peak_bytes"] = bench.clock.peak_bytes(entry.ready.run)
+        if type(entry.ready) is Ready:  # hooks would have a compiled module compiled again
+            memory.record["saved_bytes"] = saved_bytes(entry.ready.module, bench.sets[0][0])
     return memory.record
 
 
@@ -207,8 +209,6 @@ def recorded(entry: Entry, clock: HostClock) -> Iterator[None]:
     except Exception as error:
         entry.record["failed"] = message(error)
         entry.ready = None
-        del error
-        clock.free()
         try:
             clock.wait()
         except RuntimeError as lost:

@@ -76,13 +76,13 @@ def tiny_points() -> list[Point]:
 
 
 class Budget:
-    """The time a run may take. What a job will cost is told from those before it."""
+    """The time a run may take. What a job will take is told from all those before it."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = clock()
         self._seconds = seconds
-        self._rate = 0.0  # the most seconds that a unit of cost has taken
+        self._taken = self._cost = 0.0  # seconds and cost of the jobs so far
 
     @property
     def gone(self) -> float:
@@ -96,8 +96,9 @@ class Budget:
         """Why a job does not fit the time that is left, or None if it does."""
         if self.left <= 0:
             return f"the {self._seconds:.0f} s of the run were over"
-        if self._rate * cost > self.left:
-            return f"it would take about {self._rate * cost:.0f} s, and {self.left:.0f} s were left"
+        expected = cost * self._taken / self._cost if self._cost else 0.0
+        if expected > self.left:
+            return f"it would take about {expected:.0f} s, and {self.left:.0f} s were left"
         return None
 
     def spend(self, jobs: Sequence[Point]) -> Iterator[tuple[Point, str | None]]:
@@ -106,4 +107,5 @@ class Budget:
             obstacle, start = self.obstacle(job.cost), self.gone
             yield job, obstacle
             if obstacle is None:
-                self._rate = max(self._rate, (self.gone - start) / job.cost)
+                self._taken += self.gone - start
+                self._cost += job.cost

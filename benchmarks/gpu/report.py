@@ -35,20 +35,19 @@ def section(result: dict) -> str:
 
 
 def preamble(result: dict) -> str:
-    machine, plan, ceilings = result["hardware"], result["plan"], result["ceilings"]
+    machine, plan, ceilings = result["hardware"], result["plan"], result.get("ceilings", {})
     driver = machine.get("state", {}).get("driver_version", "unknown")
     steps = sorted({point["steps"] for point in result["points"]})
     skipped = sum("skipped" in point for point in result["points"])
     rates = ", ".join(
-        f"{dtype} products at {digits(ceilings[f'product_{dtype}_tflops'])} TFLOP/s"
+        f"{dtype} products at {digits(ceilings.get(f'product_{dtype}_tflops'))} TFLOP/s"
         for dtype in ("bfloat16", "float32")
-        if ceilings.get(f"product_{dtype}_tflops")
     )
     return (
         f"Measured on {result['date'][:10]} with `python -m benchmarks.gpu`: {machine['gpu']}, driver {driver}, "
         f"torch {machine['torch']}, cuDNN {machine.get('cudnn')}, fused_rnn {machine['fused_rnn']}. "
-        f"The same run measured {rates}, copies at {digits(ceilings['copy_tb_per_s'])} TB/s and "
-        f"{digits(ceilings['launch_us'])} µs per launch. T={', '.join(map(str, steps))}, I=H; the input product is "
+        f"The same run measured {rates}, copies at {digits(ceilings.get('copy_tb_per_s'))} TB/s and "
+        f"{digits(ceilings.get('launch_us'))} µs per launch. T={', '.join(map(str, steps))}, I=H; the input product is "
         f"included; {plan['clock']}, medians of up to {plan['rounds']} interleaved rounds; {plan['cold']}; TF32 off. "
         f"Points skipped for lack of time: {skipped}. "
         "Entries: fused / torch.nn / eager loop (times faster, or smaller, than each)."

@@ -21,7 +21,7 @@ MEASUREMENTS = {
         "what the counter must beat; a counter that loses to it is badly placed or badly polled",
     ),
     "cluster_barrier": (
-        "a meeting of a cluster in hardware that orders memory, in µs, one cluster alone and as many as fit",
+        "a meeting of a cluster in hardware that orders memory, in µs, of one cluster alone or everywhere at once",
         "the floor of a phase within a cluster: if it is far under the counter's, small teams belong in clusters",
     ),
     "cluster_barrier_relaxed": (
@@ -48,6 +48,10 @@ MEASUREMENTS = {
     "tile_exchange": (
         "a state of so many bytes stored in shares, a meeting, and the whole of it loaded by every block, in µs",
         "a step without its product: sets the batch tile, and what is gained by exchanging 16-bit states",
+    ),
+    "cluster_exchange": (
+        "a state of so many bytes pushed in shares into every block of a cluster, and read there, in µs",
+        "the same within a cluster and without a meeting: up to which state clusters beat the second-level cache",
     ),
     "shared_scan": (
         "bytes of shared memory that a multiprocessor reads in a clock",

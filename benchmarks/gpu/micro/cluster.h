@@ -103,4 +103,43 @@ __global__ void push_in_cluster(const Push q) {
 #endif
 }
 
+// The exchange of a state within a cluster without a meeting: each block pushes its share of a tile into the shared
+// memory of all blocks, itself included, and waits until its own tile is whole. Two tiles take turns. A block pushes
+// into a tile again only when the round between has reached it from all others, and they push that one after reading
+// this.
+struct ClusterExchange {
+  int rounds;
+  int words;  // of a tile, a multiple of the cluster's size: who pushes nothing tells nobody that it has read
+  unsigned* failed;
+  unsigned* sums;  // [blocks, threads] as in TileExchange
+};
+
+__global__ void __launch_bounds__(threads, 1) exchange_in_cluster(const ClusterExchange q) {
+#if __CUDA_ARCH__ >= 900
+  FUSED_RNN_DYNAMIC_SHARED(shared);  // [2, words], then the barriers of both tiles
+  auto* const tiles = reinterpret_cast<TileExchange::Word*>(shared);
+  const unsigned address = shared_address(tiles), barriers = address + 2 * sizeof(*tiles) * q.words;
+  const Share own = share_of(q.words, cluster_rank(), cluster_size());
+  if (threadIdx.x < 2) mbarrier_init(barriers + 8 * threadIdx.x);
+  cluster_meet();
+  unsigned sum = 0;
+  bool arrived = true;
+  for (int round = 1; round <= q.rounds && arrived; ++round) {
+    const unsigned first = round % 2 * q.words, barrier = barriers + 8 * (round % 2);
+    if (threadIdx.x == 0) mbarrier_expect(barrier, sizeof(*tiles) * q.words);
+    for (int i = threadIdx.x; i < own.count * static_cast<int>(cluster_size()); i += blockDim.x) {
+      const unsigned rank = i / own.count, word = own.first + i % own.count;
+      const auto value = __builtin_bit_cast(Message, tile_word(round, word));
+      push_message(address_in_block(address + sizeof(*tiles) * (first + word), rank), address_in_block(barrier, rank),
+                   value);
+    }
+    arrived = wait_for_phase<false>(barrier, (round - 1) / 2 % 2, q.failed);
+    for (int i = threadIdx.x; i < q.words; i += blockDim.x) sum ^= joined(tiles[first + i]);
+    arrived = __syncthreads_and(arrived);  // all have read before any pushes what lets others write here again
+  }
+  q.sums[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+  cluster_meet();
+#endif
+}
+
 }  // namespace fused_rnn::cuda

@@ -119,11 +119,21 @@ struct TileExchange {
 
 HOST_DEVICE unsigned tile_value(unsigned round, unsigned word) { return round * 2654435761u ^ word * 40503u; }
 
+// The four parts of a word of the tile; together they make 4 * tile_value.
+FUSED_RNN_DEVICE TileExchange::Word tile_word(unsigned round, unsigned word) {
+  const unsigned v = tile_value(round, word);
+  return {{v, v + 1, v + 2, 4 * v ^ v ^ (v + 1) ^ (v + 2)}};
+}
+
+FUSED_RNN_DEVICE unsigned joined(const TileExchange::Word& word) {
+  return word.values[0] ^ word.values[1] ^ word.values[2] ^ word.values[3];
+}
+
 // What all `sums` of a block make together.
-inline unsigned expected_sum(const TileExchange& q) {
+inline unsigned expected_sum(int rounds, int words) {
   unsigned sum = 0;
-  for (int round = 1; round <= q.rounds; ++round)
-    for (int word = 0; word < q.words; ++word) sum ^= tile_value(round, word) * 4u;
+  for (int round = 1; round <= rounds; ++round)
+    for (int word = 0; word < words; ++word) sum ^= 4 * tile_value(round, word);
   return sum;
 }
 
@@ -133,16 +143,10 @@ FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_tile(const TileExchange 
   unsigned sum = 0;
   for (int round = 1; round <= q.rounds; ++round) {
     TileExchange::Word* const tile = q.tiles + round % 2 * q.words;
-    for (int i = threadIdx.x; i < own.count; i += blockDim.x) {
-      const unsigned value = tile_value(round, own.first + i);
-      store_l2(tile + own.first + i,
-               TileExchange::Word{{value, value + 1, value + 2, value * 4 ^ value ^ (value + 1) ^ (value + 2)}});
-    }
+    for (int i = own.first + threadIdx.x; i < own.first + own.count; i += blockDim.x)
+      store_l2(tile + i, tile_word(round, i));
     if (!team.meet()) return;
-    for (int i = threadIdx.x; i < q.words; i += blockDim.x) {
-      const TileExchange::Word word = load_l2(tile + i);
-      sum ^= word.values[0] ^ word.values[1] ^ word.values[2] ^ word.values[3];
-    }
+    for (int i = threadIdx.x; i < q.words; i += blockDim.x) sum ^= joined(load_l2(tile + i));
   }
   q.sums[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }

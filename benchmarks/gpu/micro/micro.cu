@@ -270,6 +270,14 @@ void message_latency(const std::string& name, void (*kernel)(PingPong)) {
 void tagged_message(const std::string& name) { message_latency(name, exchange_tagged); }
 void flagged_message(const std::string& name) { message_latency(name, exchange_flagged); }
 
+void judge_sums(const std::vector<unsigned>& sums, unsigned blocks, unsigned expected) {
+  for (unsigned block = 0; block < blocks; ++block) {
+    unsigned sum = 0;
+    for (int i = 0; i < threads; ++i) sum ^= sums[block * threads + i];
+    expect(sum == expected, "block " + std::to_string(block) + " loaded another tile than was stored");
+  }
+}
+
 std::vector<double> measure_tile(unsigned blocks, int bytes) {
   const int words = bytes / 16;
   Array<TileExchange::Word> tiles(2 * words);
@@ -281,13 +289,7 @@ std::vector<double> measure_tile(unsigned blocks, int bytes) {
     launch_grid(exchange_tile, blocks, threads, q);
   });
   expect(failed.read()[0] == 0, "a block did not come in time");
-  const auto seen = sums.read();
-  const unsigned expected = expected_sum(q);
-  for (unsigned block = 0; block < blocks; ++block) {
-    unsigned sum = 0;
-    for (int i = 0; i < threads; ++i) sum ^= seen[block * threads + i];
-    expect(sum == expected, "block " + std::to_string(block) + " loaded another tile than was stored");
-  }
+  judge_sums(sums.read(), blocks, expected_sum(q.rounds, words));
   return values;
 }
 
@@ -317,9 +319,9 @@ void for_cluster_sizes(const std::function<void(unsigned)>& measure) {
 void cluster_barrier(const std::string& name, bool relaxed) {
   const auto all = static_cast<unsigned>(device.multiProcessorCount);
   for_cluster_sizes([&](unsigned size) {
-    for (const unsigned clusters : {1u, all / size})
-      attempt(name, {{"cluster", size}, {"clusters", clusters}}, "us",
-              [&] { return measure_cluster_meetings(relaxed, size, clusters); });
+    for (const bool everywhere : {false, true})
+      attempt(name, {{"cluster", size}, {"everywhere", everywhere}}, "us",
+              [&] { return measure_cluster_meetings(relaxed, size, everywhere ? all / size : 1); });
   });
 }
 
@@ -365,6 +367,30 @@ std::vector<double> measure_push(bool cluster_scope) {
 void cluster_push(const std::string& name) {
   for (const bool cluster_scope : {false, true})
     attempt(name, {{"cluster_scope", cluster_scope}}, "us", [&] { return measure_push(cluster_scope); });
+}
+
+std::vector<double> measure_cluster_exchange(unsigned size, int bytes) {
+  const int words = bytes / 16;
+  const size_t shared_bytes = 2 * bytes + 2 * sizeof(uint64_t);
+  Array<unsigned> failed(1), sums(size * threads);
+  CHECK(cudaFuncSetAttribute(exchange_in_cluster, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)));
+  int last = 0;
+  const auto values = us_per_round(2000, [&](int rounds) {
+    last = rounds;
+    launch_clusters(exchange_in_cluster, {size, 1, threads, shared_bytes},
+                    ClusterExchange{rounds, words, failed.data(), sums.data()});
+  });
+  expect(failed.read()[0] == 0, "a tile was not whole in time");
+  judge_sums(sums.read(), size, expected_sum(last, words));
+  return values;
+}
+
+void cluster_exchange(const std::string& name) {
+  for_cluster_sizes([&](unsigned size) {
+    for (const int bytes : {2 << 10, 8 << 10, 32 << 10})
+      attempt(name, {{"cluster", size}, {"bytes", bytes}}, "us", [&] { return measure_cluster_exchange(size, bytes); });
+  });
 }
 
 // One multiprocessor --------------------------------------------------------------------------------------------------
@@ -465,6 +491,7 @@ const Measurement measurements[] = {
     {"cluster_push", cluster_push, true},
     {"cluster_load", cluster_load, true},
     {"tile_exchange", tile_exchange, false},
+    {"cluster_exchange", cluster_exchange, true},
     {"shared_scan", shared_scan, false},
     {"matrix_latency", matrix_latency, false},
     {"matrix_rate", matrix_rate, false},
@@ -474,14 +501,15 @@ const Measurement measurements[] = {
 };
 
 void print_device() {
-  int driver = 0, runtime = 0;
+  int driver = 0, runtime = 0, clock = 0;
   CHECK(cudaDriverGetVersion(&driver));
   CHECK(cudaRuntimeGetVersion(&runtime));
+  CHECK(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0));
   std::printf(
       "{\"device\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"shared_bytes\": %d, "
-      "\"cache_bytes\": %d, \"cuda_driver\": %d, \"cuda_runtime\": %d}\n",
-      device.name, device.major, device.minor, device.multiProcessorCount, shared_limit(), device.l2CacheSize, driver,
-      runtime);
+      "\"cache_bytes\": %d, \"clock_khz\": %d, \"cuda_driver\": %d, \"cuda_runtime\": %d}\n",
+      device.name, device.major, device.minor, device.multiProcessorCount, shared_limit(), device.l2CacheSize, clock,
+      driver, runtime);
   std::fflush(stdout);
 }
 

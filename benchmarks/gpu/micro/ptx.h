@@ -104,7 +104,7 @@ FUSED_RNN_DEVICE void cluster_meet() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// They meet, and that orders nothing.
+// They meet without publishing what they wrote.
 FUSED_RNN_DEVICE void cluster_meet_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
