@@ -69,12 +69,16 @@ MEASUREMENTS = {
         "bytes that ldmatrix brings a multiprocessor in a clock, by warps",
         "whether operands from shared memory can keep up with the matrix instructions",
     ),
+    "matrix_shared_rate": (
+        "mma.m16n8k16 in a clock where every two need an ldmatrix, weights in registers, by warps",
+        "what the bfloat16 product of the recurrent kernels can reach: far under matrix_rate, a load must feed more",
+    ),
     "multiply_add_rate": (
         "multiply-adds of a multiprocessor in a clock, operands in registers",
         "the floor of a product in float32",
     ),
     "multiply_add_shared_rate": (
-        "the same for a column of weights and eight rows of states in shared memory, states read singly or together",
-        "what the present product of the recurrent kernels can reach, and what a better layout of the states gives",
+        "the same with the states of eight sequences from shared memory, by outputs that a lane has weights for",
+        "what the float32 product of the recurrent kernels can reach (two outputs), and what more outputs would give",
     ),
 }

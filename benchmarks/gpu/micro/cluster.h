@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(threads, 1) exchange_in_cluster(const ClusterE
   FUSED_RNN_DYNAMIC_SHARED(shared);  // [2, words], then the barriers of both tiles
   auto* const tiles = reinterpret_cast<TileExchange::Word*>(shared);
   const unsigned address = shared_address(tiles), barriers = address + 2 * sizeof(*tiles) * q.words;
-  const Share own = share_of(q.words, cluster_rank(), cluster_size());
+  const Part own = part_of(q.words, cluster_rank(), cluster_size());
   if (threadIdx.x < 2) mbarrier_init(barriers + 8 * threadIdx.x);
   cluster_meet();
   unsigned sum = 0;

@@ -4,10 +4,48 @@
 // Every kernel counts in `wrong` what it found to be other than it should be, and gives up where it waits in vain.
 #pragma once
 
-#include "../../../csrc/cuda/product.h"
+#include "../../../csrc/cells/math.h"
 #include "ptx.h"
 
 namespace fused_rnn::cuda {
+
+#ifndef FUSED_RNN_THREADS
+#  define FUSED_RNN_THREADS 256
+#endif
+constexpr int threads = FUSED_RNN_THREADS;  // of a block, as in the recurrent kernels
+
+// The meeting of the recurrent kernels' blocks, at a counter that only grows: what any block stored before is visible
+// to all afterwards. False if a block did not come in time.
+class CounterMeeting {
+ public:
+  FUSED_RNN_DEVICE CounterMeeting(unsigned* arrivals, unsigned* failed) : arrivals_(arrivals), failed_(failed) {}
+
+  FUSED_RNN_DEVICE bool meet() {
+    __syncthreads();
+    bool arrived = true;
+    target_ += gridDim.x;
+    if (threadIdx.x == 0) {
+      add_release(arrivals_, 1);
+      arrived = wait_for(arrivals_, target_, failed_);
+    }
+    return __syncthreads_and(arrived);
+  }
+
+ private:
+  unsigned* arrivals_;
+  unsigned* failed_;
+  unsigned target_ = 0;
+};
+
+// The part of a block in `total` things.
+struct Part {
+  int first, count;
+};
+
+FUSED_RNN_DEVICE Part part_of(int total, int block, int blocks) {
+  const int each = (total + blocks - 1) / blocks, first = block * each;
+  return {first, first >= total ? 0 : total - first < each ? total - first : each};
+}
 
 // What meetings are measured with. In checked runs each block also passes a number on to the next, in two places that
 // take turns, and looks whether it came; the timed runs do nothing but meet.
@@ -33,9 +71,8 @@ FUSED_RNN_DEVICE void meet_often(const Meetings& q, const F& meet) {
   }
 }
 
-// The meeting of the recurrent kernels.
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) meet_at_counter(const Meetings q) {
-  Team team(q.arrivals, q.failed, gridDim.x);
+  CounterMeeting team(q.arrivals, q.failed);
   meet_often(q, [&](int) { return team.meet(); });
 }
 
@@ -138,8 +175,8 @@ inline unsigned expected_sum(int rounds, int words) {
 }
 
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_tile(const TileExchange q) {
-  Team team(q.arrivals, q.failed, gridDim.x);
-  const Share own = share_of(q.words, blockIdx.x, gridDim.x);
+  CounterMeeting team(q.arrivals, q.failed);
+  const Part own = part_of(q.words, blockIdx.x, gridDim.x);
   unsigned sum = 0;
   for (int round = 1; round <= q.rounds; ++round) {
     TileExchange::Word* const tile = q.tiles + round % 2 * q.words;

@@ -460,18 +460,33 @@ void multiply_add_rate(const std::string& name) {
     });
 }
 
+template <int outputs>
 void multiply_add_shared_rate(const std::string& name) {
-  constexpr int count = 64;
-  for (const bool together : {false, true})
-    for (const int block_threads : {128, 256, 512})
-      attempt(name, {{"threads", block_threads}, {"together", together}}, "multiply-adds/clock", [&] {
-        const int bytes = 4 * product_depth * (8 + block_threads);
-        const auto kernel = together ? multiply_add_shared<true> : multiply_add_shared<false>;
-        CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-        return measure_work(count, bytes, block_threads, double{8} * count * product_depth * block_threads,
-                            8 * count * product_depth,
-                            [&](const Work& w) { kernel<<<device.multiProcessorCount, block_threads, bytes>>>(w); });
+  constexpr int count = 64, bytes = 128 * product_steps;
+  for (const int block_threads : {128, 256, 512})
+    attempt(name, {{"threads", block_threads}, {"outputs", outputs}}, "multiply-adds/clock", [&] {
+      constexpr int sums = 8 * outputs * count * product_steps;
+      return measure_work(count, bytes, block_threads, double{sums} * block_threads, sums, [&](const Work& w) {
+        multiply_add_shared<outputs>
+            <<<device.multiProcessorCount, block_threads, bytes>>>(w, float4{1.0f, 1.0f, 1.0f, 1.0f});
       });
+    });
+}
+
+void multiply_add_shared_rates(const std::string& name) {
+  multiply_add_shared_rate<1>(name);
+  multiply_add_shared_rate<2>(name);
+  multiply_add_shared_rate<4>(name);
+}
+
+void matrix_shared_rate(const std::string& name) {
+  constexpr int count = 64, bytes = 8 * 2 * (32 * product_steps + 8), sums = 2 * count * product_steps;
+  for (const int warps : {1, 2, 4, 8, 16})
+    attempt(name, {{"warps", warps}}, "instructions/clock", [&] {
+      return measure_work(count, bytes, 32 * warps, double{sums} * warps, 16 * sums, [&](const Work& w) {
+        multiply_matrices_shared<<<device.multiProcessorCount, 32 * warps, bytes>>>(w);
+      });
+    });
 }
 
 struct Measurement {
@@ -496,8 +511,9 @@ const Measurement measurements[] = {
     {"matrix_latency", matrix_latency, false},
     {"matrix_rate", matrix_rate, false},
     {"matrix_load", matrix_load, false},
+    {"matrix_shared_rate", matrix_shared_rate, false},
     {"multiply_add_rate", multiply_add_rate, false},
-    {"multiply_add_shared_rate", multiply_add_shared_rate, false},
+    {"multiply_add_shared_rate", multiply_add_shared_rates, false},
 };
 
 void print_device() {

@@ -102,42 +102,63 @@ __global__ void multiply_add(const Work w, float one) {
   });
 }
 
-constexpr int product_depth = 64;
+constexpr int product_steps = 64;
 
-// The product of the recurrent kernels: a thread multiplies its column of weights with eight rows of states, all from
-// shared memory. States lie one row after another and are read one by one, or the eight of a depth lie together and
-// are read in two accesses. Result: all eight sums added up; all operands are 1.
-template <bool together>
-__global__ void multiply_add_shared(const Work w) {
-  FUSED_RNN_DYNAMIC_SHARED(shared);
-  const unsigned columns = blockDim.x, values = product_depth * (8 + columns);
-  for (unsigned i = threadIdx.x; i < values; i += blockDim.x) reinterpret_cast<float*>(shared)[i] = 1;
-  const unsigned states = shared_address(shared);
-  const unsigned weights = states + 4 * (8 * product_depth + threadIdx.x);
+// The float32 product of the recurrent kernels: weights of `outputs` outputs in registers, states of eight sequences
+// from shared memory, where each quarter of the warp reads a step of the depth of its own. Result: all sums added up;
+// all operands are 1, but the compiler does not know that.
+template <int outputs>
+__global__ void multiply_add_shared(const Work w, float4 ones) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);  // [steps, quarters, 8 sequences]
+  for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<float*>(shared)[i] = ones.x;
+  const unsigned states = shared_address(shared) + 32 * (threadIdx.x % 32 / 8);
+  const float weights[4] = {ones.x, ones.y, ones.z, ones.w};
   time_block(w, [&] {
-    float sum[8] = {};
+    float sum[outputs][8] = {};
     for (int i = 0; i < w.count; ++i) {
 #pragma unroll 8
-      for (int k = 0; k < product_depth; ++k) {
-        float state[8];
-        if constexpr (together) {
-          const uint4 low = load_shared_words(states + 32 * k), high = load_shared_words(states + 32 * k + 16);
-          const unsigned bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      for (int k = 0; k < product_steps; ++k) {
+        const uint4 low = load_shared_words(states + 128 * k), high = load_shared_words(states + 128 * k + 16);
+        const unsigned state[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-          for (int r = 0; r < 8; ++r) state[r] = __uint_as_float(bits[r]);
-        } else {
+        for (int o = 0; o < outputs; ++o) {
 #pragma unroll
-          for (int r = 0; r < 8; ++r) state[r] = load_shared_float(states + 4 * (r * product_depth + k));
+          for (int r = 0; r < 8; ++r) sum[o][r] += weights[o] * __uint_as_float(state[r]);
         }
-        const float weight = load_shared_float(weights + 4 * k * columns);
-#pragma unroll
-        for (int r = 0; r < 8; ++r) sum[r] += state[r] * weight;
       }
     }
     float total = 0;
 #pragma unroll
-    for (int r = 0; r < 8; ++r) total += sum[r];
+    for (int o = 0; o < outputs; ++o) {
+#pragma unroll
+      for (int r = 0; r < 8; ++r) total += sum[o][r];
+    }
     return static_cast<unsigned>(total);
+  });
+}
+
+// The bfloat16 product of the recurrent kernels: weights in registers, states of eight sequences from shared memory,
+// two matrix instructions for every load. Result: one of the sums of both chains, added up; all operands are 1.
+__global__ void multiply_matrices_shared(const Work w) {
+  constexpr uint32_t ones = 0x3f803f80;                 // two bfloat16
+  constexpr int stride = 2 * (32 * product_steps + 8);  // bytes of a sequence's states
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<uint32_t*>(shared)[i] = ones;
+  const uint32_t a[4] = {ones, ones, ones, ones};
+  const unsigned lane = threadIdx.x % 32;
+  const unsigned char* const row = shared + lane % 8 * stride + lane / 8 * 16;
+  time_block(w, [&] {
+    float sum[2][4] = {};
+    for (int i = 0; i < w.count; ++i) {
+#pragma unroll 8
+      for (int k = 0; k < product_steps; ++k) {
+        uint32_t b[4];
+        load_matrices(b, row + 64 * k);
+        mma_m16n8k16<BFloat16>(sum[0], a, {b[0], b[1]});
+        mma_m16n8k16<BFloat16>(sum[1], a, {b[2], b[3]});
+      }
+    }
+    return static_cast<unsigned>(sum[0][0] + sum[1][0]);
   });
 }
 
