@@ -11,9 +11,9 @@ from benchmarks import common, report
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import candidates, machine, points
 from benchmarks.gpu import report as gpu_report
-from benchmarks.gpu.candidates import FUSED_FACTOR, Compiled, Ready, Way, ways
+from benchmarks.gpu.candidates import FUSED_FACTOR, MODES, Compiled, Ready, Way, ways
 from benchmarks.gpu.clock import HostClock
-from benchmarks.gpu.measure import MODES, Plan, measure_point, ratios, saved_bytes
+from benchmarks.gpu.measure import Plan, measure_point, ratios, saved_bytes
 from benchmarks.gpu.points import Budget, Point, chosen_points
 from benchmarks.speed.cases import CELLS, Candidate
 
@@ -85,11 +85,12 @@ def test_a_budget_skips_what_does_not_fit_and_says_so():
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_candidate_is_right_and_timed(cell, dtype):
     point = replace(POINT, cell=cell, dtype=dtype)
-    record = measure_point(point, ways(point, CPU, RIVALS), HostClock(), PLAN, left=100)
-    library = ["torch"] if cell in ("rnn", "lstm", "gru", "gru_reset_after") else []
-    expected = [*candidates.backends_for(CPU, getattr(torch, dtype)), *library, "eager"]
-    for mode in MODES:
-        assert [time["candidate"] for time in record["times"] if time["mode"] == mode] == expected
+    record = measure_point(point, ways(point, CPU, ["recompute", *RIVALS]), HostClock(), PLAN, left=100)
+    fused = candidates.backends_for(CPU, getattr(torch, dtype))
+    rivals = ["torch", "eager"] if cell in ("rnn", "lstm", "gru", "gru_reset_after") else ["eager"]
+    measured = {mode: [time["candidate"] for time in record["times"] if time["mode"] == mode] for mode in MODES}
+    assert measured["forward"] == [*fused, *rivals]
+    assert measured["training"] == [*(name + way for name in fused for way in ("", "-recompute")), *rivals]
     for timed in record["times"]:
         assert timed["us_per_step"] > 0, timed
         assert timed["rounds"] == PLAN.rounds

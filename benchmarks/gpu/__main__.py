@@ -9,6 +9,7 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,23 +34,29 @@ NOT_REACHED = "the run ended before it"
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"of {', '.join(DTYPES)}")
-    parser.add_argument("--hidden", nargs="+", type=common.positive, metavar="H", help=f"such as {numbers(HIDDEN)}")
-    parser.add_argument("--batch", nargs="+", type=common.positive, metavar="B", help=f"such as {numbers(BATCHES)}")
+    parser.add_argument(
+        "--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {listed(CELLS)}; all if left out"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"of {listed(DTYPES)}")
+    parser.add_argument("--hidden", nargs="+", type=common.positive, metavar="H", help=f"such as {listed(HIDDEN)}")
+    parser.add_argument("--batch", nargs="+", type=common.positive, metavar="B", help=f"such as {listed(BATCHES)}")
     parser.add_argument("--steps", type=common.positive, default=STEPS, metavar="T", help="time steps")
-    parser.add_argument("--candidates", nargs="+", choices=OPTIONAL, default=OPTIONAL, help="rivals of fused backends")
+    beside = f"what is timed beside fused backends, of {listed(OPTIONAL)}; all if left out"
+    parser.add_argument("--candidates", nargs="+", choices=OPTIONAL, metavar="NAME", help=beside)
     parser.add_argument("--minutes", type=common.positive_number, default=9.0, help="time for the whole run")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu, by the host's clock")
     parser.add_argument("--tiny", action="store_true", help="smoke run: two tiny points, 2 rounds")
     parser.add_argument("--list", action="store_true", help="show the points in their order, and measure nothing")
     parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
-    parser.epilog = "Without --dtypes, --hidden and --batch a subset of all combinations is measured: see --list."
+    parser.epilog = (
+        "Where --dtypes, --hidden or --batch is given, every combination is measured, the others taking all values "
+        "named above; without them a subset of all combinations: see --list."
+    )
     return parser.parse_args(arguments)
 
 
-def numbers(values: tuple[int, ...]) -> str:
-    return " ".join(map(str, values))
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def points_from(options: argparse.Namespace) -> list[Point]:
@@ -70,8 +77,8 @@ def open_device(name: str) -> torch.device:
 
 def output_path(options: argparse.Namespace, device: torch.device) -> Path:
     """Only the default subset, on a GPU, belongs with the results that the report reads."""
-    selected = (options.cells, options.dtypes, options.hidden, options.batch)
-    whole = not any(selected) and options.steps == STEPS and options.candidates == OPTIONAL and not options.tiny
+    selected = (options.cells, options.dtypes, options.hidden, options.batch, options.candidates, options.tiny)
+    whole = not any(selected) and options.steps == STEPS
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return options.out or (RESULTS if whole and device.type == "cuda" else ROOT / "runs") / f"gpu-{slug}.json"
@@ -100,11 +107,12 @@ class Run:
     def measure(self, budget: Budget) -> None:
         self.write()
         self.result["ceilings"] = machine.ceilings(self.clock, small=self.clock.device.type == "cpu")
-        rivals = [name for name in self.options.candidates if name != "compiled"]
+        wanted = self.options.candidates or OPTIONAL
+        rivals = [name for name in wanted if name != "compiled"]
         for point, obstacle in budget.spend(list(self.records)):
             self.records[point] = self.measure_one(point, obstacle, rivals, budget)
             self.write()
-        if "compiled" in self.options.candidates:
+        if "compiled" in wanted:
             self.measure_compiled(budget)
         self.result |= {"finished": True, "seconds": round(budget.gone, 1), "state": machine.state(self.clock.device)}
         self.write()

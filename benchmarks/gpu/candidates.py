@@ -1,7 +1,8 @@
 """The ways to run a cell that are compared, and each made ready to be called on several sets of operands.
 
-Fused backends; torch.nn, which is cuDNN on a GPU (torch.nn.GRU also beside the reset-before GRU, whose equation it
-lacks); the hand-written loop as it is, replayed as a CUDA graph, and compiled whole by torch.compile.
+Fused backends, also with recompute=True, which saves memory in training; torch.nn, which is cuDNN on a GPU
+(torch.nn.GRU also beside the reset-before GRU, whose equation it lacks); the hand-written loop as it is, replayed as a
+CUDA graph, and compiled whole by torch.compile.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +23,18 @@ Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
 FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
 GRAPHED_UP_TO = 1024 * 64  # H * B: beyond, the launches that a graph saves are not what takes the time
 COMPILER = "inductor"
-OPTIONAL = ("torch", "eager", "graphed", "compiled")
+MODES = ("forward", "training")
+OPTIONAL = ("recompute", "torch", "eager", "graphed", "compiled")
 
 
 @dataclass(frozen=True)
 class Way:
-    """A candidate, how far it may be off, and what is done to its module."""
+    """A candidate, how far it may be off, what is done to its module, and in which modes it is measured."""
 
     candidate: Candidate
     factor: float
     ready: Callable[[nn.Module, Case, Sequence[Operands]], "Ready"]
+    modes: tuple[str, ...] = MODES
 
     @property
     def name(self) -> str:
@@ -103,11 +106,15 @@ def backends_for(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def ways(point: Point, device: torch.device, wanted: Sequence[str] = OPTIONAL) -> list[Way]:
-    """Fused backends first, then of the rivals in ``wanted`` those that exist for the point."""
+    """Fused backends first, then rivals; of ``OPTIONAL`` those that are wanted and exist for the point."""
     found = []
     for backend in backends_for(device, getattr(torch, point.dtype)):
         candidate = replace(fused(point.cell, backend), name=backend, title=f"fused_rnn, {backend}")
         found.append(Way(candidate, FUSED_FACTOR, Ready))
+        if "recompute" in wanted:
+            saving = partial(candidate.build, recompute=True)
+            candidate = Candidate(f"{backend}-recompute", f"{candidate.title}, recompute", point.cell, saving)
+            found.append(Way(candidate, FUSED_FACTOR, Ready, modes=("training",)))
     loop = eager(point.cell)
     rivals = [Way(rival, RIVAL_FACTOR, Ready) for rival in RIVALS[point.cell] if rival.name == "torch"]
     rivals.append(Way(loop, RIVAL_FACTOR, Ready))

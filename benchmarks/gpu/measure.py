@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from benchmarks.speed.cases import Case, random_operands
 from benchmarks.speed.timing import summary
 
-from .candidates import Graphed, Operands, Ready, Way, build
+from .candidates import MODES, Graphed, Operands, Ready, Way, build
 from .check import Judge, judges
 from .clock import HostClock, Reading
 from .points import Point
-
-MODES = ("forward", "training")
 
 
 class DeviceLostError(Exception):
@@ -91,6 +89,8 @@ def measure_mode(bench: Bench, mode: str, ways: Sequence[Way], left: float) -> l
     entries = []
     limit = min(bench.plan.patience, max(left, 10.0))
     for way in ways:
+        if mode not in way.modes:
+            continue
         entry = Entry(way, {"mode": mode, "candidate": way.name, "title": way.candidate.title})
         entries.append(entry)
         with recorded(entry, bench.clock), time_limit(limit):
