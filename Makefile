@@ -7,7 +7,7 @@ TORCH ?= 2.13.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
-TEST_CPP := $(shell find tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench lint format clean
 .DEFAULT_GOAL := help

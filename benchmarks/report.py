@@ -1,7 +1,8 @@
-"""``python -m benchmarks.report``: write the results of ``benchmarks.speed`` into README.md, between two markers.
+"""``python -m benchmarks.report``: write the results of ``benchmarks.speed`` and ``benchmarks.gpu`` into README.md.
 
-Every number, name and date in that block comes from the files in benchmarks/results/; a test checks that the
-block is the one these files give. Entries read *ours / theirs = ratio*, more than 1 being in our favour.
+Each has a block between two markers. Every number, name and date there comes from the files in benchmarks/results/; a
+test checks that the blocks are those that these files give. Entries of the CPU's tables read *ours / theirs = ratio*,
+more than 1 being in our favour; the GPU's are made in ``benchmarks.gpu.report``.
 """
 
 import json
@@ -9,11 +10,14 @@ import re
 from pathlib import Path
 
 from benchmarks import common
+from benchmarks.gpu import report as gpu
+from benchmarks.gpu.report import digits
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.cases import CELLS, Shape
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu-benchmarks:begin -->", "<!-- gpu-benchmarks:end -->"
 
 HEADINGS = {
     "training": "Training step (forward and backward), ms",
@@ -26,14 +30,19 @@ MALLOC = {
 }
 
 
-def load_results(folder: Path = RESULTS) -> list[dict]:
-    """Every file of results there, in a fixed order: none if nothing has been measured yet."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("speed-*.json"), reverse=True)]
+def load_results(folder: Path = RESULTS, kind: str = "speed") -> list[dict]:
+    """Every file of results of a kind, speed or gpu, in a fixed order: none if nothing has been measured yet."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}-*.json"), reverse=True)]
 
 
 def block(results: list[dict]) -> str:
-    """What stands between the markers."""
+    """The CPU's block, with its markers."""
     return "\n\n".join([BEGIN, *(section(result) for result in results), END])
+
+
+def gpu_block(results: list[dict]) -> str:
+    """The GPU's block, with its markers."""
+    return "\n\n".join([GPU_BEGIN, gpu.block(results), GPU_END])
 
 
 def section(result: dict) -> str:
@@ -92,17 +101,15 @@ def entry(ours: dict | None, theirs: dict | None) -> str:
     return f"{digits(mine)} / {digits(other)} = {ratio}"
 
 
-def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def insert(readme: str, results: list[dict]) -> str:
-    """The README with its block replaced; raises InputError if the markers are not there once, in order."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(readme)) != 1 or readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise common.InputError(f"the README must have the line {BEGIN} once, and after it {END} once")
-    return pattern.sub(lambda _: block(results), readme)
+def insert(readme: str, results: list[dict], gpu_results: list[dict]) -> str:
+    """The README with its blocks replaced; raises InputError if their markers are not there once, in order."""
+    blocks = {(BEGIN, END): block(results), (GPU_BEGIN, GPU_END): gpu_block(gpu_results)}
+    for (begin, end), text in blocks.items():
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(pattern.findall(readme)) != 1 or readme.count(begin) != 1 or readme.count(end) != 1:
+            raise common.InputError(f"the README must have the line {begin} once, and after it {end} once")
+        readme = pattern.sub(lambda _, text=text: text, readme)
+    return readme
 
 
 def main(readme: Path = README, folder: Path = RESULTS) -> None:
@@ -111,10 +118,11 @@ def main(readme: Path = README, folder: Path = RESULTS) -> None:
         raise common.InputError(f"there are no results in {folder}: run 'python -m benchmarks.speed' first")
     if not readme.exists():
         raise common.InputError(f"there is no {readme} to write the tables into")
-    text = insert(readme.read_text(), results)
+    gpu_results = load_results(folder, "gpu")
+    text = insert(readme.read_text(), results, gpu_results)
     with common.replacing(readme) as partial_path:
         partial_path.write_text(text)
-    print(f"wrote the tables of {len(results)} result files into {readme}")
+    print(f"wrote the tables of {len(results) + len(gpu_results)} result files into {readme}")
 
 
 if __name__ == "__main__":

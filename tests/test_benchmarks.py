@@ -135,17 +135,18 @@ def test_the_report_says_wrong_where_a_candidate_was_wrong():
 
 def test_the_report_replaces_its_block_and_nothing_else(tmp_path):
     readme, folder = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
+    gpu_block = f"{report.GPU_BEGIN}\n\nNot yet run on a GPU.\n\n{report.GPU_END}"
+    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\n{report.GPU_BEGIN}{report.GPU_END}\nafter\n")
     common.write_json(folder / "speed-resident.json", example())
     for _ in range(2):  # a second run finds what the first one wrote
         report.main(readme, folder)
-        assert readme.read_text() == f"before\n{report.block([example()])}\nafter\n"
+        assert readme.read_text() == f"before\n{report.block([example()])}\n{gpu_block}\nafter\n"
 
 
 @pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}\n{report.BEGIN}", 2 * (report.BEGIN + report.END)])
 def test_the_report_refuses_a_readme_without_its_two_markers(text):
     with pytest.raises(common.InputError, match="README"):
-        report.insert(text, [example()])
+        report.insert(text, [example()], [])
 
 
 def test_the_report_asks_for_results_first(tmp_path):
@@ -156,4 +157,5 @@ def test_the_report_asks_for_results_first(tmp_path):
 @pytest.mark.skipif(not report.load_results(), reason="nothing has been measured yet: run 'make bench'")
 def test_the_readme_shows_the_results_that_are_there():
     readme = report.README.read_text()
-    assert report.insert(readme, report.load_results()) == readme, "run 'python -m benchmarks.report'"
+    expected = report.insert(readme, report.load_results(), report.load_results(kind="gpu"))
+    assert expected == readme, "run 'python -m benchmarks.report'"

@@ -66,7 +66,7 @@ def fused(cell: str, backend: str) -> Candidate:
 
 
 def eager(cell: str) -> Candidate:
-    return Candidate("eager", "eager loop", cell, partial(EagerLoop, cell))
+    return Candidate("eager", "eager loop", cell, partial(EagerLoop, "rnn_tanh" if cell == "rnn" else cell))
 
 
 TORCH_RNN = Candidate("torch", "torch.nn.RNN", "rnn", nn.RNN)
@@ -124,13 +124,28 @@ class Plan:
                     yield Case(cell, shape, mode)
 
 
-def make_step(module: nn.Module, case: Case) -> Callable[[], dict[str, Tensor]]:
-    """What is timed: a function that runs ``case`` once and returns by name all that it computed."""
-    shape, dtype = case.shape, next(module.parameters()).dtype
-    generator = torch.Generator().manual_seed(0)
-    input = torch.randn(shape.steps, shape.batch, shape.input_size, generator=generator).to(dtype)
-    d_output = torch.randn(shape.steps, shape.batch, shape.hidden_size, generator=generator).to(dtype)
-    differentiated = {"input": input.requires_grad_(case.mode == "training"), **dict(module.named_parameters())}
+def random_operands(
+    shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The input and the gradient of the output, the same for all that run ``shape``."""
+    generator = torch.Generator(device).manual_seed(seed)
+    sizes = shape.input_size, shape.hidden_size
+    input, d_output = (
+        torch.randn(shape.steps, shape.batch, size, generator=generator, device=device) for size in sizes
+    )
+    return input.to(dtype), d_output.to(dtype)
+
+
+def make_step(
+    module: nn.Module, case: Case, operands: tuple[Tensor, Tensor] | None = None
+) -> Callable[[], dict[str, Tensor]]:
+    """What is timed: a function that runs ``case`` once and returns by name all that it computed.
+
+    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU.
+    """
+    input, d_output = operands or random_operands(case.shape, next(module.parameters()).dtype)
+    input = input.detach().requires_grad_(case.mode == "training")
+    differentiated = {"input": input, **dict(module.named_parameters())}
     names, tensors = [f"gradient of {name}" for name in differentiated], list(differentiated.values())
 
     def forward() -> dict[str, Tensor]:

@@ -1,0 +1,192 @@
+"""``python -m benchmarks.gpu``: time fused cells, cuDNN and hand-written loops side by side on one GPU.
+
+The most telling points come first; those that do not fit --minutes are recorded as skipped. The file of results is
+rewritten after every point. The default subset goes to benchmarks/results/, where ``python -m benchmarks.report`` finds
+it; any other choice, and the CPU, to runs/. float32 means float32: TF32 is off throughout.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+from benchmarks.speed import RESULTS, ROOT
+from benchmarks.speed.cases import CELLS
+
+from . import machine
+from .candidates import OPTIONAL, ways
+from .clock import HostClock, clock_for
+from .measure import DeviceLostError, Plan, measure_point, message
+from .points import BATCHES, DTYPES, HIDDEN, MAIN_SIZES, STEPS, Budget, Point, chosen_points, tiny_points
+
+TINY = Plan(warm_up=1, rounds=2, least_rounds=2)
+COMPILED = (("lstm", "bfloat16"), ("multiplicative_lstm", "bfloat16"))  # compiling costs minutes: last, at one size
+COMPILED_COST = 20  # times the cost of a point without it
+NOT_REACHED = "the run ended before it"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = common.Parser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument(
+        "--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {listed(CELLS)}; all if left out"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=f"of {listed(DTYPES)}")
+    parser.add_argument("--hidden", nargs="+", type=common.positive, metavar="H", help=f"such as {listed(HIDDEN)}")
+    parser.add_argument("--batch", nargs="+", type=common.positive, metavar="B", help=f"such as {listed(BATCHES)}")
+    parser.add_argument("--steps", type=common.positive, default=STEPS, metavar="T", help="time steps")
+    beside = f"what is timed beside fused backends, of {listed(OPTIONAL)}; all if left out"
+    parser.add_argument("--candidates", nargs="+", choices=OPTIONAL, metavar="NAME", help=beside)
+    parser.add_argument("--minutes", type=common.positive_number, default=9.0, help="time for the whole run")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu, by the host's clock")
+    parser.add_argument("--tiny", action="store_true", help="smoke run: two tiny points, 2 rounds")
+    parser.add_argument("--list", action="store_true", help="show the points in their order, and measure nothing")
+    parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
+    parser.epilog = (
+        "Where --dtypes, --hidden or --batch is given, every combination is measured, the others taking all values "
+        "named above; without them a subset of all combinations: see --list."
+    )
+    return parser.parse_args(arguments)
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def points_from(options: argparse.Namespace) -> list[Point]:
+    if options.tiny:
+        return tiny_points()
+    return chosen_points(options.cells, options.dtypes, options.hidden, options.batch, options.steps)
+
+
+def open_device(name: str) -> torch.device:
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise common.InputError(f"--device {name} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise common.InputError(f"--device {name} is not there: {reason}; --device cpu --tiny runs anywhere") from None
+
+
+def output_path(options: argparse.Namespace, device: torch.device) -> Path:
+    """Only the default subset, on a GPU, belongs with the results that the report reads."""
+    selected = (options.cells, options.dtypes, options.hidden, options.batch, options.candidates, options.tiny)
+    whole = not any(selected) and options.steps == STEPS
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return options.out or (RESULTS if whole and device.type == "cuda" else ROOT / "runs") / f"gpu-{slug}.json"
+
+
+class Run:
+    """The file of results while it grows."""
+
+    def __init__(self, path: Path, points: list[Point], clock: HostClock, plan: Plan, options: argparse.Namespace):
+        self.path, self.clock, self.plan, self.options = path, clock, plan, options
+        self.records = {point: {**asdict(point), "skipped": NOT_REACHED} for point in points}
+        self.compiled: dict[Point, dict] = {}
+        self.result = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+            "finished": False,
+            "hardware": machine.description(clock.device),
+            "digests": machine.digests(),
+            "plan": {**asdict(plan), "clock": clock.name, "cold": clock.cold, "tf32": False},
+        }
+
+    def write(self) -> None:
+        parts = {"points": list(self.records.values()), "compiled": list(self.compiled.values())}
+        common.write_json(self.path, {**self.result, **parts})
+
+    def measure(self, budget: Budget) -> None:
+        self.write()
+        self.result["ceilings"] = machine.ceilings(self.clock, small=self.clock.device.type == "cpu")
+        wanted = self.options.candidates or OPTIONAL
+        rivals = [name for name in wanted if name != "compiled"]
+        for point, obstacle in budget.spend(list(self.records)):
+            self.records[point] = self.measure_one(point, obstacle, rivals, budget)
+            self.write()
+        if "compiled" in wanted:
+            self.measure_compiled(budget)
+        self.result |= {"finished": True, "seconds": round(budget.gone, 1), "state": machine.state(self.clock.device)}
+        self.write()
+
+    def measure_compiled(self, budget: Budget) -> None:
+        """Points once more, now the compiled loop beside the fused backends."""
+        main = [p for p in self.records if (p.hidden, p.batch) == MAIN_SIZES[0] and (p.cell, p.dtype) in COMPILED]
+        for point in main or list(self.records)[:1]:
+            obstacle = budget.obstacle(COMPILED_COST * point.cost)
+            self.compiled[point] = self.measure_one(point, obstacle, ["compiled"], budget)
+            self.write()
+
+    def measure_one(self, point: Point, obstacle: str | None, rivals: list[str], budget: Budget) -> dict:
+        record = asdict(point)
+        if obstacle is None:
+            before = budget.gone
+            try:
+                found = ways(point, self.clock.device, rivals)
+                record |= measure_point(point, found, self.clock, self.plan, budget.left)
+            except DeviceLostError as lost:
+                self.records[point] = {**record, "failed": str(lost)}
+                self.write()
+                raise SystemExit(f"error: the device does not answer after {point}: {lost}") from None
+            except Exception as error:  # as when the float64 results do not fit the memory
+                record["failed"] = message(error)
+            self.clock.free()
+            record["seconds"] = round(budget.gone - before, 2)
+        else:
+            record["skipped"] = obstacle
+        print(line(point, record), flush=True)
+        return record
+
+
+def line(point: Point, record: dict) -> str:
+    """A point in a line: µs per step of every candidate in each mode."""
+    for reason in ("skipped", "failed"):
+        if reason in record:
+            return f"{point}: {reason}: {record[reason]}"
+    parts = []
+    for time in record["times"]:
+        problem = next((reason for reason in ("wrong", "failed") if reason in time), None)
+        parts.append(f"{time['mode'][0]}:{time['candidate']} {problem or format(time['us_per_step'], '.3g')}")
+    return f"{point}: {', '.join(parts)}  ({record['seconds']} s)"
+
+
+def problems(result: Run) -> list[str]:
+    """What was wrong or raised, in a sentence each."""
+    found = []
+    for point, record in [*result.records.items(), *result.compiled.items()]:
+        if "failed" in record:
+            found.append(f"{point}: {record['failed']}")
+        for time in record.get("times", []):
+            for reason in {"wrong", "failed"} & time.keys():
+                found.append(f"{point}, {time['mode']}, {time['title']}: {time[reason]}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    budget = Budget(60 * options.minutes)
+    points = points_from(options)
+    if options.list:
+        print("\n".join(map(str, points)))
+        return
+    device = open_device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    run = Run(output_path(options, device), points, clock_for(device), TINY if options.tiny else Plan(), options)
+    run.measure(budget)
+    skipped = sum("skipped" in record for record in run.records.values())
+    print(f"wrote {run.path}: {len(points) - skipped} points measured, {skipped} skipped, in {budget.gone:.0f} s")
+    found = problems(run)
+    if found:
+        sys.exit("error: these were not timed:\n" + "\n".join(found))
+
+
+if __name__ == "__main__":
+    common.run_command(main, interrupted="interrupted; the points that were finished are written")

@@ -1,0 +1,135 @@
+"""The device that measures: its name and state, what code it runs, and how fast it can be at all.
+
+The ceilings are measured in the same run as the cells: the rate of a large matrix product in each dtype on random
+data, the bandwidth of a large copy (bytes read and bytes written), and what it costs to launch a kernel.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks import common
+from benchmarks.speed import ROOT
+
+from .clock import HostClock
+from .points import DTYPES
+
+KERNELS = ("csrc/cells", "csrc/cuda", "fused_rnn/triton")
+STATE = (
+    *("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
+    *("power.draw", "power.limit", "temperature.gpu"),
+)
+LAUNCHES = 1000
+
+
+def description(device: torch.device) -> dict:
+    """Hardware and versions; on a GPU also what the driver says of it before the measurements."""
+    found = {**common.hardware(), "device": str(device)}
+    if device.type != "cuda":
+        return found
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        **found,
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cache_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "state": state(device),
+    }
+
+
+def state(device: torch.device) -> dict[str, str]:
+    """Driver, clocks, power and temperature as nvidia-smi reads them now; empty where it cannot."""
+    if device.type != "cuda" or not shutil.which("nvidia-smi"):
+        return {}
+    chosen = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    command = ["nvidia-smi", f"--id={chosen}", f"--query-gpu={','.join(STATE)}", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return dict(zip(STATE, (value.strip() for value in answer.split(","))))
+    return {}
+
+
+def digests(root: Path = ROOT) -> dict[str, str | None]:
+    """Of the kernels' sources, and of the library that runs, which may have been built from others."""
+    sources = sorted(path for folder in KERNELS for path in (root / folder).rglob("*") if path.is_file())
+    kernels = hashlib.sha256()
+    for path in sources:
+        if path.suffix != ".pyc":
+            kernels.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    library = root / "fused_rnn" / "_C.so"
+    return {
+        "kernels": kernels.hexdigest(),
+        "library": hashlib.sha256(library.read_bytes()).hexdigest() if library.exists() else None,
+    }
+
+
+def ceilings(clock: HostClock, small: bool = False) -> dict[str, float | None]:
+    """Rates in TFLOP/s, bandwidth in TB/s, launches in µs; None for what the device has not, or cannot."""
+    size, copied = (128, 1 << 16) if small else (8192, 1 << 31)
+    found: dict[str, float | None] = {"product_size": size, "copied_bytes": copied}
+    for dtype in DTYPES:
+        found[f"product_{dtype}_tflops"] = attempt(lambda dtype=dtype: product_rate(clock, getattr(torch, dtype), size))
+    found["copy_tb_per_s"] = attempt(lambda: copy_bandwidth(clock, copied))
+    found |= launch_costs(clock)
+    clock.free()
+    return found
+
+
+def attempt(measure: Callable[[], float]) -> float | None:
+    try:
+        return measure()
+    except RuntimeError:  # out of memory, or a dtype that the device does not multiply
+        return None
+
+
+def typical_ms(clock: HostClock, call: Callable[[], object], repeats: int = 10) -> float:
+    readings = [clock.time(call) for _ in range(3 + repeats)]
+    return median(reading.ms for reading in readings[3:])
+
+
+def product_rate(clock: HostClock, dtype: torch.dtype, size: int) -> float:
+    a, b = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / typical_ms(clock, lambda: torch.mm(a, b, out=out)) / 1e9
+
+
+def copy_bandwidth(clock: HostClock, size: int) -> float:
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=clock.device)
+    target = torch.empty_like(source)
+    return 2 * size / typical_ms(clock, lambda: target.copy_(source)) / 1e9
+
+
+def launch_costs(clock: HostClock) -> dict[str, float | None]:
+    """µs of one of many small kernels in a row, of one node of a CUDA graph of them, and of one waited for."""
+    value = torch.zeros(1, device=clock.device)
+
+    def many() -> None:
+        for _ in range(LAUNCHES):
+            value.add_(1)
+
+    def one() -> None:
+        value.add_(1)
+        clock.wait()
+
+    def graph_node_us() -> float:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            many()
+        return 1000 * typical_ms(clock, graph.replay) / LAUNCHES
+
+    one()
+    return {
+        "launch_us": 1000 * typical_ms(clock, many) / LAUNCHES,
+        "launch_and_wait_us": 1000 * median(HostClock().time(one).ms for _ in range(100)),
+        "graph_node_us": attempt(graph_node_us) if clock.device.type == "cuda" else None,
+    }

@@ -1,0 +1,90 @@
+// The kernels of benchmarks/gpu/micro/exchange.h on the host shim: `exchanges NAME SEED`. Exits with 0 if all is right,
+// else says on stderr what is not and exits with 1.
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../benchmarks/gpu/micro/exchange.h"
+
+using namespace fused_rnn::cuda;
+
+namespace {
+
+void expect(bool condition, const char* what) {
+  if (!condition) throw std::runtime_error(std::string("wrong ") + what);
+}
+
+template <typename Q>
+void launch(void (*kernel)(Q), unsigned blocks, unsigned block_threads, unsigned seed, std::remove_const_t<Q> q) {
+  host_shim::launch({{blocks}, {block_threads}, 0, seed, uint64_t{1} << 20}, kernel, q);
+}
+
+void check_meetings(void (*kernel)(Meetings), unsigned seed) {
+  constexpr unsigned blocks = 5;
+  std::vector<unsigned> arrivals(blocks), passed(2 * blocks);
+  unsigned failed = 0, wrong = 0;
+  launch(kernel, blocks, threads, seed, Meetings{6, arrivals.data(), passed.data(), &failed, &wrong});
+  expect(failed == 0, "flag of failure");
+  expect(wrong == 0, "number passed on");
+  for (unsigned block = 0; block < blocks; ++block) expect(passed[block] == 6 * 7919u + block, "last number");
+}
+
+void check_ping_pong(void (*kernel)(PingPong), unsigned seed) {
+  for (const unsigned distance : {1u, 3u}) {
+    Message boxes[2] = {};
+    unsigned flags[2] = {}, failed = 0, wrong = 0;
+    launch(kernel, distance + 1, 1, seed, PingPong{7, boxes, flags, &failed, &wrong, distance});
+    expect(failed == 0, "flag of failure");
+    expect(wrong == 0, "message");
+    expect(same(boxes[0], message_of(7)) && same(boxes[1], message_of(7)), "last message");
+  }
+}
+
+void check_tile(unsigned seed) {
+  constexpr int blocks = 3, words = 41;
+  std::vector<TileExchange::Word> tiles(2 * words);
+  std::vector<unsigned> sums(blocks * threads, 1);
+  unsigned arrivals = 0, failed = 0;
+  const TileExchange q{5, words, tiles.data(), &arrivals, &failed, sums.data()};
+  launch(exchange_tile, blocks, threads, seed, q);
+  expect(failed == 0, "flag of failure");
+  for (int block = 0; block < blocks; ++block) {
+    unsigned sum = 0;
+    for (int i = 0; i < threads; ++i) sum ^= sums[block * threads + i];
+    expect(sum == expected_sum(q.rounds, q.words), "sum of what was loaded");
+  }
+}
+
+// One block fewer than the others wait for: the wait must end.
+void check_bounded_wait(unsigned seed) {
+  std::vector<Message> boxes(2);
+  unsigned flags[2] = {}, failed = 0, wrong = 0;
+  launch(exchange_tagged, 1, 1, seed, PingPong{1, boxes.data(), flags, &failed, &wrong, 1});
+  expect(failed == 1, "flag of failure");
+}
+
+void check(const std::string& name, unsigned seed) {
+  if (name == "counter") return check_meetings(meet_at_counter, seed);
+  if (name == "flags") return check_meetings(meet_at_flags, seed);
+  if (name == "tagged") return check_ping_pong(exchange_tagged, seed);
+  if (name == "flagged") return check_ping_pong(exchange_flagged, seed);
+  if (name == "tile") return check_tile(seed);
+  if (name == "bounded") return check_bounded_wait(seed);
+  throw std::runtime_error("unknown check " + name);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  try {
+    check(arguments[1], static_cast<unsigned>(std::atoi(arguments[2])));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,337 @@
+"""The GPU benchmark, run on the CPU at tiny sizes: what it times is right, nothing is lost, its budget holds."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import common, report
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import candidates, machine, points
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu.candidates import FUSED_FACTOR, MODES, Compiled, Ready, Way, ways
+from benchmarks.gpu.clock import HostClock
+from benchmarks.gpu.measure import Plan, measure_point, ratios, saved_bytes
+from benchmarks.gpu.points import Budget, Point, chosen_points
+from benchmarks.speed.cases import CELLS, Candidate
+
+CPU = torch.device("cpu")
+PLAN = Plan(warm_up=1, rounds=3, least_rounds=1)
+RIVALS = ("torch", "eager")
+POINT = Point("lstm", "float32", hidden=7, batch=3, steps=5)
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def measure(*rivals: Way, point: Point = POINT, plan: Plan = PLAN) -> dict:
+    """The record of a point with the eager loop and these."""
+    return measure_point(point, [*ways(point, CPU, ["eager"]), *rivals], HostClock(), plan, left=100)
+
+
+def rival(build, ready=Ready) -> Way:
+    return Way(Candidate("rival", "a rival", "lstm", build), FUSED_FACTOR, ready)
+
+
+def by_mode(record: dict, name: str) -> dict[str, dict]:
+    return {time["mode"]: time for time in record["times"] if time["candidate"] == name}
+
+
+# What is measured -------------------------------------------------------------------------------------------
+
+
+def test_the_main_sizes_of_every_cell_come_first():
+    chosen = chosen_points()
+    main = [p for p in chosen if (p.hidden, p.batch) in points.MAIN_SIZES and p.dtype != "float16"]
+    assert len(main) == len(points.MAIN_SIZES) * 2 * len(CELLS)
+    assert set(chosen[: len(main)]) == set(main)
+    assert [(p.hidden, p.batch) for p in chosen[:12]] == 12 * [points.MAIN_SIZES[0]]
+    assert len(set(chosen)) == len(chosen) < 120
+
+
+def test_what_is_chosen_is_measured_in_every_combination():
+    chosen = chosen_points(["rnn", "gru"], ["float16"], [8, 512], [1, 64, 64], steps=9)
+    assert {str(p) for p in chosen} == {
+        f"{cell} float16 H={h} B={b} T=9" for cell in ("rnn", "gru") for h in (8, 512) for b in (1, 64)
+    }
+    assert len(chosen) == 8
+    assert len(chosen_points(hidden=[64])) == len(points.DTYPES) * len(CELLS) * len(points.BATCHES)
+
+
+def test_list_shows_the_points_and_measures_nothing(capsys):
+    gpu.main(["--list", "--cells", "lstm"])
+    assert capsys.readouterr().out.splitlines() == [str(point) for point in chosen_points(["lstm"])]
+
+
+def test_a_budget_skips_what_does_not_fit_and_says_so():
+    now = [0.0]
+    budget = Budget(10, clock=lambda: now[0])
+    small, large = replace(POINT, steps=100), replace(POINT, steps=1000)
+    skipped = []
+    for job, obstacle in budget.spend([small, large, small, small, small]):
+        skipped.append(obstacle)
+        now[0] += 0 if obstacle else 4 * job.cost / small.cost
+    assert skipped[0] is skipped[2] is None
+    assert skipped[1] == "it would take about 40 s, and 6 s were left"
+    assert skipped[3] == skipped[4] == "it would take about 4 s, and 2 s were left"
+    now[0] = 11
+    assert budget.obstacle(0.0) == "the 10 s of the run were over"
+
+
+# How it is measured -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_candidate_is_right_and_timed(cell, dtype):
+    point = replace(POINT, cell=cell, dtype=dtype)
+    record = measure_point(point, ways(point, CPU, ["recompute", *RIVALS]), HostClock(), PLAN, left=100)
+    fused = candidates.backends_for(CPU, getattr(torch, dtype))
+    rivals = ["torch", "eager"] if cell in ("rnn", "lstm", "gru", "gru_reset_after") else ["eager"]
+    measured = {mode: [time["candidate"] for time in record["times"] if time["mode"] == mode] for mode in MODES}
+    assert measured["forward"] == [*fused, *rivals]
+    assert measured["training"] == [*(name + way for name in fused for way in ("", "-recompute")), *rivals]
+    for timed in record["times"]:
+        assert timed["us_per_step"] > 0, timed
+        assert timed["rounds"] == PLAN.rounds
+        assert 0 <= timed["error"]["relative"] <= timed["error"]["allowed"]
+    assert all(memory["saved_bytes"] > 0 for memory in record["memory"])
+
+
+@pytest.mark.parametrize("factor", [1.0001, float("nan")])
+def test_a_wrong_candidate_is_not_timed(factor):
+    class Spoiled(torch.nn.LSTM):
+        def forward(self, input):
+            output, state = super().forward(input)
+            return factor * output, state
+
+    record = measure(rival(Spoiled))
+    for mode in MODES:
+        assert by_mode(record, "eager")[mode]["us_per_step"] > 0
+        wrong = by_mode(record, "rival")[mode]
+        assert "us_per_step" not in wrong
+        assert "is off by" in wrong["wrong"]
+        assert "PyTorch's plain loop" in wrong["wrong"]
+    measured = {memory["candidate"] for memory in record["memory"]}
+    assert "eager" in measured
+    assert "rival" not in measured
+
+
+def test_a_candidate_that_becomes_wrong_is_not_timed():
+    class Fading(torch.nn.LSTM):
+        calls = 0
+
+        def forward(self, input):
+            Fading.calls += 1
+            output, state = super().forward(input)
+            return output * (1 if Fading.calls < 4 else 2), state
+
+    assert "us_per_step" not in by_mode(measure(rival(Fading)), "rival")["forward"]
+
+
+def test_a_candidate_that_raises_is_recorded_and_the_others_are_timed():
+    class Greedy(torch.nn.LSTM):
+        def forward(self, input):
+            if input.requires_grad:
+                raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB\nand more")
+            return super().forward(input)
+
+    record = measure(rival(Greedy))
+    assert by_mode(record, "rival")["forward"]["us_per_step"] > 0
+    assert by_mode(record, "rival")["training"]["failed"] == "OutOfMemoryError: Tried to allocate 20.00 GiB"
+    assert by_mode(record, "eager")["training"]["us_per_step"] > 0
+
+
+def test_a_candidate_that_is_never_ready_is_given_up():
+    class Slow(torch.nn.LSTM):
+        def forward(self, input):
+            time.sleep(5)
+            return super().forward(input)
+
+    record = measure(rival(Slow), plan=replace(PLAN, patience=0.3))
+    assert by_mode(record, "rival")["forward"]["failed"] == "TimeoutError: it was not ready after 0 s"
+    assert by_mode(record, "eager")["forward"]["us_per_step"] > 0
+
+
+def test_rounds_end_when_their_time_is_over():
+    plan = Plan(warm_up=1, rounds=10**6, least_rounds=2, seconds=0.05)
+    rounds = [timed["rounds"] for timed in measure(plan=plan)["times"]]
+    assert all(2 <= count < 10**5 for count in rounds)
+
+
+def test_the_compiled_loop_is_right(monkeypatch):
+    monkeypatch.setattr(candidates, "COMPILER", "aot_eager")
+    point = replace(POINT, steps=2)
+    (way,) = (way for way in ways(point, CPU, ["compiled"]) if way.name == "compiled")
+    assert way.ready is Compiled
+    record = measure(way, point=point)
+    assert all(timed["us_per_step"] > 0 for timed in by_mode(record, "compiled").values())
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_operands():
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, input):
+            output = (input @ self.weight).tanh()  # the product keeps its operands, tanh its result
+            return output * output.view(-1).view_as(output)  # which is kept again, twice
+
+    assert saved_bytes(Module(), torch.randn(5, 3)) == 5 * 3 * 4
+
+
+def test_ratios_say_how_many_times_faster_fused_is():
+    fused, rival = {"mode": "forward", "candidate": "cuda"}, {"mode": "forward", "candidate": "torch"}
+    fused |= {"title": "fused_rnn, cuda", "us_per_step": 2.0}
+    rival |= {"title": "torch.nn.LSTM", "us_per_step": 5.0}
+    assert ratios([fused, rival, {**rival, "mode": "training"}]) == {"forward": {"cuda over torch": 2.5}}
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def test_a_tiny_run_writes_all_that_it_promises(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--tiny", "--candidates", *RIVALS, "--out", str(path)])
+    result = json.loads(path.read_text())
+    assert result["finished"]
+    assert result["hardware"]["torch"] == torch.__version__
+    assert result["plan"]["clock"] == "host clock"
+    assert result["plan"]["tf32"] is False
+    assert result["digests"] == machine.digests()
+    assert len(result["digests"]["kernels"]) == 64
+    for name in ("product_float32_tflops", "copy_tb_per_s", "launch_us", "launch_and_wait_us"):
+        assert result["ceilings"][name] > 0
+    assert [(p["cell"], len(p["times"])) for p in result["points"]] == [("lstm", 6), ("multiplicative_gru", 4)]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert f"wrote {path}: 2 points measured, 0 skipped" in capsys.readouterr().out
+
+
+def test_points_without_time_are_recorded_as_skipped(tmp_path):
+    path = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--tiny", "--minutes", "1e-9", "--out", str(path)])
+    result = json.loads(path.read_text())
+    assert result["finished"]
+    skipped = [point["skipped"] for point in result["points"] + result["compiled"]]
+    assert skipped == 3 * ["the 0 s of the run were over"]  # both points, and one again for the compiled loop
+
+
+def test_an_interrupted_run_leaves_every_point_in_its_file(tmp_path, monkeypatch):
+    def interrupted(point, *_):
+        if point.cell == "lstm":
+            return {"times": [], "memory": [], "ratios": {}}
+        raise KeyboardInterrupt
+
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "measure_point", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--device", "cpu", "--tiny", "--out", str(path)])
+    result = json.loads(path.read_text())
+    assert not result["finished"]
+    assert "times" in result["points"][0]
+    assert result["points"][1]["skipped"] == gpu.NOT_REACHED
+
+
+def test_a_point_that_fails_is_recorded_and_ends_the_command_with_an_error(tmp_path, monkeypatch):
+    def failing(point, *_):
+        raise RuntimeError(f"no memory for {point.cell}")
+
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "measure_point", failing)
+    with pytest.raises(SystemExit, match="RuntimeError: no memory for multiplicative_gru"):
+        gpu.main(["--device", "cpu", "--tiny", "--candidates", "eager", "--out", str(path)])
+    failed = [point["failed"] for point in json.loads(path.read_text())["points"]]
+    assert failed == ["RuntimeError: no memory for lstm", "RuntimeError: no memory for multiplicative_gru"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--cells", "elman"], "invalid choice: 'elman'"),
+        (["--dtypes", "float64"], "invalid choice: 'float64'"),
+        (["--hidden", "0"], "must be at least 1"),
+        (["--minutes", "0"], "must be a finite number above 0"),
+        (["--candidates", "haste"], "invalid choice: 'haste'"),
+        (["--device", "tpu"], "--device tpu is unknown"),
+        (["--device", "cuda:99"], "--device cuda:99 is not there"),
+    ],
+    ids=["cell", "dtype", "hidden", "minutes", "candidate", "device", "absent"],
+)
+def test_wrong_input_ends_with_one_sentence_and_status_2(capsys, arguments, complaint):
+    with pytest.raises(SystemExit) as stopped:
+        common.run_command(lambda: gpu.main(arguments))
+    assert stopped.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert complaint in sentence
+
+
+def test_only_the_default_subset_on_a_gpu_goes_where_the_report_looks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (test)")
+    cuda = torch.device("cuda", 0)
+    paths = {
+        name: gpu.output_path(gpu.parse(arguments), device)
+        for name, arguments, device in [
+            ("whole", ["--minutes", "5"], cuda),
+            ("part", ["--hidden", "64"], cuda),
+            ("steps", ["--steps", "64"], cuda),
+            ("cpu", [], CPU),
+        ]
+    }
+    assert paths["whole"] == report.RESULTS / "gpu-nvidia-h200-test.json"
+    assert {paths[name].parent for name in ("part", "steps", "cpu")} == {gpu.ROOT / "runs"}
+
+
+@pytest.mark.parametrize("cell", [pytest.param("lstm", marks=on_gpu), pytest.param("gru", marks=on_gpu)])
+def test_on_a_gpu_every_candidate_is_timed_by_events(tmp_path, cell):
+    path = tmp_path / "gpu.json"
+    chosen = ["--cells", cell, "--dtypes", "float32", "--hidden", "32", "--batch", "3", "--steps", "8"]
+    gpu.main([*chosen, "--candidates", "torch", "eager", "graphed", "--out", str(path)])
+    (point,) = json.loads(path.read_text())["points"]
+    assert {"torch", "eager", "graphed"} <= {timed["candidate"] for timed in point["times"]}
+    assert all(timed["us_per_step"] > 0 for timed in point["times"])
+    assert all(memory["peak_bytes"] > 0 for memory in point["memory"])
+
+
+# The report -------------------------------------------------------------------------------------------------
+
+
+def example(**changes) -> dict:
+    def record(candidate, title, **values):
+        return {"candidate": candidate, "title": title, **values}
+
+    fused, cudnn, loop = ("cuda", "fused_rnn, cuda"), ("torch", "torch.nn.LSTM"), ("eager", "eager loop")
+    times = [record(*fused, mode="forward", us_per_step=0.8), record(*cudnn, mode="forward", us_per_step=2.0)]
+    times += [record(*loop, mode="forward", us_per_step=40.0), record(*fused, mode="training", wrong="it is off")]
+    memory = [record(*fused, peak_bytes=3 << 20), record(*loop, peak_bytes=9 << 20)]
+    hidden, batch = points.MAIN_SIZES[0]
+    point = {"cell": "lstm", "dtype": "bfloat16", "hidden": hidden, "batch": batch, "steps": 256}
+    return {
+        "date": "2026-01-02T03:04:05+00:00",
+        "hardware": {**common.hardware(), "gpu": "A GPU", "cudnn": 90000, "state": {"driver_version": "580.1"}},
+        "plan": {"rounds": 30, "clock": "CUDA events", "cold": "caches are cold"},
+        "ceilings": {"product_bfloat16_tflops": 790.0, "copy_tb_per_s": 4.3, "launch_us": 4.0},
+        "points": [{**point, "times": times, "memory": memory}, {**point, "hidden": 64, "skipped": "no time"}],
+        **changes,
+    }
+
+
+def test_the_report_shows_times_ratios_and_memory():
+    lines = gpu_report.block([example()]).splitlines()
+    assert "| LSTM | cuda | 0.800 / 2.00 / 40.0 (**2.50×, 50.00×**) |" in lines
+    assert "| LSTM | cuda | 3.00 / – / 9.00 (**–, 3.00×**) |" in lines
+    assert "| LSTM | cuda | wrong |" in lines
+    assert "**Training step, bfloat16, µs per step**" in lines
+    assert "A GPU, driver 580.1" in lines[0]
+    assert "Points skipped for lack of time: 1." in lines[0]
+
+
+def test_the_report_says_where_nothing_was_measured(tmp_path):
+    assert report.load_results(tmp_path, "gpu") == []
+    assert "Not yet run on a GPU." in report.gpu_block([])
+
+
+@pytest.mark.parametrize("gpu_part", ["", report.GPU_BEGIN, f"{report.GPU_END}\n{report.GPU_BEGIN}"])
+def test_the_report_refuses_a_readme_without_the_markers_of_the_gpu(gpu_part):
+    with pytest.raises(common.InputError, match="gpu-benchmarks"):
+        report.insert(f"{report.BEGIN}\n{report.END}\n{gpu_part}", [], [])
