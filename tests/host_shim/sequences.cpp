@@ -19,12 +19,17 @@ namespace {
 
 struct HostLauncher {
   unsigned seed;
+  int missing = 0;  // blocks that do not come, of those that should run together
 
   template <typename Operands>
-  std::string launch(void (*kernel)(const Operands), int64_t blocks, int64_t shared_bytes, bool, const Operands& q) {
+  std::string launch(void (*kernel)(const Operands), int64_t blocks, int64_t shared_bytes, bool together,
+                     const Operands& q) {
     try {
-      const host_shim::Launch shape{
-          {static_cast<unsigned>(blocks)}, {threads}, static_cast<size_t>(shared_bytes), seed, uint64_t{1} << 24};
+      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (together ? missing : 0))},
+                                    {threads},
+                                    static_cast<size_t>(shared_bytes),
+                                    seed,
+                                    uint64_t{1} << 24};
       host_shim::launch(shape, kernel, q);
       return "";
     } catch (const std::exception& error) {
@@ -35,11 +40,11 @@ struct HostLauncher {
 
 // The workspace is full of NaN, because nobody promises the kernels a clean one.
 template <typename Planner, typename Kernel>
-std::string run_in_workspace(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip, unsigned seed) {
+std::string run_in_workspace(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip,
+                             HostLauncher launcher) {
   const auto bytes = static_cast<size_t>(round_up(planner.plan(nullptr).workspace_bytes, 256));
   const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
   std::memset(workspace.get(), 0xff, bytes);
-  HostLauncher launcher{seed};
   return run_plan(planner, kernel, layer, chip, workspace.get(), launcher);
 }
 
@@ -56,22 +61,22 @@ struct Summary {
 };
 
 template <typename S, typename Call>
-std::string run_on_host_as(const Call& call, const Chip& chip, unsigned seed) {
+std::string run_on_host_as(const Call& call, const Chip& chip, HostLauncher launcher) {
   return dispatch_plan<S>(
-      call, chip)([&](auto planner, auto kernel) { return run_in_workspace(planner, kernel, call, chip, seed); });
+      call, chip)([&](auto planner, auto kernel) { return run_in_workspace(planner, kernel, call, chip, launcher); });
 }
 
 template <typename Call>
-std::string run_on_host(const Call& call, const Chip& chip, unsigned seed) {
+std::string run_on_host(const Call& call, const Chip& chip, HostLauncher launcher) {
   switch (call.type) {
     case Type::float32:
-      return run_on_host_as<float>(call, chip, seed);
+      return run_on_host_as<float>(call, chip, launcher);
     case Type::float64:
-      return run_on_host_as<double>(call, chip, seed);
+      return run_on_host_as<double>(call, chip, launcher);
     case Type::bfloat16:
-      return run_on_host_as<BFloat16>(call, chip, seed);
+      return run_on_host_as<BFloat16>(call, chip, launcher);
     case Type::float16:
-      return run_on_host_as<Half>(call, chip, seed);
+      return run_on_host_as<Half>(call, chip, launcher);
   }
   return "unknown type";
 }
@@ -97,15 +102,16 @@ extern "C" {
 Summary plan_forward_call(const ForwardCall* call, const Chip* chip) { return summary(*call, *chip); }
 Summary plan_backward_call(const BackwardCall* call, const Chip* chip) { return summary(*call, *chip); }
 
-// Returns an empty string or what went wrong, which the next call overwrites.
-const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed) {
+// Returns an empty string or what went wrong, which the next call overwrites. The last `missing` blocks of a grid whose
+// blocks wait for each other do not come.
+const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
   static std::string message;
-  return (message = run_on_host(*call, *chip, seed)).c_str();
+  return (message = run_on_host(*call, *chip, {seed, missing})).c_str();
 }
 
-const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed) {
+const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed, int missing) {
   static std::string message;
-  return (message = run_on_host(*call, *chip, seed)).c_str();
+  return (message = run_on_host(*call, *chip, {seed, missing})).c_str();
 }
 
 }  // extern "C"
@@ -157,8 +163,8 @@ void run_cell(const Chip& chip, unsigned seed) {
   b.d_input = m.array(T * B * I);
   const ForwardPlanner<Cell, multiplicative, S> forward(f, chip);
   const BackwardPlanner<Cell, multiplicative, S> backward(b, chip);
-  std::string error = run_in_workspace(forward, run_forward<Cell, multiplicative, S>, layer, chip, seed);
-  if (error.empty()) error = run_in_workspace(backward, run_backward<Cell, multiplicative, S>, layer, chip, seed);
+  std::string error = run_in_workspace(forward, run_forward<Cell, multiplicative, S>, layer, chip, {seed});
+  if (error.empty()) error = run_in_workspace(backward, run_backward<Cell, multiplicative, S>, layer, chip, {seed});
   if (error.empty() && timed_out) error = "a block did not come in time";
   if (error.empty() && !m.finite()) error = "NaN among the results";
   if (!error.empty()) throw std::runtime_error(error);
