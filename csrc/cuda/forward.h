@@ -156,16 +156,23 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     return {at<C>(shared_, q_.more_sums), sums_stride(q_.input.outputs), q_.sequences};
   }
 
-  // W x + b of a gate.
-  FUSED_RNN_DEVICE C projection(int r, int u, int gate) const {
-    const C bias = bias_[gate * units_.count + u];
-    if constexpr (multiplicative) return sums_x().total(q_.input.parts, r, gate * q_.units + u) + bias;
-    return staged_at(gate, r, u) + bias;
+  // W x + b of n gates from `first` on.
+  template <int n>
+  FUSED_RNN_DEVICE void projections(int r, int u, int first, C (&wx)[n]) const {
+    if constexpr (multiplicative) sums_x().totals(q_.input.parts, r, first * q_.units + u, q_.units, wx);
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < n; ++g) {
+      const C bias = bias_[(first + g) * units_.count + u];
+      wx[g] = bias + (multiplicative ? wx[g] : staged_at(first + g, r, u));
+    }
   }
 
-  // U h₋ + b' of a gate, which is the `nth` of a product.
-  FUSED_RNN_DEVICE C recurrence(const ProductPlan<S>& p, int nth, int r, int u, int gate) const {
-    return sums(p).total(p.parts, r, nth * q_.units + u) + bias_[G * q_.units + gate * units_.count + u];
+  // U h₋ + b' of n gates from `first` on, which are those of a product.
+  template <int n>
+  FUSED_RNN_DEVICE void recurrences(const ProductPlan<S>& p, int r, int u, int first, C (&uh)[n]) const {
+    sums(p).totals(p.parts, r, u, q_.units, uh);
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < n; ++g) uh[g] += bias_[G * q_.units + (first + g) * units_.count + u];
   }
 
   FUSED_RNN_DEVICE void make_input() {
@@ -181,11 +188,8 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   FUSED_RNN_DEVICE void make_state() {
     for_units([&](int i, int r, int u) {
       C wx[G], uh[G], saved[Cell::saved], h, c = C(0);
-      FUSED_RNN_UNROLL
-      for (int g = 0; g < G; ++g) {
-        wx[g] = projection(r, u, g);
-        uh[g] = recurrence(q_.recurrent, g, r, u, g);
-      }
+      projections(r, u, 0, wx);
+      recurrences(q_.recurrent, r, u, 0, uh);
       if constexpr (Cell::has_cell_state) c = c_[i];
       Cell::forward(wx, uh, h_[i], c, h, saved);
       if constexpr (Cell::has_cell_state)
@@ -198,9 +202,9 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   FUSED_RNN_DEVICE void make_gates() {
     for_units([&](int i, int r, int u) {
-      const C wx[2] = {projection(r, u, 0), projection(r, u, 1)};
-      const C uh[2] = {recurrence(q_.recurrent, 0, r, u, 0), recurrence(q_.recurrent, 1, r, u, 1)};
-      C reset, s;
+      C wx[2], uh[2], reset, s;
+      projections(r, u, 0, wx);
+      recurrences(q_.recurrent, r, u, 0, uh);
       Cell::forward_gates(wx, uh, h_[i], reset, z_[i], s);
       publish(q_.s, 0, r, units_.first + u, s);
       save(r, 0, units_.first + u, reset);
@@ -210,8 +214,10 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   FUSED_RNN_DEVICE void make_candidate() {
     for_units([&](int i, int r, int u) {
-      C n, h;
-      Cell::forward_candidate(projection(r, u, 2), recurrence(q_.candidate, 0, r, u, 2), z_[i], h_[i], n, h);
+      C wx[1], us[1], n, h;
+      projections(r, u, 2, wx);
+      recurrences(q_.candidate, r, u, 2, us);
+      Cell::forward_candidate(wx[0], us[0], z_[i], h_[i], n, h);
       save(r, 2, units_.first + u, n);
       finish(i, r, u, h);
     });

@@ -24,8 +24,8 @@ constexpr int threads = FUSED_RNN_THREADS, warps = threads / 32;
 // for themselves than matrix instructions do, and float64 is not about speed.
 template <typename S>
 constexpr int held_blocks(int products, int nth) {
-  constexpr int registers = FUSED_RNN_WEIGHT_REGISTERS - (on_tensor_cores<S> ? 0 : FUSED_RNN_WEIGHT_REGISTERS / 4);
-  constexpr int blocks = std::is_same_v<S, double> ? 0 : registers * 4 / (lane_values * sizeof(S));
+  const int share = on_tensor_cores<S> ? 4 : std::is_same_v<S, double> ? 0 : products == 1 ? 3 : 2;  // quarters
+  const int blocks = FUSED_RNN_WEIGHT_REGISTERS * share / static_cast<int>(lane_values * sizeof(S));
   return (blocks + products - 1 - nth) / products;
 }
 
@@ -64,10 +64,22 @@ struct Sums {
   FUSED_RNN_DEVICE C* at(int part, int sequence, int output) const {
     return data + (part * sequences + sequence) * stride + output;
   }
+  // The sums of n outputs that stand `distance` apart, for one sequence.
+  template <int n>
+  FUSED_RNN_DEVICE void totals(int parts, int sequence, int output, int distance, C (&sums)[n]) const {
+    const C* const first = at(0, sequence, output);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < n; ++i) sums[i] = first[i * distance];
+    FUSED_RNN_UNROLL_BY(2)
+    for (int part = 1; part < parts; ++part) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < n; ++i) sums[i] += first[part * sequences * stride + i * distance];
+    }
+  }
   FUSED_RNN_DEVICE C total(int parts, int sequence, int output) const {
-    C sum = *at(0, sequence, output);
-    for (int part = 1; part < parts; ++part) sum += *at(part, sequence, output);
-    return sum;
+    C sum[1];
+    totals(parts, sequence, output, 0, sum);
+    return sum[0];
   }
 };
 
