@@ -64,7 +64,7 @@ def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
     runtime, target = folder / "host_shim.o", folder / "sequences"
     common = [COMPILER, "-std=c++17", "-fPIC", "-Wall", "-Werror"]
     subprocess.run([*common, "-O2", "-c", sources / "host_shim.cpp", "-o", runtime], check=True)
-    small = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=32", "-DFUSED_RNN_WAIT_POLLS=20000"]
+    small = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=64", "-DFUSED_RNN_WAIT_POLLS=20000"]
     source = [f"-I{sources}", *small, *flags, sources / "sequences.cpp", runtime]
     subprocess.run([*common, *source, "-o", target], check=True)
     return target
