@@ -3,13 +3,20 @@
 It is not a Python extension module: it links no libpython, has no init function and is loaded with
 torch.ops.load_library. All it needs are g++ 11 or newer and a torch that is already installed; torch's headers are
 found without importing torch, because pip builds in an isolated environment where it cannot be imported.
-Environment: CXX (g++), MAX_JOBS (number of cores), FUSED_RNN_CXXFLAGS (appended).
+
+csrc/cuda is compiled where nvcc is found, whatever the build of torch; the CUDA runtime is linked statically, so that
+the same library loads on machines without CUDA.
+
+Environment: CXX (g++), MAX_JOBS (number of cores), FUSED_RNN_CXXFLAGS (appended); FUSED_RNN_CUDA (0: leave the CUDA
+kernels out, 1: stop where there is no nvcc), CUDA_HOME (where nvcc is looked for first), FUSED_RNN_CUDA_ARCHS
+(compute capabilities as nvcc writes them, default "80 90a 100").
 """
 
 import os
 import platform
 import re
 import shlex
+import shutil
 import site
 import subprocess
 import sys
@@ -32,6 +39,8 @@ ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma"],
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
+NVCCFLAGS = ["-std=c++17", "-O3", "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden"]
+CUDA_ARCHS = "80 90a 100"
 NEEDS_TORCH = {"dist_info", "editable_wheel", "bdist_wheel", "build_ext", "develop", "install"}
 
 
@@ -54,6 +63,94 @@ def find_torch() -> Path:
     )
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler, or None where it is not wanted or not there; an exit where it is demanded and not there."""
+    wanted = os.environ.get("FUSED_RNN_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"FUSED_RNN_CUDA must be 0, 1 or absent, and is {wanted!r}")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin/nvcc"] if home else []
+    for place in [*places, "nvcc", "/usr/local/cuda/bin/nvcc"]:
+        if found := shutil.which(place):
+            return found
+    if wanted == "1":
+        raise SystemExit(
+            "FUSED_RNN_CUDA=1 demands the CUDA kernels, but no nvcc is in CUDA_HOME, on PATH or in /usr/local/cuda"
+        )
+    return None
+
+
+def architectures(nvcc: str) -> list[str]:
+    """Those asked for, or those of CUDA_ARCHS that this nvcc knows: an old one does not know the newest."""
+    asked = os.environ.get("FUSED_RNN_CUDA_ARCHS", "").split()
+    for arch in asked:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            raise SystemExit(f"FUSED_RNN_CUDA_ARCHS must be like {CUDA_ARCHS!r}, and has {arch!r}")
+    if asked:
+        return asked
+    known = answer_of(nvcc, "--list-gpu-arch").split()
+    return [arch for arch in CUDA_ARCHS.split() if f"compute_{arch.rstrip('a')}" in known]
+
+
+def architecture_flags(archs: list[str]) -> list[str]:
+    """Machine code for every architecture, and of the newest without a letter PTX too, so that later chips run."""
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    portable = max((int(arch) for arch in archs if arch.isdigit()), default=None)
+    return flags + ([f"-gencode=arch=compute_{portable},code=compute_{portable}"] if portable else [])
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """What links the CUDA runtime statically; nvcc itself says where it is."""
+    folders = re.search(r"LIBRARIES=(.*)", answer_of(nvcc, "--dryrun", "-x", "cu", os.devnull))
+    # --exclude-libs: the runtime's functions must not stand in for those of the one that torch brings
+    runtime = ["-lcudart_static", "-lpthread", "-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
+    return [*(shlex.split(folders[1]) if folders else []), *runtime]
+
+
+def answer_of(nvcc: str, *question: str) -> str:
+    answer = subprocess.run([nvcc, *question], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if answer.returncode != 0:
+        raise SystemExit(f"fused_rnn: {nvcc} does not run; FUSED_RNN_CUDA=0 builds without it\n{answer.stdout}")
+    return answer.stdout
+
+
+class Toolchain:
+    """The commands that compile a source and link the objects."""
+
+    def __init__(self, torch: Path, threads: int = 1) -> None:
+        self.torch = torch
+        self.threads = threads  # of one nvcc, which compiles for an architecture in each
+        self.compiler = shlex.split(os.environ.get("CXX") or "g++")
+        self.nvcc = find_nvcc()
+        self.architectures = architecture_flags(architectures(self.nvcc)) if self.nvcc else []
+
+    def takes(self, source: Path) -> bool:
+        return self.nvcc is not None or "cuda" not in source.parts
+
+    def compiling(self, source: Path) -> list[str]:
+        if source.suffix == ".cu":
+            parallel = [f"--threads={self.threads}"] if self.threads > 1 else []
+            return [self.nvcc, *NVCCFLAGS, *self.architectures, *parallel]
+        command = [*self.compiler, *CXXFLAGS, f"-I{self.torch}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+        for suffix, isa_flags in ISA_FLAGS.items():
+            if source.stem.endswith(suffix):
+                command += [*KERNEL_FLAGS, *isa_flags]
+        if source == Path("csrc/ops.cpp") and not self.nvcc:
+            wanted = os.environ.get("FUSED_RNN_CUDA") != "0"
+            reason = "no nvcc was found when it was built" if wanted else "it was built with FUSED_RNN_CUDA=0"
+            command += [f'-DFUSED_RNN_WITHOUT_CUDA="{reason}"']
+        return [*command, *shlex.split(os.environ.get("FUSED_RNN_CXXFLAGS", ""))]
+
+    def linking(self, objects: list[Path], library: Path) -> list[str]:
+        # --no-as-needed: the default drops libraries whose symbols are looked up only at run time
+        libraries = [f"-L{self.torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
+        if self.nvcc:
+            libraries += cuda_libraries(self.nvcc)
+        return [*self.compiler, "-shared", "-o", str(library), *map(str, objects), *libraries]
+
+
 class BuildLibrary(build_ext):
     """Compile csrc/ in parallel, recompiling only what changed, and link it against torch."""
 
@@ -61,29 +158,25 @@ class BuildLibrary(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        torch = find_torch()
-        objects = Path("build", "objects")  # not self.build_temp, which is new each time in an editable install
-        objects.mkdir(parents=True, exist_ok=True)
-        compiler = shlex.split(os.environ.get("CXX") or "g++")
-        flags = [*CXXFLAGS, f"-I{torch}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-        jobs = [(Path(source), objects / (Path(source).name + ".o")) for source in ext.sources]
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda job: compile_source(compiler + flags, *job), jobs))
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        kernels = sum(source.endswith(".cu") for source in ext.sources)
+        toolchain = Toolchain(find_torch(), threads=max(1, jobs // kernels))
+        sources = [source for source in map(Path, ext.sources) if toolchain.takes(source)]
+        sources.sort(key=lambda source: source.suffix != ".cu")  # what takes longest begins first
+        folder = Path("build", "objects")  # not self.build_temp, which is new each time in an editable install
+        objects = [folder / f"{source}.o" for source in sources]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda *job: compile_source(toolchain.compiling(job[0]), *job), sources, objects))
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        # --no-as-needed: the default drops libraries whose symbols are looked up only at run time
-        libraries = [f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
         partial = library.with_suffix(".partial")
-        run([*compiler, "-shared", "-o", str(partial), *(str(target) for _, target in jobs), *libraries])
+        run(toolchain.linking(objects, partial))
         partial.replace(library)
 
 
 def compile_source(command: list[str], source: Path, target: Path) -> None:
     """Compile one file unless its object is newer than all that it depends on and was made by this command."""
-    for suffix, isa_flags in ISA_FLAGS.items():
-        if source.stem.endswith(suffix):
-            command = [*command, *KERNEL_FLAGS, *isa_flags]
-    command = [*command, *shlex.split(os.environ.get("FUSED_RNN_CXXFLAGS", ""))]
+    target.parent.mkdir(parents=True, exist_ok=True)
     depfile, stamp = target.with_suffix(".d"), target.with_suffix(".command")
     command = [*command, "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
     if target.exists() and depfile.exists() and stamp.exists() and stamp.read_text() == shlex.join(command):
@@ -104,7 +197,10 @@ def run(command: list[str]) -> None:
             f"fused_rnn needs a C++17 compiler (g++ 11 or clang 9, or newer) to build, and {command[0]!r} was not found"
         ) from None
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"fused_rnn did not build: {command[0]} exited with status {error.returncode}") from None
+        without = "; FUSED_RNN_CUDA=0 builds without it" if Path(command[0]).name == "nvcc" else ""
+        raise SystemExit(
+            f"fused_rnn did not build: {command[0]} exited with status {error.returncode}{without}"
+        ) from None
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -115,7 +211,7 @@ class AnyPythonWheel(bdist_wheel):
 
 
 def sources() -> list[str]:
-    found = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+    found = sorted(str(path) for path in Path("csrc").rglob("*.c[pu]*"))
     if platform.machine() not in ("x86_64", "AMD64"):
         found = [path for path in found if not re.search(r"_avx\d+\.cpp$", path)]
     return found

@@ -22,7 +22,7 @@ PAIRS = [
 @pytest.mark.parametrize(("case", "candidate"), PAIRS)
 def test_speed(benchmark, case: Case, candidate: Candidate) -> None:
     status = fused_rnn.backends()[PLAN.backend]
-    if candidate.name == "fused" and status != "available":
+    if candidate.name == "fused" and not status.startswith("available"):
         pytest.skip(status)
     module = build(candidate, case.shape)
     assert mistake(candidate, module, case) is None

@@ -2,86 +2,19 @@
 // functions and autograd, and explains wrong arguments to people; the checks here keep a direct caller from reading
 // or writing out of bounds.
 
-#include <initializer_list>
-#include <sstream>
-#include <stdexcept>
-#include <string_view>
-
+#include "checks.h"
 #include "cpu/kernels.h"
-#include "sequence.h"
 
 namespace fused_rnn {
 namespace {
 
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  message << "fused_rnn: ";
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-CellSpec cell_spec(std::string_view name) {
-  constexpr std::string_view prefix = "multiplicative_";
-  const bool multiplicative = name.substr(0, prefix.size()) == prefix;
-  const std::string_view base = multiplicative ? name.substr(prefix.size()) : name;
-  constexpr struct {
-    std::string_view name;
-    CellId id;
-  } cells[] = {{"rnn_tanh", CellId::rnn_tanh},
-               {"rnn_relu", CellId::rnn_relu},
-               {"lstm", CellId::lstm},
-               {"gru", CellId::gru},
-               {"gru_reset_after", CellId::gru_reset_after}};
-  for (const auto& known : cells)
-    if (known.name == base)
-      return dispatch_cell(known.id, [&](auto cell) {
-        using Cell = decltype(cell);
-        return CellSpec{known.id,           multiplicative,  Cell::gates,
-                        Cell::saved,        Cell::gradients, Cell::has_cell_state,
-                        Cell::reset_before, Cell::n_apart,   Cell::separates_x};
-      });
-  fail("unknown cell '", name, "'");
-}
-
-Save save_named(std::string_view name) {
-  if (name == "nothing") return Save::nothing;
-  if (name == "states") return Save::states;
-  if (name == "everything") return Save::everything;
-  fail("save must be 'nothing', 'states' or 'everything', got '", name, "'");
-}
-
-// A contiguous version of a tensor that has this shape and the type and device of `like`.
-Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape, const Tensor& like) {
-  std::ostringstream expected, given;
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
-  if (!fits) {
-    for (const int64_t size : shape) expected << " " << size;
-    for (int64_t i = 0; i < tensor.dim(); ++i) given << " " << tensor.size(i);
-    fail(name, " must have shape (", expected.str(), " ), got (", given.str(), " )");
-  }
-  if (tensor.scalar_type() != like.scalar_type()) fail(name, " and input must have the same dtype");
-  if (!(tensor.device() == like.device())) fail(name, " and input must be on the same device");
-  return torch::stable::contiguous(tensor);
-}
-
-OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::initializer_list<int64_t> shape,
-                       const Tensor& like) {
-  if (!tensor) return std::nullopt;
-  return checked(name, *tensor, shape, like);
-}
-
-OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t steps, const Tensor& input) {
-  if (!lengths) return std::nullopt;
-  if (lengths->scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor");
-  if (lengths->dim() != 1 || lengths->size(0) != input.size(1) || !(lengths->device() == input.device()))
-    fail("lengths must have one entry per sequence, B = ", input.size(1), ", and be where input is");
-  const Tensor contiguous = torch::stable::contiguous(*lengths);
-  const auto* values = static_cast<const int64_t*>(contiguous.const_data_ptr());
+OptionalTensor checked_lengths_and_values(const OptionalTensor& lengths, int64_t steps, const Tensor& input) {
+  const OptionalTensor checked = checked_lengths(lengths, input);
+  if (!checked) return checked;
+  const auto* values = static_cast<const int64_t*>(checked->const_data_ptr());
   for (int64_t b = 0; b < input.size(1); ++b)
     if (values[b] < 0 || values[b] > steps) fail("lengths must be between 0 and T = ", steps, ", got ", values[b]);
-  return contiguous;
+  return checked;
 }
 
 Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
@@ -104,7 +37,7 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
            checked("bias_ih", bias_ih, {rows}, input), checked("bias_hh", bias_hh, {rows}, input),
            checked("weight_mih", weight_mih, {I, I}, input), checked("weight_mhh", weight_mhh, {I, H}, input),
            checked("bias_m", bias_m, {I}, input)},
-          checked_lengths(lengths, T, input),
+          checked_lengths_and_values(lengths, T, input),
           reverse,
           T,
           B,
@@ -147,6 +80,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {r.input, r.h_0, r.c_0, r.weight_ih, r.weight_hh, r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
 }
 
+// Why this build has no CUDA kernels, empty if it has them.
+std::string without_cuda() {
+#ifdef FUSED_RNN_WITHOUT_CUDA
+  return FUSED_RNN_WITHOUT_CUDA;
+#else
+  return "";
+#endif
+}
+
 std::string cpu_instruction_set() {
   check_instruction_set();
   return cpu::instruction_set();
@@ -170,6 +112,7 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("backward" FUSED_RNN_BACKWARD);
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // ops.py makes it of the two above, for every backend
   m.def("cpu_instruction_set() -> str");
+  m.def("without_cuda() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
@@ -179,4 +122,5 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&fused_rnn::cpu_instruction_set));
+  m.impl("without_cuda", TORCH_BOX(&fused_rnn::without_cuda));
 }

@@ -17,17 +17,30 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// What forward keeps for backward: nothing, the cell states alone (the hidden states are its output, and all else can
+// be computed again from these), or every value that backward reads.
+enum class Save { nothing, states, everything };
+
 // A cell as the caller names it, with the sizes of its base cell.
 struct CellSpec {
   CellId id;
   bool multiplicative;
   int64_t gates, saved, gradients;
   bool has_cell_state, reset_before, n_apart, separates_x;
-};
 
-// What forward keeps for backward: nothing, the cell states alone (the hidden states are its output, and all else can
-// be computed again from these), or every value that backward reads.
-enum class Save { nothing, states, everything };
+  // Values that forward keeps per step and sequence.
+  int64_t saved_columns(Save save, int64_t I, int64_t H) const {
+    switch (save) {
+      case Save::nothing:
+        return 0;
+      case Save::states:
+        return has_cell_state ? H : 0;
+      case Save::everything:
+        return saved * H + (multiplicative ? I : 0);
+    }
+    __builtin_unreachable();
+  }
+};
 
 struct Weights {
   Tensor weight_ih, weight_hh;                    // (G*H, I), (G*H, H)
@@ -48,17 +61,7 @@ struct Sequence {
 
   // The time of a step; steps count in the order of computation.
   int64_t time(int64_t step) const { return reverse ? T - 1 - step : step; }
-  int64_t saved_columns(Save save) const {
-    switch (save) {
-      case Save::nothing:
-        return 0;
-      case Save::states:
-        return cell.has_cell_state ? H : 0;
-      case Save::everything:
-        return cell.saved * H + (cell.multiplicative ? I : 0);
-    }
-    __builtin_unreachable();
-  }
+  int64_t saved_columns(Save save) const { return cell.saved_columns(save, I, H); }
 };
 
 struct ForwardResult {

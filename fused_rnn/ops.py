@@ -13,65 +13,18 @@ recomputes through ``fused_rnn.reference``, so it is right for every cell, and s
 
 import functools
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cuda
+from .cells import CELLS, WEIGHTS, Cell
 from .recompute import backward_from_states
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mih", "weight_mhh", "bias_m")
 State = Tensor | tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What Python needs to know of a cell; its mathematics is in csrc/cells and in the reference."""
-
-    reference: Callable
-    gates: int  # rows of weight_ih and weight_hh, in units of H
-    saved: int  # values per unit and step that backward reads
-    has_cell_state: bool = False
-    multiplicative: bool = False
-    recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
-    options: dict = field(default_factory=dict)  # passed on to the reference
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The parameter names this cell takes, in the order in which modules register them."""
-        absent = set() if self.recurrent_bias else {"bias_hh"}
-        if not self.multiplicative:
-            absent |= {"weight_mih", "weight_mhh", "bias_m"}
-        return tuple(name for name in WEIGHTS if name not in absent)
-
-    def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
-        rows = self.gates * hidden_size
-        return {
-            "weight_ih": (rows, input_size),
-            "weight_hh": (rows, hidden_size),
-            "bias_ih": (rows,),
-            "bias_hh": (rows,),
-            "weight_mih": (input_size, input_size),
-            "weight_mhh": (input_size, hidden_size),
-            "bias_m": (input_size,),
-        }[name]
-
-
-CELLS = {
-    "rnn_tanh": Cell(reference.rnn, gates=1, saved=1, recurrent_bias=True, options={"nonlinearity": "tanh"}),
-    "rnn_relu": Cell(reference.rnn, gates=1, saved=1, recurrent_bias=True, options={"nonlinearity": "relu"}),
-    "lstm": Cell(reference.lstm, gates=4, saved=5, recurrent_bias=True, has_cell_state=True),
-    "gru": Cell(reference.gru, gates=3, saved=3, options={"reset_after": False}),
-    "gru_reset_after": Cell(reference.gru, gates=3, saved=4, recurrent_bias=True, options={"reset_after": True}),
-    "multiplicative_lstm": Cell(
-        reference.multiplicative_lstm, gates=4, saved=5, has_cell_state=True, multiplicative=True
-    ),
-    "multiplicative_gru": Cell(reference.multiplicative_gru, gates=3, saved=3, multiplicative=True),
-}
 
 
 # Backends ---------------------------------------------------------------------------------------------------
@@ -103,14 +56,15 @@ def _load_library() -> str | None:
 
 _LIBRARY_ERROR = _load_library()
 _LIBRARY_LOADED = hasattr(torch.ops.fused_rnn, "forward")
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_PLACES = {"cpu": "the CPU", "cuda": "a GPU"}
+_DTYPES = {"cpu": (torch.float32, torch.float64, torch.bfloat16), "cuda": cuda.DTYPES}
 
 
 def backends() -> dict[str, str]:
-    """What can run here: for every backend 'available', or the reason why it is not."""
+    """What can run here: for every backend 'available', on a GPU with its name, or the reason why it is not."""
     return {
         "cpu": _LIBRARY_ERROR or "available",
-        "cuda": "not part of this build",
+        "cuda": cuda.status() if _LIBRARY_LOADED else _LIBRARY_ERROR,
         "triton": "not part of this build",
         "reference": "available",
     }
@@ -128,9 +82,10 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str 
     """
     device = torch.device(device)
     if backend == "auto":
-        obstacle = _obstacle("cpu", device, dtype)
+        fused = "cuda" if device.type == "cuda" else "cpu"
+        obstacle = _obstacle(fused, device, dtype)
         if obstacle is None:
-            return Choice("cpu", "the fused C++ kernels run it")
+            return Choice(fused, f"the fused {'CUDA' if fused == 'cuda' else 'C++'} kernels run it")
         return Choice("reference", f"no fused backend can run it: {obstacle}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
@@ -141,17 +96,26 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str 
 
 
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot run such a call, or None if it can."""
+    """Why ``backend`` cannot run such a call, or None if it can. Only for the backends on a GPU is one looked for."""
     if backend == "reference":
         return None
-    status = backends()[backend]
-    if status != "available":
-        return status
-    if device.type not in ("cpu", "meta"):
-        return f"the tensors are on {device}, the backend runs on the CPU"
-    if dtype not in _CPU_DTYPES:
-        return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in _CPU_DTYPES)}"
+    missing = _missing(backend, device)
+    if missing is not None:
+        return missing
+    if device.type not in (backend, "meta"):
+        return f"the tensors are on {device}, the backend runs on {_PLACES[backend]}"
+    if dtype not in _DTYPES[backend]:
+        return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in _DTYPES[backend])}"
     return None
+
+
+def _missing(backend: str, device: torch.device) -> str | None:
+    """What the machine or the installation lacks for a backend, on this device where it is one of the backend's."""
+    if backend == "triton":
+        return backends()["triton"]
+    if backend == "cuda" and _LIBRARY_LOADED:
+        return cuda.obstacle(device.index if device.type == "cuda" else None)
+    return _LIBRARY_ERROR
 
 
 @functools.cache
@@ -185,7 +149,8 @@ def run(
         state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
         weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
         reverse: run from the last step to the first.
-        lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all.
+        lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all. On a GPU the values
+            are not looked at, because that would mean waiting for it: out of range they count as the nearest in range.
         backend: as in ``choose_backend``.
         recompute: save only states for the backward pass, which rebuilds the gates.
 
@@ -399,6 +364,7 @@ def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]
 
 
 if _LIBRARY_LOADED:
+    cuda.register()
     torch.library.register_fake("fused_rnn::forward", _forward_fake)
     torch.library.register_autograd("fused_rnn::forward", _forward_backward, setup_context=_forward_setup)
     torch.library.impl("fused_rnn::backward_from_states", "default", backward_from_states)

@@ -1,6 +1,7 @@
 """What the tests share: the cells and backends under test, random operands, and errors against float64."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,18 @@ import fused_rnn
 from fused_rnn import ops
 
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
-BACKENDS = [name for name, status in fused_rnn.backends().items() if status.startswith("available")]
-FUSED = [name for name in BACKENDS if name != "reference"]
+
+
+def runs_on(device: str, backend: str) -> bool:
+    try:
+        fused_rnn.choose_backend(device, torch.float64, backend)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Fused backends that tests can give tensors of the CPU; test_gpu.py has those of a GPU.
+FUSED = [name for name in ops.BACKENDS if name != "reference" and runs_on("cpu", name)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,11 @@ class Operands:
         tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in self.tensors.items()}
         return replace(self, tensors=tensors)
 
+    def on(self, device: torch.device) -> "Operands":
+        tensors = {name: t.detach().to(device).requires_grad_() for name, t in self.tensors.items()}
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return replace(self, tensors=tensors, lengths=lengths)
+
     def results_and_gradients(self, backend: str, d_results: list[Tensor]) -> list[Tensor]:
         results = self.run(backend)
         d_results = [d.to(r.dtype) for d, r in zip(d_results, results)]
@@ -85,7 +101,7 @@ def operands(
 
 def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t.dtype) for t in tensors]
+    return [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t) for t in tensors]
 
 
 def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
@@ -100,6 +116,14 @@ def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
 def find_nvcc() -> str:
     """The path of the CUDA compiler; skips the test where there is none."""
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or pytest.skip("no nvcc")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """torch.compile counts in the whole process how often it compiles a function, and refuses past a limit."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(params=list(ops.CELLS))

@@ -81,7 +81,7 @@ def torch_results_and_gradients(op: Operands, d_results: list[torch.Tensor]) -> 
     """What torch.nn's module of the same cell computes from the same operands."""
     t = op.tensors
     hidden, features = t["weight_hh"].shape[1], t["input"].shape[2]
-    module = {"lstm": torch.nn.LSTM, "gru_reset_after": torch.nn.GRU}[op.cell](features, hidden, dtype=t["input"].dtype)
+    module = {"lstm": torch.nn.LSTM, "gru_reset_after": torch.nn.GRU}[op.cell](features, hidden).to(t["input"])
     weights = [name for name in t if name.startswith(("weight", "bias"))]
     module.load_state_dict({f"{name}_l0": t[name] for name in weights})
     states = [t[name].unsqueeze(0) for name in ("h_0", "c_0") if name in t]

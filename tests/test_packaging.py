@@ -65,6 +65,7 @@ def run(command: list, cwd: Path) -> subprocess.CompletedProcess:
     """Run a command with none of our own settings, as if typed by somebody in ``cwd``."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment |= {"FUSED_RNN_CUDA": "0"}  # the CUDA kernels take minutes to compile
     command = list(map(str, command))
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 

@@ -1,0 +1,83 @@
+// The checks that the operators of every device share. Their errors are for whoever calls an operator directly: they
+// keep a kernel from reading or writing out of bounds.
+#pragma once
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+
+#include "sequence.h"
+
+namespace fused_rnn {
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "fused_rnn: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline CellSpec cell_spec(std::string_view name) {
+  constexpr std::string_view prefix = "multiplicative_";
+  const bool multiplicative = name.substr(0, prefix.size()) == prefix;
+  const std::string_view base = multiplicative ? name.substr(prefix.size()) : name;
+  constexpr struct {
+    std::string_view name;
+    CellId id;
+  } cells[] = {{"rnn_tanh", CellId::rnn_tanh},
+               {"rnn_relu", CellId::rnn_relu},
+               {"lstm", CellId::lstm},
+               {"gru", CellId::gru},
+               {"gru_reset_after", CellId::gru_reset_after}};
+  for (const auto& known : cells)
+    if (known.name == base)
+      return dispatch_cell(known.id, [&](auto cell) {
+        using Cell = decltype(cell);
+        return CellSpec{known.id,           multiplicative,  Cell::gates,
+                        Cell::saved,        Cell::gradients, Cell::has_cell_state,
+                        Cell::reset_before, Cell::n_apart,   Cell::separates_x};
+      });
+  fail("unknown cell '", name, "'");
+}
+
+inline Save save_named(std::string_view name) {
+  if (name == "nothing") return Save::nothing;
+  if (name == "states") return Save::states;
+  if (name == "everything") return Save::everything;
+  fail("save must be 'nothing', 'states' or 'everything', got '", name, "'");
+}
+
+// A contiguous version of a tensor that has this shape and the type and device of `like`.
+inline Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                      const Tensor& like) {
+  std::ostringstream expected, given;
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
+  for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
+  if (!fits) {
+    for (const int64_t size : shape) expected << " " << size;
+    for (int64_t i = 0; i < tensor.dim(); ++i) given << " " << tensor.size(i);
+    fail(name, " must have shape (", expected.str(), " ), got (", given.str(), " )");
+  }
+  if (tensor.scalar_type() != like.scalar_type()) fail(name, " and input must have the same dtype");
+  if (!(tensor.device() == like.device())) fail(name, " and input must be on the same device");
+  return torch::stable::contiguous(tensor);
+}
+
+inline OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::initializer_list<int64_t> shape,
+                              const Tensor& like) {
+  if (!tensor) return std::nullopt;
+  return checked(name, *tensor, shape, like);
+}
+
+// All but the values, which are where the tensor is.
+inline OptionalTensor checked_lengths(const OptionalTensor& lengths, const Tensor& input) {
+  if (!lengths) return std::nullopt;
+  if (lengths->scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor");
+  if (lengths->dim() != 1 || lengths->size(0) != input.size(1) || !(lengths->device() == input.device()))
+    fail("lengths must have one entry per sequence, B = ", input.size(1), ", and be where input is");
+  return torch::stable::contiguous(*lengths);
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,116 @@
+// The GPUs of this machine, and the word through which a kernel says that it gave up.
+
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+#include "gpu.h"
+
+namespace fused_rnn::cuda {
+namespace {
+
+constexpr int oldest = 80;  // compute capability
+
+// The text of an error, which is cleared, so that no later call reports it again.
+std::string text(cudaError_t error) {
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+// While a CUDA graph is being captured, CUDA refuses what might wait for the device; what happens below never does.
+class AllowedInCapture {
+ public:
+  AllowedInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~AllowedInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  AllowedInCapture(const AllowedInCapture&) = delete;
+  AllowedInCapture& operator=(const AllowedInCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+// What is wrong with the driver.
+std::string driver() {
+  int found = 0;
+  cudaDriverGetVersion(&found);
+  if (found == 0) return "there is no NVIDIA driver";
+  return "the NVIDIA driver is for CUDA " + version(found) + ", the kernels were built with CUDA " +
+         version(CUDART_VERSION);
+}
+
+struct Machine {
+  std::string error;  // why there are no GPUs
+  std::vector<Gpu> gpus;
+};
+
+Gpu look_at(int index) {
+  cudaDeviceProp properties;
+  const cudaError_t error = cudaGetDeviceProperties(&properties, index);
+  if (error != cudaSuccess) throw std::runtime_error("fused_rnn: GPU " + std::to_string(index) + ": " + text(error));
+  return {properties.name,
+          10 * properties.major + properties.minor,
+          {properties.multiProcessorCount, static_cast<int64_t>(properties.sharedMemPerBlockOptin)}};
+}
+
+Machine look_around() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  Machine machine;
+  if (error == cudaErrorInsufficientDriver)
+    machine.error = "CUDA finds no GPU: " + driver();
+  else if (error != cudaSuccess)
+    machine.error = "CUDA finds no GPU: " + text(error);
+  for (int index = 0; index < count; ++index) machine.gpus.push_back(look_at(index));
+  return machine;
+}
+
+const Machine& machine() {
+  static const Machine found = look_around();
+  return found;
+}
+
+std::atomic<unsigned*> the_word{nullptr};  // once it is allocated
+
+// For the life of the process: a kernel may write to it at any time.
+unsigned* allocate_word() {
+  const AllowedInCapture allowed;
+  void* memory = nullptr;
+  const cudaError_t error = cudaHostAlloc(&memory, sizeof(unsigned), cudaHostAllocMapped | cudaHostAllocPortable);
+  if (error != cudaSuccess) throw std::runtime_error("fused_rnn: no memory that host and GPU share: " + text(error));
+  return the_word = new (memory) unsigned(0);
+}
+
+}  // namespace
+
+std::string obstacle(int64_t index) {
+  const Machine& m = machine();
+  if (!m.error.empty()) return m.error;
+  if (index < 0 || index >= static_cast<int64_t>(m.gpus.size()))
+    return "there is no GPU " + std::to_string(index) + " among the " + std::to_string(m.gpus.size()) +
+           " of this machine";
+  const Gpu& g = m.gpus[index];
+  if (g.compute_capability >= oldest) return "";
+  return g.name + " is sm_" + std::to_string(g.compute_capability) + ", and the kernels need sm_" +
+         std::to_string(oldest) + " or newer";
+}
+
+const Gpu& gpu(int64_t index) { return machine().gpus[index]; }
+
+void use(int64_t index) {
+  const cudaError_t error = cudaSetDevice(static_cast<int>(index));
+  if (error != cudaSuccess) throw std::runtime_error("fused_rnn: GPU " + std::to_string(index) + ": " + text(error));
+}
+
+unsigned* timed_out_word() {
+  static unsigned* const word = allocate_word();
+  return word;
+}
+
+bool take_timed_out() {
+  unsigned* const word = the_word;
+  return word && __atomic_load_n(word, __ATOMIC_RELAXED) && __atomic_exchange_n(word, 0u, __ATOMIC_RELAXED);
+}
+
+}  // namespace fused_rnn::cuda

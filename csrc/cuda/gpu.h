@@ -1,0 +1,31 @@
+// What the CUDA runtime knows of the GPUs of this machine, read once, without its headers.
+#pragma once
+
+#include <string>
+
+#include "api.h"
+
+namespace fused_rnn::cuda {
+
+struct Gpu {
+  std::string name;
+  int compute_capability;  // 90 for 9.0
+  Chip chip;
+};
+
+// Why the kernels cannot run on a GPU, or an empty string if they can.
+std::string obstacle(int64_t index);
+
+// Only for a GPU without obstacle.
+const Gpu& gpu(int64_t index);
+
+// Make a GPU the current one of the CUDA runtime in this library, which is another than the runtime that torch brings.
+void use(int64_t index);
+
+// The word that kernels set when they waited in vain, in memory of the host that every GPU can write.
+unsigned* timed_out_word();
+
+// Whether a kernel waited in vain since the last look.
+bool take_timed_out();
+
+}  // namespace fused_rnn::cuda

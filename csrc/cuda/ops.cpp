@@ -1,0 +1,242 @@
+// The operators around the CUDA kernels: the time loop alone, forward and backward. fused_rnn/cuda.py makes the library
+// products before and after it, and the whole is fused_rnn::forward and fused_rnn::backward on a GPU.
+//
+// A call queues work on torch's current stream and returns. It neither waits for the GPU nor reads anything back, so a
+// CUDA graph can capture it. For the same reason the values of lengths are not checked: less than 0 counts as 0 and
+// more than T as T.
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../checks.h"
+#include "api.h"
+#include "gpu.h"
+
+// Only CUDA builds of torch have this function. It is weak, so that the library loads without it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace fused_rnn {
+namespace {
+
+using torch::stable::new_empty;
+using torch::stable::accelerator::DeviceGuard;
+
+// What both directions read, checked.
+struct Operands {
+  CellSpec cell;
+  OptionalTensor input;                  // (T, B, I) multiplicative cells
+  Tensor h_0;                            // (B, H)
+  OptionalTensor c_0;                    // (B, H) cells with a cell state
+  OptionalTensor weight_ih, weight_mhh;  // (G*H, I), (I, H) multiplicative cells
+  Tensor weight_hh;                      // (G*H, H)
+  OptionalTensor lengths;
+  bool reverse;
+  int64_t T, B, I, H;
+};
+
+// steps: any tensor (T, B, ...) of the call.
+Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor& h_0, const OptionalTensor& c_0,
+                  const OptionalTensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& weight_mhh,
+                  const OptionalTensor& lengths, const std::string& cell_name, bool reverse) {
+  const CellSpec cell = cell_spec(cell_name);
+  if (cell.multiplicative && cell.id != CellId::lstm && cell.id != CellId::gru)
+    fail("the CUDA kernels have no cell '", cell_name, "'");
+  if (steps.dim() != 3 || steps.numel() == 0) fail("the steps must be a non-empty (T, B, columns) tensor");
+  if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
+  if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
+  if (cell.multiplicative != (input && weight_ih && weight_mhh))
+    fail("input, weight_ih and weight_mhh go with multiplicative cells, and only with these");
+  if (cell.multiplicative && (input->dim() != 3 || input->size(2) == 0))
+    fail("input must be a (T, B, I) tensor with I at least 1");
+  const int64_t T = steps.size(0), B = steps.size(1), H = h_0.size(1), rows = cell.gates * H;
+  const int64_t I = cell.multiplicative ? input->size(2) : 1;
+  return {cell,
+          checked("input", input, {T, B, I}, steps),
+          checked("h_0", h_0, {B, H}, steps),
+          checked("c_0", c_0, {B, H}, steps),
+          checked("weight_ih", weight_ih, {rows, I}, steps),
+          checked("weight_mhh", weight_mhh, {I, H}, steps),
+          checked("weight_hh", weight_hh, {rows, H}, steps),
+          checked_lengths(lengths, steps),
+          reverse,
+          T,
+          B,
+          I,
+          H};
+}
+
+cuda::Type type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return cuda::Type::float32;
+    case ScalarType::Double:
+      return cuda::Type::float64;
+    case ScalarType::BFloat16:
+      return cuda::Type::bfloat16;
+    case ScalarType::Half:
+      return cuda::Type::float16;
+    default:
+      fail("the CUDA kernels compute in float32, float64, bfloat16 and float16");
+  }
+}
+
+const void* address(const Tensor& tensor) { return tensor.const_data_ptr(); }
+const void* address(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+
+// A call with all that both directions have; the rest is zero.
+template <typename Call>
+Call call_with(const Operands& o) {
+  Call call{};
+  call.cell = o.cell.id;
+  call.multiplicative = o.cell.multiplicative;
+  call.type = type_of(o.h_0);
+  call.reverse = o.reverse;
+  call.T = o.T;
+  call.B = o.B;
+  call.I = o.I;
+  call.H = o.H;
+  call.lengths = static_cast<const int64_t*>(address(o.lengths));
+  call.timed_out = cuda::timed_out_word();
+  call.input = address(o.input);
+  call.h_0 = address(o.h_0);
+  call.c_0 = address(o.c_0);
+  call.weight_ih = address(o.weight_ih);
+  call.weight_hh = address(o.weight_hh);
+  call.weight_mhh = address(o.weight_mhh);
+  return call;
+}
+
+void raise_timed_out() {
+  if (cuda::take_timed_out())
+    fail("a kernel queued earlier on a GPU gave up waiting for its own blocks, and the results of its call are NaN. ",
+         "Something else, another process perhaps, held multiprocessors that they needed");
+}
+
+// Make the GPU of a tensor the current one, if nothing speaks against a call there.
+DeviceGuard ready(const Tensor& tensor) {
+  const int32_t device = tensor.get_device_index();
+  const std::string obstacle = cuda::obstacle(device);
+  if (!obstacle.empty()) fail(obstacle);
+  if (!aoti_torch_get_current_cuda_stream) fail("this torch is a build without CUDA");
+  raise_timed_out();
+  DeviceGuard guard(device);
+  cuda::use(device);
+  return guard;
+}
+
+// Queue a call on the current stream of `like`'s device, which is the current one.
+template <typename Call>
+void queue(const Call& call, const Tensor& like) {
+  const int32_t device = like.get_device_index();
+  const cuda::Chip& chip = cuda::gpu(device).chip;
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const Tensor workspace = new_empty(like, {cuda::workspace_bytes(call, chip)}, ScalarType::Byte);
+  const std::string error = cuda::run(call, chip, workspace.mutable_data_ptr(), stream);
+  if (!error.empty()) fail(error);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTensor input, Tensor h_0,
+                                                   OptionalTensor c_0, OptionalTensor weight_ih, Tensor weight_hh,
+                                                   OptionalTensor weight_mhh, OptionalTensor bias_m,
+                                                   OptionalTensor bias_ih, OptionalTensor bias_hh,
+                                                   OptionalTensor lengths, std::string cell, bool reverse,
+                                                   std::string save) {
+  const DeviceGuard guard = ready(projected);
+  const Operands o = operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
+  const Save kept = save_named(save);
+  const int64_t rows = o.cell.gates * o.H, columns = o.cell.saved_columns(kept, o.I, o.H);
+  if (bias_m && !o.cell.multiplicative) fail("bias_m goes with multiplicative cells");
+  if (o.cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
+  const Tensor steps = checked("projected", projected, {o.T, o.B, o.cell.multiplicative ? o.I : rows}, projected);
+  const OptionalTensor b = checked("bias_ih", bias_ih, {rows}, projected);
+  const OptionalTensor b_h = checked("bias_hh", bias_hh, {rows}, projected);
+  const OptionalTensor b_m = checked("bias_m", bias_m, {o.I}, projected);
+
+  const Tensor output = new_empty(projected, {o.T, o.B, o.H});
+  const Tensor h_n = new_empty(projected, {o.B, o.H});
+  const Tensor c_n = o.cell.has_cell_state ? new_empty(projected, {o.B, o.H}) : new_empty(projected, {0});
+  Tensor saved = columns ? new_empty(projected, {o.T, o.B, columns}) : new_empty(projected, {0});
+  // nothing is saved past the end of a sequence, but the same call must give the same bits
+  if (lengths) torch::stable::zero_(saved);
+
+  auto call = call_with<cuda::ForwardCall>(o);
+  call.projected = address(steps);
+  call.bias_m = address(b_m);
+  call.bias_ih = address(b);
+  call.bias_hh = address(b_h);
+  call.output = output.mutable_data_ptr();
+  call.h_n = h_n.mutable_data_ptr();
+  call.c_n = o.cell.has_cell_state ? c_n.mutable_data_ptr() : nullptr;
+  call.saved = columns ? saved.mutable_data_ptr() : nullptr;
+  call.states_only = kept == Save::states;
+  queue(call, projected);
+  return {output, h_n, c_n, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n,
+                                                    Tensor output, Tensor saved, OptionalTensor input, Tensor h_0,
+                                                    OptionalTensor c_0, OptionalTensor weight_ih, Tensor weight_hh,
+                                                    OptionalTensor weight_mhh, OptionalTensor lengths, std::string cell,
+                                                    bool reverse) {
+  const DeviceGuard guard = ready(output);
+  const Operands o = operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
+  if (d_c_n && !o.cell.has_cell_state) fail("d_c_n goes with cells that have a cell state");
+  const Tensor hidden = checked("output", output, {o.T, o.B, o.H}, output);
+  const Tensor kept = checked("saved", saved, {o.T, o.B, o.cell.saved_columns(Save::everything, o.I, o.H)}, output);
+  const OptionalTensor d_hidden = checked("d_output", d_output, {o.T, o.B, o.H}, output);
+  const OptionalTensor d_h = checked("d_h_n", d_h_n, {o.B, o.H}, output);
+  const OptionalTensor d_c = checked("d_c_n", d_c_n, {o.B, o.H}, output);
+
+  const int64_t inputs = o.cell.multiplicative ? o.I : 0;
+  const Tensor d_h_0 = new_empty(output, {o.B, o.H});
+  const Tensor d_c_0 = o.cell.has_cell_state ? new_empty(output, {o.B, o.H}) : new_empty(output, {0});
+  const Tensor d = new_empty(output, {o.T, o.B, o.cell.gradients * o.H + inputs});
+  const Tensor d_input = inputs ? new_empty(output, {o.T, o.B, inputs}) : new_empty(output, {0});
+
+  auto call = call_with<cuda::BackwardCall>(o);
+  call.d_output = address(d_hidden);
+  call.d_h_n = address(d_h);
+  call.d_c_n = address(d_c);
+  call.output = address(hidden);
+  call.saved = address(kept);
+  call.d_h_0 = d_h_0.mutable_data_ptr();
+  call.d_c_0 = o.cell.has_cell_state ? d_c_0.mutable_data_ptr() : nullptr;
+  call.d = d.mutable_data_ptr();
+  call.d_input = inputs ? d_input.mutable_data_ptr() : nullptr;
+  queue(call, output);
+  return {d_h_0, d_c_0, d, d_input};
+}
+
+// For fused_rnn/cuda.py: a GPU in words, and why the kernels cannot run there, empty if they can.
+std::tuple<std::string, std::string> device(int64_t index) {
+  const std::string obstacle = cuda::obstacle(index);
+  if (!obstacle.empty()) return {"", obstacle};
+  const cuda::Gpu& gpu = cuda::gpu(index);
+  return {gpu.name + ", sm_" + std::to_string(gpu.compute_capability), ""};
+}
+
+}  // namespace
+}  // namespace fused_rnn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
+  m.def(
+      "cuda_forward(Tensor projected, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, "
+      "Tensor? weight_mhh, Tensor? bias_m, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, str cell, bool reverse, "
+      "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def(
+      "cuda_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, Tensor? input, "
+      "Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, Tensor? lengths, str cell, "
+      "bool reverse) -> (Tensor d_h_0, Tensor d_c_0, Tensor d, Tensor d_input)");
+  m.def("cuda_device(int index) -> (str name, str obstacle)");
+  m.def("cuda_raise_timed_out() -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
+  m.impl("cuda_forward", TORCH_BOX(&fused_rnn::forward));
+  m.impl("cuda_backward", TORCH_BOX(&fused_rnn::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
+  m.impl("cuda_device", TORCH_BOX(&fused_rnn::device));
+  m.impl("cuda_raise_timed_out", TORCH_BOX(&fused_rnn::raise_timed_out));
+}

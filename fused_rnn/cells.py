@@ -1,0 +1,64 @@
+"""The list of cells: what Python needs to know of each; its mathematics is in csrc/cells and in the reference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import reference
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mih", "weight_mhh", "bias_m")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell by its sizes and by the parts that it has."""
+
+    reference: Callable
+    gates: int  # rows of weight_ih and weight_hh, in units of H
+    saved: int  # values per unit and step that backward reads
+    gradients: int  # of pre-activations per unit and step: one for each gate, and one more where n has two parts
+    has_cell_state: bool = False
+    reset_before: bool = False  # whether U_n multiplies r⊙h₋ in place of h₋
+    multiplicative: bool = False
+    recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
+    options: dict = field(default_factory=dict)  # passed on to the reference
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The parameter names this cell takes, in the order in which modules register them."""
+        absent = set() if self.recurrent_bias else {"bias_hh"}
+        if not self.multiplicative:
+            absent |= {"weight_mih", "weight_mhh", "bias_m"}
+        return tuple(name for name in WEIGHTS if name not in absent)
+
+    def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        rows = self.gates * hidden_size
+        return {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, hidden_size),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+            "weight_mih": (input_size, input_size),
+            "weight_mhh": (input_size, hidden_size),
+            "bias_m": (input_size,),
+        }[name]
+
+
+CELLS = {
+    "rnn_tanh": Cell(
+        reference.rnn, gates=1, saved=1, gradients=1, recurrent_bias=True, options={"nonlinearity": "tanh"}
+    ),
+    "rnn_relu": Cell(
+        reference.rnn, gates=1, saved=1, gradients=1, recurrent_bias=True, options={"nonlinearity": "relu"}
+    ),
+    "lstm": Cell(reference.lstm, gates=4, saved=5, gradients=4, recurrent_bias=True, has_cell_state=True),
+    "gru": Cell(reference.gru, gates=3, saved=3, gradients=3, reset_before=True, options={"reset_after": False}),
+    "gru_reset_after": Cell(
+        reference.gru, gates=3, saved=4, gradients=4, recurrent_bias=True, options={"reset_after": True}
+    ),
+    "multiplicative_lstm": Cell(
+        reference.multiplicative_lstm, gates=4, saved=5, gradients=4, has_cell_state=True, multiplicative=True
+    ),
+    "multiplicative_gru": Cell(
+        reference.multiplicative_gru, gates=3, saved=3, gradients=3, reset_before=True, multiplicative=True
+    ),
+}

@@ -1,0 +1,342 @@
+"""The CUDA backend without its kernels: the products around the loop, the choice of a backend, options of the build.
+
+The time loop is done by plain PyTorch here, in the place of the low-level operators.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_rnn
+from fused_rnn import cuda, ops
+from fused_rnn.cells import CELLS, WEIGHTS
+
+from .conftest import Operands, Shape, operands, random_like, relative_error
+from .test_ops import arguments
+
+
+class PlainKernels:
+    """The time loop step by step, with gradients of the pre-activations by autograd.
+
+    A zero that wants a gradient is added to every pre-activation, to m, and to the x that m scales. Values are computed
+    in float32 at least, and stored in the type of the operands. The backward loop repeats the forward one, for which
+    W x is kept.
+    """
+
+    def __init__(self) -> None:
+        self.pair = cuda.Kernels(self.forward, self.backward)
+
+    def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, save):
+        self.kept = projected, b_m, b, b_h
+        output, h_n, c_n, saved = self.run(projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse)
+        if save == "nothing":
+            saved = saved.new_empty(0)
+        elif save == "states":
+            saved = saved[..., 4 * h_0.shape[1] :][..., : h_0.shape[1]] if c_0 is not None else saved.new_empty(0)
+        return tuple(t.to(h_0.dtype).contiguous() for t in (output, h_n, c_n, saved))
+
+    @torch.enable_grad()
+    def backward(self, d_output, d_h_n, d_c_n, output, saved, x, h_0, c_0, w, u, u_m, lengths, cell, reverse):
+        projected, b_m, b, b_h = self.kept
+        assert saved.shape == (*output.shape[:2], CELLS[cell].saved * h_0.shape[1] + (0 if x is None else x.shape[2]))
+        columns = CELLS[cell].gradients * h_0.shape[1] + (0 if x is None else x.shape[2])
+        wide = torch.promote_types(h_0.dtype, torch.float32)
+        d = torch.zeros(*output.shape[:2], columns, dtype=wide, requires_grad=True)
+        dx = torch.zeros(() if x is None else x.shape, dtype=wide, requires_grad=True)
+        states = [None if t is None else t.detach().to(wide).requires_grad_() for t in (h_0, c_0)]
+        results = self.run(projected, x, *states, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, d, dx)
+        outs, d_outs = zip(*((r, g.to(wide)) for r, g in zip(results, (d_output, d_h_n, d_c_n)) if g is not None))
+        leaves = [*(t for t in states if t is not None), d, dx]
+        gradients = torch.autograd.grad(outs, leaves, d_outs, allow_unused=True, materialize_grads=True)
+        *d_states, d, dx = (g.to(h_0.dtype) for g in gradients)
+        return d_states[0], d_states[1] if c_0 is not None else h_0.new_empty(0), d, dx
+
+    def run(self, projected, x, h, c, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, d=None, dx=None):
+        """Results and saved values; d and dx are what is added to the pre-activations and to x."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        projected, x, h, c, w, u, u_m, b_m, b, b_h = (
+            None if t is None else t.to(wide) for t in (projected, x, h, c, w, u, u_m, b_m, b, b_h)
+        )
+        T, B, H, I = *projected.shape[:2], h.shape[1], 0 if x is None else x.shape[2]
+        d = h.new_zeros(T, B, CELLS[cell].gradients * H + I) if d is None else d
+        dx = h.new_zeros(()).expand(T) if dx is None or x is None else dx
+        outputs, saved = [None] * T, [None] * T
+        for t in reversed(range(T)) if reverse else range(T):
+            active = (t < (torch.full((B,), T) if lengths is None else lengths)).unsqueeze(1)
+            wx, m = torch.where(active, projected[t], 0), []  # autograd would multiply NaN there by zero
+            if x is not None:
+                m = [add(wx + h @ u_m.t(), b_m) + d[t, :, -I:]]
+                wx = (m[0] * (torch.where(active, x[t], 0) + dx[t])) @ w.t()
+            wx = add(wx, b).chunk(CELLS[cell].gates, 1)
+            new_h, new_c, values = step(cell, wx, h, c, u, b_h, d[t].split(H, 1))
+            h = torch.where(active, new_h, h)
+            c = None if c is None else torch.where(active, new_c, c)
+            outputs[t] = torch.where(active, new_h, 0)
+            saved[t] = torch.where(active, torch.cat([*values, *m], 1), 0)
+        return torch.stack(outputs), h, h.new_empty(0) if c is None else c, torch.stack(saved)
+
+
+def add(value: Tensor, bias: Tensor | None) -> Tensor:
+    return value if bias is None else value + bias
+
+
+def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tensor, b_h: Tensor | None, d) -> tuple:
+    """One step of a base cell: h, c and the values to save. wx holds a bias, d what is added to the pre-activations."""
+    if cell.endswith("gru"):  # reset before
+        u_r, u_z, u_n = u.chunk(3)
+        r, z = torch.sigmoid(wx[0] + h @ u_r.t() + d[0]), torch.sigmoid(wx[1] + h @ u_z.t() + d[1])
+        n = torch.tanh(wx[2] + (r * h) @ u_n.t() + d[2])
+        return (1 - z) * h + z * n, None, [r, z, n]
+    uh = add(h @ u.t(), b_h).chunk(len(wx), 1)
+    if cell.startswith("rnn"):
+        h = {"rnn_tanh": torch.tanh, "rnn_relu": torch.relu}[cell](wx[0] + uh[0] + d[0])
+        return h, None, [h]
+    if cell.endswith("lstm"):
+        i, f, o = (torch.sigmoid(wx[k] + uh[k] + d[k]) for k in (0, 1, 3))
+        g = torch.tanh(wx[2] + uh[2] + d[2])
+        c = f * c + i * g
+        return o * torch.tanh(c), c, [i, f, g, o, c]
+    r, z, q = torch.sigmoid(wx[0] + uh[0] + d[0]), torch.sigmoid(wx[1] + uh[1] + d[1]), uh[2] + d[3]
+    n = torch.tanh(wx[2] + d[2] + r * q)
+    return (1 - z) * n + z * h, None, [r, z, n, q]
+
+
+@torch.no_grad()
+def results_and_gradients(
+    op: Operands, d_results: list[Tensor], kernels: cuda.Kernels, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The results of the backend's forward, and all ten of its backward, with the kernels given."""
+    *results, saved = cuda.forward(*arguments(op), op.cell, op.reverse, "everything", kernels)
+    d_results = [*d_results, None][:3]
+    how = (op.cell, op.reverse, *wanted, kernels)
+    return results, cuda.backward(*d_results, results[0], saved, *arguments(op), *how)
+
+
+def compare(op: Operands, allowed: float, kernels: cuda.Kernels | None = None) -> None:
+    """Results and gradients against the reference in float64."""
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    results, gradients = results_and_gradients(op, d_results, kernels or PlainKernels().pair)
+    named = dict(zip(("input", "h_0", "c_0", *WEIGHTS), gradients))
+    values = [*results[: len(d_results)], *(named[name] for name in op.tensors)]
+    assert [v.shape for v in values] == [e.shape for e in exact]
+    assert relative_error(values, exact) <= allowed
+
+
+SHAPES = [Shape(1, 1, 1, 1), Shape(1, 3, 2, 5), Shape(5, 4, 3, 6)]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_equal_reference(cell, shape, reverse, bias):
+    compare(operands(cell, shape, reverse=reverse, bias=bias), 1e-11)
+
+
+def test_products_with_lengths(cell, reverse):
+    """NaN past the end of a sequence reaches nothing."""
+    lengths = [3, 5, 0, 1, 5, 4]
+    op = operands(cell, Shape(5, len(lengths), 3, 4), reverse=reverse, lengths=lengths)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)[len(d_results) :]
+    past = (torch.arange(5).unsqueeze(1) >= op.lengths).unsqueeze(2)
+    op.tensors["input"] = op.tensors["input"].detach().masked_fill(past, torch.nan)
+    op.tensors["input"].requires_grad_()
+    _, gradients = results_and_gradients(op, d_results, PlainKernels().pair)
+    named = dict(zip(("input", "h_0", "c_0", *WEIGHTS), gradients))
+    assert relative_error([named[name] for name in op.tensors], exact) <= 1e-11
+
+
+def test_lengths_out_of_range_are_taken_as_the_nearest(cell, reverse):
+    """On a GPU nobody reads them before the kernels do, so no value may index past the end."""
+    wild, tame = ([-3, 9, 2, 5], [0, 5, 2, 5])
+    op = operands(cell, Shape(5, 4, 2, 3), reverse=reverse)
+    d_results = random_like(op.run("reference"))
+    runs = []
+    for lengths in (wild, tame):
+        op.lengths = torch.tensor(lengths)
+        results, gradients = results_and_gradients(op, d_results, PlainKernels().pair)
+        runs.append([*results, *gradients])
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_products_in_low_precision_are_no_worse_than_pytorch(cell, dtype):
+    op = operands(cell, Shape(12, 9, 7, 20), scale=1.0, dtype=dtype)
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    compare(op, 2 * relative_error(op.results_and_gradients("reference", d_results), exact))
+
+
+def test_strided_operands(cell):
+    op = operands(cell, Shape(4, 3, 2, 5))
+    op.tensors = {name: torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for name, t in op.tensors.items()}
+    op.tensors["input"] = op.tensors["input"].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    compare(op, 1e-11)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)], ids=str)
+def test_only_what_is_wanted(cell, wanted):
+    """Shapes are those that ops.py promises, and no result shares memory with another."""
+    op = operands(cell, Shape(3, 2, 4, 5))
+    d_results = random_like(op.run("reference"))
+    results, gradients = results_and_gradients(op, d_results, PlainKernels().pair, wanted)
+    _, all_gradients = results_and_gradients(op, d_results, PlainKernels().pair)
+    fake = ops._backward_fake(None, None, None, results[0], None, *arguments(op), cell, False, *wanted)
+    assert [g.shape for g in gradients] == [f.shape for f in fake]
+    assert all(g.is_contiguous() for g in gradients)
+    assert all(torch.equal(g, full) for g, full in zip(gradients, all_gradients) if g.numel())
+    memory = [t.untyped_storage().data_ptr() for t in (*results, *all_gradients) if t.numel()]
+    assert len(set(memory)) == len(memory)
+
+
+def test_results_that_the_loss_does_not_use(cell):
+    """Their gradients are None, and count as zero."""
+    op = operands(cell, Shape(3, 2, 2, 4))
+    d_h_n = torch.randn(2, 4, dtype=torch.float64)
+    expected = torch.autograd.grad(op.run("reference")[1], list(op.tensors.values()), d_h_n)
+    _, gradients = results_and_gradients(op, [None, d_h_n, None], PlainKernels().pair)
+    named = dict(zip(("input", "h_0", "c_0", *WEIGHTS), gradients))
+    assert relative_error([named[name] for name in op.tensors], expected) <= 1e-11
+
+
+def test_unknown_cell():
+    op = operands("lstm", Shape(1, 1, 1, 1))
+    op.cell = "lstn"
+    with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
+        cuda.forward(*arguments(op), op.cell, False, "nothing", PlainKernels().pair)
+
+
+# The choice of a backend ------------------------------------------------------------------------------------
+
+
+def test_status_says_what_is_missing(monkeypatch):
+    """In the order of what to repair first: this library, torch, the machine."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    without = torch.ops.fused_rnn.without_cuda()
+    expected = f"no CUDA kernels: {without}" if without else "is a build without CUDA"
+    assert expected in fused_rnn.backends()["cuda"]
+    assert expected in fused_rnn.choose_backend("cuda", torch.float32).reason
+    with pytest.raises(RuntimeError, match=expected):
+        fused_rnn.LSTM(2, 3, backend="cuda")(torch.zeros(1, 1, 2))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_device"), reason="this build has no CUDA kernels")
+def test_status_without_a_gpu(monkeypatch):
+    """Asked for a GPU that is not there, the library says so, whatever this machine has."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    message = cuda.obstacle(1000)
+    assert re.search("there is no NVIDIA driver|the NVIDIA driver is for|there is no GPU 1000|finds no GPU", message)
+    cuda.raise_timed_out()  # nothing has run
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that is said to have a GPU."""
+    monkeypatch.setattr(cuda, "obstacle", lambda index: None)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
+def test_auto_takes_the_backend_of_the_device(dtype):
+    assert fused_rnn.choose_backend("cuda:1", dtype).backend == "cuda"
+    assert fused_rnn.choose_backend("cpu", dtype).backend == ("reference" if dtype == torch.float16 else "cpu")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_tensors_elsewhere_and_of_other_types_are_refused():
+    for device, dtype, backend, message in (
+        ("cpu", torch.float32, "cuda", "the tensors are on cpu, the backend runs on a GPU"),
+        ("cuda:1", torch.float32, "cpu", "the tensors are on cuda:1, the backend runs on the CPU"),
+        ("cuda", torch.int32, "cuda", "the dtype is torch.int32, the backend computes in torch.float32"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            fused_rnn.choose_backend(device, dtype, backend)
+    choice = fused_rnn.choose_backend("cuda", torch.complex64)
+    assert choice.backend == "reference"
+    assert "the dtype is torch.complex64" in choice.reason
+
+
+def test_calls_on_the_cpu_do_not_look_for_a_gpu(monkeypatch):
+    """Looking initialises the driver, after which a process cannot be forked and use CUDA."""
+
+    def fail(*_):
+        raise AssertionError("looked for a GPU")
+
+    monkeypatch.setattr(cuda, "obstacle", fail)
+    monkeypatch.setattr(cuda, "status", fail)
+    fused_rnn.LSTM(2, 3)(torch.zeros(1, 1, 2))[0].sum().backward()
+
+
+def test_the_choice_is_a_constant_to_the_compiler():
+    @torch.compile(fullgraph=True, backend="eager")
+    def function(x):
+        return x + (1 if cuda.obstacle(0) is None else 2)
+
+    assert function(torch.zeros(1)).item() in (1, 2)
+
+
+# The build --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """setup.py as a module, with no settings and nothing built."""
+    pytest.importorskip("setuptools.command.bdist_wheel", reason="setuptools is older than the build needs")
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    for name in ("FUSED_RNN_CUDA", "FUSED_RNN_CUDA_ARCHS", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("setup", Path(__file__).parents[1] / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_build_looks_for_nvcc(setup, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/somewhere")
+    for there in ("/somewhere/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+        monkeypatch.setattr(setup.shutil, "which", lambda place, there=there: place if place == there else None)
+        assert setup.find_nvcc() == there
+    monkeypatch.setenv("FUSED_RNN_CUDA", "0")
+    assert setup.find_nvcc() is None
+
+
+def test_build_without_nvcc(setup, monkeypatch):
+    monkeypatch.setattr(setup.shutil, "which", lambda _: None)
+    toolchain = setup.Toolchain(Path("torch"))
+    assert not toolchain.takes(Path("csrc/cuda/ops.cpp"))
+    assert toolchain.takes(Path("csrc/ops.cpp"))
+    assert '-DFUSED_RNN_WITHOUT_CUDA="no nvcc was found when it was built"' in toolchain.compiling(Path("csrc/ops.cpp"))
+    monkeypatch.setenv("FUSED_RNN_CUDA", "1")
+    with pytest.raises(SystemExit, match="FUSED_RNN_CUDA=1 demands the CUDA kernels, but no nvcc is in CUDA_HOME"):
+        setup.find_nvcc()
+
+
+def test_build_refuses_settings_that_it_does_not_know(setup, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CUDA", "yes")
+    with pytest.raises(SystemExit, match="FUSED_RNN_CUDA must be 0, 1 or absent, and is 'yes'"):
+        setup.find_nvcc()
+    monkeypatch.setenv("FUSED_RNN_CUDA_ARCHS", "90 sm_80")
+    with pytest.raises(SystemExit, match="FUSED_RNN_CUDA_ARCHS must be like .* and has 'sm_80'"):
+        setup.architectures("nvcc")
+
+
+def test_build_makes_code_for_every_architecture_and_ptx_for_later_ones(setup, monkeypatch):
+    *machine_code, ptx = setup.architecture_flags(["80", "90a", "100"])
+    assert machine_code == [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a", "100")]
+    assert ptx == "-gencode=arch=compute_100,code=compute_100"
+    monkeypatch.setenv("FUSED_RNN_CUDA_ARCHS", "90a")
+    assert setup.architecture_flags(setup.architectures("nvcc")) == ["-gencode=arch=compute_90a,code=sm_90a"]
+
+
+def test_build_leaves_out_what_nvcc_does_not_know(setup, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho compute_80\necho compute_90\n")
+    nvcc.chmod(0o755)
+    assert setup.architectures(str(nvcc)) == ["80", "90a"]
+    nvcc.write_text("#!/bin/sh\necho no licence\nexit 1\n")
+    with pytest.raises(SystemExit, match="nvcc does not run; FUSED_RNN_CUDA=0 builds without it\nno licence"):
+        setup.architectures(str(nvcc))
