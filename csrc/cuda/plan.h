@@ -144,10 +144,10 @@ class Planner {
 
  private:
   Candidate best(int64_t most_parts, int phases) {
-    Candidate best{tile_sequences, 1, chip_.shared_bytes / 8};
+    Candidate best{tile_sequences, 1, chip_.shared_bytes};
     double least = std::numeric_limits<double>::infinity();
     const auto compare = [&](int sequences, int64_t parts) {
-      for (const int64_t share : {1, 4, 8}) {  // of shared memory for a segment
+      for (const int64_t share : {1, 4, 8, 16}) {  // of shared memory for a segment
         const Candidate candidate{sequences, static_cast<int>(parts), chip_.shared_bytes / share};
         const double cycles = try_out(candidate, phases);
         if (cycles < least) best = candidate, least = cycles;
@@ -162,7 +162,8 @@ class Planner {
     for (int sequences = tile_sequences; sequences <= 64; sequences *= 2) {
       const int64_t at_once = chip_.multiprocessors / divide_up(q_.B, sequences);  // parts, with a team for each tile
       if (at_once > 1) compare(sequences, std::min(most, at_once));
-      for (int64_t parts = 1; parts <= most; parts *= 2) compare(sequences, parts);
+      for (int64_t parts = 1; parts < most; parts *= 2) compare(sequences, parts);
+      compare(sequences, most);
       if (sequences >= q_.B) break;
     }
     return best;

@@ -20,12 +20,16 @@ namespace fused_rnn::cuda {
 
 constexpr int threads = FUSED_RNN_THREADS, warps = threads / 32;
 
-// Blocks of weights that a warp holds in registers for the nth product of a kernel. Multiply-adds need more registers
-// for themselves than matrix instructions do, and float64 is not about speed.
+// Blocks of weights that a warp holds in registers for the nth product of a kernel. The more products, the more
+// registers a kernel needs for itself, and for multiply-adds more than for matrix instructions; float64 is not about
+// speed.
 template <typename S>
 constexpr int held_blocks(int products, int nth) {
-  const int share = on_tensor_cores<S> ? 4 : std::is_same_v<S, double> ? 0 : products == 1 ? 3 : 2;  // quarters
-  const int blocks = FUSED_RNN_WEIGHT_REGISTERS * share / static_cast<int>(lane_values * sizeof(S));
+  const int full = FUSED_RNN_WEIGHT_REGISTERS * 4 / static_cast<int>(lane_values * sizeof(S));
+  const int blocks = on_tensor_cores<S>          ? full - (products > 2)
+                     : std::is_same_v<S, double> ? 0
+                     : products == 1             ? full * 3 / 4
+                                                 : full / 2;
   return (blocks + products - 1 - nth) / products;
 }
 

@@ -9,7 +9,7 @@
 namespace fused_rnn::cuda {
 
 // f with a value of the cell's type and with true or false for the multiplicative modifier. Kernels are compiled for
-// the pairs that have a name, which are not all: see CELLS in fused_rnn/ops.py.
+// the pairs that have a name, which are not all: see CELLS in fused_rnn/cells.py.
 template <typename F>
 auto dispatch_kernel(const Layer& layer, const F& f) {
   if (layer.multiplicative)
