@@ -201,7 +201,7 @@ def test_compiled_code_serves_any_number_of_parts(monkeypatch):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
-    for steps in (5, 2, 20):
+    for steps in (9, 2, 20):  # none is the size of another dimension, which torch would take for the same
         x = torch.randn(steps, B, I, requires_grad=True)
         for a, b in zip(module_gradients(module, x), module_gradients(compiled, x)):
             torch.testing.assert_close(a, b)
