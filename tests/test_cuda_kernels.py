@@ -228,6 +228,15 @@ def test_a_block_that_does_not_come(library, cell):
     assert all(t[..., :16].isnan().all() for t in [*results, d_h_0])  # of the two blocks that did come
 
 
+@pytest.mark.parametrize("size", "TBIH")
+@pytest.mark.parametrize("direction", CALLS)
+def test_sizes_beyond_32_bits_are_refused(library, direction, size):
+    sizes = {"T": 1, "B": 1, "I": 1, "H": 1, size: 2**31}
+    call = CALLS[direction](cell=base_cell("lstm"), type=0, **sizes)
+    error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Chip(132, 232_448)), 0, 0)
+    assert b"2147483648" in error
+
+
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(4, 3, 2, 5), Shape(3, 11, 5, 23)], ids=str)
 def test_float64_equals_reference(library, cell, shape, chip, reverse):

@@ -54,7 +54,8 @@ struct BackwardCall : Layer {
   void* d_input;        // [T, B, I] *, the part that does not pass through W_m
 };
 
-// Bytes of device memory that a call needs beside its arrays, to be aligned to 256 bytes; it need not be cleared.
+// Bytes of device memory that a call needs beside its arrays, to be aligned to 256 bytes; it need not be cleared. None
+// for a call that `run` refuses.
 int64_t workspace_bytes(const ForwardCall&, const Chip&);
 int64_t workspace_bytes(const BackwardCall&, const Chip&);
 

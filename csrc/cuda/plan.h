@@ -49,6 +49,9 @@ constexpr double matrix_block = 25;                // a block of weights times 8
 constexpr double multiply_block = 256, double_block = 512;
 }  // namespace cost
 
+// Of T, B, I and H: kernels count in 32 bits, up to 8 values for each unit.
+constexpr int64_t largest_size = std::numeric_limits<int>::max() / 8;
+
 template <typename Q, typename S>
 struct Plan {
   Q q;
@@ -108,8 +111,9 @@ class Planner {
   };
 
   Planner(const Layer& layer, const Chip& chip) : chip_(chip) {
-    q_.T = static_cast<int>(layer.T), q_.B = static_cast<int>(layer.B);
-    q_.I = static_cast<int>(layer.I), q_.H = static_cast<int>(layer.H);
+    // larger sizes than the kernels can count are refused before they run
+    const auto number = [](int64_t size) { return static_cast<int>(std::min(size, largest_size)); };
+    q_.T = number(layer.T), q_.B = number(layer.B), q_.I = number(layer.I), q_.H = number(layer.H);
     q_.reverse = layer.reverse;
     q_.lengths = layer.lengths;
     q_.timed_out = layer.timed_out;
@@ -204,8 +208,8 @@ class Planner {
 
   void set_segments(State<S>& s, int64_t segment_bytes) const {
     int64_t span = round_up(s.depth, block_depth);
-    const auto bytes = [&] { return state_size<S>(q_.sequences, static_cast<int>(span)) * int64_t{sizeof(S)}; };
-    while (!q_.local && span > block_depth && bytes() > segment_bytes) span -= block_depth;
+    const int64_t room = segment_bytes / int64_t{sizeof(S)} - state_size<S>(q_.sequences, 0);  // for values
+    if (!q_.local) span = std::min(span, std::max<int64_t>(1, room / q_.sequences / block_depth) * block_depth);
     s.span = static_cast<int>(span);
     s.segments = static_cast<int>(divide_up(s.depth, span));
     s.size = state_size<S>(q_.sequences, s.span);

@@ -39,25 +39,40 @@ auto dispatch_plan(const BackwardCall& call, const Chip& chip) {
   };
 }
 
-template <typename S, typename Call>
-int64_t workspace_bytes_as(const Call& call, const Chip& chip) {
-  return dispatch_plan<S>(call, chip)([](auto planner, auto) { return planner.plan(nullptr).workspace_bytes; });
+// Why a plan cannot run, or an empty string.
+template <typename Planner>
+std::string refusal(const Planner& planner, const Layer& layer, const Chip& chip) {
+  for (const int64_t size : {layer.T, layer.B, layer.I, layer.H})
+    if (size > largest_size)
+      return "T, B, I or H is " + std::to_string(size) + ", and must be at most " + std::to_string(largest_size);
+  if (planner.possible()) return "";
+  return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
+         " bytes of shared memory per block do not hold the states of H = " + std::to_string(layer.H) +
+         " and I = " + std::to_string(layer.I) + " shared among " + std::to_string(chip.multiprocessors) +
+         " multiprocessors";
+}
+
+// Nothing for a plan that cannot run.
+template <typename Planner>
+int64_t workspace_bytes_of(Planner& planner, const Layer& layer, const Chip& chip) {
+  return refusal(planner, layer, chip).empty() ? planner.plan(nullptr).workspace_bytes : 0;
 }
 
 // Prepare and run a plan.
 template <typename Planner, typename Kernel, typename Launcher>
 std::string run_plan(Planner& planner, Kernel kernel, const Layer& layer, const Chip& chip, void* workspace,
                      Launcher& launcher) {
-  if (!planner.possible())
-    return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
-           " bytes of shared memory per block do not hold the states of H = " + std::to_string(layer.H) +
-           " and I = " + std::to_string(layer.I) + " shared among " + std::to_string(chip.multiprocessors) +
-           " multiprocessors";
+  std::string error = refusal(planner, layer, chip);
+  if (!error.empty()) return error;
   const auto plan = planner.plan(workspace);
-  const std::string error =
-      launcher.launch(prepare<typename Planner::Stored>, chip.multiprocessors, 0, false, plan.preparation);
+  error = launcher.launch(prepare<typename Planner::Stored>, chip.multiprocessors, 0, false, plan.preparation);
   if (!error.empty()) return error;
   return launcher.launch(kernel, plan.blocks, plan.shared_bytes, plan.q.parts > 1, plan.q);
+}
+
+template <typename S, typename Call>
+int64_t workspace_bytes_as(const Call& call, const Chip& chip) {
+  return dispatch_plan<S>(call, chip)([&](auto planner, auto) { return workspace_bytes_of(planner, call, chip); });
 }
 
 template <typename S, typename Call, typename Launcher>

@@ -42,7 +42,7 @@ struct HostLauncher {
 template <typename Planner, typename Kernel>
 std::string run_in_workspace(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip,
                              HostLauncher launcher) {
-  const auto bytes = static_cast<size_t>(round_up(planner.plan(nullptr).workspace_bytes, 256));
+  const auto bytes = static_cast<size_t>(round_up(workspace_bytes_of(planner, layer, chip), 256));
   const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
   std::memset(workspace.get(), 0xff, bytes);
   return run_plan(planner, kernel, layer, chip, workspace.get(), launcher);
