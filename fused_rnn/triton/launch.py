@@ -1,7 +1,7 @@
 """The kernels as a pair of functions on tensors: the time loop forward and backward, and nothing else.
 
-Arguments and results are those of ``fused_rnn::cuda_forward`` and ``cuda_backward`` in csrc/cuda/ops.cpp, and so are the
-layouts of ``saved`` and ``d``. Nothing here waits for the device.
+Arguments and results are those of ``fused_rnn::cuda_forward`` and ``cuda_backward`` in csrc/cuda/ops.cpp, and so are
+the layouts of ``saved`` and ``d``. Nothing here waits for the device.
 """
 
 import contextlib
@@ -137,13 +137,13 @@ def options(plan: Plan, nvidia: bool) -> dict:
 
 
 def _launch(kernel: Callable, plan: Plan, like: Tensor, batch: int, *arguments, **constants) -> None:
-    tf32 = like.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     nvidia = like.device.type == "cuda" and torch.version.hip is None
+    tf32 = nvidia and torch.backends.cuda.matmul.fp32_precision == "tf32"  # torch's own switch, off by default
     here = contextlib.nullcontext() if INTERPRETED else torch.accelerator.device_index(like.device.index)
     with here:
         kernel[(-(-batch // BLOCK_B),)](
             *arguments,
-            PRECISION="tf32" if tf32 and nvidia else "ieee",
+            PRECISION="tf32" if tf32 else "ieee",
             **constants,
             **dict(plan.blocks),
             **options(plan, nvidia),
