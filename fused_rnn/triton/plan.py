@@ -17,7 +17,7 @@ from .cells import CELLS
 
 BLOCK_B = 16  # rows of a tile of matrix instructions; smaller batches are masked
 WIDEST = 256  # units or features of a tile
-FEW_BYTES = 40 << 10  # of weights on the chip that four warps hold without spilling registers; more take eight
+EXCHANGED = 4  # float32 tiles that a compiler may keep in shared memory at a time, on their way between layouts
 # the streaming kernel by bytes per value: columns and depth of a block of weights, and warps
 BLOCKS = {2: (64, 64, 8), 4: (32, 16, 8)}
 STAGES = (3, 2)  # blocks in flight, and one more
@@ -73,17 +73,17 @@ def resident_plans(gates: int, size: int, I: int, H: int) -> list[Plan]:
     """The plan with all weights on the chip, or none if a tile would be too wide. I is 0 if no input is modulated."""
     h, i = power_of_two(H), power_of_two(I) if I else 16
     weights = size * (gates * h * h + (gates * h * i + i * h if I else 0))
-    exchanged = 2 * 4 * BLOCK_B * max(h, i)  # tiles on their way between layouts
+    exchanged = EXCHANGED * 4 * BLOCK_B * max(h, i)
     if max(h, i) > WIDEST:
         return []
-    blocks = (("BLOCK_B", BLOCK_B), ("BLOCK_H", h), ("BLOCK_I", i))
-    return [Plan(True, weights + exchanged, 4 if weights <= FEW_BYTES else 8, 1, blocks)]
+    warps = 4 if max(h, i) <= 32 else 8  # eight hide each other's waits; too few columns for all of them are no use
+    return [Plan(True, weights + exchanged, warps, 1, (("BLOCK_B", BLOCK_B), ("BLOCK_H", h), ("BLOCK_I", i)))]
 
 
 def streamed_plan(sums: int, size: int, stages: int) -> Plan:
     """The plan with weights read in blocks, for one or several at a time."""
     columns, depth, warps = BLOCKS[size]
     in_flight = (stages - 1) * size * depth * (sums * columns + BLOCK_B)
-    exchanged = 2 * 4 * BLOCK_B * columns
+    exchanged = EXCHANGED * 4 * BLOCK_B * columns
     blocks = (("BLOCK_B", BLOCK_B), ("BLOCK_N", columns), ("BLOCK_K", depth))
     return Plan(False, in_flight + exchanged, warps, stages, blocks, max(columns, depth))
