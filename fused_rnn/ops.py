@@ -7,6 +7,8 @@
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
+The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed here likewise.
+
 ``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
 recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
 """
@@ -374,14 +376,12 @@ def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]
 def _complete(namespace: str) -> None:
     """Give the operators of a namespace shape functions and derivatives, which are the same for all backends."""
     operators = getattr(torch.ops, namespace)
-    forward, backward, from_states = (
-        f"{namespace}::{name}" for name in ("forward", "backward", "backward_from_states")
-    )
+    forward, from_states = f"{namespace}::forward", f"{namespace}::backward_from_states"
     torch.library.register_fake(forward, _forward_fake)
     differentiate = functools.partial(_forward_backward, operators)
     torch.library.register_autograd(forward, differentiate, setup_context=_forward_setup)
     torch.library.impl(from_states, "default", functools.partial(backward_from_states, operators))
-    for name in (backward, from_states):
+    for name in (f"{namespace}::backward", from_states):
         torch.library.register_fake(name, _backward_fake)
         torch.library.register_autograd(name, _double_backward, setup_context=_backward_setup)
 

@@ -62,7 +62,8 @@ def compile_case(case: Case) -> Usage:
     constants = {**constants, **dict(plan.blocks), "PRECISION": "tf32" if case.tf32 else "ieee"}
     signature, attributes = {}, {}
     for index, (parameter, value) in enumerate(zip(kernel.params, arguments)):
-        if parameter.is_constexpr or value is None:
+        known = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or known:
             constants[parameter.name] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]

@@ -5,6 +5,7 @@ the layouts of ``saved`` and ``d``. Nothing here waits for the device.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
@@ -126,7 +127,12 @@ def shared_bytes(tensor: Tensor) -> int:
     """Shared memory that a program on the tensor's device may have."""
     if INTERPRETED:
         return 227 << 10  # as on sm_90, so that the interpreter takes the same paths
-    return triton.runtime.driver.active.utils.get_device_properties(tensor.device.index)["max_shared_mem"]
+    return _shared_bytes_of(tensor.device.index)
+
+
+@functools.cache
+def _shared_bytes_of(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]
 
 
 def options(plan: Plan, nvidia: bool) -> dict:
