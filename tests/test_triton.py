@@ -6,6 +6,7 @@ processes that compile.
 
 import importlib
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -131,8 +132,11 @@ def test_weights_stay_on_the_chip_where_they_fit(choose_plan):
     assert not resident("lstm", torch.float32, 1, 16)
     assert resident("rnn_relu", torch.bfloat16, 1, 256)
     assert not resident("rnn_relu", torch.bfloat16, 1, 257)
-    assert resident("multiplicative_lstm", torch.bfloat16, 32, 128)
-    assert not resident("multiplicative_lstm", torch.bfloat16, 32, 128, architecture=80)
+    assert resident("multiplicative_lstm", torch.bfloat16, 128, 64)
+    assert not resident("multiplicative_lstm", torch.bfloat16, 32, 128)
+    assert resident("multiplicative_gru", torch.bfloat16, 64, 128)
+    assert not resident("multiplicative_gru", torch.bfloat16, 64, 128, architecture=80)
+    assert not resident("multiplicative_gru", torch.bfloat16, 129, 1)
 
 
 @pytest.mark.parametrize("size", [1, 17, 64, 100, 128, 200, 256, 1000, 100_000])
@@ -163,20 +167,24 @@ def test_neither_steps_nor_batch_recompile():
 # Compilation ------------------------------------------------------------------------------------------------
 
 
-def cases() -> list[Case]:
-    """Every cell, direction, dtype and architecture; bfloat16 at the largest sizes that stay on the chip.
+def largest_resident(cell: str, architecture: int) -> tuple[int, int]:
+    """I and H of the most weights that stay on the chip."""
+    sizes = {"multiplicative_lstm": (128, 64), "multiplicative_gru": (64 if architecture == 90 else 32, 128)}
+    return sizes.get(cell, (1, 128))
 
-    float32 streams at any size, and float16 does here, in both ways in which the kernels are compiled for sizes.
+
+def cases() -> list[Case]:
+    """Every cell, direction, dtype and architecture; bfloat16 with weights on the chip, the others streamed.
+
+    The streaming kernels are compiled for sizes that 16 divides and for others, so both kinds of size are here.
     """
     found = []
-    for cell, spec in ops.CELLS.items():
-        for backward in (False, True):
-            for architecture in SHARED_BYTES:
-                case = {"cell": cell, "backward": backward, "architecture": architecture}
-                largest = (64, 64) if cell == "multiplicative_lstm" else (32, 128) if spec.multiplicative else (1, 128)
-                found.append(Case(dtype=torch.bfloat16, I=largest[0], H=largest[1], **case))
-                found.append(Case(dtype=torch.float16, I=300 + backward, H=300 + backward, **case))
-                found.append(Case(dtype=torch.float32, I=79 + backward, H=79 + backward, **case))
+    for cell, backward, architecture in itertools.product(ops.CELLS, (False, True), SHARED_BYTES):
+        place = {"cell": cell, "backward": backward, "architecture": architecture}
+        I, H = largest_resident(cell, architecture)
+        found.append(Case(dtype=torch.bfloat16, I=I, H=H, **place))
+        found.append(Case(dtype=torch.float16, I=303 + backward, H=303 + backward, **place))
+        found.append(Case(dtype=torch.float32, I=79 + backward, H=79 + backward, **place))
     return [*found, Case("lstm", True, torch.float32, 90, 80, 80, tf32=True)]
 
 

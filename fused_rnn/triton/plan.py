@@ -16,7 +16,8 @@ import torch
 from .cells import CELLS
 
 BLOCK_B = 16  # rows of a tile of matrix instructions; smaller batches are masked
-WIDEST = 256  # units or features of a tile
+WIDEST = {False: 256, True: 128}  # units or features of a tile that stays on the chip; without the modifier and with it
+MOST_BYTES = 160 << 10  # of weights on the chip; beside more, eight warps spill registers
 EXCHANGED = 4  # float32 tiles that a compiler may keep in shared memory at a time, on their way between layouts
 # the streaming kernel by bytes per value: columns and depth of a block of weights, and warps
 BLOCKS = {2: (64, 64, 8), 4: (32, 16, 8)}
@@ -70,13 +71,15 @@ def choose_plan(name: str, dtype: torch.dtype, backward: bool, I: int, H: int, s
 
 
 def resident_plans(gates: int, size: int, I: int, H: int) -> list[Plan]:
-    """The plan with all weights on the chip, or none if a tile would be too wide. I is 0 if no input is modulated."""
+    """The plan with all weights on the chip, or none if they are too many. I is 0 if no input is modulated."""
     h, i = power_of_two(H), power_of_two(I) if I else 16
+    warps = 4 if max(h, i) <= 32 else 8  # eight hide each other's waits where there are columns for all of them
+    if I and warps == 8:
+        h, i = max(h, 32), max(i, 32)
     weights = size * (gates * h * h + (gates * h * i + i * h if I else 0))
     exchanged = EXCHANGED * 4 * BLOCK_B * max(h, i)
-    if max(h, i) > WIDEST:
+    if max(h, i) > WIDEST[I > 0] or weights > MOST_BYTES:
         return []
-    warps = 4 if max(h, i) <= 32 else 8  # eight hide each other's waits; too few columns for all of them are no use
     return [Plan(True, weights + exchanged, warps, 1, (("BLOCK_B", BLOCK_B), ("BLOCK_H", h), ("BLOCK_I", i)))]
 
 
