@@ -7,6 +7,8 @@
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
+The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed here likewise.
+
 ``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
 recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
 """
@@ -19,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cuda
+from . import cuda, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
 from .recompute import backward_from_states
 
@@ -57,7 +59,13 @@ def _load_library() -> str | None:
 _LIBRARY_ERROR = _load_library()
 _LIBRARY_LOADED = hasattr(torch.ops.fused_rnn, "forward")
 _PLACES = {"cpu": "the CPU", "cuda": "a GPU"}
-_DTYPES = {"cpu": (torch.float32, torch.float64, torch.bfloat16), "cuda": cuda.DTYPES}
+_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": cuda.DTYPES,
+    "triton": triton_backend.DTYPES,
+}
+# by kind of device, the fastest first
+_CANDIDATES = {"cpu": {"cpu": "C++"}, "cuda": {"cuda": "CUDA", "triton": "Triton"}, "xpu": {"triton": "Triton"}}
 
 
 def backends() -> dict[str, str]:
@@ -65,7 +73,7 @@ def backends() -> dict[str, str]:
     return {
         "cpu": _LIBRARY_ERROR or "available",
         "cuda": cuda.status() if _LIBRARY_LOADED else _LIBRARY_ERROR,
-        "triton": "not part of this build",
+        "triton": triton_backend.status(),
         "reference": "available",
     }
 
@@ -82,11 +90,13 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str 
     """
     device = torch.device(device)
     if backend == "auto":
-        fused = "cuda" if device.type == "cuda" else "cpu"
-        obstacle = _obstacle(fused, device, dtype)
-        if obstacle is None:
-            return Choice(fused, f"the fused {'CUDA' if fused == 'cuda' else 'C++'} kernels run it")
-        return Choice("reference", f"no fused backend can run it: {obstacle}")
+        obstacles = []
+        for fused, kernels in _CANDIDATES.get(device.type, _CANDIDATES["cpu"]).items():
+            obstacle = _obstacle(fused, device, dtype)
+            if obstacle is None:
+                return Choice(fused, f"the fused {kernels} kernels run it")
+            obstacles.append(obstacle)
+        return Choice("reference", f"no fused backend can run it: {'; '.join(obstacles)}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
     obstacle = _obstacle(backend, device, dtype)
@@ -102,7 +112,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
     missing = _missing(backend, device)
     if missing is not None:
         return missing
-    if device.type not in (backend, "meta"):
+    if backend != "triton" and device.type not in (backend, "meta"):
         return f"the tensors are on {device}, the backend runs on {_PLACES[backend]}"
     if dtype not in _DTYPES[backend]:
         return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in _DTYPES[backend])}"
@@ -112,7 +122,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
 def _missing(backend: str, device: torch.device) -> str | None:
     """What the machine or the installation lacks for a backend, on this device where it is one of the backend's."""
     if backend == "triton":
-        return backends()["triton"]
+        return triton_backend.obstacle(device)
     if backend == "cuda" and _LIBRARY_LOADED:
         return cuda.obstacle(device.index if device.type == "cuda" else None)
     return _LIBRARY_ERROR
@@ -180,7 +190,8 @@ def run(
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     save = "nothing" if not training else "states" if recompute else "everything"
-    output, h_n, c_n, _ = torch.ops.fused_rnn.forward(*arguments, lengths, cell_name, reverse, save)
+    operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
+    output, h_n, c_n, _ = operators.forward(*arguments, lengths, cell_name, reverse, save)
     return output, ((h_n, c_n) if cell.has_cell_state else h_n)
 
 
@@ -299,7 +310,7 @@ def _forward_setup(ctx, inputs, output):
     ctx.save_for_backward(result, saved, *tensors)
 
 
-def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
+def _forward_backward(operators, ctx, d_output, d_h_n, d_c_n, _):
     if ctx.save == "nothing":
         raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
     if not CELLS[ctx.cell].has_cell_state:
@@ -307,8 +318,7 @@ def _forward_backward(ctx, d_output, d_h_n, d_c_n, _):
     if d_output is None and d_h_n is None and d_c_n is None:
         return (None,) * 14
     needs = ctx.needs_input_grad
-    saved_everything = ctx.save == "everything"
-    backward = torch.ops.fused_rnn.backward if saved_everything else torch.ops.fused_rnn.backward_from_states
+    backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
     grads = backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
     return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
 
@@ -363,11 +373,21 @@ def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]
     return [None if t is None else next(grads) for t in inputs]
 
 
+def _complete(namespace: str) -> None:
+    """Give the operators of a namespace shape functions and derivatives, which are the same for all backends."""
+    operators = getattr(torch.ops, namespace)
+    forward, from_states = f"{namespace}::forward", f"{namespace}::backward_from_states"
+    torch.library.register_fake(forward, _forward_fake)
+    differentiate = functools.partial(_forward_backward, operators)
+    torch.library.register_autograd(forward, differentiate, setup_context=_forward_setup)
+    torch.library.impl(from_states, "default", functools.partial(backward_from_states, operators))
+    for name in (f"{namespace}::backward", from_states):
+        torch.library.register_fake(name, _backward_fake)
+        torch.library.register_autograd(name, _double_backward, setup_context=_backward_setup)
+
+
 if _LIBRARY_LOADED:
     cuda.register()
-    torch.library.register_fake("fused_rnn::forward", _forward_fake)
-    torch.library.register_autograd("fused_rnn::forward", _forward_backward, setup_context=_forward_setup)
-    torch.library.impl("fused_rnn::backward_from_states", "default", backward_from_states)
-    for _name in ("fused_rnn::backward", "fused_rnn::backward_from_states"):
-        torch.library.register_fake(_name, _backward_fake)
-        torch.library.register_autograd(_name, _double_backward, setup_context=_backward_setup)
+    _complete("fused_rnn")
+triton_backend.register()
+_complete(triton_backend.NAMESPACE)

@@ -14,7 +14,7 @@ _FEWEST_ROWS = 1024  # steps x sequences of a part: enough to occupy the process
 _MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of everything
 
 
-def backward_from_states(d_output, d_h, d_c, output, states, input, h_0, c_0, *rest) -> tuple[Tensor, ...]:
+def backward_from_states(operators, d_output, d_h, d_c, output, states, input, h_0, c_0, *rest) -> tuple[Tensor, ...]:
     """``fused_rnn::backward`` with the cell states, where the cell has any, in place of all that it reads.
 
     δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
@@ -25,12 +25,12 @@ def backward_from_states(d_output, d_h, d_c, output, states, input, h_0, c_0, *r
     for begin, end in _parts(*input.shape[:2], reverse):
         before = [_before(*pair, begin, end, reverse, lengths) for pair in ((output, h_0), (states, c_0))]
         part_lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
-        d_part, d_h, d_c, *d_more = torch.ops.fused_rnn.backward(
+        d_part, d_h, d_c, *d_more = operators.backward(
             None if d_output is None else d_output[begin:end],
             d_h,
             None if c_0 is None else d_c,
             output[begin:end],
-            _rebuild(input[begin:end], before, weights, part_lengths, cell),
+            _rebuild(operators, input[begin:end], before, weights, part_lengths, cell),
             input[begin:end],
             *(None if state is None else state[-1 if reverse else 0] for state in before),
             *weights,
@@ -76,7 +76,12 @@ def _before(
 
 
 def _rebuild(
-    input: Tensor, before: list[Tensor | None], weights: list[Tensor | None], lengths: Tensor | None, cell: str
+    operators,
+    input: Tensor,
+    before: list[Tensor | None],
+    weights: list[Tensor | None],
+    lengths: Tensor | None,
+    cell: str,
 ) -> Tensor:
     """What forward with ``save="everything"`` would have saved of a part of a sequence."""
     steps, batch, features = input.shape
@@ -85,5 +90,5 @@ def _rebuild(
     if lengths is not None:  # a row is a sequence of one step, or of none past its end
         active = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).long().flatten()
     rows = input.reshape(1, steps * batch, features)
-    saved = torch.ops.fused_rnn.forward(rows, *states, *weights, active, cell, False, "everything")[3]
+    saved = operators.forward(rows, *states, *weights, active, cell, False, "everything")[3]
     return saved.view(steps, batch, -1)

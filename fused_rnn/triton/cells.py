@@ -1,0 +1,145 @@
+"""The mathematics of one step of every base cell: pointwise, in float32, over tiles of any shape.
+
+The Triton counterpart of csrc/cells, with the same names, the same gate order and the same saved values. Per-gate
+values come in tuples. A cell is a pair of functions:
+
+* ``forward(wx, uh, h_prev, c_prev) -> h, c, saved`` with wx = W x + b and uh = U h₋ + b';
+* ``backward(saved, h_prev, c_prev, dh, dc) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through U
+  out, and d the gradients of the pre-activations.
+
+Cells without a cell state hand c on. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two
+functions each way: ``forward(wx, uh, h_prev) -> s, r, z`` and ``candidate(wx_n, us, z, h_prev) -> h, n``;
+``backward(z, n, h_prev, dh) -> dh, da_z, da_n`` and ``reset(ds, r, h_prev, dh) -> dh, da_r``.
+
+The multiplicative modifier, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, goes with any of them.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from .math import sigmoid, tanh
+
+
+@triton.jit
+def rnn_tanh_forward(wx, uh, h_prev, c_prev):
+    h = tanh(wx[0] + uh[0])
+    return h, c_prev, (h,)
+
+
+@triton.jit
+def rnn_tanh_backward(saved, h_prev, c_prev, dh, dc):
+    d = dh * (1.0 - saved[0] * saved[0])
+    return tl.zeros_like(dh), dc, (d,)
+
+
+@triton.jit
+def rnn_relu_forward(wx, uh, h_prev, c_prev):
+    a = wx[0] + uh[0]
+    h = tl.where(a <= 0.0, 0.0, a)  # NaN stays NaN
+    return h, c_prev, (h,)
+
+
+@triton.jit
+def rnn_relu_backward(saved, h_prev, c_prev, dh, dc):
+    d = dh * tl.where(saved[0] > 0.0, 1.0, 0.0)
+    return tl.zeros_like(dh), dc, (d,)
+
+
+@triton.jit
+def lstm_forward(wx, uh, h_prev, c_prev):
+    i = sigmoid(wx[0] + uh[0])
+    f = sigmoid(wx[1] + uh[1])
+    g = tanh(wx[2] + uh[2])
+    o = sigmoid(wx[3] + uh[3])
+    c = f * c_prev + i * g
+    return o * tanh(c), c, (i, f, g, o, c)
+
+
+@triton.jit
+def lstm_backward(saved, h_prev, c_prev, dh, dc):
+    i = saved[0]
+    f = saved[1]
+    g = saved[2]
+    o = saved[3]
+    tanh_c = tanh(saved[4])  # cheaper to compute again than to save
+    dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
+    da_i = dc * g * i * (1.0 - i)
+    da_f = dc * c_prev * f * (1.0 - f)
+    da_g = dc * i * (1.0 - g * g)
+    da_o = dh * tanh_c * o * (1.0 - o)
+    return tl.zeros_like(dh), dc * f, (da_i, da_f, da_g, da_o)
+
+
+@triton.jit
+def gru_reset_after_forward(wx, uh, h_prev, c_prev):
+    r = sigmoid(wx[0] + uh[0])
+    z = sigmoid(wx[1] + uh[1])
+    n = tanh(wx[2] + r * uh[2])
+    return (1.0 - z) * n + z * h_prev, c_prev, (r, z, n, uh[2])
+
+
+@triton.jit
+def gru_reset_after_backward(saved, h_prev, c_prev, dh, dc):
+    r = saved[0]
+    z = saved[1]
+    n = saved[2]
+    q = saved[3]
+    da_n = dh * (1.0 - z) * (1.0 - n * n)
+    da_r = da_n * q * r * (1.0 - r)
+    da_z = dh * (h_prev - n) * z * (1.0 - z)
+    return dh * z, dc, (da_r, da_z, da_n, da_n * r)
+
+
+@triton.jit
+def gru_forward(wx, uh, h_prev):
+    r = sigmoid(wx[0] + uh[0])
+    z = sigmoid(wx[1] + uh[1])
+    return r * h_prev, r, z
+
+
+@triton.jit
+def gru_candidate(wx_n, us, z, h_prev):
+    n = tanh(wx_n + us)
+    return (1.0 - z) * h_prev + z * n, n
+
+
+@triton.jit
+def gru_backward(z, n, h_prev, dh):
+    da_z = dh * (n - h_prev) * z * (1.0 - z)
+    da_n = dh * z * (1.0 - n * n)
+    return dh * (1.0 - z), da_z, da_n
+
+
+@triton.jit
+def gru_reset(ds, r, h_prev, dh):
+    return dh + ds * r, ds * h_prev * r * (1.0 - r)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A base cell: its functions, and its sizes per unit and step."""
+
+    forward: triton.JITFunction
+    backward: triton.JITFunction
+    gates: int  # rows of W and U
+    saved: int  # values that backward reads
+    gradients: int  # of pre-activations
+    has_cell_state: bool = False
+    bypass: bool = False  # whether h₋ reaches h other than through U
+    candidate: triton.JITFunction | None = None  # the second halves of the reset-before GRU
+    reset: triton.JITFunction | None = None
+
+
+CELLS = {
+    "rnn_tanh": Cell(rnn_tanh_forward, rnn_tanh_backward, gates=1, saved=1, gradients=1),
+    "rnn_relu": Cell(rnn_relu_forward, rnn_relu_backward, gates=1, saved=1, gradients=1),
+    "lstm": Cell(lstm_forward, lstm_backward, gates=4, saved=5, gradients=4, has_cell_state=True),
+    "gru": Cell(
+        gru_forward, gru_backward, gates=3, saved=3, gradients=3, bypass=True, candidate=gru_candidate, reset=gru_reset
+    ),
+    "gru_reset_after": Cell(
+        gru_reset_after_forward, gru_reset_after_backward, gates=3, saved=4, gradients=4, bypass=True
+    ),
+}

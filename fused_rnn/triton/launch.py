@@ -1,0 +1,200 @@
+"""The kernels as a pair of functions on tensors: the time loop forward and backward, and nothing else.
+
+Arguments and results are those of ``fused_rnn::cuda_forward`` and ``cuda_backward`` in csrc/cuda/ops.cpp, and so are
+the layouts of ``saved`` and ``d``. Nothing here waits for the device.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+from triton.runtime.interpreter import InterpretedFunction
+
+from . import backward as backward_kernels
+from . import forward as forward_kernels
+from .cells import CELLS
+from .plan import BLOCK_B, Plan, choose_plan, split_name
+
+INTERPRETED = isinstance(forward_kernels.forward_resident, InterpretedFunction)
+if INTERPRETED:
+    from . import interpreter
+
+    interpreter.repair()
+
+
+def forward(
+    projected: Tensor,
+    input: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor | None,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    weight_mhh: Tensor | None,
+    bias_m: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    reverse: bool,
+    save: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(output (T, B, H), h_n (B, H), c_n (B, H) or empty, saved (T, B, columns) or empty)."""
+    base, multiplicative = split_name(cell)
+    spec, (T, B, _), H = CELLS[base], projected.shape, h_0.shape[1]
+    I = input.shape[2] if multiplicative else 1
+    columns = {
+        "nothing": 0,
+        "states": H if spec.has_cell_state else 0,
+        "everything": spec.saved * H + (I if multiplicative else 0),
+    }[save]
+    output, h_n = projected.new_empty(T, B, H), projected.new_empty(B, H)
+    c_n = projected.new_empty((B, H) if spec.has_cell_state else 0)
+    saved = projected.new_empty((T, B, columns) if columns else 0)
+    plan = choose_plan(cell, h_0.dtype, False, I, H, shared_bytes(h_0))
+    weights, memory = _weights_and_memory(plan, spec.gates, 3, I, H, B, weight_ih, weight_hh, weight_mhh)
+    _launch(
+        forward_kernels.forward_resident if plan.resident else forward_kernels.forward_streamed,
+        plan,
+        h_0,
+        B,
+        *(_readable(t) for t in (projected, input, h_0, c_0)),
+        *weights,
+        *(_readable(t) for t in (bias_ih, bias_hh, bias_m, lengths)),
+        *(output, h_n, c_n if spec.has_cell_state else None, saved if columns else None),
+        *(T, B, int(reverse), I, H),
+        *memory,
+        GATES=spec.gates,
+        SAVED=spec.saved,
+        FORWARD=spec.forward,
+        CANDIDATE=spec.candidate,
+        STATES_ONLY=save == "states",
+    )
+    return output, h_n, c_n, saved
+
+
+def backward(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    output: Tensor,
+    saved: Tensor,
+    input: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor | None,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    weight_mhh: Tensor | None,
+    lengths: Tensor | None,
+    cell: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(d_h_0 (B, H), d_c_0 (B, H) or empty, d (T, B, gradients*H (+ I)), d_input (T, B, I) or empty)."""
+    base, multiplicative = split_name(cell)
+    spec, (T, B, H) = CELLS[base], output.shape
+    I = input.shape[2] if multiplicative else 1
+    d_h_0 = output.new_empty(B, H)
+    d_c_0 = output.new_empty((B, H) if spec.has_cell_state else 0)
+    d = output.new_empty(T, B, spec.gradients * H + (I if multiplicative else 0))
+    d_input = output.new_empty((T, B, I) if multiplicative else 0)
+    plan = choose_plan(cell, h_0.dtype, True, I, H, shared_bytes(h_0))
+    weights, memory = _weights_and_memory(plan, spec.gates, spec.gradients, I, H, B, weight_ih, weight_hh, weight_mhh)
+    _launch(
+        backward_kernels.backward_resident if plan.resident else backward_kernels.backward_streamed,
+        plan,
+        h_0,
+        B,
+        *(_readable(t) for t in (d_output, d_h_n, d_c_n, output, saved, input, h_0, c_0)),
+        *weights,
+        _readable(lengths),
+        *(d_h_0, d_c_0 if spec.has_cell_state else None, d, d_input if multiplicative else None),
+        *(T, B, int(reverse), I, H),
+        *memory,
+        GATES=spec.gates,
+        SAVED=spec.saved,
+        GRADIENTS=spec.gradients,
+        BYPASS=spec.bypass,
+        BACKWARD=spec.backward,
+        RESET=spec.reset,
+    )
+    return d_h_0, d_c_0, d, d_input
+
+
+def shared_bytes(tensor: Tensor) -> int:
+    """Shared memory that a program on the tensor's device may have."""
+    if INTERPRETED:
+        return 227 << 10  # as on sm_90, so that the interpreter takes the same paths
+    return _shared_bytes_of(tensor.device.index)
+
+
+@functools.cache
+def _shared_bytes_of(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]
+
+
+def options(plan: Plan, nvidia: bool) -> dict:
+    """What the compiler is told beside the kernel's own arguments."""
+    chosen = {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": True}
+    # without a bound in plain sight, the assembler aims at more programs per multiprocessor, and spills for that
+    return chosen | {"maxnreg": 255} if nvidia else chosen
+
+
+def _launch(kernel: Callable, plan: Plan, like: Tensor, batch: int, *arguments, **constants) -> None:
+    nvidia = like.device.type == "cuda" and torch.version.hip is None
+    tf32 = nvidia and torch.backends.cuda.matmul.fp32_precision == "tf32"  # torch's own switch, off by default
+    here = contextlib.nullcontext() if INTERPRETED else torch.accelerator.device_index(like.device.index)
+    with here:
+        kernel[(-(-batch // BLOCK_B),)](
+            *arguments,
+            PRECISION="tf32" if tf32 else "ieee",
+            **constants,
+            **dict(plan.blocks),
+            **options(plan, nvidia),
+        )
+
+
+def _weights_and_memory(
+    plan: Plan,
+    gates: int,
+    planes: int,
+    I: int,
+    H: int,
+    batch: int,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    weight_mhh: Tensor | None,
+) -> tuple[list[Tensor | None], tuple]:
+    """The weights as the planned kernel reads them, and what its last arguments are in the streaming one."""
+    if plan.resident:
+        return [_readable(t) for t in (weight_ih, weight_hh, weight_mhh)], ()
+    rows, columns = plan.round_up(H), plan.round_up(I)
+    weights = [
+        _padded(weight_ih, gates, rows, columns),
+        _padded(weight_hh, gates, rows, rows),
+        _padded(weight_mhh, 1, columns, rows),
+    ]
+    programs = -(-batch // BLOCK_B)
+    states = weight_hh.new_empty(programs * BLOCK_B * 3 * rows, dtype=torch.float32)
+    operands = weight_hh.new_empty(programs * BLOCK_B * (planes * rows + columns))
+    return weights, (columns, rows, states, operands)
+
+
+def _padded(weight: Tensor | None, gates: int, rows: int, columns: int) -> Tensor | None:
+    """A weight with zeros after the rows of each gate and after the columns."""
+    if weight is None:
+        return None
+    by_gate = weight.reshape(gates, -1, weight.shape[1])
+    short = (columns - by_gate.shape[2], rows - by_gate.shape[1])
+    if short == (0, 0):
+        return _readable(weight)
+    return pad(by_gate, (0, short[0], 0, short[1]))
+
+
+def _readable(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous and aligned to 16 bytes, as the one kernel that Triton compiles for all calls expects it."""
+    if tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,250 @@
+"""The Triton kernels in Triton's interpreter, through the public operators, against the float64 reference.
+
+Not collected with the other tests: TRITON_INTERPRET=1 is for a whole process, and test_triton.py runs this file in one.
+"""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+import fused_rnn
+from fused_rnn import ops
+from fused_rnn.triton import launch, math, plan
+
+from .conftest import Operands, Shape, operands, random_like, relative_error
+from .test_math import X, units_in_the_last_place
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SMALL = Shape(2, 3, 5, 7)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """As if no weights fitted the device's shared memory."""
+    monkeypatch.setattr(plan, "resident_plans", lambda *sizes: [])
+    plan.choose_plan.cache_clear()
+    yield
+    plan.choose_plan.cache_clear()
+
+
+def is_resident(op: Operands) -> bool:
+    H, I = op.tensors["weight_hh"].shape[1], op.tensors["input"].shape[2]
+    key = (op.cell, op.tensors["input"].dtype)
+    forward, backward = (plan.choose_plan(*key, way, I, H, launch.shared_bytes(None)) for way in (False, True))
+    assert forward.resident == backward.resident
+    return forward.resident
+
+
+def assert_as_exact_as_pytorch(op: Operands) -> None:
+    """Against float64 on the same rounded operands, the error is at most twice that of PyTorch in this dtype."""
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    theirs = relative_error(op.results_and_gradients("reference", d_results), exact)
+    assert relative_error(op.results_and_gradients("triton", d_results), exact) <= 2 * theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_and_gradients(cell, dtype, reverse):
+    op = operands(cell, SMALL, reverse=reverse, dtype=dtype)
+    assert is_resident(op) == (dtype != torch.float32)
+    assert_as_exact_as_pytorch(op)
+
+
+@pytest.mark.parametrize(("dtype", "H"), [(torch.float32, 35), (torch.bfloat16, 67)], ids=["float32", "bfloat16"])
+@pytest.mark.usefixtures("streamed")
+def test_weights_in_several_blocks(cell, dtype, H):
+    """Also several programs, of which the last has a single sequence, and sequences that end early or never begin."""
+    lengths = [2, 0, 1] * 5 + [2, 1]
+    op = operands(cell, Shape(2, len(lengths), 3, H), reverse=dtype == torch.float32, lengths=lengths, dtype=dtype)
+    assert not is_resident(op)
+    assert_as_exact_as_pytorch(op)
+
+
+def test_lengths(cell, reverse):
+    op = operands(cell, Shape(4, 4, 6, 9), reverse=reverse, lengths=[2, 0, 4, 1], dtype=torch.bfloat16)
+    assert is_resident(op)
+    assert_as_exact_as_pytorch(op)
+
+
+def test_what_stands_past_the_end_does_not_matter(cell):
+    """NaN in the padding, or in the gradient of an output there, reaches nothing."""
+    op = operands(cell, Shape(2, 3, 2, 3), reverse=True, lengths=[2, 0, 1], dtype=torch.bfloat16)
+    d_results = random_like(op.run("reference"))
+    clean = op.results_and_gradients("triton", d_results)
+    past = (torch.arange(2).unsqueeze(1) >= op.lengths).unsqueeze(2)
+    op.tensors["input"] = op.tensors["input"].detach().masked_fill(past, torch.nan).requires_grad_()
+    d_results[0] = d_results[0].masked_fill(past, torch.nan)
+    assert all(torch.equal(a, b) for a, b in zip(op.results_and_gradients("triton", d_results), clean))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [-1e4, 1e30])
+def test_saturated_gates(cell, dtype, value):
+    """Huge pre-activations saturate, as in PyTorch, and never make a NaN, in gradients neither."""
+    if cell == "rnn_relu" or ("multiplicative" in cell and value > 1e5):
+        pytest.skip("grows without bound, by its equation")
+    op = operands(cell, Shape(2, 1, 2, 3), dtype=dtype)
+    op.tensors["bias_ih"] = torch.full_like(op.tensors["bias_ih"], value).requires_grad_()
+    expected = op.run("reference")
+    results = op.results_and_gradients("triton", random_like(expected))
+    assert all(t.isfinite().all() for t in results)
+    for ours, theirs in zip(results, expected):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+def test_nan_propagates_in_its_sequence_alone(cell):
+    op = operands(cell, Shape(3, 3, 2, 4), dtype=torch.float32)
+    poisoned = op.tensors["h_0"].detach().clone()
+    poisoned[1, 3] = torch.nan
+    for ours, theirs in zip(op.run("triton", h_0=poisoned), op.run("reference", h_0=poisoned)):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"]], ids="+".join)
+def test_without_biases_and_some_gradients(cell, used):
+    if "c_n" in used and not ops.CELLS[cell].has_cell_state:
+        pytest.skip("has no cell state")
+    op = operands(cell, SMALL, bias=False, dtype=torch.float32)
+    gradients = []
+    for name in ("triton", "reference"):
+        results = dict(zip(("output", "h_n", "c_n"), op.run(name)))
+        gradients.append(torch.autograd.grad(sum(results[key].sum() for key in used), list(op.tensors.values())))
+    assert relative_error(*gradients) < 1e-5
+
+
+def test_strided_operands_are_read_for_what_they_say():
+    op = operands("multiplicative_lstm", SMALL, dtype=torch.float32)
+    d_results = random_like(op.run("reference"))
+    plain = op.results_and_gradients("triton", d_results)
+    for name, t in op.tensors.items():
+        op.tensors[name] = torch.stack([t.detach(), torch.full_like(t, torch.nan)], -1)[..., 0].requires_grad_()
+    strided = [torch.stack([d, d], -1)[..., 0] for d in d_results]
+    assert relative_error(op.results_and_gradients("triton", strided), plain) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["lstm", "multiplicative_gru"])
+def test_recompute_and_same_bits_twice(name):
+    op = operands(name, SMALL, lengths=[2, 1, 0], dtype=torch.float32)
+    d_results = random_like(op.run("reference"))
+    first, second = (op.results_and_gradients("triton", d_results) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    op.recompute = True
+    assert relative_error(op.results_and_gradients("triton", d_results), first) < 1e-6
+
+
+def test_double_backward():
+    op = operands("multiplicative_gru", Shape(2, 2, 2, 3), dtype=torch.float32)
+    x = op.tensors["input"]
+    seconds = []
+    for name in ("triton", "reference"):
+        (first,) = torch.autograd.grad(op.run(name)[0].square().sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), list(op.tensors.values())))
+    assert relative_error(*seconds) < 1e-5
+
+
+def arguments(op: Operands) -> tuple:
+    return *(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)), op.lengths
+
+
+def test_opcheck():
+    name = "multiplicative_lstm"
+    op = operands(name, Shape(1, 1, 2, 3), lengths=[1], dtype=torch.bfloat16)
+    args = (*arguments(op), name, False, "everything")
+    torch.library.opcheck(torch.ops.fused_rnn_triton.forward.default, args)
+    results = [t.detach() for t in torch.ops.fused_rnn_triton.forward(*args)]
+    d_results = [t.clone() for t in results[:3]]
+    args = (
+        d_results[0].requires_grad_(),
+        *d_results[1:],
+        results[0],
+        results[3],
+        *arguments(op),
+        name,
+        False,
+        True,
+        True,
+    )
+    torch.library.opcheck(torch.ops.fused_rnn_triton.backward.default, args)
+
+
+def test_compile_without_graph_breaks():
+    op = operands("lstm", SMALL, dtype=torch.float32)
+    d_results = random_like(op.run("reference"))
+    eager = op.results_and_gradients("triton", d_results)
+    compiled = torch.compile(op.function("triton"), backend="aot_eager", fullgraph=True)
+    results = compiled(*op.tensors.values())
+    gradients = torch.autograd.grad(results, list(op.tensors.values()), d_results)
+    assert relative_error([*results, *gradients], eager) < 1e-6
+
+
+def test_modules():
+    lstm = torch.nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    fused = fused_rnn.LSTM(3, 4, num_layers=2, bidirectional=True, backend="triton")
+    fused.load_state_dict(lstm.state_dict())
+    x = torch.randn(3, 2, 3)
+    torch.testing.assert_close(fused(x)[0], lstm(x)[0])
+
+
+def test_the_schemas_are_those_of_the_compiled_operators():
+    if not hasattr(torch.ops.fused_rnn, "forward"):
+        pytest.skip("there is no compiled library to compare with")
+    for name in ("forward", "backward", "backward_from_states"):
+        ours, theirs = (
+            getattr(space, name).default._schema for space in (torch.ops.fused_rnn_triton, torch.ops.fused_rnn)
+        )
+        assert str(ours) == str(theirs).replace("fused_rnn::", "fused_rnn_triton::")
+
+
+def test_operator_refuses_what_it_cannot_read():
+    op = operands("lstm", Shape(2, 2, 3, 4), dtype=torch.float32)
+    good = arguments(op)
+    forward, backward = torch.ops.fused_rnn_triton.forward, torch.ops.fused_rnn_triton.backward
+    with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
+        forward(*good, "lstn", False, "nothing")
+    with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
+        forward(*good, "lstm", False, "all")
+    with pytest.raises(RuntimeError, match="c_0 goes with cells that have a cell state"):
+        forward(*good, "gru", False, "nothing")
+    with pytest.raises(RuntimeError, match="weight_mih is missing"):
+        forward(*good[:6], None, *good[7:], "multiplicative_lstm", False, "nothing")
+    for index in range(1, 7):
+        for wrong in (good[index].detach()[..., :-1], good[index].detach().double()):
+            with pytest.raises(RuntimeError, match=r"must have (the same )?(shape|dtype)"):
+                forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, "nothing")
+    with pytest.raises(RuntimeError, match="lengths must be an int64 tensor"):
+        forward(*good[:-1], torch.ones(3, dtype=torch.int64), "lstm", False, "nothing")
+    output, h_n, c_n, _ = (t.detach() for t in forward(*good, "lstm", False, "everything"))
+    with pytest.raises(RuntimeError, match="saved must have shape"):
+        backward(output, h_n, c_n, output, output, *good, "lstm", False, True, True)
+
+
+def test_float64_is_refused_with_the_reason():
+    with pytest.raises(RuntimeError, match=r"dtype is torch.float64, the backend computes in torch.float32, .*float16"):
+        operands("lstm", SMALL).run("triton")
+
+
+def evaluate(function: triton.JITFunction, x: torch.Tensor) -> torch.Tensor:
+    y = torch.empty_like(x)
+    elementwise[(1,)](function, x, y, len(x), triton.next_power_of_2(len(x)))
+    return y
+
+
+@triton.jit
+def elementwise(FUNCTION: tl.constexpr, x, y, size, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value = tl.load(x + i, mask=i < size, other=0.0)
+    tl.store(y + i, FUNCTION(value), mask=i < size)
+
+
+def test_error_of_tanh_and_sigmoid():
+    """In units in the last place; where σ is subnormal its reciprocal overflows, and it is zero."""
+    assert units_in_the_last_place(evaluate(math.tanh, X), torch.tanh(X.double())) < 2
+    x = X[X >= -86]
+    assert units_in_the_last_place(evaluate(math.sigmoid, x), torch.sigmoid(x.double())) < 2.5
+
+
+def test_limits_of_tanh_and_sigmoid():
+    x = torch.tensor([0.0, -0.0, 1e-38, 200.0, -200.0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
+    for function, exact in ((math.tanh, torch.tanh), (math.sigmoid, torch.sigmoid)):
+        torch.testing.assert_close(evaluate(function, x), exact(x), rtol=0, atol=0, equal_nan=True)
