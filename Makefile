@@ -43,8 +43,9 @@ $(VENV)/linters: Makefile | $(BIN)/python
 demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.copy_task --demo
 
+# A process for each core; threads that wait do not spin, or the tests of threads would wait for the other processes.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed

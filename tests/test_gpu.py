@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU, through the public functions, against the reference on the same device.
+"""The CUDA and the Triton backend on a GPU, through the public functions, against the reference on the same device.
 
 Where there is no GPU every test is skipped. FUSED_RNN_GPU_TESTS=cpu runs them on the CPU backend instead, with smaller
 sizes and plain stand-ins for streams and graphs: that tests the tests, not the backend.
@@ -77,18 +77,22 @@ class Place:
 
 
 ON_CPU = os.environ.get("FUSED_RNN_GPU_TESTS") == "cpu"
-PLACE = Place(torch.device("cpu"), "cpu") if ON_CPU else Place(torch.device("cuda", 0), "cuda")
+BACKENDS = ["cpu"] if ON_CPU else ["cuda", "triton"]
+# Tests that ask for no more than float32 are of every backend that GPUs have; the others are of the first.
+EVERY_BACKEND = pytest.mark.parametrize("place", BACKENDS, indirect=True)
 
 
 @pytest.fixture
-def place() -> Place:
-    status = fused_rnn.backends()[PLACE.backend]
+def place(request) -> Place:
+    backend = getattr(request, "param", BACKENDS[0])
+    place = Place(torch.device("cpu") if ON_CPU else torch.device("cuda", 0), backend)
+    status = fused_rnn.backends()[backend]
     if not status.startswith("available"):
         pytest.skip(f"no GPU to test on: {status}")
-    with torch.cuda.device(PLACE.device) if PLACE.is_gpu else contextlib.nullcontext():
-        yield PLACE
-    if PLACE.is_gpu:
-        PLACE.wait()
+    with torch.cuda.device(place.device) if place.is_gpu else contextlib.nullcontext():
+        yield place
+    if place.is_gpu:
+        place.wait()
         cuda.raise_timed_out()
 
 
@@ -119,7 +123,7 @@ def exact_float32():
 
 def skip_unless_it_computes_in(place: Place, dtype: torch.dtype) -> None:
     if dtype not in ops._DTYPES[place.backend]:
-        pytest.skip(f"the stand-in does not compute in {dtype}")
+        pytest.skip(f"{place.backend} does not compute in {dtype}")
 
 
 # Results and gradients --------------------------------------------------------------------------------------
@@ -166,6 +170,7 @@ def test_without_bias(place, cell):
     assert relative_error(op.results_and_gradients(place.backend, d_results), exact) < 1e-11
 
 
+@EVERY_BACKEND
 @FLOATS
 @EVERY_SHAPE
 def test_error_is_at_most_twice_that_of_pytorch(place, cell, dtype, shape):
@@ -189,6 +194,7 @@ def errors(place: Place, op: Operands) -> list[float]:
     return [relative_error(v, exact) for v in values]
 
 
+@EVERY_BACKEND
 @FLOATS
 @pytest.mark.parametrize("value", [30.0, -30.0, 1e4, -1e4])
 def test_saturated_gates(place, cell, dtype, value):
@@ -253,10 +259,12 @@ def off_by_one(t: Tensor) -> Tensor:
     return memory[1:].view(t.shape)
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [Shape(5, 4, 16, 32), Shape(4, 9, 24, 192)], ids=str)
 def test_misaligned_operands(place, cell, dtype, shape):
     """Operands whose memory is aligned to an element and no more give the same as others, to rounding."""
+    skip_unless_it_computes_in(place, dtype)
     op = place.operands(cell, shape, dtype=dtype)
     d_results = random_like(op.run("reference"))
     expected = op.results_and_gradients(place.backend, d_results)
@@ -302,6 +310,7 @@ def test_gradients_of_some_operands(place, cell):
         torch.testing.assert_close(gradient, exact[name])
 
 
+@EVERY_BACKEND
 def test_more_values_than_an_int32_counts(place):
     """The last sequence of a call whose arrays pass 2³¹ values equals the same sequence run alone."""
     shape = sized(Shape(1100, 512, 8, 1024), Shape(11, 5, 8, 10))
@@ -323,6 +332,7 @@ def test_more_values_than_an_int32_counts(place):
 # Determinism, streams, graphs -------------------------------------------------------------------------------
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES["odd"], SHAPES["many-blocks"]], ids=["odd", "many-blocks"])
 def test_same_bits_twice(place, cell, dtype, shape):
@@ -391,6 +401,7 @@ def test_nothing_waits_for_the_gpu(place, cell):
             torch.cuda.set_sync_debug_mode(mode)
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("shape", [SHAPES["one-block"], SHAPES["many-blocks"]], ids=["one-block", "many-blocks"])
 def test_two_streams_at_once(place, shape):
     """Two layers whose blocks want the whole chip each, again and again: no deadlock, and the same bits as alone."""
@@ -417,6 +428,7 @@ def check_runs(runs: list[list[Tensor]], alone: list[list[Tensor]]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results, alone[i % len(alone)]))
 
 
+@EVERY_BACKEND
 def test_runs_on_the_current_stream(place, cell):
     """What a side stream has just written is what a call on that stream reads."""
     op = place.operands(cell, Shape(6, 5, 7, 40), dtype=torch.float32)
@@ -463,6 +475,7 @@ def test_auto_takes_this_backend(place):
     assert torch.equal(module(x)[0], named(x)[0])
 
 
+@EVERY_BACKEND
 def test_compile_without_a_graph_break(place):
     for cls in (fused_rnn.LSTM, fused_rnn.MultiplicativeGRU):
         module = cls(6, 10, device=place.device, backend=place.backend)
@@ -471,6 +484,7 @@ def test_compile_without_a_graph_break(place):
         torch.testing.assert_close(*(torch.autograd.grad(run(x)[0].square().sum(), x) for run in runs))
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
 def test_opcheck(place, cell, lengths):
     op = place.operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
@@ -545,6 +559,7 @@ print("all calls returned")
 """
 
 
+@EVERY_BACKEND
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(place, tool):

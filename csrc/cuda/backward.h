@@ -51,6 +51,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       : Base(q, shared),
         dh_(at<C>(shared_, q.states)),
         dc_(dh_ + q.sequences * q.units),
+        pieces_(Spread::over(units_.count * int{sizeof(S)} / 16)),
         recurrent_(q.recurrent, part_, shared),
         recurrent_n_(q.recurrent_n, part_, shared),
         input_(q.input, part_, shared),
@@ -125,7 +126,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     if (step < 0 || !any_active(time(step))) return;
     const int64_t first = row(0, time(step)), before = row(0, time(step - 1)), H = q_.H;
     const auto fetch = [&](int run, const S* from, int64_t stride) {
-      copy_rows(staged(step, run), from + units_.first, stride, rows_, units_.count);
+      copy_rows(staged(step, run), from + units_.first, stride, rows_, units_.count, pieces_);
     };
     for (int k = 0; k < Cell::saved; ++k) fetch(k, q_.saved + first * saved_width() + k * H, saved_width());
     if (q_.d_output) fetch(d_output_run, q_.d_output + first * H, H);
@@ -257,6 +258,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   int step_ = 0, t_ = 0, turn_ = 0;  // turn_: which of the two copies this step writes
   bool alive_ = true;                // until a block of the team does not come; then results are NaN
   C *dh_, *dc_;                      // [sequences, units]
+  const Spread pieces_;              // of what is fetched ahead
   // numbered as the planner lists them
   P<true, 0> recurrent_;
   P<Cell::n_apart, 1> recurrent_n_;

@@ -86,23 +86,52 @@ HOST_DEVICE constexpr int staged_stride(int columns) {
   return static_cast<int>(round_up(columns, 16 / sizeof(S)));
 }
 
-// Start to copy rows of `columns` values to shared memory, in as large pieces as their addresses allow.
+// How the threads of a block spread over rows of so many columns. Divisions take longer than much of a step, so they
+// are made once.
+struct Spread {
+  int row, column, row_step, column_step, columns;
+
+  FUSED_RNN_DEVICE static Spread over(int columns) {
+    const int divisor = columns > 0 ? columns : 1, thread = static_cast<int>(threadIdx.x);
+    return {thread / divisor, thread % divisor, threads / divisor, threads % divisor, columns};
+  }
+
+  // f(i, row, column), where i counts through all rows. The same thread sees the same i each time.
+  template <typename F>
+  FUSED_RNN_DEVICE void for_each(int rows, const F& f) const {
+    int r = row, c = column;
+    FUSED_RNN_UNROLL_BY(1)
+    for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += threads) {
+      f(i, r, c);
+      r += row_step;
+      c += column_step;
+      if (c >= columns) {
+        c -= columns;
+        ++r;
+      }
+    }
+  }
+};
+
+// Start to copy rows of `columns` values to shared memory, in as large pieces as their addresses allow: `pieces` is the
+// spread over those of 16 bytes.
 template <typename S>
-FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, int columns) {
+FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, int columns, const Spread& pieces) {
   const int to_stride = staged_stride<S>(columns);
-  const auto each = [&](int values, const auto& copy) {
-    const int pieces = columns / values;
-    for (int i = threadIdx.x; i < rows * pieces; i += threads)
-      copy(to + i / pieces * to_stride + i % pieces * values, from + i / pieces * stride + i % pieces * values);
+  const auto copy = [&](const Spread& spread, int values, const auto& copy_piece) {
+    spread.for_each(rows, [&](int, int r, int piece) {
+      copy_piece(to + r * to_stride + piece * values, from + r * stride + piece * values);
+    });
   };
   const uint64_t misalignment = reinterpret_cast<uint64_t>(from) | sizeof(S) * (stride | columns);
-  if (misalignment % 16 == 0) return each(16 / sizeof(S), [](S* to, const S* from) { copy_async<16>(to, from); });
+  if (misalignment % 16 == 0)
+    return copy(pieces, 16 / sizeof(S), [](S* to, const S* from) { copy_async<16>(to, from); });
   if constexpr (sizeof(S) > 2)
-    each(1, [](S* to, const S* from) { copy_async<sizeof(S)>(to, from); });
+    copy(Spread::over(columns), 1, [](S* to, const S* from) { copy_async<sizeof(S)>(to, from); });
   else if (misalignment % 4 == 0)
-    each(2, [](S* to, const S* from) { copy_async<4>(to, from); });
+    copy(Spread::over(columns / 2), 2, [](S* to, const S* from) { copy_async<4>(to, from); });
   else
-    each(1, [](S* to, const S* from) { *to = *from; });
+    copy(Spread::over(columns), 1, [](S* to, const S* from) { *to = *from; });
 }
 
 template <typename T>
@@ -120,14 +149,18 @@ class Block {
       : q_(q),
         shared_(shared),
         team_(q),
+        team_number_(static_cast<int>(blockIdx.x) / q.parts),
         part_(static_cast<int>(blockIdx.x) % q.parts),
         units_(share_of(q.H, q.units, part_)),
-        features_(share_of(q.I, q.features, part_)) {}
+        features_(share_of(q.I, q.features, part_)),
+        over_units_(Spread::over(units_.count)),
+        over_features_(Spread::over(features_.count)) {}
 
   // f(tile of sequences) for all that are this team's.
   template <typename F>
   FUSED_RNN_DEVICE void for_tiles(const F& f) {
-    for (int64_t first = int64_t{team()} * q_.sequences; first < q_.B; first += int64_t{q_.teams} * q_.sequences) {
+    for (int64_t first = int64_t{team_number_} * q_.sequences; first < q_.B;
+         first += int64_t{q_.teams} * q_.sequences) {
       first_row_ = static_cast<int>(first);
       rows_ = q_.B - first_row_ < q_.sequences ? q_.B - first_row_ : q_.sequences;
       __syncthreads();
@@ -139,7 +172,6 @@ class Block {
     }
   }
 
-  FUSED_RNN_DEVICE int team() const { return static_cast<int>(blockIdx.x) / q_.parts; }
   FUSED_RNN_DEVICE int time(int step) const { return q_.reverse ? q_.T - 1 - step : step; }
   FUSED_RNN_DEVICE int limit(int r) const { return at<int>(shared_, q_.limits)[r]; }
   FUSED_RNN_DEVICE bool active(int r, int t) const { return t < limit(r); }
@@ -155,11 +187,11 @@ class Block {
   // sees the same i in every step, and so needs no barrier for what it keeps there.
   template <typename F>
   FUSED_RNN_DEVICE void for_units(const F& f) const {
-    for_each(units_.count, f);
+    over_units_.for_each(rows_, f);
   }
   template <typename F>
   FUSED_RNN_DEVICE void for_features(const F& f) const {
-    for_each(features_.count, f);
+    over_features_.for_each(rows_, f);
   }
 
   // States --------------------------------------------------------------------------------------------------------
@@ -167,7 +199,7 @@ class Block {
   // Where the block reads and writes a state; `turn` is which of two copies that take turns.
   FUSED_RNN_DEVICE S* state(const State<S>& s, int turn) const {
     if (q_.local) return at<S>(shared_, s.local);
-    return s.exchanged + (int64_t{turn} * q_.teams + team()) * s.segments * s.size;
+    return s.exchanged + (int64_t{turn} * q_.teams + team_number_) * s.segments * s.size;
   }
   FUSED_RNN_DEVICE void publish(const State<S>& s, int turn, int r, int k, C value) const {
     const int segment = s.segments > 1 ? k / s.span : 0;
@@ -223,8 +255,9 @@ class Block {
   const Operands& q_;
   unsigned char* const shared_;
   Team team_;
-  const int part_;
+  const int team_number_, part_;
   const Share units_, features_;
+  const Spread over_units_, over_features_;
   int first_row_ = 0, rows_ = 0, longest_ = 0;
 
  private:
@@ -232,11 +265,6 @@ class Block {
     if (!q_.lengths) return q_.T;
     const int64_t steps = q_.lengths[first_row_ + r];
     return static_cast<int>(steps < 0 ? 0 : steps < q_.T ? steps : q_.T);
-  }
-
-  template <typename F>
-  FUSED_RNN_DEVICE void for_each(int count, const F& f) const {
-    for (int i = threadIdx.x; i < rows_ * count; i += threads) f(i, i / count, i % count);
   }
 };
 

@@ -50,6 +50,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
         c_(h_ + q.sequences * q.units),
         z_(c_ + (Cell::has_cell_state ? q.sequences * q.units : 0)),
         bias_(at<C>(shared_, q.biases)),
+        pieces_(Spread::over((multiplicative ? features_.count : units_.count) * int{sizeof(S)} / 16)),
         recurrent_(q.recurrent, part_, shared),
         candidate_(q.candidate, part_, shared),
         input_(q.input, part_, shared),
@@ -133,12 +134,12 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     if (step >= q_.T || !any_active(time(step))) return;
     if constexpr (multiplicative) {
       const int64_t first = row(0, time(step)) * q_.I + features_.first;
-      copy_rows(staged(step, 0), q_.projected + first, q_.I, rows_, features_.count);
-      copy_rows(staged(step, 1), q_.x + first, q_.I, rows_, features_.count);
+      copy_rows(staged(step, 0), q_.projected + first, q_.I, rows_, features_.count, pieces_);
+      copy_rows(staged(step, 1), q_.x + first, q_.I, rows_, features_.count, pieces_);
     } else {
       const S* const first = q_.projected + row(0, time(step)) * G * q_.H + units_.first;
       for (int g = 0; g < G; ++g)
-        copy_rows(staged(step, g), first + int64_t{g} * q_.H, int64_t{G} * q_.H, rows_, units_.count);
+        copy_rows(staged(step, g), first + int64_t{g} * q_.H, int64_t{G} * q_.H, rows_, units_.count, pieces_);
     }
   }
 
@@ -248,6 +249,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   bool alive_ = true;                // until a block of the team does not come; then results are NaN
   C *h_, *c_, *z_;                   // [sequences, units]
   C* bias_;                          // b and b' [G, units], b_m [features]
+  const Spread pieces_;              // of what is fetched ahead
   // numbered as the planner lists them
   P<true, 0> recurrent_;
   P<Cell::reset_before, 1> candidate_;

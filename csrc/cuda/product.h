@@ -20,16 +20,14 @@ namespace fused_rnn::cuda {
 
 constexpr int threads = FUSED_RNN_THREADS, warps = threads / 32;
 
-// Blocks of weights that a warp holds in registers for the nth product of a kernel. The more products, the more
-// registers a kernel needs for itself, and for multiply-adds more than for matrix instructions; float64 is not about
-// speed.
+// Blocks of weights that a warp holds in registers for the nth product of a kernel: as many as the compiler can hold
+// without spilling others. A kernel of many products needs more registers for itself, and multiply-adds need more than
+// matrix instructions do; float64 is not about speed.
 template <typename S>
 constexpr int held_blocks(int products, int nth) {
   const int full = FUSED_RNN_WEIGHT_REGISTERS * 4 / static_cast<int>(lane_values * sizeof(S));
-  const int blocks = on_tensor_cores<S>          ? full - (products > 2)
-                     : std::is_same_v<S, double> ? 0
-                     : products == 1             ? full * 3 / 4
-                                                 : full / 2;
+  const int quarters = std::is_same_v<S, double> ? 0 : products == 1 ? 3 : products == 2 ? 2 : 1;
+  const int blocks = on_tensor_cores<S> ? (products > 2 ? full / 2 : full) : full * quarters / 4;
   return (blocks + products - 1 - nth) / products;
 }
 
@@ -96,6 +94,11 @@ class Product {
   // Loads the weights that stay; needs a barrier before the first product.
   FUSED_RNN_DEVICE Product(const ProductPlan<S>& plan, int team_part, unsigned char* shared)
       : plan_(plan),
+        group_(warp() % plan.groups),
+        part_(warp() / plan.groups),
+        own_tiles_(part_ < plan.parts ? (plan.tiles - group_ + plan.groups - 1) / plan.groups : 0),
+        own_depth_(divide_up(plan.span_blocks - part_, plan.parts)),
+        own_rest_(divide_up(plan.depth_blocks % plan.span_blocks - part_, plan.parts)),
         packed_(plan.packed + int64_t{team_part} * plan.tiles * plan.depth_blocks * block_size),
         resident_(reinterpret_cast<S*>(shared + plan.shared) + warp() * plan.resident * block_size) {
     Cursor cursor = begin(0);
@@ -128,33 +131,28 @@ class Product {
   };
 
   FUSED_RNN_DEVICE static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  FUSED_RNN_DEVICE int group() const { return warp() % plan_.groups; }
-  FUSED_RNN_DEVICE int part() const { return warp() / plan_.groups; }
-
   FUSED_RNN_DEVICE int segment_blocks(int segment) const {
     const int rest = plan_.depth_blocks - segment * plan_.span_blocks;
     return rest < plan_.span_blocks ? rest : plan_.span_blocks;
   }
   // How many of the blocks of a segment are this warp's.
   FUSED_RNN_DEVICE int own_blocks(int segment) const {
-    if (part() >= plan_.parts) return 0;
-    const int tiles = (plan_.tiles - group() + plan_.groups - 1) / plan_.groups;
-    return tiles * ((segment_blocks(segment) - part() + plan_.parts - 1) / plan_.parts);
+    return own_tiles_ * (segment_blocks(segment) == plan_.span_blocks ? own_depth_ : own_rest_);
   }
 
-  FUSED_RNN_DEVICE Cursor begin(int segment) const { return {segment, group(), part()}; }
+  FUSED_RNN_DEVICE Cursor begin(int segment) const { return {segment, group_, part_}; }
   FUSED_RNN_DEVICE bool last_of_tile(const Cursor& c) const {
     return c.block + plan_.parts >= segment_blocks(c.segment);
   }
   FUSED_RNN_DEVICE bool exists(const Cursor& c) const {
-    return part() < plan_.parts && c.segment * plan_.span_blocks < plan_.depth_blocks && own_blocks(c.segment) > 0;
+    return c.segment * plan_.span_blocks < plan_.depth_blocks && own_blocks(c.segment) > 0;
   }
   FUSED_RNN_DEVICE void advance(Cursor& c) const {
     if (!last_of_tile(c)) {
       c.block += plan_.parts;
       return;
     }
-    c.block = part();
+    c.block = part_;
     c.tile += plan_.groups;
     if (c.tile >= plan_.tiles) c = begin(c.segment + 1);
   }
@@ -179,7 +177,7 @@ class Product {
                                  int tile) const {
     const int first = segment * own_blocks(0), end = first + own_blocks(segment);
     Cursor cursor = begin(segment);
-    C* const to = sums.at(first_part + part(), tile * tile_sequences, 0);
+    C* const to = sums.at(first_part + part_, tile * tile_sequences, 0);
     Accumulator<S> sum;
     const auto add = [&](int piece, const Piece<S>& weights) {
       sum.add(weights, state, tile, cursor.block * block_depth + piece * Piece<S>::depth, span);
@@ -212,6 +210,8 @@ class Product {
   }
 
   const ProductPlan<S>& plan_;
+  const int group_, part_;                      // of this warp
+  const int own_tiles_, own_depth_, own_rest_;  // blocks: of outputs, and of the depth of a whole or the last segment
   const S* packed_;
   S* resident_;
   Piece<S> held_[held > 0 ? held : 1][pieces<S>];
