@@ -26,8 +26,8 @@ constexpr int threads = FUSED_RNN_THREADS, warps = threads / 32;
 template <typename S>
 constexpr int held_blocks(int products, int nth) {
   const int full = FUSED_RNN_WEIGHT_REGISTERS * 4 / static_cast<int>(lane_values * sizeof(S));
-  const int quarters = std::is_same_v<S, double> ? 0 : products == 1 ? 3 : products == 2 ? 2 : 1;
-  const int blocks = on_tensor_cores<S> ? (products > 2 ? full / 2 : full) : full * quarters / 4;
+  const int most = std::is_same_v<S, double> ? 0 : on_tensor_cores<S> ? full : full / 2;
+  const int blocks = products > 2 ? most / 2 : most;
   return (blocks + products - 1 - nth) / products;
 }
 
