@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ import torch
 
 from benchmarks.common import CELLS, InputError, run_command
 from benchmarks.copy_task import __main__ as command
+from benchmarks.copy_task import document, memory, train
 from benchmarks.copy_task.data import Data, Echo, Recall
 from benchmarks.copy_task.model import CopyModel, gradient_norms
-from benchmarks.copy_task.options import DEMO, PRESETS, parse_options
+from benchmarks.copy_task.options import DEMO, PRESETS, configuration_of, parse_options, task_of
 from benchmarks.copy_task.report import number, sentence
-from benchmarks.copy_task.summary import mean_and_error, outcome, summarise
+from benchmarks.copy_task.summary import decades, mean_and_error, outcome, summarise
 from benchmarks.copy_task.train import run_trial
 
 SMALL = [
@@ -25,6 +28,7 @@ SMALL = [
     *("--held-out", "6", "--extra", "1", "4"),
 ]
 TIMES = {"seconds", "seconds_per_step"}
+SCORES = {"loss": 1.0, "accuracy": 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """For tests that look at other things: drawing takes longer than the runs."""
+    monkeypatch.setattr(document, "draw_pictures", lambda *_: [])
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -175,15 +185,52 @@ def test_mean_and_standard_error():
     [
         (0.995, 0.01, "solved"),
         (0.3, 2.0, "better"),
-        (0.3, 2.4, "chance"),
+        (0.3, 2.4, "more accurate"),
         (0.1, 2.3, "chance"),
-        (0.12, 2.2, "chance"),
+        (0.12, 2.3, "chance"),
+        (0.12, 2.2, "lower loss"),
         (0.1, None, "diverged"),
     ],
 )
 def test_outcome(accuracy, loss, expected):
     baseline = {"accuracy": 0.1, "loss": math.log(10)}
     assert outcome({"accuracy": accuracy, "loss": loss, "baseline": baseline, "answers": 1000}) == expected
+
+
+def record(accuracy: float, loss: float | None, cell: str = "lstm", length: int = 5, trial: int = 0) -> dict:
+    """A trial's record with these results, over which the words are to be found."""
+    epoch = {f"{part}_{name}": value for part in ("train", "held_out") for name, value in SCORES.items()}
+    return {
+        **{"cell": cell, "length": length, "trial": trial, "parameters": 7, "answers": 1000, "seconds": 90.0},
+        **{"accuracy": accuracy, "loss": loss, "baseline": {"accuracy": 0.1, "loss": math.log(10)}},
+        "extra": [{"extra": 2, "accuracy": accuracy, "loss": loss}],
+        "epochs": [{**epoch, "seconds": 2.0, "seconds_per_step": 0.5}] * (trial + 2),
+        "gradient_norms": {"before": [1e-6, 1e-3, 1.0], "after": [0.0, 0.5, 1.0]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([(0.995, 0.02)], ["solved;", "accuracy 99.5 % where guessing has 10.0%,", "0.020 where the memoryless model"]),
+        ([(0.1, 2.303)], ["at chance (no better than guessing and the memoryless model);"]),
+        ([(0.55, 1.2)], ["better than guessing and the memoryless model;", "(50 % of the way from there to perfect)"]),
+        ([(0.1, 1.9)], ["no more accurate than guessing but of lower loss than the memoryless model;"]),
+        ([(0.3, 5.0)], ["more accurate than guessing but of no lower loss than the memoryless model;"]),
+        ([(0.1, None)], ["diverged (its loss is no longer finite);"]),
+        ([(1.0, 0.01), (0.1, 2.303)], ["solved in 1 of 2 trials, at chance", "accuracy 55.0 ± 45.0 %"]),
+    ],
+)
+def test_words_follow_from_the_numbers(scores, words):
+    (row,) = summarise([record(*pair, trial=trial) for trial, pair in enumerate(scores)])
+    said = sentence(row, Recall(2, 10))
+    assert said.startswith("LSTM, length 5: ")
+    assert [word for word in words if word not in said] == []
+
+
+def test_decades_of_the_gradient():
+    assert decades([1e-6, 5.0, 1.0]) == pytest.approx(-6)
+    assert decades([0.0, 1.0]) is decades([1.0, None]) is None
 
 
 # Gradient norms ---------------------------------------------------------------------------------------------
@@ -271,7 +318,7 @@ def test_results_state_everything(finished):
 
 def test_tables_pictures_and_words(finished):
     folder, printed, results = finished
-    names = {"results.json", "table.md", "table.json", "lengths.png"}
+    names = {"results.json", "report.md", "table.md", "table.json", "lengths.png", "longer.png"}
     names |= {f"{kind}-{length}.png" for kind in ("curves", "gradients") for length in (3, 5)}
     assert {path.name for path in folder.iterdir()} == names
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
@@ -285,10 +332,48 @@ def test_tables_pictures_and_words(finished):
     assert len({line.count("|") for line in table}) == 1
     for row in rows:
         assert sentence(row, Recall(2, 3)) in printed
-    assert printed.count("guessing 33.3%") == len(results["trials"]) + len(rows)
+    assert printed.count("guessing has 33.3%") == len(results["trials"]) + len(rows)
 
 
-def test_interrupted_run_resumes_to_the_same_results(finished, tmp_path, monkeypatch):
+def test_report_shows_all_of_a_run(finished):
+    folder, _, results = finished
+    text = (folder / "report.md").read_text()
+    rows = summarise(results["trials"])
+    assert all(f"- {sentence(row, Recall(2, 3))}." in text for row in rows)
+    assert (folder / "table.md").read_text() in text
+    shown = set(re.findall(r"!\[.*?\]\((.*?)\)", text))
+    assert shown == {path.name for path in folder.iterdir() if path.suffix == ".png"}
+    for part in ("configuration", "hardware"):
+        assert all(f"| {name} | " in text for name in results[part])
+    assert "Not finished" not in text
+
+
+def test_report_is_made_of_a_results_file_alone(tmp_path, capsys):
+    """Of trials that ended early, of another machine, and of a run that is not finished."""
+    configuration = configuration_of(parse_options(["--cell", "lstm", "gru", "--length", "5", "9"]), "cuda")
+    trials = [record(0.995, 0.02, trial=trial) for trial in range(3)]
+    trials += [record(0.995, 0.02, length=9), record(0.1, 2.3, length=9, trial=1), record(0.1, None, "gru")]
+    content = {"configuration": configuration, "hardware": {"cpu": "abacus"}, "trials": trials}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    command.main(["--report", "--out", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert "| cpu | abacus |" in text
+    assert "**Not finished: 6 of 12 trials so far.**" in text
+    assert "right in every trial: LSTM 5 (3 ± 1 epochs and 1.5 ± 0.0 minutes a trial)." in text
+    assert "| 5 | LSTM | -6.0 ± 0.0 | – |" in text
+    assert "GRU, length 5: diverged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == content
+
+
+def test_report_without_finished_trials_is_refused(tmp_path, capsys):
+    assert "does not exist" in refusal(capsys, "--report", "--out", str(tmp_path))
+    configuration = configuration_of(parse_options([]), "cpu")
+    content = {"configuration": configuration, "hardware": {}, "trials": []}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert "no finished trial" in refusal(capsys, "--report", "--out", str(tmp_path))
+
+
+def test_interrupted_run_resumes_to_the_same_results(finished, tmp_path, monkeypatch, without_pictures):
     calls = []
 
     def interrupted(*arguments):
@@ -306,7 +391,27 @@ def test_interrupted_run_resumes_to_the_same_results(finished, tmp_path, monkeyp
     assert without_times(resumed["trials"]) == without_times(finished[2]["trials"])
 
 
-def test_diverged_model_is_said_to_have_diverged(tmp_path, capsys):
+def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_pictures):
+    """A process that is killed between two trials leaves the finished one; --compare goes on by itself."""
+    path = tmp_path / "results.json"
+    started = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while started.poll() is None and not (path.exists() and json.loads(path.read_text())["trials"]):
+        time.sleep(0.002)
+    started.kill()
+    started.wait()
+    before = json.loads(path.read_text())["trials"]
+    resumed = run(tmp_path, "--compare")["trials"]
+    assert 1 <= len(before) < len(resumed)
+    assert resumed[: len(before)] == before
+    assert without_times(resumed) == without_times(finished[2]["trials"])
+
+
+def test_diverged_model_is_said_to_have_diverged(tmp_path, capsys, without_pictures):
     options = ("--protocol", "echo", "--cell", "rnn", "--length", "3", "--trials", "1", "--lr", "1e30")
     arguments = [*options, "--epochs", "3", "--hidden", "3", "--out", str(tmp_path)]
     command.main(arguments)
@@ -371,7 +476,89 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path):
         run(tmp_path / "file" / "run")
 
 
+# Memory -----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_fit_is_refused_with_the_estimate(tmp_path, capsys):
+    folder = tmp_path / "out"
+    line = refusal(capsys, "--length", "100", "10000000", "--cell", "lstm", "rnn", "--out", str(folder))
+    assert "--length 10000000 with lstm needs about" in line
+    needed, free = map(float, re.findall(r"([\d.]+) GiB", line))
+    assert needed > free > 0
+    assert not folder.exists()
+
+
+def test_the_largest_trial_decides_what_fits(monkeypatch):
+    options = parse_options(["--cell", "rnn", "lstm", "--length", "500", "100", "--extra"])
+    task = task_of(options)
+    needed = memory.trial_bytes(options, task, "lstm", 500, "cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed)
+    memory.check_memory(options, task, "cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(InputError, match="--length 500 with lstm"):
+        memory.check_memory(options, task, "cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # where nobody knows, nothing is refused
+    memory.check_memory(options, task, "cpu")
+
+
+def test_estimate_is_what_a_trial_takes():
+    """Growth of the process's peak within a factor of two, after a small trial has loaded all code."""
+    script = """
+from pathlib import Path
+from benchmarks.copy_task.memory import trial_bytes
+from benchmarks.copy_task.options import parse_options, task_of
+from benchmarks.copy_task.train import run_trial
+peaks = []
+for length in (2, 200):
+    options = parse_options(["--backend", "cpu", "--sequences", "32", "--held-out", "32", "--epochs", "1", "--extra"])
+    task = task_of(options)
+    run_trial(options, task, "multiplicative_gru", length, 0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peaks.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")))
+print(peaks[1] - peaks[0], trial_bytes(options, task, "multiplicative_gru", length, "cpu"))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    grown, estimate = map(int, done.stdout.split())
+    assert 0.5 < estimate / grown < 2
+
+
 # Options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_backend_reaches_the_cells(backend, tmp_path, monkeypatch, without_pictures):
+    asked = []
+    monkeypatch.setattr(
+        train, "CopyModel", lambda *a, backend, **o: asked.append(backend) or CopyModel(*a, backend=backend, **o)
+    )
+    results = run(tmp_path, "--backend", backend, "--cell", "gru", "--length", "2", "--trials", "1")
+    assert asked == [backend]
+    assert results["configuration"]["backend"] == backend
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in vars(parse_options([])).items():
+        assert f"--{name.replace('_', '-')}" in text
+        if value is not None:
+            assert f"(default: {value})" in text
+
+
+@pytest.mark.parametrize(("option", "value"), [("--until", "0.4"), ("--minutes", "1e-9")])
+def test_training_ends_early(option, value, tmp_path, capsys, without_pictures):
+    arguments = ("--cell", "gru", "--length", "1", "2", "--trials", "1", "--epochs", "30", "--sequences", "60")
+    results = run(tmp_path, *arguments, "--lr", "0.03", option, value)
+    for trial in results["trials"]:
+        epochs = trial["epochs"]
+        if option == "--until":
+            assert [epoch["held_out_accuracy"] > 0.4 for epoch in epochs] == [False] * (len(epochs) - 1) + [True]
+            assert len(epochs) < 30
+        else:
+            assert len(epochs) == 1
+    assert "100%" in capsys.readouterr().err.splitlines()[-1]  # the bar counts what was spared as no longer to do
 
 
 def test_demo_is_a_preset_that_options_override():

@@ -2,39 +2,55 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.common import check_backend, run_command
+from benchmarks.common import InputError, check_backend, run_command
 
 from .data import Task
+from .document import write_report
+from .memory import check_memory
 from .options import configuration_of, parse_options, task_of
-from .pictures import draw_pictures
-from .report import print_table, sentence, trial_sentence, write_tables
-from .results import Results
+from .report import print_table, sentence, trial_sentence
+from .results import Results, read
 from .summary import summarise
 from .train import run_trial
 
 PROGRESS = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+INTERRUPTED = "interrupted; finished trials are saved: with the same --out, --resume goes on and --report shows them"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    task = task_of(options)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    content = read(options.out / "results.json") if options.report else run(options, console)
+    report(content, options.out, console)
+
+
+def run(options: Namespace, console: Console) -> dict:
+    """Check that the options can be had here, and train; returns the content of ``results.json``."""
+    task = task_of(options)
     choice = check_backend(options.device, options.dtype, options.backend)
+    check_memory(options, task, choice.backend)
     results = Results(options.out, configuration_of(options, choice.backend), options.resume)
     console.print(f"Results go to {options.out}; backend {choice.backend}, because {choice.reason}.", soft_wrap=True)
     train_all(options, task, results)
-    rows = summarise(results.trials)
-    write_tables(rows, task, options.out)
-    pictures = draw_pictures(results.trials, rows, task, options.out)
+    return results.content
+
+
+def report(content: dict, folder: Path, console: Console) -> None:
+    """Write tables, pictures and ``report.md`` into ``folder``, and print the table and the words."""
+    task = task_of(Namespace(**content["configuration"]))
+    if not content["trials"]:
+        raise InputError(f"{folder / 'results.json'} holds no finished trial yet: there is nothing to report")
+    rows = summarise(content["trials"])
+    paths = write_report(content, rows, task, folder)
     print_table(rows, task, console)
     for row in rows:
         console.print(f"{sentence(row, task)}.", soft_wrap=True)
-    names = ", ".join(path.name for path in pictures)
-    console.print(f"\nIn {options.out}: results.json, table.md, table.json, {names}", soft_wrap=True)
+    console.print(f"\nIn {folder}: results.json, {', '.join(path.name for path in paths)}", soft_wrap=True)
 
 
 def train_all(options: Namespace, task: Task, results: Results) -> None:
@@ -49,10 +65,12 @@ def train_all(options: Namespace, task: Task, results: Results) -> None:
     with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:
         for cell, length, trial in left:
             bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
+            end = bar.n + steps * length
             record = run_trial(options, task, cell, length, trial, lambda length=length: bar.update(length))
             results.add(record)
+            bar.total -= end - bar.n  # steps that an early end of the training spared
             bar.write(trial_sentence(results.trials[-1], task))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, INTERRUPTED)

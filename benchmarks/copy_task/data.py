@@ -44,6 +44,9 @@ class Task(Protocol):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Share of the symbols that come out right."""
 
+    def steps(self, length: int) -> int:
+        """T, the steps of one sequence."""
+
     def answers(self, length: int) -> int:
         """How many symbols of one sequence the accuracy counts."""
 
@@ -79,7 +82,7 @@ class Recall:
         """Inputs (2 S + length + 1, count, vocabulary + 2), targets (S, count) in 0..vocabulary-1."""
         blank, delimiter = self.vocabulary, self.vocabulary + 1
         targets = torch.randint(self.vocabulary, (self.symbols, count), generator=generator)
-        categories = torch.full((2 * self.symbols + length + 1, count), blank)
+        categories = torch.full((self.steps(length), count), blank)
         categories[: self.symbols] = targets
         categories[self.symbols + length] = delimiter
         return F.one_hot(categories, self.input_size), targets
@@ -89,6 +92,9 @@ class Recall:
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs.argmax(-1) == targets).double().mean()
+
+    def steps(self, length: int) -> int:
+        return 2 * self.symbols + length + 1
 
     def answers(self, length: int) -> int:
         return self.symbols
@@ -120,7 +126,7 @@ class Echo:
 
     def draw(self, length: int, count: int, generator: Generator) -> Pair:
         """Inputs and targets are the same (length + 1, count, vocabulary + 1) integers."""
-        rows = torch.randint(self.vocabulary, (length + 1, count, self.input_size), generator=generator)
+        rows = torch.randint(self.vocabulary, (self.steps(length), count, self.input_size), generator=generator)
         rows[-1] = self.vocabulary
         return rows, rows
 
@@ -131,6 +137,9 @@ class Echo:
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Share of the random integers that the rounded outputs hit; the delimiter row does not count."""
         return (outputs[:-1].round() == targets[:-1]).double().mean()
+
+    def steps(self, length: int) -> int:
+        return length + 1
 
     def answers(self, length: int) -> int:
         return length * self.output_size

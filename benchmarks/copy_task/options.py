@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from benchmarks.common import CELLS, InputError, Parser, add_common_options, positive, positive_number
+from benchmarks.common import CELLS, InputError, Parser, add_common_options, fraction, positive, positive_number
 
 from .data import Echo, Recall, Task
 
@@ -22,6 +22,8 @@ COMMON = {
     "batch": 32,
     "extra": [10, 100],
     "keep_bias": 0.0,
+    "until": None,
+    "minutes": None,
     "out": Path("runs/copy_task"),
 }
 PRESETS = {
@@ -38,6 +40,7 @@ DEMO = {
     "lr": 5e-3,
     "keep_bias": 2.0,
 }
+NOT_DECIDING = ("out", "resume", "demo", "compare", "report")
 
 
 def parse_options(arguments: list[str] | None = None) -> Namespace:
@@ -55,6 +58,7 @@ def parse_options(arguments: list[str] | None = None) -> Namespace:
     parser.set_defaults(**preset)
     options = parser.parse_args(arguments)
     _check(options)
+    options.resume |= options.compare
     return options
 
 
@@ -70,6 +74,16 @@ def _parser() -> Parser:
         help="recall: say the first symbols again after a delay; echo: repeat every row of integers as it comes",
     )
     parser.add_argument("--demo", action="store_true", help="other defaults: a small task that trains within minutes")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="run every cell, length and trial unattended: as without it, but going on from what --out already holds",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="train nothing: write the report anew from the results that --out holds, finished or not",
+    )
     add_common_options(parser)
     parser.add_argument(
         "--length", type=positive, nargs="+", help="recall: blanks between symbols and delimiter; echo: rows"
@@ -81,6 +95,15 @@ def _parser() -> Parser:
     parser.add_argument("--held-out", type=positive, help="sequences to validate with, and as many to test with")
     parser.add_argument("--extra", type=positive, nargs="*", help="test also on sequences this much longer")
     parser.add_argument("--clip", type=positive_number, help="scale gradients of a larger norm down to this")
+    parser.add_argument(
+        "--until", type=fraction, help="end a trial's training after the epoch whose held-out accuracy is above this"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_number,
+        help="end a trial's training after the epoch in which it has taken so long; how far it came then depends on "
+        "the machine",
+    )
     parser.add_argument(
         "--keep-bias",
         type=float,
@@ -111,5 +134,5 @@ def task_of(options: Namespace) -> Task:
 
 def configuration_of(options: Namespace, backend: str) -> dict:
     """What decides the results, as they state it: every option but where they go, and the ``backend`` that runs."""
-    deciding = {name: value for name, value in vars(options).items() if name not in ("out", "resume", "demo")}
+    deciding = {name: value for name, value in vars(options).items() if name not in NOT_DECIDING}
     return {**deciding, "backend": backend}

@@ -43,6 +43,8 @@ def draw_pictures(trials: list[dict], rows: list[dict], task: Task, folder: Path
             same = [trial for trial in trials if trial["length"] == length]
             figures[f"curves-{length}.png"] = curves_figure(same, task)
             figures[f"gradients-{length}.png"] = gradients_figure(same)
+        if rows[0]["extra"]:
+            figures["longer.png"] = longer_figure(rows, lengths)
         return [_save(figure, folder / name) for name, figure in figures.items()]
 
 
@@ -88,6 +90,28 @@ def lengths_figure(rows: list[dict], lengths: list[int]) -> Figure:
     return figure
 
 
+def longer_figure(rows: list[dict], lengths: list[int]) -> Figure:
+    """Accuracy on longer sequences than those of the training: one panel for each length that was trained."""
+    size = (max(6.5, 2 + 2.8 * len(lengths)), 4.2)
+    figure, panels = plt.subplots(1, len(lengths), figsize=size, sharey=True, squeeze=False)
+    for axes, length in zip(panels[0], lengths):
+        for row in (row for row in rows if row["length"] == length):
+            figures = [row["accuracy"], *(part["accuracy"] for part in row["extra"])]
+            means = _numbers([figure["mean"] for figure in figures])
+            errors = np.nan_to_num(_numbers([figure["standard_error"] for figure in figures]))
+            places = range(len(figures))
+            axes.errorbar(
+                places, means, errors, color=COLOURS[row["cell"]], marker="o", capsize=3, label=label(row["cell"])
+            )
+        axes.axhline(row["baseline"]["accuracy"], label="guessing", **REFERENCE_LINE)
+        axes.set_xticks(range(len(figures)), ["K", *(f"K+{part['extra']}" for part in row["extra"])])
+        axes.set(title=f"K = {length}", xlabel="length of the test", ylim=(0, 1.02))
+    panels[0][0].set_ylabel("accuracy")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle("Copy task: trained at length K, tested at K and beyond")
+    return figure
+
+
 def gradients_figure(trials: list[dict]) -> Figure:
     """The norm of dL/dh_t by step, before and after training, of all cells at one length."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
@@ -109,8 +133,12 @@ def _by_cell(trials: list[dict], part) -> dict[str, list]:
 
 
 def _line_and_band(axes: Axes, values: list[list[float | None]], cell: str, line: str, name: str | None) -> None:
-    """Mean over trials of ``values`` (trials, steps), and its standard error as a band."""
-    array = np.stack([_numbers(trial) for trial in values])
+    """Mean over trials of ``values`` (trials, steps), and its standard error as a band.
+
+    A trial that ended early keeps its last value.
+    """
+    steps = max(len(trial) for trial in values)
+    array = np.stack([_numbers(trial + trial[-1:] * (steps - len(trial))) for trial in values])
     steps, mean = np.arange(1, array.shape[1] + 1), array.mean(0)
     marker = "." if len(steps) == 1 else None
     axes.plot(steps, mean, line, color=COLOURS[cell], marker=marker, label=name, linewidth=1.6 if line == "-" else 1.0)

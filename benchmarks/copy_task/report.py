@@ -15,11 +15,14 @@ from .data import Task
 from .summary import summarise
 
 VERDICTS = {
-    "diverged": "diverged, its loss is no longer finite",
+    "diverged": "diverged (its loss is no longer finite)",
     "solved": "solved",
     "better": "better than guessing and the {baseline}",
-    "chance": "no better than the {baseline}",
+    "lower loss": "no more accurate than guessing but of lower loss than the {baseline}",
+    "more accurate": "more accurate than guessing but of no lower loss than the {baseline}",
+    "chance": "at chance (no better than guessing and the {baseline})",
 }
+TEXT = ("cell", "setting", "value")  # headings of columns of words
 
 
 def label(cell: str) -> str:
@@ -35,10 +38,11 @@ def sentence(row: dict, task: Task) -> str:
     if len(outcomes) > 1:
         counts = [outcomes[name] for name in VERDICTS if name in outcomes]
         verdicts = [f"{verdict} in {count} of {row['trials']} trials" for verdict, count in zip(verdicts, counts)]
+    way = f" ({number(row['way'], 0, 100)} % of the way from there to perfect)" if "better" in outcomes else ""
     return (
         f"{label(row['cell'])}, length {row['length']}: {', '.join(verdicts)}; "
-        f"accuracy {number(row['accuracy'], 1, 100)} % (guessing {baseline['accuracy']:.1%}), "
-        f"{task.loss_name} {number(row['loss'], 3)} ({task.baseline_name} {baseline['loss']:.3f})"
+        f"accuracy {number(row['accuracy'], 1, 100)} % where guessing has {baseline['accuracy']:.1%}{way}, "
+        f"{task.loss_name} {number(row['loss'], 3)} where the {task.baseline_name} has {baseline['loss']:.3f}"
     )
 
 
@@ -85,13 +89,19 @@ def _line(row: dict) -> list[str]:
     ]
 
 
-def write_tables(rows: list[dict], task: Task, folder: Path) -> None:
+def markdown(headings: list[str], lines: list[list[str]]) -> str:
+    """A table of Markdown, words to the left and numbers to the right."""
+    rule = ["---" if heading in TEXT else "---:" for heading in headings]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rule, *lines])
+
+
+def write_tables(rows: list[dict], task: Task, folder: Path) -> list[Path]:
     """``table.md`` and ``table.json``."""
     headings, *lines = table(rows, task)
-    rule = ["---" if heading == "cell" else "---:" for heading in headings]
     with replacing(folder / "table.md") as path:
-        path.write_text("".join(f"| {' | '.join(line)} |\n" for line in [headings, rule, *lines]))
+        path.write_text(markdown(headings, lines))
     write_json(folder / "table.json", rows)
+    return [folder / "table.md", folder / "table.json"]
 
 
 def print_table(rows: list[dict], task: Task, console: Console) -> None:

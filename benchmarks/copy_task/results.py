@@ -50,13 +50,10 @@ class Results:
     def _continue(self, resume: bool) -> None:
         if not resume:
             raise InputError(f"{self.path} already holds results: pass --resume to go on from them, or another --out")
-        try:
-            found = json.loads(self.path.read_text())
-            for part in ("configuration", "hardware"):
-                self._check_same(found[part], self.content[part])
-            self.content["trials"] = found["trials"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{self.path} cannot be resumed: it holds no results of the copy task") from None
+        found = read(self.path)
+        for part in ("configuration", "hardware"):
+            self._check_same(found[part], self.content[part])
+        self.content["trials"] = found["trials"]
 
     def _check_same(self, found: dict, given: dict) -> None:
         for name in given | found:
@@ -65,6 +62,20 @@ class Results:
                     f"{self.path} cannot be resumed: it was made with {name} {found.get(name)}, "
                     f"and this run has {given.get(name)}; take the same settings or another --out"
                 )
+
+
+def read(path: Path) -> dict:
+    """The content of a results file; InputError where it is none."""
+    try:
+        found = json.loads(path.read_text())
+        parts = [found[name] for name in ("configuration", "hardware", "trials")]
+        if [type(part) for part in parts] == [dict, dict, list]:
+            return found
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: a run with this --out writes it") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} holds no results of the copy task")
 
 
 def _without_nan(value):

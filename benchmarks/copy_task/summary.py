@@ -9,6 +9,8 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 
+SOLVED = 0.99  # an accuracy above this
+
 
 def mean_and_error(values: Iterable[float | None]) -> dict[str, float | None]:
     """The figure of ``values``, one per trial."""
@@ -40,9 +42,16 @@ def _row(length: int, cell: str, trials: list[dict]) -> dict:
         "parameters": trials[0]["parameters"],
         "accuracy": mean_and_error(trial["accuracy"] for trial in trials),
         "loss": mean_and_error(trial["loss"] for trial in trials),
+        "way": mean_and_error(way(trial) for trial in trials),
         "baseline": trials[0]["baseline"],
+        "epochs": mean_and_error(len(trial["epochs"]) for trial in trials),
+        "minutes": mean_and_error(trial["seconds"] / 60 for trial in trials),
         "seconds_per_step": mean_and_error(typical(trial, "seconds_per_step") for trial in trials),
         "seconds_per_epoch": mean_and_error(typical(trial, "seconds") for trial in trials),
+        "gradient_decades": {
+            when: mean_and_error(decades(trial["gradient_norms"][when]) for trial in trials)
+            for when in ("before", "after")
+        },
         "extra": [
             {
                 "extra": same[0]["extra"],
@@ -54,17 +63,33 @@ def _row(length: int, cell: str, trials: list[dict]) -> dict:
     }
 
 
-def outcome(trial: dict) -> str:
-    """One of 'diverged', 'solved', 'better', 'chance'.
+def way(trial: dict) -> float | None:
+    """How far a trial came from guessing (0) to all symbols right (1); below 0 where guessing does better."""
+    guess = trial["baseline"]["accuracy"]
+    return None if trial["loss"] is None else (trial["accuracy"] - guess) / (1 - guess)
 
-    Solved is at least 99 % right. Better has a loss below the baseline's and an accuracy above guessing by more than
-    three standard deviations of guessing as many symbols.
+
+def decades(norms: list[float | None]) -> float | None:
+    """log10 of the gradient's norm at the first step over that at the last; None where one is 0 or not finite."""
+    first, last = norms[0], norms[-1]
+    return math.log10(first / last) if first and last else None
+
+
+def outcome(trial: dict) -> str:
+    """One of 'diverged', 'solved', 'better', 'lower loss', 'more accurate', 'chance'.
+
+    Solved is more than 99 % right. Otherwise two things count: an accuracy above guessing by more than three standard
+    deviations of guessing as many symbols, and a loss below the baseline's by more than a hundredth, which is more
+    than luck gives a model that knows nothing. Better has both, chance neither.
     """
     accuracy, loss, baseline = trial["accuracy"], trial["loss"], trial["baseline"]
     if loss is None:
         return "diverged"
-    if accuracy >= 0.99:
+    if accuracy > SOLVED:
         return "solved"
     guess = baseline["accuracy"]
-    threshold = guess + 3 * math.sqrt(guess * (1 - guess) / trial["answers"])
-    return "better" if accuracy > threshold and loss < baseline["loss"] else "chance"
+    more_accurate = accuracy > guess + 3 * math.sqrt(guess * (1 - guess) / trial["answers"])
+    lower_loss = loss < 0.99 * baseline["loss"]
+    if more_accurate and lower_loss:
+        return "better"
+    return "more accurate" if more_accurate else "lower loss" if lower_loss else "chance"

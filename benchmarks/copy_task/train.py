@@ -21,6 +21,7 @@ def run_trial(
     options: Namespace, task: Task, cell: str, length: int, trial: int, advance: Callable[[], None] = lambda: None
 ) -> dict:
     """Train and measure one model; calls ``advance`` after every optimisation step."""
+    started = time.perf_counter()
     seed = options.seed + trial
     torch.manual_seed(seed)
     model = CopyModel(
@@ -52,11 +53,13 @@ def run_trial(
         "extra": [_at_extra_length(options, task, model, data, extra) for extra in options.extra],
         "epochs": epochs,
         "gradient_norms": {"before": norms_before, "after": gradient_norms(model, task, *sample)},
+        "seconds": time.perf_counter() - started,
     }
 
 
 def _train(options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[], None]) -> list[dict]:
-    """Train for ``options.epochs`` epochs; returns losses, accuracies and times of each."""
+    """Train for ``options.epochs`` epochs, or until ``_enough``; returns losses, accuracies and times of each."""
+    began = time.perf_counter()
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
     validation = data.held_out("validation", options.held_out)
     epochs = []
@@ -81,7 +84,15 @@ def _train(options: Namespace, task: Task, model: CopyModel, data: Data, advance
                 "seconds_per_step": seconds / steps,
             }
         )
+        if _enough(options, held_out_accuracy, time.perf_counter() - began):
+            break
     return epochs
+
+
+def _enough(options: Namespace, accuracy: float, seconds: float) -> bool:
+    """Whether training ends early: the accuracy wanted of held-out sequences is there, or the time is over."""
+    reached = options.until is not None and accuracy > options.until
+    return reached or (options.minutes is not None and seconds > 60 * options.minutes)
 
 
 def _step(model: CopyModel, task: Task, optimiser, clip: float | None, inputs: Tensor, targets: Tensor) -> Pair:
