@@ -16,8 +16,8 @@ from benchmarks.common import CELLS, InputError, run_command
 from benchmarks.copy_task import __main__ as command
 from benchmarks.copy_task import document, memory, train
 from benchmarks.copy_task.data import Data, Echo, Recall
-from benchmarks.copy_task.model import CopyModel, gradient_norms
-from benchmarks.copy_task.options import DEMO, PRESETS, configuration_of, parse_options, task_of
+from benchmarks.copy_task.model import CopyModel, chrono_bias, gradient_norms
+from benchmarks.copy_task.options import DEMO, LONGEST, PRESETS, configuration_of, parse_options, task_of
 from benchmarks.copy_task.report import number, sentence
 from benchmarks.copy_task.summary import decades, mean_and_error, outcome, summarise
 from benchmarks.copy_task.train import run_trial
@@ -361,7 +361,9 @@ def test_report_is_made_of_a_results_file_alone(tmp_path, capsys):
     assert "**Not finished: 6 of 12 trials so far.**" in text
     assert "right in every trial: LSTM 5 (3 ± 1 epochs and 1.5 ± 0.0 minutes a trial)." in text
     assert "| 5 | LSTM | -6.0 ± 0.0 | – |" in text
-    assert "GRU, length 5: diverged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "GRU, length 5: diverged" in printed
+    assert "LSTM 5 (3 ± 1 epochs" in printed
     assert json.loads((tmp_path / "results.json").read_text()) == content
 
 
@@ -442,7 +444,11 @@ def refusal(capsys, *arguments: str) -> str:
         (["--protocol", "echo", "--symbols", "5"], "--symbols 5"),
         (["--vocabulary", "1"], "--vocabulary 1"),
         (["--seed", "-1"], "-1"),
-        (["--keep-bias", "nan"], "--keep-bias nan"),
+        (["--keep-bias", "nan"], "--keep-bias: must be a finite number or chrono, got nan"),
+        (["--keep-bias", "much"], "got much"),
+        (["--until", "1"], "--until"),
+        (["--minutes", "0"], "--minutes"),
+        (["--demo", "--longest"], "--longest"),
         (["--device", "abacus"], "abacus"),
     ],
 )
@@ -456,7 +462,7 @@ def test_results_are_not_overwritten(finished):
     folder, _, results = finished
     with pytest.raises(InputError, match="--resume"):
         run(folder)
-    with pytest.raises(InputError, match=r"lr 0\.001, and this run has 0\.5"):
+    with pytest.raises(InputError, match=r"lr 0\.005, and this run has 0\.5"):
         run(folder, "--resume", "--lr", "0.5")
     assert json.loads((folder / "results.json").read_text()) == results
 
@@ -566,6 +572,8 @@ def test_demo_is_a_preset_that_options_override():
     assert {name for name in plain if plain[name] != demo[name]} <= {*DEMO, "demo", "out"}
     assert all(demo[name] == value for name, value in DEMO.items())
     assert parse_options(["--demo", "--symbols", "3"]).symbols == 3
+    longest = parse_options(["--longest", "--cell", "lstm"])
+    assert (longest.cell, longest.minutes, longest.length) == (["lstm"], 10, LONGEST["length"])
     echo = parse_options(["--demo", "--protocol", "echo"])
     assert echo.symbols is None
     assert echo.length == DEMO["length"]
@@ -588,6 +596,32 @@ def test_keep_bias_shifts_one_gate(cell):
 
     gates = {"rnn": [0.0], "lstm": [0.0, 3.0, 0.0, 0.0], "gru": [0.0, -3.0, 0.0]}[cell.split("_")[-1]]
     torch.testing.assert_close(bias(3.0) - bias(0.0), torch.tensor(gates).repeat_interleave(4))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_chrono_bias_spreads_over_the_delay(cell):
+    """The gates keep a unit's state for 1 to delay - 1 steps, its share of the units growing evenly; see Tallec &
+    Ollivier 2018."""
+    torch.manual_seed(0)
+    hidden, delay = 2000, 101
+    bias = CopyModel(cell, Recall(2, 3), hidden, 2, "chrono", delay).recurrent.bias_ih_l1.detach().split(hidden)
+    kind = cell.split("_")[-1]
+    if kind == "rnn":
+        assert bias[0].abs().max() < 0.1
+        return
+    keep = bias[1] if kind == "lstm" else -bias[1]
+    steps = keep.exp().sort().values
+    torch.testing.assert_close(steps, torch.linspace(1, delay - 1, hidden), rtol=0.1, atol=4.0)
+    if kind == "lstm":
+        torch.testing.assert_close(bias[0], -keep, rtol=0, atol=0.1)
+        assert bias[2].abs().max() < 0.1
+
+
+def test_delay_is_from_a_symbol_to_its_answer():
+    inputs, targets = Recall(4, 8).draw(7, 1, generator())
+    assert len(inputs) - len(targets) == Recall(4, 8).delay(7)
+    assert Echo(10).delay(7) == 0
+    assert torch.equal(chrono_bias(4, Echo(10).delay(7)), torch.zeros(4))  # nothing to remember, nothing to keep
 
 
 @pytest.mark.parametrize("cell", ["gru", "multiplicative_gru"])

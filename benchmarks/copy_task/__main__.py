@@ -13,7 +13,7 @@ from .data import Task
 from .document import write_report
 from .memory import check_memory
 from .options import configuration_of, parse_options, task_of
-from .report import print_table, sentence, trial_sentence
+from .report import longest_solved, print_table, sentence, trial_sentence
 from .results import Results, read
 from .summary import summarise
 from .train import run_trial
@@ -50,6 +50,7 @@ def report(content: dict, folder: Path, console: Console) -> None:
     print_table(rows, task, console)
     for row in rows:
         console.print(f"{sentence(row, task)}.", soft_wrap=True)
+    console.print(longest_solved(rows), soft_wrap=True)
     console.print(f"\nIn {folder}: results.json, {', '.join(path.name for path in paths)}", soft_wrap=True)
 
 

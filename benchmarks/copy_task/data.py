@@ -47,6 +47,9 @@ class Task(Protocol):
     def steps(self, length: int) -> int:
         """T, the steps of one sequence."""
 
+    def delay(self, length: int) -> int:
+        """How many steps after it was read a symbol is due."""
+
     def answers(self, length: int) -> int:
         """How many symbols of one sequence the accuracy counts."""
 
@@ -96,6 +99,9 @@ class Recall:
     def steps(self, length: int) -> int:
         return 2 * self.symbols + length + 1
 
+    def delay(self, length: int) -> int:
+        return self.symbols + length + 1
+
     def answers(self, length: int) -> int:
         return self.symbols
 
@@ -140,6 +146,9 @@ class Echo:
 
     def steps(self, length: int) -> int:
         return length + 1
+
+    def delay(self, length: int) -> int:
+        return 0
 
     def answers(self, length: int) -> int:
         return length * self.output_size

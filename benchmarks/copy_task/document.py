@@ -6,8 +6,7 @@ from benchmarks.common import replacing
 
 from .data import Task
 from .pictures import draw_pictures
-from .report import label, markdown, number, sentence, table, write_tables
-from .summary import SOLVED
+from .report import label, longest_solved, markdown, number, sentence, table, write_tables
 
 QUESTION = {
     "recall": "{symbols} symbols out of {vocabulary} are read, then as many blanks as the length says, then a "
@@ -38,7 +37,7 @@ def _document(content: dict, rows: list[dict], task: Task, pictures: list[str]) 
         _state(content),
         "## How each cell ends",
         "".join(f"- {sentence(row, task)}.\n" for row in rows),
-        _longest_solved(rows),
+        longest_solved(rows),
         "## Accuracy and time by length",
         "Means over the trials ± standard error; times are medians over the epochs.",
         markdown(*_split(table(rows, task))),
@@ -65,20 +64,6 @@ def _state(content: dict) -> str:
     configuration, trials = content["configuration"], content["trials"]
     wanted = len(configuration["cell"]) * len(configuration["length"]) * configuration["trials"]
     return "" if len(trials) == wanted else f"**Not finished: {len(trials)} of {wanted} trials so far.**"
-
-
-def _longest_solved(rows: list[dict]) -> str:
-    """For each cell, the greatest length that all of its trials solved, and how long that took."""
-    sentences = []
-    for cell in dict.fromkeys(row["cell"] for row in rows):
-        solved = [row for row in rows if row["cell"] == cell and set(row["outcomes"]) == {"solved"}]
-        if solved:
-            row = max(solved, key=lambda row: row["length"])
-            cost = f"{number(row['epochs'], 0)} epochs and {number(row['minutes'], 1)} minutes a trial"
-            sentences.append(f"{label(cell)} {row['length']} ({cost})")
-    if not sentences:
-        return f"No cell solved any length (more than {SOLVED:.0%} right in every trial)."
-    return f"The greatest lengths solved, more than {SOLVED:.0%} right in every trial: {', '.join(sentences)}."
 
 
 def _gradient_table(rows: list[dict]) -> list[list[str]]:

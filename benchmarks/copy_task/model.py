@@ -22,7 +22,8 @@ class CopyModel(nn.Module):
         cell: a key of ``CELLS``.
         task: decides the sizes of input and output.
         hidden, layers: size and number of the recurrent layers.
-        keep_bias: by how much the gates favour keeping the state at the start.
+        keep_bias: by how much the gates favour keeping the state at the start, or "chrono", which asks for as much as
+            the ``delay`` needs: how many steps after it was read a symbol is due.
         backend, device, dtype: as in ``fused_rnn``'s modules.
     """
 
@@ -32,7 +33,8 @@ class CopyModel(nn.Module):
         task: Task,
         hidden: int,
         layers: int,
-        keep_bias: float = 0.0,
+        keep_bias: float | str = 0.0,
+        delay: int = 0,
         *,
         backend: str = "auto",
         **where,
@@ -40,7 +42,7 @@ class CopyModel(nn.Module):
         super().__init__()
         self.recurrent = CELLS[cell](task.input_size, hidden, layers, backend=backend, **where)
         self.decoder = nn.Linear(hidden, task.output_size, **where)
-        _favour_keeping(self.recurrent, keep_bias)
+        _favour_keeping(self.recurrent, keep_bias, delay)
 
     def forward(self, inputs: Tensor, steps: int) -> Tensor:
         """Outputs (steps, B, output_size) at the last ``steps`` steps of inputs (T, B, input_size)."""
@@ -49,16 +51,27 @@ class CopyModel(nn.Module):
 
 
 @torch.no_grad()
-def _favour_keeping(recurrent: nn.Module, bias: float) -> None:
+def _favour_keeping(recurrent: nn.Module, bias: float | str, delay: int) -> None:
     """Shift the gate that keeps the state by ``bias`` towards keeping, as Jozefowicz et al. 2015 do for the LSTM.
 
     That is the forget gate of LSTMs and the update gate of GRUs, the second of ``bias_ih`` in both. The reset-before
-    GRU keeps its state where that gate is 0. A cell without such a gate stays as it is.
+    GRU keeps its state where that gate is 0. A cell without such a gate stays as it is. "chrono" draws each unit's
+    shift (Tallec & Ollivier 2018), so that some units follow every symbol and some last until it is due, and shifts
+    the LSTM's input gate, the first, as far the other way: what a unit keeps for long, it takes in slowly.
     """
     sign = {"lstm": 1, "gru": -1}.get(recurrent.cell.removeprefix("multiplicative_"), 0)
-    second = slice(recurrent.hidden_size, 2 * recurrent.hidden_size)
+    hidden = recurrent.hidden_size
     for layer in range(recurrent.num_layers if sign else 0):
-        getattr(recurrent, f"bias_ih_l{layer}")[second] += sign * bias
+        gates = getattr(recurrent, f"bias_ih_l{layer}").split(hidden)
+        shift = chrono_bias(hidden, delay).to(gates[1]) if bias == "chrono" else bias
+        gates[1].add_(sign * shift)
+        if bias == "chrono" and sign == 1:
+            gates[0].sub_(shift)
+
+
+def chrono_bias(hidden: int, delay: int) -> Tensor:
+    """ln u with u drawn uniformly from 1 to ``delay`` - 1: a gate of 1 - 1/(1+u) keeps a state for about u steps."""
+    return torch.empty(hidden).uniform_(1, max(delay - 1, 1)).log()
 
 
 def gradient_norms(model: CopyModel, task: Task, inputs: Tensor, targets: Tensor) -> list[float]:

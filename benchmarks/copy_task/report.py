@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.common import replacing, write_json
 
 from .data import Task
-from .summary import summarise
+from .summary import SOLVED, summarise
 
 VERDICTS = {
     "diverged": "diverged (its loss is no longer finite)",
@@ -44,6 +44,20 @@ def sentence(row: dict, task: Task) -> str:
         f"accuracy {number(row['accuracy'], 1, 100)} % where guessing has {baseline['accuracy']:.1%}{way}, "
         f"{task.loss_name} {number(row['loss'], 3)} where the {task.baseline_name} has {baseline['loss']:.3f}"
     )
+
+
+def longest_solved(rows: list[dict]) -> str:
+    """For each cell, the greatest length that all of its trials solved, and how long that took."""
+    sentences = []
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        solved = [row for row in rows if row["cell"] == cell and set(row["outcomes"]) == {"solved"}]
+        if solved:
+            row = max(solved, key=lambda row: row["length"])
+            cost = f"{number(row['epochs'], 0)} epochs and {number(row['minutes'], 1)} minutes a trial"
+            sentences.append(f"{label(cell)} {row['length']} ({cost})")
+    if not sentences:
+        return f"No cell solved any length (more than {SOLVED:.0%} right in every trial)."
+    return f"The greatest lengths solved, more than {SOLVED:.0%} right in every trial: {', '.join(sentences)}."
 
 
 def trial_sentence(record: dict, task: Task) -> str:

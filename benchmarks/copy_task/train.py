@@ -30,6 +30,7 @@ def run_trial(
         options.hidden,
         options.layers,
         options.keep_bias,
+        task.delay(length),
         backend=options.backend,
         device=options.device,
         dtype=DTYPES[options.dtype],
