@@ -5,6 +5,7 @@ for the backward pass. Both are counted here, the latter at its largest: where `
 call of its own. The estimate is of the peak, meant to be right within a factor of two.
 """
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,18 +24,21 @@ REFERENCE = 1.5  # times what the kernels save is what autograd keeps of the ref
 def check_memory(options: Namespace, task: Task, backend: str) -> None:
     """Raise InputError where the trial that takes most cannot fit into the memory that is free now."""
     needs = {(n, cell): trial_bytes(options, task, cell, n, backend) for n in options.length for cell in options.cell}
-    (length, cell), needed = max(needs.items(), key=lambda item: item[1])
-    free = free_bytes(options.device)
-    if free is not None and needed > free:
-        raise InputError(
-            f"--length {length} with {cell} needs about {needed / GIB:.1f} GiB of memory, and {options.device} has "
-            f"{free / GIB:.1f} GiB free: take a smaller --length, --batch, --hidden or --held-out"
-        )
+    length, cell = max(needs, key=lambda trial: sum(needs[trial].values()))
+    for device, needed in needs[length, cell].items():
+        free = free_bytes(device)
+        if free is not None and needed > free:
+            raise InputError(
+                f"--length {length} with {cell} needs about {needed / GIB:.1f} GiB of memory, and {device} has "
+                f"{free / GIB:.1f} GiB free: take a smaller --length, --batch, --hidden, --layers or --held-out"
+            )
 
 
-def trial_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> int:
-    """Peak memory of ``run_trial``, as far as it depends on the configuration."""
-    return _sequence_bytes(options, task, length) + _training_bytes(options, task, cell, length, backend)
+def trial_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> dict[str, int]:
+    """Peak memory of ``run_trial`` on each device that it uses, as far as it depends on the configuration."""
+    needs = {"cpu": _sequence_bytes(options, task, length)}
+    needs[options.device] = needs.get(options.device, 0) + _training_bytes(options, task, cell, length, backend)
+    return needs
 
 
 def _sequence_bytes(options: Namespace, task: Task, length: int) -> int:
@@ -51,7 +55,7 @@ def _training_bytes(options: Namespace, task: Task, cell: str, length: int, back
     """What forward keeps in all layers, and the gradients and pre-activations of one layer at a time."""
     spec = ops.CELLS[_cell_name(cell)]
     hidden, itemsize = options.hidden, DTYPES[options.dtype].itemsize
-    values = working = 0
+    values = working = parameters = 0
     for layer in range(options.layers):
         features = hidden if layer else task.input_size
         saved = spec.saved * hidden + (features if spec.multiplicative else 0)
@@ -59,12 +63,10 @@ def _training_bytes(options: Namespace, task: Task, cell: str, length: int, back
             saved = int(REFERENCE * saved)
         values += 2 * features + saved + (4 if spec.has_cell_state else 3) * hidden
         working = max(working, 2 * spec.gradients * hidden + features)
-    rows = task.steps(length) * options.batch
-    calls = task.steps(length) * options.layers
-    model = CELLS[cell](task.input_size, hidden, options.layers, device="meta")
+        parameters += sum(math.prod(spec.weight_shape(name, features, hidden)) for name in spec.weights)
+    steps = task.steps(length)
     # a parameter has its gradient and Adam's two means beside it
-    parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return (rows * (values + working) + parameters) * itemsize + calls * PER_CALL
+    return (steps * options.batch * (values + working) + 4 * parameters) * itemsize + steps * options.layers * PER_CALL
 
 
 def _cell_name(cell: str) -> str:
@@ -76,7 +78,7 @@ def free_bytes(device: str) -> int | None:
     """Memory that a new computation can take on ``device``; None where the system does not tell."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [_available(), _left_in_group()]
+    limits = [_available(), left_in_group()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -89,11 +91,14 @@ def _available() -> int | None:
         return None
 
 
-def _left_in_group() -> int | None:
-    """What the container may still take (control groups, version 2), if it has a limit."""
-    folder = Path("/sys/fs/cgroup")
+def left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the container may still take (control groups, version 2), if it has a limit; cached files make room."""
     try:
         limit = (folder / "memory.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((folder / "memory.current").read_text())
-    except OSError:
+        if limit == "max":
+            return None
+        used = int((folder / "memory.current").read_text())
+        counters = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(limit) - used + int(counters["active_file"]) + int(counters["inactive_file"])
+    except (OSError, ValueError, KeyError):
         return None
