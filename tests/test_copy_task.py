@@ -462,7 +462,7 @@ def test_results_are_not_overwritten(finished):
     folder, _, results = finished
     with pytest.raises(InputError, match="--resume"):
         run(folder)
-    with pytest.raises(InputError, match=r"lr 0\.005, and this run has 0\.5"):
+    with pytest.raises(InputError, match=r"lr 0\.01, and this run has 0\.5"):
         run(folder, "--resume", "--lr", "0.5")
     assert json.loads((folder / "results.json").read_text()) == results
 
