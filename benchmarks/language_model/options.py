@@ -17,8 +17,9 @@ from benchmarks.common import (
 from . import __doc__ as description
 from .alphabet import ALPHABETS
 from .corpus import STANDARD_LIBRARY_LIMIT
-from .generate import METHODS
 from .train import OPTIMISERS
+
+METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,12 +75,33 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(parser)
     parser.add_argument("--prompt", default="", help="beginning of the sentence to continue (default: none)")
-    parser.add_argument("--method", choices=METHODS, default="sample", help="how the next character is chosen")
+    parser.add_argument("--method", choices=METHODS, default="sample", help="how what comes next is chosen")
     parser.add_argument(
-        "--temperature", type=positive_number, default=1.0, help="of sampling: below 1 safer, above 1 wilder"
+        "--temperature",
+        type=positive_number,
+        default=1.0,
+        help="of sample, top-k and nucleus: below 1 safer, above 1 wilder",
     )
-    parser.add_argument("--length", type=positive, default=200, help="most characters to generate")
-    parser.add_argument("--seed", type=seed, default=0, help="of sampling")
+    parser.add_argument("--top-k", type=positive, default=10, help="symbols that top-k draws from, the likeliest")
+    parser.add_argument(
+        "--alpha", type=_mass, default=0.95, help="nucleus draws from the fewest symbols with this probability together"
+    )
+    parser.add_argument("--beam-width", type=positive, default=5, help="hypotheses that beam goes on from, the best")
+    parser.add_argument(
+        "--normalise",
+        action="store_true",
+        help="let beam rank hypotheses by log-probability per symbol: without it short ones have the advantage",
+    )
+    parser.add_argument("--length", type=positive, default=200, help="most symbols to generate")
+    parser.add_argument("--seed", type=seed, default=0, help="of sample, top-k and nucleus")
+
+
+def _mass(text: str) -> float:
+    """An argparse type: a probability above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
