@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.common import InputError, check_backend, replacing
 
-from .alphabet import ALPHABETS, Characters
+from .alphabet import ALPHABETS, Alphabet
 from .model import LanguageModel, ModelConfig
 
-FORMAT = "fused_rnn language model, version 1"
+FORMAT = "fused_rnn language model, version 2"
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Checkpoint:
             raise InputError(f"the checkpoint {path} is incomplete: it has only {', '.join(sorted(content))}")
         return cls(**content)
 
-    def build_alphabet(self) -> Characters:
+    def build_alphabet(self) -> Alphabet:
         return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])
 
     def build_model(self, device: str, backend: str) -> LanguageModel:

@@ -92,3 +92,24 @@ def test_results_of_another_program_are_not_written_over(text, tmp_path, capsys)
         assert train(text, tmp_path, *arguments) == 2
         assert_one_line(capsys, "holds results")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("alphabet", ["bytes", "words"])
+def test_resumed_stream_equals_uninterrupted(alphabet, text, tmp_path):
+    """Also where the learning rate follows the losses of the epochs before."""
+    arguments = (*RESUMED, "--alphabet", alphabet, "--bptt", 10, "--schedule", "plateau", "--optimiser", "rmsprop")
+    arguments = (*arguments, "--limit", 2000, "--hidden", 16)
+    assert train(text, tmp_path / "whole", *arguments, "--epochs", 3) == 0
+    assert train(text, tmp_path / "parts", *arguments, "--epochs", 1) == 0
+    assert train(text, tmp_path / "parts", *arguments, "--epochs", 3, "--resume") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_resuming_with_another_vocabulary(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("a b c d e\n" * 20)
+    arguments = ("--alphabet", "words", "--bptt", 5, "--hidden", 8)
+    assert train(tmp_path / "text.txt", tmp_path / "out", *arguments) == 0
+    capsys.readouterr()
+    (tmp_path / "text.txt").write_text("a b c d e f\n" * 20)
+    assert train(tmp_path / "text.txt", tmp_path / "out", *arguments, "--resume") == 2
+    assert_one_line(capsys, "that has 5 words and the text 6")
