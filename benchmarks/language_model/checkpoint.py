@@ -52,8 +52,9 @@ class Checkpoint:
 
     def build_model(self, device: str, backend: str) -> LanguageModel:
         """The trained model on ``device``; InputError if the backend cannot run there."""
-        check_backend(device, self.model["dtype"], backend)
-        model = LanguageModel(ModelConfig(**self.model), backend).to(device)
+        config = ModelConfig(**self.model)
+        check_backend(device, config.computed_in, backend)
+        model = LanguageModel(config, backend).to(device)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError:

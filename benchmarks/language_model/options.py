@@ -82,6 +82,15 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embedding", type=positive, help="features of the embedding (default: as many as --hidden)")
     parser.add_argument("--dropout", type=fraction, default=0.0, help="of the embedding and of every layer's outputs")
+    parser.add_argument(
+        "--weight-drop",
+        type=fraction,
+        default=0.0,
+        help="of the weights that the state is multiplied with, in each step",
+    )
+    parser.add_argument(
+        "--autocast", action="store_true", help="compute in bfloat16, with parameters and optimiser in float32"
+    )
     parser.add_argument("--tie", action="store_true", help="use the embedding's weights as the decoder's, too")
     parser.add_argument(
         "--init",
@@ -110,7 +119,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=positive_number, default=1.0, help="bound on the gradient")
     parser.add_argument("--clip-by", choices=CLIPS, default="norm", help="bound its norm, or each of its values")
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write the losses for TensorBoard to OUT/tensorboard, too"
+        "--tensorboard",
+        action="store_true",
+        help="write losses, and histograms of gradients and gates, for TensorBoard to OUT/tensorboard",
     )
 
 

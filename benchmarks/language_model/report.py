@@ -1,12 +1,11 @@
 """What a training run leaves for people and programs to read: results.json, and one picture of all loss curves."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import InputError, hardware, replacing, write_json
+from benchmarks.common import hardware, replacing, write_json
 
 from .alphabet import ALPHABETS
 from .checkpoint import Checkpoint
@@ -37,23 +36,6 @@ def describe_data(data: Data, unit: str) -> str:
 def _describe_text(text: Text) -> str:
     symbols = f"{text.count():,} symbols"
     return f"{len(text):,} sentences of {symbols}" if isinstance(text, Sentences) else symbols
-
-
-def scalar_writer(folder: Path) -> Callable[[dict], None]:
-    """A function that appends an epoch's losses to the TensorBoard log in ``folder``."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard, which is not installed") from None
-    writer = SummaryWriter(str(folder))
-
-    def write(epoch: dict) -> None:
-        for name in LOSSES:
-            if name in epoch:
-                writer.add_scalar(name, epoch[name], epoch["epoch"])
-        writer.flush()
-
-    return write
 
 
 def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkpoint], data: Data) -> None:

@@ -5,7 +5,6 @@ Nothing is written to it before everything that can be wrong with the input has 
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from benchmarks.common import CELLS, InputError, check_backend
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
 from .corpus import Data, make_alphabet, read
+from .memory import check_fits
 from .model import ModelConfig
-from .report import describe_data, describe_epoch, draw_losses, scalar_writer, write_results
+from .observe import TensorBoard
+from .report import describe_data, describe_epoch, draw_losses, write_results
 from .train import Settings, train
 
 FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files only the contents must stay the same
@@ -25,7 +26,7 @@ FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files on
 
 def train_command(options: argparse.Namespace) -> None:
     """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
-    check_backend(options.device, options.dtype, options.backend)
+    check_backend(options.device, "bfloat16" if options.autocast else options.dtype, options.backend)
     alphabet = make_alphabet(options.alphabet, options.text, options.limit)
     data = _read_data(options, alphabet)
     settings = _settings(options, data)
@@ -33,17 +34,20 @@ def train_command(options: argparse.Namespace) -> None:
     configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
     for cell, checkpoint in checkpoints.items():
         _check_unchanged(_path(options, cell), checkpoint, alphabet, configs[cell], settings)
+    for config in configs.values():
+        check_fits(config, options.optimiser, data.training.longest(), options.batch, options.device)
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
     _make_folder(options.out)
 
     print(describe_data(data, alphabet.unit))
     for cell in dict.fromkeys(options.cell):
-        log = _epoch_log(options, cell, alphabet.unit)
-        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell)):
+        tensorboard = TensorBoard(options.out / "tensorboard" / cell, data.held_out) if options.tensorboard else None
+        observe = tensorboard.write if tensorboard else None
+        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell), observe):
             checkpoints[cell] = checkpoint
             checkpoint.save(_path(options, cell))
             write_results(options.out / "results.json", configuration, checkpoints, data)
-            log(checkpoint.epochs[-1])
+            tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], alphabet.unit)}")
         # again for a cell with no epoch left to train, whose run may have ended just after saving its checkpoint
         write_results(options.out / "results.json", configuration, checkpoints, data)
         draw_losses(options.out / "losses.png", checkpoints, data, alphabet.unit)
@@ -124,15 +128,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {path} cannot be a folder: {error.strerror}") from None
-
-
-def _epoch_log(options: argparse.Namespace, cell: str, unit: str) -> Callable[[dict], None]:
-    """A function that reports a finished epoch to the terminal and, if asked for, to TensorBoard."""
-    write_scalars = scalar_writer(options.out / "tensorboard" / cell) if options.tensorboard else None
-
-    def log(epoch: dict) -> None:
-        tqdm.write(f"{cell} {describe_epoch(epoch, unit)}")
-        if write_scalars:
-            write_scalars(epoch)
-
-    return log

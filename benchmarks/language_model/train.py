@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint
 from .corpus import Batch, Data
 from .loss import Mean, masked_cross_entropy, mean_loss
 from .model import LanguageModel, ModelConfig, State
+from .observe import Observe
 
 OPTIMISERS = {
     "adam": torch.optim.Adam,
@@ -73,9 +74,17 @@ class Settings:
 
 
 def train(
-    config: ModelConfig, settings: Settings, alphabet: Alphabet, data: Data, last: Checkpoint | None
+    config: ModelConfig,
+    settings: Settings,
+    alphabet: Alphabet,
+    data: Data,
+    last: Checkpoint | None,
+    observe: Observe | None = None,
 ) -> Iterator[Checkpoint]:
-    """Train one model from its start, or from ``last``; yields a checkpoint after every epoch."""
+    """Train one model from its start, or from ``last``; yields a checkpoint after every epoch.
+
+    ``observe`` is given the model, whose gradients are those of the last step, and the results of the epoch.
+    """
     torch.manual_seed(settings.seed)
     if last is None:
         model, epochs = LanguageModel(config, settings.backend), []
@@ -94,6 +103,8 @@ def train(
     with tqdm(total=settings.epochs * steps, initial=len(epochs) * steps, desc=config.cell, unit="step") as progress:
         while len(epochs) < settings.epochs:
             epochs = [*epochs, _run_epoch(model, optimiser, settings, data, epochs, progress)]
+            if observe is not None:
+                observe(model, epochs[-1])
             yield Checkpoint(
                 model=asdict(config),
                 alphabet={"name": alphabet.name, "symbols": alphabet.symbols},
@@ -136,7 +147,7 @@ def _run_epoch(
         "learning_rate": learning_rate,
         "seconds": seconds,
         "symbols_per_second": data.training.count() / seconds,
-        "backend": check_backend(settings.device, model.config.dtype, settings.backend).backend,
+        "backend": check_backend(settings.device, model.config.computed_in, settings.backend).backend,
     }
 
 

@@ -59,8 +59,16 @@ def unigram_entropy() -> float:
 
 
 def config(cell: str = "lstm", **changes) -> ModelConfig:
-    defaults = {"symbols": 97, "embedding": 11, "hidden": 13, "layers": 2, "dropout": 0.0, "tie": False}
-    return ModelConfig(**{"cell": cell, **defaults, "dtype": "float64", **changes})
+    defaults = {
+        "symbols": 97,
+        "embedding": 11,
+        "hidden": 13,
+        "layers": 2,
+        "dropout": 0.0,
+        "weight_drop": 0.0,
+        "tie": False,
+    }
+    return ModelConfig(**{"cell": cell, **defaults, "dtype": "float64", "autocast": False, **changes})
 
 
 def model(cell: str = "lstm", **changes) -> LanguageModel:

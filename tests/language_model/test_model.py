@@ -80,3 +80,39 @@ def test_measuring_needs_no_luck():
     language_model = model(dropout=0.5)
     batches = list(Sentences.from_text(TEXT, ALPHABET, 30).batches(10))
     assert mean_loss(language_model, batches) == mean_loss(language_model, batches)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_weight_drop_drops_recurrent_weights_in_training_only(cell):
+    """Found again from the gradient: a weight that was dropped has none, and the others' are scaled by 1 / (1 - p)."""
+    language_model = model(cell, weight_drop=0.4, layers=1, hidden=40)
+    inputs = torch.randint(2, 97, (6, 5))
+    language_model.train()(inputs)[0].square().sum().backward()
+    for name, parameter in language_model.recurrent.named_parameters():
+        dropped = (parameter.grad == 0).double().mean().item()
+        recurrent = name.startswith(("weight_hh", "weight_mhh"))
+        assert dropped == pytest.approx(0.4 if recurrent else 0.0, abs=0.05)
+    language_model.eval()
+    without = model(cell, layers=1, hidden=40).eval()
+    assert torch.equal(language_model(inputs)[0], without(inputs)[0])
+    language_model.train()
+    assert not torch.equal(language_model(inputs)[0], language_model(inputs)[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast_computes_in_bfloat16_from_float32_parameters(cell):
+    exact, rounded = model(cell, dtype="float64"), model(cell, dtype="float32", autocast=True)
+    low = model(cell, dtype="bfloat16")
+    for other in (rounded, low):
+        other.load_state_dict(exact.state_dict())
+    inputs = torch.randint(2, 97, (9, 4))
+    scores, state = rounded(inputs)
+    scores.sum().backward()
+    assert scores.dtype == torch.bfloat16
+    assert {p.dtype for p in rounded.parameters()} == {p.grad.dtype for p in rounded.parameters()} == {torch.float32}
+    first, state = rounded(inputs[:5])
+    carried = torch.cat([first, rounded(inputs[5:], state)[0]])
+    expected = exact(inputs)[0]
+    error, carried_error, low_error = ((s - expected).norm() for s in (scores, carried, low(inputs)[0]))
+    assert 0 < error <= 2 * low_error  # of parameters in bfloat16, too
+    assert 0 < carried_error <= 2 * low_error

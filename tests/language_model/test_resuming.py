@@ -98,7 +98,7 @@ def test_results_of_another_program_are_not_written_over(text, tmp_path, capsys)
 def test_resumed_stream_equals_uninterrupted(alphabet, text, tmp_path):
     """Also where the learning rate follows the losses of the epochs before."""
     arguments = (*RESUMED, "--alphabet", alphabet, "--bptt", 10, "--schedule", "plateau", "--optimiser", "rmsprop")
-    arguments = (*arguments, "--limit", 2000, "--hidden", 16)
+    arguments = (*arguments, "--limit", 800, "--hidden", 16)
     assert train(text, tmp_path / "whole", *arguments, "--epochs", 3) == 0
     assert train(text, tmp_path / "parts", *arguments, "--epochs", 1) == 0
     assert train(text, tmp_path / "parts", *arguments, "--epochs", 3, "--resume") == 0

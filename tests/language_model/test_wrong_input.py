@@ -49,6 +49,8 @@ def test_wrong_text(content, message, tmp_path, capsys):
         (("--alphabet", "words", "--valid", __file__), "words that are not in the model's vocabulary: '"),
         (("--alphabet", "bytes", "--valid", "nowhere.txt"), "cannot read the text file nowhere.txt"),
         (("--alphabet", "bytes", "--valid", "/dev/null"), "the text file /dev/null is empty"),
+        (("--autocast", "--dtype", "float64"), "--autocast needs --dtype float32"),
+        (("--weight-drop", 1), "must be at least 0 and below 1, got 1"),
         (("--bptt", 0), "must be at least 1, got 0"),
         (("--init", 0), "must be a finite number above 0, got 0"),
         (("--clip-by", "force"), "invalid choice: 'force'"),
