@@ -45,6 +45,8 @@ class Checkpoint:
             raise InputError(f"{path} is not a checkpoint of this language model, whose files say {FORMAT!r}")
         if content.keys() != {field.name for field in fields(cls)}:
             raise InputError(f"the checkpoint {path} is incomplete: it has only {', '.join(sorted(content))}")
+        if content["model"].keys() != {field.name for field in fields(ModelConfig)}:
+            raise InputError(f"the checkpoint {path} describes its model with other fields than this version has")
         return cls(**content)
 
     def build_alphabet(self) -> Alphabet:

@@ -122,6 +122,10 @@ def broken_checkpoint(kind: str, good: Path, path: Path) -> None:
         content = torch.load(good, weights_only=True)
         del content["weights"]
         torch.save(content, path)
+    elif kind == "other-fields":
+        content = torch.load(good, weights_only=True)
+        del content["model"]["layers"]
+        torch.save(content, path)
     elif kind == "other-model":
         torch.save({**torch.load(good, weights_only=True), "weights": nn.Linear(2, 2).state_dict()}, path)
 
@@ -136,6 +140,7 @@ def broken_checkpoint(kind: str, good: Path, path: Path) -> None:
         ("other-program", "is not a checkpoint of this language model"),
         ("code", "is damaged, or is not a checkpoint"),
         ("incomplete", "is incomplete"),
+        ("other-fields", "describes its model with other fields"),
         ("other-model", "do not fit the model"),
     ],
     ids=lambda value: value if " " not in value else "",
