@@ -3,12 +3,15 @@
 An alphabet gives every symbol a number. Two numbers mean the same in all of them: ``PAD`` fills the places past
 the end of a sequence and is never learnt nor generated; ``EOS`` ends a sequence, and starts the next.
 ``ALPHABETS`` lists them by name; what a checkpoint must know to build one again is its ``name`` and ``symbols``.
+``unit`` is what one symbol is called.
 """
 
 import re
 import string
 import unicodedata
+from collections import Counter
 
+import numpy as np
 from torch import Tensor
 
 from benchmarks.common import InputError
@@ -23,6 +26,7 @@ class Characters:
     """
 
     name = "characters"
+    unit = "character"
 
     def __init__(self, symbols: str = string.ascii_letters + string.punctuation + string.digits + " "):
         self.symbols = symbols
@@ -60,4 +64,75 @@ class Characters:
         return "".join(self.symbols[number - EOS - 1] for number in numbers.tolist() if number > EOS)
 
 
-ALPHABETS = {alphabet.name: alphabet for alphabet in (Characters,)}
+class Bytes:
+    """The 256 bytes, with ``PAD`` and ``EOS`` 258 symbols: any file is a text, which never ends."""
+
+    name = "bytes"
+    unit = "byte"
+
+    def __init__(self, symbols: None = None):
+        self.symbols = symbols  # nothing to know
+
+    def __len__(self) -> int:
+        return EOS + 1 + 256
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The bytes of ``prompt`` in UTF-8 as numbers."""
+        return [byte + EOS + 1 for byte in prompt.encode()]
+
+    def decode(self, numbers: Tensor) -> str:
+        """The text of ``numbers`` (N,), leaving out ``PAD`` and ``EOS``; what is not UTF-8 becomes a question mark."""
+        return bytes(number - EOS - 1 for number in numbers.tolist() if number > EOS).decode(errors="replace")
+
+
+class Words:
+    """The words of a training text, which white space separates; ``EOS`` ends a line, as in Penn Treebank's files.
+
+    Where the training text has the word ``<unk>`` it stands for words that are not in the vocabulary.
+    """
+
+    name = "words"
+    unit = "word"
+    UNKNOWN, END = "<unk>", "<eos>"
+
+    def __init__(self, symbols: list[str]):
+        self.symbols = symbols
+        self._numbers = {symbol: number for number, symbol in enumerate(symbols, start=EOS + 1)} | {self.END: EOS}
+
+    @classmethod
+    def of(cls, text: str) -> "Words":
+        """The vocabulary of ``text``, most frequent words first."""
+        return cls([word for word, _ in Counter(text.split()).most_common() if word != cls.END])
+
+    def __len__(self) -> int:
+        return EOS + 1 + len(self.symbols)
+
+    def encode(self, text: str) -> np.ndarray:
+        """One number per word, and one per end of line: (N,), int32.
+
+        Raises InputError naming words that are not in the vocabulary, if nothing in it stands for those.
+        """
+        words = [word for line in text.splitlines() if line.strip() for word in (*line.split(), self.END)]
+        unknown = self._numbers.get(self.UNKNOWN)
+        if unknown is None:
+            self._check_known(words)
+        return np.fromiter((self._numbers.get(word, unknown) for word in words), np.int32, len(words))
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The beginning of a line as numbers; raises InputError naming words that are not in the vocabulary."""
+        self._check_known(prompt.split())
+        return [self._numbers[word] for word in prompt.split()]
+
+    def _check_known(self, words: list[str]) -> None:
+        unknown = list(dict.fromkeys(word for word in words if word not in self._numbers))
+        if unknown:
+            named = ", ".join(map(ascii, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise InputError(f"the text has words that are not in the model's vocabulary: {named}")
+
+    def decode(self, numbers: Tensor) -> str:
+        """The words of ``numbers`` (N,) with spaces between them, leaving out ``PAD`` and ``EOS``."""
+        return " ".join(self.symbols[number - EOS - 1] for number in numbers.tolist() if number > EOS)
+
+
+Alphabet = Characters | Bytes | Words
+ALPHABETS = {alphabet.name: alphabet for alphabet in (Characters, Bytes, Words)}

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.common import InputError, check_backend, replacing
 
-from .alphabet import ALPHABETS, Characters
+from .alphabet import ALPHABETS, Alphabet
 from .model import LanguageModel, ModelConfig
 
-FORMAT = "fused_rnn language model, version 1"
+FORMAT = "fused_rnn language model, version 2"
 
 
 @dataclass
@@ -45,15 +45,18 @@ class Checkpoint:
             raise InputError(f"{path} is not a checkpoint of this language model, whose files say {FORMAT!r}")
         if content.keys() != {field.name for field in fields(cls)}:
             raise InputError(f"the checkpoint {path} is incomplete: it has only {', '.join(sorted(content))}")
+        if content["model"].keys() != {field.name for field in fields(ModelConfig)}:
+            raise InputError(f"the checkpoint {path} describes its model with other fields than this version has")
         return cls(**content)
 
-    def build_alphabet(self) -> Characters:
+    def build_alphabet(self) -> Alphabet:
         return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])
 
     def build_model(self, device: str, backend: str) -> LanguageModel:
         """The trained model on ``device``; InputError if the backend cannot run there."""
-        check_backend(device, self.model["dtype"], backend)
-        model = LanguageModel(ModelConfig(**self.model), backend).to(device)
+        config = ModelConfig(**self.model)
+        check_backend(device, config.computed_in, backend)
+        model = LanguageModel(config, backend).to(device)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError:

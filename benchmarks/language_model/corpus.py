@@ -1,8 +1,8 @@
-"""Text on disk to padded batches.
+"""Text on disk to batches.
 
-``read_text`` and ``standard_library`` bring text in, ``Sentences`` holds it as numbers, ``split`` keeps a part of it
-apart to be measured on, and ``Sentences.batches`` deals it out as ``Batch``, which is all that training and
-measuring see of it.
+``read`` brings a text in as ``Sentences``, each a sequence of its own, in padded batches, or as a ``Stream``, one long
+sequence in chunks from which the recurrent state is carried to the next. ``split`` keeps a part of it apart to be
+measured on, and ``batches`` deals it out as ``Batch``, which is all that training and measuring see of it.
 """
 
 import hashlib
@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.common import InputError
 
-from .alphabet import EOS, PAD, Characters
+from .alphabet import ALPHABETS, EOS, PAD, Alphabet, Characters, Words
 
 STANDARD_LIBRARY_LIMIT = 1_000_000  # characters; all of it would keep a laptop busy for long
+BLOCK = 2**22  # symbols of a stream to look at at a time, so that none is ever in memory as a whole
 POOL = 32  # batches whose sentences are sorted by length together: little padding, and still shuffled
 
 
@@ -29,11 +31,13 @@ class Batch:
     """What a step reads and what it is to predict, ``PAD`` past the end of a sequence.
 
     inputs: (T, B), the targets one step later, ``EOS`` first.
-    targets: (T, B), a sequence and its ``EOS`` in each column.
+    targets: (T, B), a sequence and its ``EOS``, or the next part of a stream, in each column.
+    continues: whether each column goes on where that of the batch before ended, and so does the recurrent state.
     """
 
     inputs: Tensor
     targets: Tensor
+    continues: bool = False
 
     @classmethod
     def of(cls, sequences: list[Tensor]) -> "Batch":
@@ -48,6 +52,8 @@ class Batch:
 
 class Sentences:
     """Sentences as numbers, each cut at ``max_length`` characters and ended with ``EOS``."""
+
+    unit, batch_options = "sentences", "--batch"  # what ``len`` counts, and what decides how many make a batch
 
     def __init__(self, sequences: list[Tensor]):
         self.sequences = sequences
@@ -74,6 +80,18 @@ class Sentences:
         counts = torch.cat(self.sequences).bincount().double()
         return torch.special.entr(counts / counts.sum()).sum().item()
 
+    def longest(self) -> int:
+        """Steps of the longest batch."""
+        return max(map(len, self.sequences))
+
+    def digest(self) -> bytes:
+        lengths = str([len(sequence) for sequence in self.sequences])
+        return hashlib.sha256(lengths.encode() + torch.cat(self.sequences).numpy().tobytes()).digest()
+
+    def least(self, size: int) -> int:
+        """How many sentences fill one batch."""
+        return size
+
     def batch_count(self, size: int) -> int:
         return math.ceil(len(self) / size)
 
@@ -94,29 +112,126 @@ class Sentences:
             yield Batch.of([self.sequences[i] for i in group])
 
 
+class Stream:
+    """One sequence of symbols, read as several contiguous streams side by side, ``bptt`` steps at a time.
+
+    values: (N,), of any integer type and perhaps a memory map; ``first`` is added to make them numbers.
+    """
+
+    unit, batch_options = "symbols", "--batch times --bptt"
+
+    def __init__(self, values: np.ndarray, first: int, bptt: int):
+        self.values = values
+        self.first = first
+        self.bptt = bptt
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def split(self, held_out: float) -> tuple["Stream", "Stream"]:
+        """All but the end, and the end, ``held_out`` (a fraction) of the symbols; at least one each of two."""
+        kept = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
+        return tuple(Stream(values, self.first, self.bptt) for values in (self.values[:kept], self.values[kept:]))
+
+    def count(self) -> int:
+        """Symbols to predict."""
+        return len(self)
+
+    def longest(self) -> int:
+        """Steps of the longest batch."""
+        return min(self.bptt, len(self))
+
+    def unigram_entropy(self) -> float:
+        """Nats per symbol that a model without memory needs, which knows only how frequent each symbol is."""
+        counts = np.zeros(1 + max(int(block.max()) for block in self._blocks()), np.int64)
+        for block in self._blocks():
+            counts += np.bincount(block, minlength=len(counts))
+        return torch.special.entr(torch.from_numpy(counts / len(self))).sum().item()
+
+    def digest(self) -> bytes:
+        digest = hashlib.sha256()
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block))
+        return digest.digest()
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        return (self.values[start : start + BLOCK] for start in range(0, len(self), BLOCK))
+
+    def least(self, size: int) -> int:
+        """How many symbols fill one batch."""
+        return size * self.bptt
+
+    def batch_count(self, size: int) -> int:
+        return math.ceil(math.ceil(len(self) / size) / self.bptt)
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Every symbol once, in ``size`` streams of equal length, the last perhaps padded at its end.
+
+        ``EOS`` comes first in each. Their order is that of the text, so ``generator`` is not used.
+        """
+        length = math.ceil(len(self) / size)
+        before = torch.full((1, size), EOS)
+        for start in range(0, length, self.bptt):
+            steps = min(self.bptt, length - start)
+            targets = torch.full((size, steps), PAD)
+            for stream, row in enumerate(targets):
+                values = self.values[stream * length + start : stream * length + start + steps]
+                row[: len(values)] = torch.from_numpy(values.astype(np.int64)) + self.first
+            targets = targets.T.contiguous()
+            yield Batch(torch.cat([before, targets[:-1]]), targets, continues=start > 0)
+            before = targets[-1:]
+
+
+Text = Sentences | Stream
+
+
 @dataclass(frozen=True)
 class Data:
-    """The sentences of a training run: learnt from, measured after every epoch, measured at the end."""
+    """The texts of a training run: learnt from, measured after every epoch, measured at the end."""
 
-    training: Sentences
-    held_out: Sentences
-    test: Sentences | None
+    training: Text
+    held_out: Text
+    test: Text | None
 
     def digest(self) -> str:
         """Tells whether two runs had the same data."""
         parts = [self.training, self.held_out, self.test] if self.test else [self.training, self.held_out]
-        content = torch.cat([sequence for part in parts for sequence in part.sequences])
-        sizes = str([len(part) for part in parts])
-        return hashlib.sha256(sizes.encode() + content.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
 
 
-def read_sentences(path: Path | None, alphabet: Characters, max_length: int, limit: int | None = None) -> Sentences:
-    """The sentences in the first ``limit`` characters of a file, or of the standard library if ``path`` is None."""
-    text = standard_library(limit or STANDARD_LIBRARY_LIMIT) if path is None else read_text(path)[:limit]
-    sentences = Sentences.from_text(text, alphabet, max_length)
-    if not len(sentences):
-        raise InputError(f"{path} has no sentence: nothing in it is a letter, a digit or punctuation")
-    return sentences
+def make_alphabet(name: str, path: Path | None, limit: int | None) -> Alphabet:
+    """The alphabet of that name; the vocabulary of ``Words`` is that of the text to train on."""
+    return Words.of(_read(path, limit)) if name == Words.name else ALPHABETS[name]()
+
+
+def read(path: Path | None, alphabet: Alphabet, max_length: int, bptt: int, limit: int | None = None) -> Text:
+    """The first ``limit`` characters (bytes, for ``Bytes``) of a file, or of the standard library if ``path`` is None.
+
+    Characters make sentences, cut at ``max_length``; bytes and words make streams, read ``bptt`` steps at a time.
+    """
+    if isinstance(alphabet, Characters):
+        sentences = Sentences.from_text(_read(path, limit), alphabet, max_length)
+        if not len(sentences):
+            raise InputError(f"{path} has no sentence: nothing in it is a letter, a digit or punctuation")
+        return sentences
+    if isinstance(alphabet, Words):
+        return Stream(alphabet.encode(_read(path, limit)), 0, bptt)
+    values = np.frombuffer(_read(path, limit).encode(), np.uint8) if path is None else _map_bytes(path)[:limit]
+    return Stream(values, EOS + 1, bptt)
+
+
+def _read(path: Path | None, limit: int | None) -> str:
+    return standard_library(limit or STANDARD_LIBRARY_LIMIT) if path is None else read_text(path)[:limit]
+
+
+def _map_bytes(path: Path) -> np.ndarray:
+    """The bytes of a file, (N,) of uint8, brought into memory only where they are looked at."""
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"the text file {path} is empty")
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        raise InputError(f"cannot read the text file {path}: {error.strerror}") from None
 
 
 def read_text(path: Path) -> str:

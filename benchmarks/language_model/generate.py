@@ -1,7 +1,8 @@
-"""Generation: the prompt is read once, then every symbol is made from the state and the symbol before it.
+"""Generation symbol by symbol: the prompt is read once, then every symbol is made from the state and the one before.
 
 Hypotheses are the columns of a batch and each carries its recurrent state with it: nothing is fed twice, and the
-state is never reset. A way of generating is a function that chooses the next symbols given their scores.
+state is never reset. A way of generating is a function that chooses the next symbols given their scores; beam search,
+which also chooses what to go on from, is in ``beam``.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from .alphabet import EOS, PAD
 from .model import LanguageModel
 
 Choose = Callable[[Tensor], Tensor]  # scores (B, symbols), -inf for what must not come -> numbers (B,)
+Restrict = Callable[[Tensor], Tensor]  # probabilities (B, symbols) -> the same, 0 for what must not be drawn
 
 
 def greedy(scores: Tensor) -> Tensor:
@@ -20,10 +22,11 @@ def greedy(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-def sampler(temperature: float, seed: int) -> Choose:
+def sampler(temperature: float, seed: int, restrict: Restrict | None = None) -> Choose:
     """Draws from the model's distribution, sharpened by a temperature below 1 or flattened by one above.
 
-    Draws on the CPU, so that the same scores and seed give the same symbols whatever the device.
+    ``restrict`` sees the distribution at that temperature, and what it keeps is drawn in proportion. Draws on the CPU,
+    so that the same scores and seed give the same symbols whatever the device.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -31,9 +34,32 @@ def sampler(temperature: float, seed: int) -> Choose:
         scores = scores.double()
         likeliest = scores.amax(-1, keepdim=True)  # subtracted first: a tiny temperature must not overflow
         probabilities = ((scores - likeliest) / temperature).softmax(-1).cpu()
+        if restrict is not None:
+            probabilities = restrict(probabilities)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(scores.device)
 
     return sample
+
+
+def top_k(count: int) -> Restrict:
+    """Keeps the ``count`` likeliest symbols of each hypothesis, or all where there are no more."""
+
+    def restrict(probabilities: Tensor) -> Tensor:
+        kept, symbols = probabilities.topk(min(count, probabilities.shape[-1]))
+        return torch.zeros_like(probabilities).scatter(-1, symbols, kept)
+
+    return restrict
+
+
+def nucleus(alpha: float) -> Restrict:
+    """Keeps the smallest set of symbols whose mass is at least ``alpha`` (Holtzman et al. 2020)."""
+
+    def restrict(probabilities: Tensor) -> Tensor:
+        descending, symbols = probabilities.sort(descending=True, stable=True)
+        before = descending.cumsum(-1) - descending  # mass of what is likelier
+        return torch.zeros_like(probabilities).scatter(-1, symbols, descending.where(before < alpha, 0.0))
+
+    return restrict
 
 
 @torch.no_grad()
@@ -56,9 +82,3 @@ def generate(model: LanguageModel, prompt: list[int], choose: Choose, length: in
         ended = ended | (chosen == EOS)
         symbols = chosen.unsqueeze(0)
     return torch.stack(generated).cpu()
-
-
-METHODS: dict[str, Callable[[float, int], Choose]] = {  # by temperature and seed
-    "greedy": lambda temperature, seed: greedy,
-    "sample": sampler,
-}

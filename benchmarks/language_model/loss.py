@@ -40,14 +40,14 @@ class Mean:
 def mean_loss(model: LanguageModel, batches: Iterable[Batch]) -> float:
     """Nats per symbol over all ``batches``, without dropout."""
     model.eval()
-    mean = Mean(model.device)
+    mean, state = Mean(model.device), None
     for batch in batches:
         inputs, targets = batch.to(model.device)
-        scores, _ = model(inputs)
+        scores, state = model(inputs, state if batch.continues else None)
         mean.add(*masked_cross_entropy(scores, targets))
     return mean.value()
 
 
-def in_units(nats: float) -> dict[str, float]:
-    """A loss per symbol in the other units in which the literature gives it."""
-    return {"bits_per_character": nats / math.log(2), "perplexity": math.exp(nats)}
+def in_units(nats: float, unit: str) -> dict[str, float]:
+    """A loss per symbol, one ``unit`` of text, in the other units in which the literature gives it."""
+    return {f"bits_per_{unit}": nats / math.log(2), "perplexity": math.exp(nats)}

@@ -1,4 +1,4 @@
-"""The model: embedding, recurrent layers of any cell, dropout, decoder.
+"""The model: embedding, recurrent layers of any cell, dropout, decoder; recurrent weights may be dropped, too.
 
 A call takes and returns the recurrent state, so that the one model trains on whole sentences, and generates
 symbol by symbol without reading anything twice.
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from benchmarks.common import CELLS, DTYPES, InputError
 
 from .alphabet import PAD
 
+RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # how their names start
 State = Tensor | tuple[Tensor, Tensor]
 
 
@@ -26,10 +28,19 @@ class ModelConfig:
     hidden: int  # units per layer
     layers: int
     dropout: float  # of embedding, each layer's outputs
+    weight_drop: float  # of the weights that the state is multiplied with
     tie: bool  # decode with the transposed embedding
     dtype: str  # a key of DTYPES
+    autocast: bool  # compute in bfloat16, with parameters in float32
+
+    @property
+    def computed_in(self) -> str:
+        """What activations are, a key of DTYPES."""
+        return "bfloat16" if self.autocast else self.dtype
 
     def __post_init__(self) -> None:
+        if self.autocast and self.dtype != "float32":
+            raise InputError(f"--autocast needs --dtype float32, which it computes in bfloat16; got {self.dtype}")
         if self.tie and self.embedding != self.hidden:
             raise InputError(f"--tie needs --embedding equal to --hidden, got {self.embedding} and {self.hidden}")
 
@@ -63,5 +74,24 @@ class LanguageModel(nn.Module):
 
         state: as the recurrent module's, (layers, B, H) or a pair of them; None before the first symbol.
         """
-        outputs, state = self.recurrent(self.dropout(self.embedding(inputs)), state)
-        return self.decoder(self.dropout(outputs)), state
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
+            outputs, state = self._recur(self.dropout(self.embedding(inputs)), state)
+            return self.decoder(self.dropout(outputs)), state
+
+    def _recur(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The recurrent layers, with dropped (Merity, Keskar & Socher 2018) or rounded weights where asked for.
+
+        What is dropped is drawn once per call, so it is the same at every step.
+        """
+        drop = self.config.weight_drop if self.training else 0.0
+        if drop == 0 and not self.config.autocast:
+            return self.recurrent(inputs, state)
+        weights = {
+            name: nn.functional.dropout(weight, drop) if name.startswith(RECURRENT_WEIGHTS) else weight
+            for name, weight in self.recurrent.named_parameters()
+        }
+        if self.config.autocast:
+            weights = {name: weight.bfloat16() for name, weight in weights.items()}
+            inputs = inputs.bfloat16()
+        with torch.autocast(self.device.type, enabled=False):
+            return functional_call(self.recurrent, weights, (inputs, state))

@@ -17,22 +17,34 @@ from benchmarks.common import (
 from . import __doc__ as description
 from .alphabet import ALPHABETS
 from .corpus import STANDARD_LIBRARY_LIMIT
-from .generate import METHODS
-from .train import OPTIMISERS
+from .presets import PRESETS
+from .train import CLIPS, OPTIMISERS, SCHEDULES
+
+METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse ``arguments``, or those of the process; ``command`` says which of the commands was given."""
     parser = Parser(prog="python -m benchmarks.language_model", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_train_options(commands.add_parser("train", help="train a model of every cell asked for"))
+    train_parser = commands.add_parser("train", help="train a model of every cell asked for")
+    add_train_options(train_parser)
     add_generate_options(commands.add_parser("generate", help="continue a prompt"))
     add_evaluate_options(commands.add_parser("evaluate", help="measure a trained model on a text"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "train" and options.preset is not None:
+        train_parser.set_defaults(**PRESETS[options.preset])
+        options = parser.parse_args(arguments)  # again: what was given wins over the preset
+    return options
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     add_common_options(parser, cell=["lstm"], hidden=128, batch=64, epochs=5, lr=0.003, out=Path("runs/language_model"))
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings of a published model; options given beside it win (default: none, the defaults below)",
+    )
     parser.add_argument(
         "--text",
         type=Path,
@@ -41,7 +53,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         type=positive,
-        help="use only so many characters from the start of the text "
+        help="use only so many characters (bytes, with --alphabet bytes) from the start of the text "
         f"(default: {STANDARD_LIBRARY_LIMIT} of the standard library, all of a file)",
     )
     parser.add_argument(
@@ -51,41 +63,104 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--held-out", type=fraction, default=0.1, help="part of the text to measure on where there is no --valid"
     )
     parser.add_argument("--test", type=Path, help="UTF-8 file to measure on after the last epoch (default: none)")
-    parser.add_argument("--alphabet", choices=ALPHABETS, default="characters", help="the symbols the model knows")
+    parser.add_argument(
+        "--alphabet",
+        choices=ALPHABETS,
+        default="characters",
+        help="the symbols the model knows: 95 characters, for sentences in padded batches; bytes of any file, which is "
+        "not read into memory; or the words of the text, which spaces separate, a line at a time as in Penn Treebank",
+    )
     parser.add_argument(
         "--max-length", type=positive, default=400, help="characters of a sentence to use; the rest is cut off"
     )
+    parser.add_argument(
+        "--bptt",
+        type=positive,
+        default=64,
+        metavar="STEPS",
+        help="steps of bytes or words at a time: the state is carried on to the next steps, the gradient not back",
+    )
     parser.add_argument("--embedding", type=positive, help="features of the embedding (default: as many as --hidden)")
     parser.add_argument("--dropout", type=fraction, default=0.0, help="of the embedding and of every layer's outputs")
+    parser.add_argument(
+        "--weight-drop",
+        type=fraction,
+        default=0.0,
+        help="of the weights that the state is multiplied with, in each step",
+    )
+    parser.add_argument(
+        "--autocast", action="store_true", help="compute in bfloat16, with parameters and optimiser in float32"
+    )
     parser.add_argument("--tie", action="store_true", help="use the embedding's weights as the decoder's, too")
+    parser.add_argument(
+        "--init",
+        type=positive_number,
+        metavar="RANGE",
+        help="draw every parameter between -RANGE and RANGE (default: as torch.nn's modules do)",
+    )
     parser.add_argument("--optimiser", choices=OPTIMISERS, default="adam", help="what follows the gradients")
+    parser.add_argument(
+        "--loss-per",
+        choices=("symbol", "sequence"),
+        default="symbol",
+        help="take the gradient of the mean loss per symbol, or of the mean over sequences of the sum over their steps",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="epochs",
+        help="when to decay the learning rate: at each epoch after --decay-after, or (plateau) after each whose "
+        "held-out loss was not the lowest so far",
+    )
     parser.add_argument(
         "--decay-after", type=positive, default=3, metavar="EPOCHS", help="epochs of constant learning rate"
     )
+    parser.add_argument("--decay", type=positive_number, default=0.5, help="factor on the learning rate each time")
+    parser.add_argument("--clip", type=positive_number, default=1.0, help="bound on the gradient")
+    parser.add_argument("--clip-by", choices=CLIPS, default="norm", help="bound its norm, or each of its values")
     parser.add_argument(
-        "--decay", type=positive_number, default=0.5, help="factor on the learning rate at each epoch after those"
-    )
-    parser.add_argument("--clip", type=positive_number, default=1.0, help="largest norm of the gradient")
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="write the losses for TensorBoard to OUT/tensorboard, too"
+        "--tensorboard",
+        action="store_true",
+        help="write losses, and histograms of gradients and gates, for TensorBoard to OUT/tensorboard",
     )
 
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(parser)
     parser.add_argument("--prompt", default="", help="beginning of the sentence to continue (default: none)")
-    parser.add_argument("--method", choices=METHODS, default="sample", help="how the next character is chosen")
+    parser.add_argument("--method", choices=METHODS, default="sample", help="how what comes next is chosen")
     parser.add_argument(
-        "--temperature", type=positive_number, default=1.0, help="of sampling: below 1 safer, above 1 wilder"
+        "--temperature",
+        type=positive_number,
+        default=1.0,
+        help="of sample, top-k and nucleus: below 1 safer, above 1 wilder",
     )
-    parser.add_argument("--length", type=positive, default=200, help="most characters to generate")
-    parser.add_argument("--seed", type=seed, default=0, help="of sampling")
+    parser.add_argument("--top-k", type=positive, default=10, help="symbols that top-k draws from, the likeliest")
+    parser.add_argument(
+        "--alpha", type=_mass, default=0.95, help="nucleus draws from the fewest symbols with this probability together"
+    )
+    parser.add_argument("--beam-width", type=positive, default=5, help="hypotheses that beam goes on from, the best")
+    parser.add_argument(
+        "--normalise",
+        action="store_true",
+        help="let beam rank hypotheses by log-probability per symbol: without it short ones have the advantage",
+    )
+    parser.add_argument("--length", type=positive, default=200, help="most symbols to generate")
+    parser.add_argument("--seed", type=seed, default=0, help="of sample, top-k and nucleus")
+
+
+def _mass(text: str) -> float:
+    """An argparse type: a probability above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(parser)
-    parser.add_argument("--text", type=Path, required=True, help="UTF-8 file to measure on")
-    parser.add_argument("--batch", type=positive, default=64, help="sequences per step")
+    parser.add_argument("--text", type=Path, required=True, help="file to measure on")
+    parser.add_argument("--batch", type=positive, default=64, help="sentences, or streams of bytes or words, per step")
 
 
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:

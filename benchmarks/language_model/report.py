@@ -1,55 +1,41 @@
 """What a training run leaves for people and programs to read: results.json, and one picture of all loss curves."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import InputError, hardware, replacing, write_json
+from benchmarks.common import hardware, replacing, write_json
 
+from .alphabet import ALPHABETS
 from .checkpoint import Checkpoint
-from .corpus import Data
+from .corpus import Data, Sentences, Text
 from .loss import in_units
 
 LOSSES = {"train_loss": "train", "held_out_loss": "held out", "test_loss": "test"}  # as epochs name them, as people do
 
 
-def describe(nats: float) -> str:
-    bits, perplexity = in_units(nats).values()
-    return f"{nats:.4f} nats, {bits:.4f} bits per character, perplexity {perplexity:.5g}"
+def describe(nats: float, unit: str) -> str:
+    bits, perplexity = in_units(nats, unit).values()
+    return f"{nats:.4f} nats, {bits:.4f} bits per {unit}, perplexity {perplexity:.5g}"
 
 
-def describe_epoch(epoch: dict) -> str:
+def describe_epoch(epoch: dict, unit: str) -> str:
     """One line of log per loss of an epoch."""
     speed = f"{epoch['seconds']:.1f} s, {epoch['symbols_per_second']:,.0f} symbols/s"
-    lines = [f"  {label:9}{describe(epoch[name])}" for name, label in LOSSES.items() if name in epoch]
+    lines = [f"  {label:9}{describe(epoch[name], unit)}" for name, label in LOSSES.items() if name in epoch]
     return "\n".join([f"epoch {epoch['epoch']} ({speed})", *lines])
 
 
-def describe_data(data: Data) -> str:
-    entropy = describe(data.training.unigram_entropy())
-    return (
-        f"{len(data.training):,} sentences of {data.training.count():,} symbols to train on, {len(data.held_out):,} of "
-        f"{data.held_out.count():,} held out\n  {'no model':9}{entropy} (symbol frequencies alone)"
-    )
+def describe_data(data: Data, unit: str) -> str:
+    entropy = describe(data.training.unigram_entropy(), unit)
+    training, held_out = (_describe_text(text) for text in (data.training, data.held_out))
+    return f"{training} to train on, {held_out} held out\n  {'no model':9}{entropy} (symbol frequencies alone)"
 
 
-def scalar_writer(folder: Path) -> Callable[[dict], None]:
-    """A function that appends an epoch's losses to the TensorBoard log in ``folder``."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard, which is not installed") from None
-    writer = SummaryWriter(str(folder))
-
-    def write(epoch: dict) -> None:
-        for name in LOSSES:
-            if name in epoch:
-                writer.add_scalar(name, epoch[name], epoch["epoch"])
-        writer.flush()
-
-    return write
+def _describe_text(text: Text) -> str:
+    symbols = f"{text.count():,} symbols"
+    return f"{len(text):,} sentences of {symbols}" if isinstance(text, Sentences) else symbols
 
 
 def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkpoint], data: Data) -> None:
@@ -60,10 +46,8 @@ def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkp
             "configuration": configuration,
             "hardware": hardware(),
             "data": {
-                "training_sentences": len(data.training),
-                "training_symbols": data.training.count(),
-                "held_out_sentences": len(data.held_out),
-                "held_out_symbols": data.held_out.count(),
+                **_sizes("training", data.training),
+                **_sizes("held_out", data.held_out),
                 "unigram_entropy": data.training.unigram_entropy(),
             },
             "runs": [_run(cell, checkpoint) for cell, checkpoint in checkpoints.items()],
@@ -71,19 +55,25 @@ def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkp
     )
 
 
+def _sizes(name: str, text: Text) -> dict[str, int]:
+    sentences = {f"{name}_sentences": len(text)} if isinstance(text, Sentences) else {}
+    return {**sentences, f"{name}_symbols": text.count()}
+
+
 def _run(cell: str, checkpoint: Checkpoint) -> dict:
     weights = {weight.data_ptr(): weight.numel() for weight in checkpoint.weights.values()}  # tied ones count once
-    epochs = [_with_units(epoch) for epoch in checkpoint.epochs]
+    unit = ALPHABETS[checkpoint.alphabet["name"]].unit
+    epochs = [_with_units(epoch, unit) for epoch in checkpoint.epochs]
     return {"cell": cell, "parameters": sum(weights.values()), "epochs": epochs}
 
 
-def _with_units(epoch: dict) -> dict:
+def _with_units(epoch: dict, unit: str) -> dict:
     """An epoch's record, followed by its losses in the other units."""
-    losses = {name.removesuffix("_loss"): in_units(epoch[name]) for name in LOSSES if name in epoch}
+    losses = {name.removesuffix("_loss"): in_units(epoch[name], unit) for name in LOSSES if name in epoch}
     return {**epoch, **{f"{name}_{unit}": value for name, units in losses.items() for unit, value in units.items()}}
 
 
-def draw_losses(path: Path, checkpoints: dict[str, Checkpoint], data: Data) -> None:
+def draw_losses(path: Path, checkpoints: dict[str, Checkpoint], data: Data, unit: str) -> None:
     """One picture: training (dashed) and held-out loss by epoch, a colour per cell, and what no memory scores."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -95,12 +85,12 @@ def draw_losses(path: Path, checkpoints: dict[str, Checkpoint], data: Data) -> N
     entropy = data.training.unigram_entropy()
     axes.axhline(entropy, color="grey", linestyle=":", label="frequencies alone (unigram entropy)")
     axes.plot([], [], "--", color="grey", label="dashed: training, as it went on")
-    axes.set(xlabel="epoch", ylabel="loss (nats per character)", title="Language model: held-out and training loss")
+    axes.set(xlabel="epoch", ylabel=f"loss (nats per {unit})", title="Language model: held-out and training loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     to_bits = axes.secondary_yaxis(
         "right", functions=(lambda nats: nats / math.log(2), lambda bits: bits * math.log(2))
     )
-    to_bits.set_ylabel("bits per character")
+    to_bits.set_ylabel(f"bits per {unit}")
     axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path) as partial_path:

@@ -5,7 +5,6 @@ Nothing is written to it before everything that can be wrong with the input has 
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from tqdm import tqdm
 
 from benchmarks.common import CELLS, InputError, check_backend
 
-from .alphabet import ALPHABETS, Characters
+from .alphabet import Alphabet
 from .checkpoint import Checkpoint
-from .corpus import Data, read_sentences
+from .corpus import Data, make_alphabet, read
+from .memory import check_fits
 from .model import ModelConfig
-from .report import describe_data, describe_epoch, draw_losses, scalar_writer, write_results
+from .observe import TensorBoard
+from .report import describe_data, describe_epoch, draw_losses, write_results
 from .train import Settings, train
 
 FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files only the contents must stay the same
@@ -25,43 +26,48 @@ FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files on
 
 def train_command(options: argparse.Namespace) -> None:
     """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
-    alphabet = ALPHABETS[options.alphabet]()
-    check_backend(options.device, options.dtype, options.backend)
+    check_backend(options.device, "bfloat16" if options.autocast else options.dtype, options.backend)
+    alphabet = make_alphabet(options.alphabet, options.text, options.limit)
     data = _read_data(options, alphabet)
     settings = _settings(options, data)
     checkpoints = _unfinished(options)
     configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
     for cell, checkpoint in checkpoints.items():
-        _check_unchanged(_path(options, cell), checkpoint, configs[cell], settings)
+        _check_unchanged(_path(options, cell), checkpoint, alphabet, configs[cell], settings)
+    for config in configs.values():
+        check_fits(config, options.optimiser, data.training.longest(), options.batch, options.device)
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
     _make_folder(options.out)
 
-    print(describe_data(data))
+    print(describe_data(data, alphabet.unit))
     for cell in dict.fromkeys(options.cell):
-        log = _epoch_log(options, cell)
-        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell)):
+        tensorboard = TensorBoard(options.out / "tensorboard" / cell, data.held_out) if options.tensorboard else None
+        observe = tensorboard.write if tensorboard else None
+        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell), observe):
             checkpoints[cell] = checkpoint
             checkpoint.save(_path(options, cell))
             write_results(options.out / "results.json", configuration, checkpoints, data)
-            log(checkpoint.epochs[-1])
+            tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], alphabet.unit)}")
         # again for a cell with no epoch left to train, whose run may have ended just after saving its checkpoint
         write_results(options.out / "results.json", configuration, checkpoints, data)
-        draw_losses(options.out / "losses.png", checkpoints, data)
+        draw_losses(options.out / "losses.png", checkpoints, data, alphabet.unit)
     print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
 
 
-def _read_data(options: argparse.Namespace, alphabet: Characters) -> Data:
-    training = read_sentences(options.text, alphabet, options.max_length, options.limit)
+def _read_data(options: argparse.Namespace, alphabet: Alphabet) -> Data:
+    training = read(options.text, alphabet, options.max_length, options.bptt, options.limit)
     if options.valid is None:
         training, held_out = training.split(options.held_out)
     else:
-        held_out = read_sentences(options.valid, alphabet, options.max_length)
-    if len(training) < options.batch:
+        held_out = read(options.valid, alphabet, options.max_length, options.bptt)
+    if len(training) < training.least(options.batch):
         raise InputError(
-            f"the text is shorter than one batch: it has {len(training)} sentences to train on, and --batch is "
-            f"{options.batch}"
+            f"the text is shorter than one batch: it has {len(training)} {training.unit} to train on, and "
+            f"{training.batch_options} is {training.least(options.batch)}"
         )
-    test = read_sentences(options.test, alphabet, options.max_length) if options.test is not None else None
+    test = None
+    if options.test is not None:
+        test = read(options.test, alphabet, options.max_length, options.bptt)
     return Data(training, held_out, test)
 
 
@@ -97,8 +103,16 @@ def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
     return {cell: Checkpoint.load(path) for cell, path in paths.items()}
 
 
-def _check_unchanged(path: Path, checkpoint: Checkpoint, config: ModelConfig, settings: Settings) -> None:
-    """InputError if the run to go on from had other settings, or has come further already."""
+def _check_unchanged(
+    path: Path, checkpoint: Checkpoint, alphabet: Alphabet, config: ModelConfig, settings: Settings
+) -> None:
+    """InputError if the run to go on from had other symbols or settings, or has come further already."""
+    if checkpoint.alphabet["name"] == alphabet.name and checkpoint.alphabet["symbols"] != alphabet.symbols:
+        before, now = (len(symbols) for symbols in (checkpoint.alphabet["symbols"], alphabet.symbols))
+        raise InputError(
+            f"the vocabulary of the text is not that of {path}: that has {before} {alphabet.unit}s and the text {now}, "
+            "or others, or in another order of frequency"
+        )
     before = {**checkpoint.model, **checkpoint.training}
     now = {**asdict(config), **asdict(settings)}
     changed = [name for name in now if name not in FREE_TO_CHANGE and now[name] != before.get(name)]
@@ -114,15 +128,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {path} cannot be a folder: {error.strerror}") from None
-
-
-def _epoch_log(options: argparse.Namespace, cell: str) -> Callable[[dict], None]:
-    """A function that reports a finished epoch to the terminal and, if asked for, to TensorBoard."""
-    write_scalars = scalar_writer(options.out / "tensorboard" / cell) if options.tensorboard else None
-
-    def log(epoch: dict) -> None:
-        tqdm.write(f"{cell} {describe_epoch(epoch)}")
-        if write_scalars:
-            write_scalars(epoch)
-
-    return log

@@ -1,0 +1,61 @@
+"""Whether a training step fits into memory, estimated before anything large is allocated."""
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import DTYPES, InputError
+
+from .model import LanguageModel, ModelConfig
+
+# Values that the forward pass of a fused cell keeps for the backward pass: (per unit, per feature of the input), for
+# each step of each sequence in each layer, the output among the first and the input among the second.
+SAVED = {
+    "rnn": (1, 1),
+    "lstm": (6, 1),
+    "gru": (4, 1),
+    "multiplicative_lstm": (6, 2),
+    "multiplicative_gru": (4, 2),
+}
+OPTIMISER_COPIES = {"adam": 2, "rmsprop": 1, "sgd": 0}  # of the parameters
+SCORES = 3  # the scores, their logarithmic softmax and their gradient
+GIB = 2**30
+
+
+def estimate(config: ModelConfig, optimiser: str, steps: int, batch: int) -> tuple[int, int]:
+    """Bytes of a training step: of parameters with gradients and the optimiser's state, and of activations."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size, computed_size = (DTYPES[dtype].itemsize for dtype in (config.dtype, config.computed_in))
+    per_unit, per_feature = SAVED[config.cell]
+    features = config.embedding + (config.layers - 1) * config.hidden
+    values = per_unit * config.layers * config.hidden + per_feature * features
+    per_step = values * computed_size + SCORES * config.symbols * 4
+    return parameters * (2 + OPTIMISER_COPIES[optimiser]) * size, per_step * steps * batch
+
+
+def available(device: str) -> int:
+    """Bytes that are free for a new process: on the GPU, or in main memory within the limits of its control group."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
+
+
+def check_fits(config: ModelConfig, optimiser: str, steps: int, batch: int, device: str) -> None:
+    """InputError with the estimate if a training step needs more memory than ``device`` has left."""
+    fixed, activations = estimate(config, optimiser, steps, batch)
+    free = available(device)
+    if fixed + activations > free:
+        raise InputError(
+            f"training {config.cell} needs about {(fixed + activations) / GIB:,.1f} GiB ({fixed / GIB:,.1f} for "
+            f"parameters and {optimiser}, {activations / GIB:,.1f} for {steps} steps of {batch} sequences), but "
+            f"{device} has {free / GIB:,.1f} GiB free: lower --hidden, --layers, --batch, --bptt or --max-length"
+        )
