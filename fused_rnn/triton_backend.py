@@ -51,7 +51,6 @@ def status() -> str:
     return missing or ("available (interpreted, on the CPU)" if _interpreted() else "available")
 
 
-@torch.compiler.assume_constant_result
 def obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot run on a device, or None if they can."""
     missing = _missing()
@@ -70,6 +69,9 @@ def obstacle(device: torch.device) -> str | None:
         if (major, minor) < OLDEST_GPU:
             return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, and Triton needs sm_80 or newer"
     return None
+
+
+obstacle._dynamo_marked_constant = True  # as in cuda.py
 
 
 @functools.cache
