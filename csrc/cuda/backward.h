@@ -32,6 +32,12 @@ constexpr int backward_products = (1 + Cell::n_apart) * (1 + multiplicative) + m
 template <typename Cell>
 constexpr int backward_staged = Cell::saved + 3;
 
+// Gates whose δ products read side by side, and whether U_n reads δq where W_n reads δa_n.
+template <typename Cell>
+constexpr int gates_together = Cell::n_apart ? 2 : Cell::gates;
+template <typename Cell>
+constexpr bool has_q = Cell::n_apart && !Cell::reset_before;
+
 template <typename Cell, bool multiplicative, typename S>
 class BackwardBlock : Block<BackwardSequence<S>, S> {
   using Base = Block<BackwardSequence<S>, S>;
@@ -42,8 +48,6 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   template <bool exists, int nth>
   using P =
       std::conditional_t<exists, Product<S, held_blocks<S>(backward_products<Cell, multiplicative>, nth)>, NoProduct>;
-  static constexpr int gates_apart = Cell::n_apart ? 2 : Cell::gates;  // of d_gates
-  static constexpr bool has_q = Cell::n_apart && !Cell::reset_before;  // U_n takes δq, and W_n δa_n
   static constexpr int d_output_run = Cell::saved, h_run = Cell::saved + 1, c_run = Cell::saved + 2;
 
  public:
@@ -59,7 +63,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
         modulation_(q.modulation, part_, shared) {
     clear(q.d_gates);
     if constexpr (Cell::n_apart) clear(q.d_n);
-    if constexpr (has_q) clear(q.d_q);
+    if constexpr (has_q<Cell>) clear(q.d_q);
     if constexpr (multiplicative) clear(q.d_m);
   }
 
@@ -106,7 +110,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       team_.arrive();
     }
     multiply(recurrent_, q_.d_gates, turn_, sums());  // fills the time until the others come with δm
-    if constexpr (has_q) multiply(recurrent_n_, q_.d_q, turn_, sums(), q_.recurrent.parts);
+    if constexpr (has_q<Cell>) multiply(recurrent_n_, q_.d_q, turn_, sums(), q_.recurrent.parts);
     if constexpr (multiplicative) {
       if (!team_.wait()) return false;
       multiply(modulation_, q_.d_m, turn_, sums(), recurrent_parts());
@@ -167,13 +171,13 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   FUSED_RNN_DEVICE Sums<C> sums_x() const {
     return {at<C>(shared_, q_.more_sums), sums_stride(q_.input.outputs), q_.sequences};
   }
-  FUSED_RNN_DEVICE int recurrent_parts() const { return q_.recurrent.parts + (has_q ? q_.recurrent_n.parts : 0); }
+  FUSED_RNN_DEVICE int recurrent_parts() const { return q_.recurrent.parts + (has_q<Cell> ? q_.recurrent_n.parts : 0); }
 
   // Put out the gradient of a pre-activation, and hand it to the products that read it.
   FUSED_RNN_DEVICE void put(int r, int gate, int u, C value) const {
     const int unit = units_.first + u;
     q_.d[row(r, t_) * d_width() + int64_t{gate} * q_.H + unit] = narrow<S>(value);
-    if (gate < gates_apart)
+    if (gate < gates_together<Cell>)
       publish(q_.d_gates, turn_, r, gate * q_.H + unit, value);
     else if (gate == Cell::gates)
       publish(q_.d_q, turn_, r, unit, value);

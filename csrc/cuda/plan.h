@@ -119,7 +119,7 @@ class Planner {
     q_.timed_out = layer.timed_out;
   }
 
-  // The states and products that the cell has; the first states and products are the first to stay on the chip.
+  // The states and products that the cell has; weights of the first products are the first to stay on the chip.
   virtual std::vector<State<S>*> states() = 0;
   virtual std::vector<Weights> weights() = 0;
   virtual void set_depths() = 0;
@@ -355,8 +355,6 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
   using Weights = typename Base::Weights;
   using C = Computed<S>;
   using Base::q_;
-  static constexpr int gates_apart = Cell::n_apart ? 2 : Cell::gates;
-  static constexpr bool has_q = Cell::n_apart && !Cell::reset_before;
 
  public:
   BackwardPlanner(const BackwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
@@ -374,13 +372,13 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
   std::vector<State<S>*> states() override {
     std::vector<State<S>*> all{&q_.d_gates};
     if (Cell::reset_before || (Cell::n_apart && multiplicative)) all.push_back(&q_.d_n);
-    if (has_q) all.push_back(&q_.d_q);
+    if (has_q<Cell>) all.push_back(&q_.d_q);
     if (multiplicative) all.push_back(&q_.d_m);
     return all;
   }
 
   void set_depths() override {
-    q_.d_gates.depth = gates_apart * q_.H;
+    q_.d_gates.depth = gates_together<Cell> * q_.H;
     q_.d_n.depth = q_.d_q.depth = q_.H;
     q_.d_m.depth = q_.I;
   }
@@ -394,7 +392,7 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
       return Packing<S>{from, nullptr, 0, 1, q_.I, q_.features, 0, 0, 1, I};
     };
     std::vector<Weights> all{{&q_.recurrent, &q_.d_gates, of_units(U)}};
-    if (Cell::n_apart) all.push_back({&q_.recurrent_n, has_q ? &q_.d_q : &q_.d_n, of_units(U + 2 * H * H)});
+    if (Cell::n_apart) all.push_back({&q_.recurrent_n, has_q<Cell> ? &q_.d_q : &q_.d_n, of_units(U + 2 * H * H)});
     if (multiplicative) {
       const S* const W = array(call_.weight_ih);
       all.push_back({&q_.input, &q_.d_gates, of_features(W)});
