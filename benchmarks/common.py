@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +97,15 @@ def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.ops.Choice
         raise InputError(f"--device {device} --backend {backend} cannot run here: {reason}") from None
 
 
-def add_common_options(parser: argparse.ArgumentParser, **defaults) -> None:
-    """The options that every training harness has; ``defaults`` by option name."""
-    parser.add_argument("--cell", nargs="+", choices=CELLS, metavar="CELL", help=f"one or more of {', '.join(CELLS)}")
+def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[str] = (), **defaults) -> None:
+    """The options that every training harness has; ``defaults`` by option name.
+
+    ``baselines`` are cells of torch.nn that the harness can train as well.
+    """
+    help = f"one or more of {', '.join(CELLS)}"
+    if baselines:
+        help += f"; to compare with, torch.nn's: {', '.join(baselines)}"
+    parser.add_argument("--cell", nargs="+", choices=[*CELLS, *baselines], metavar="CELL", help=help)
     add_backend_options(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of parameters and activations")
     parser.add_argument("--hidden", type=positive, help="units per layer")

@@ -8,7 +8,7 @@ from benchmarks.common import DTYPES, InputError
 
 from .model import LanguageModel, ModelConfig
 
-# Values that the forward pass of a fused cell keeps for the backward pass: (per unit, per feature of the input), for
+# Values that the forward pass of a cell keeps for the backward pass: (per unit, per feature of the input), for
 # each step of each sequence in each layer, the output among the first and the input among the second.
 SAVED = {
     "rnn": (1, 1),
@@ -16,6 +16,9 @@ SAVED = {
     "gru": (4, 1),
     "multiplicative_lstm": (6, 2),
     "multiplicative_gru": (4, 2),
+    "torch_rnn": (1, 1),
+    "torch_lstm": (6, 1),
+    "torch_gru": (5, 1),
 }
 OPTIMISER_COPIES = {"adam": 2, "rmsprop": 1, "sgd": 0}  # of the parameters
 SCORES = 3  # the scores, their logarithmic softmax and their gradient

@@ -14,6 +14,8 @@ from benchmarks.common import CELLS, DTYPES, InputError
 
 from .alphabet import PAD
 
+BASELINES = {"torch_rnn": nn.RNN, "torch_lstm": nn.LSTM, "torch_gru": nn.GRU}  # of which --backend changes nothing
+MODULES = {**CELLS, **BASELINES}
 RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # how their names start
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -22,7 +24,7 @@ State = Tensor | tuple[Tensor, Tensor]
 class ModelConfig:
     """What makes one model's parameters differ in number or shape from another's."""
 
-    cell: str  # a key of CELLS
+    cell: str  # a key of MODULES
     symbols: int  # size of the alphabet
     embedding: int  # features of the embedding
     hidden: int  # units per layer
@@ -53,12 +55,12 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.symbols, config.embedding, padding_idx=PAD)
         self.dropout = nn.Dropout(config.dropout)
-        self.recurrent = CELLS[config.cell](
+        self.recurrent = MODULES[config.cell](
             config.embedding,
             config.hidden,
             config.layers,
             dropout=config.dropout if config.layers > 1 else 0.0,
-            backend=backend,
+            **({} if config.cell in BASELINES else {"backend": backend}),
         )
         self.decoder = nn.Linear(config.hidden, config.symbols)
         if config.tie:

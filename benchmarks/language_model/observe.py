@@ -43,9 +43,12 @@ class _Sigmoids(TorchFunctionMode):
 
 @torch.no_grad()
 def gate_values(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
-    """Values (T, B, H) of every gate, by name and layer, without dropout."""
+    """Values (T, B, H) of every gate, by name and layer, without dropout; none of torch.nn's cells."""
+    gates = GATES.get(model.config.cell, ())
+    if not gates:
+        return {}
     model.eval()
-    gates, backend = GATES[model.config.cell], model.recurrent.backend
+    backend = model.recurrent.backend
     model.recurrent.backend = "reference"
     try:
         with _Sigmoids() as sigmoids:

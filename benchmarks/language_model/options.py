@@ -17,6 +17,7 @@ from benchmarks.common import (
 from . import __doc__ as description
 from .alphabet import ALPHABETS
 from .corpus import STANDARD_LIBRARY_LIMIT
+from .model import BASELINES
 from .presets import PRESETS
 from .train import CLIPS, OPTIMISERS, SCHEDULES
 
@@ -39,7 +40,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    add_common_options(parser, cell=["lstm"], hidden=128, batch=64, epochs=5, lr=0.003, out=Path("runs/language_model"))
+    defaults = {"cell": ["lstm"], "hidden": 128, "batch": 64, "epochs": 5, "lr": 0.003}
+    add_common_options(parser, baselines=BASELINES, out=Path("runs/language_model"), **defaults)
     parser.add_argument(
         "--preset",
         choices=PRESETS,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common import CELLS, InputError, check_backend
+from benchmarks.common import InputError, check_backend
 
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
 from .corpus import Data, make_alphabet, read
 from .memory import check_fits
-from .model import ModelConfig
+from .model import MODULES, ModelConfig
 from .observe import TensorBoard
 from .report import describe_data, describe_epoch, draw_losses, write_results
 from .train import Settings, train
@@ -94,7 +94,7 @@ def _path(options: argparse.Namespace, cell: str) -> Path:
 
 def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
     """The checkpoints to go on from, by cell; InputError if ``--out`` holds what must not be written over."""
-    paths = {cell: _path(options, cell) for cell in CELLS if _path(options, cell).exists()}
+    paths = {cell: _path(options, cell) for cell in MODULES if _path(options, cell).exists()}
     results = (options.out / "results.json").exists()
     if not options.resume and (paths or results):
         raise InputError(f"{options.out} holds results already: go on from them with --resume, or give another --out")

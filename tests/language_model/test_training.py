@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from benchmarks.common import CELLS
 from benchmarks.language_model.alphabet import EOS
 from benchmarks.language_model.checkpoint import Checkpoint
 from benchmarks.language_model.generate import generate, greedy
+from benchmarks.language_model.model import BASELINES
 
 from .conftest import ALPHABET, BACKEND, LEARNING, SENTENCES, command, losses, results, train, unigram_entropy
 
@@ -24,6 +26,19 @@ def test_every_cell_learns(cell, text, tmp_path):
         numbers = generate(language_model, ALPHABET.encode(sentence[:2]), greedy, 60)
         assert numbers[-1] == EOS
         assert sentence[:2] + ALPHABET.decode(numbers[:, 0]) == sentence
+
+
+@pytest.mark.parametrize(("cell", "baseline"), [("lstm", "torch_lstm"), ("rnn", "torch_rnn")])
+def test_the_cells_of_torch_begin_and_learn_alike(cell, baseline, text, tmp_path):
+    assert train(text, tmp_path / "out", "--cell", cell, baseline, "--dtype", "float64", "--layers", 2) == 0
+    np.testing.assert_allclose(losses(tmp_path / "out", 0), losses(tmp_path / "out", 1), rtol=1e-9)
+    assert [run["epochs"][0]["backend"] for run in results(tmp_path / "out")["runs"]] == [BACKEND, "torch.nn"]
+
+
+def test_every_cell_of_torch_can_be_compared_with(text, tmp_path):
+    options = ("--autocast", "--weight-drop", 0.1, "--dropout", 0.1, "--layers", 2, "--tensorboard")
+    assert train(text, tmp_path / "out", "--cell", *BASELINES, *options) == 0
+    assert all(after < before for run in range(3) for (before, _), (after, _) in [losses(tmp_path / "out", run)])
 
 
 def test_stochastic_gradient_descent_learns(text, tmp_path):
