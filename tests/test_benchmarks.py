@@ -62,7 +62,7 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     assert result["hardware"]["torch"] == torch.__version__
     assert result["allocator"]["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert "| MultiplicativeGRU | 1 | eager loop |" in report.block([result])
+    assert "| MultiplicativeGRU | 1 | eager loop |" in report.block("speed", [result])
 
 
 @pytest.mark.parametrize(
@@ -125,37 +125,37 @@ def example(**values) -> dict:
 
 def test_the_report_divides_medians():
     row = "| LSTM | 1 | torch.nn.LSTM | 12.5 / 50.0 = **4.00×** |"
-    assert row in report.block([example()]).splitlines()
+    assert row in report.block("speed", [example()]).splitlines()
 
 
 def test_the_report_says_wrong_where_a_candidate_was_wrong():
     times = [record("fused", wrong="output is off"), record("torch", median_ms=50.0, spread_ms=1.0)]
-    assert "| LSTM | 1 | torch.nn.LSTM | wrong |" in report.block([example(times=times)]).splitlines()
+    assert "| LSTM | 1 | torch.nn.LSTM | wrong |" in report.block("speed", [example(times=times)]).splitlines()
 
 
-def test_the_report_replaces_its_block_and_nothing_else(tmp_path):
+def empty_readme() -> str:
+    return "before\n" + "".join(f"{report.begin(kind)}stale{report.end(kind)}\n" for kind in report.BLOCKS) + "after\n"
+
+
+def test_the_report_replaces_its_blocks_and_nothing_else(tmp_path):
     readme, folder = tmp_path / "README.md", tmp_path / "results"
-    gpu_block = f"{report.GPU_BEGIN}\n\nNot yet run on a GPU.\n\n{report.GPU_END}"
-    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\n{report.GPU_BEGIN}{report.GPU_END}\nafter\n")
+    readme.write_text(empty_readme())
     common.write_json(folder / "speed-resident.json", example())
+    blocks = [report.block(kind, [example()] if kind == "speed" else []) for kind in report.BLOCKS]
     for _ in range(2):  # a second run finds what the first one wrote
         report.main(readme, folder)
-        assert readme.read_text() == f"before\n{report.block([example()])}\n{gpu_block}\nafter\n"
+        assert readme.read_text() == "\n".join(["before", *blocks, "after\n"])
 
 
-@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}\n{report.BEGIN}", 2 * (report.BEGIN + report.END)])
-def test_the_report_refuses_a_readme_without_its_two_markers(text):
-    with pytest.raises(common.InputError, match="README"):
-        report.insert(text, [example()], [])
+@pytest.mark.parametrize("kind", report.BLOCKS)
+@pytest.mark.parametrize("text", ["", "{begin}", "{end}{begin}", "{begin}{end}{begin}{end}"])
+def test_the_report_refuses_a_readme_without_its_two_markers(text, kind, tmp_path):
+    begin, end = report.begin(kind), report.end(kind)
+    readme = empty_readme().replace(f"{begin}stale{end}", text.format(begin=begin, end=end))
+    with pytest.raises(common.InputError, match=f"README must have the line {begin} once"):
+        report.insert(readme, tmp_path)
 
 
-def test_the_report_asks_for_results_first(tmp_path):
-    with pytest.raises(common.InputError, match=r"run 'python -m benchmarks\.speed' first"):
-        report.main(tmp_path / "README.md", tmp_path)
-
-
-@pytest.mark.skipif(not report.load_results(), reason="nothing has been measured yet: run 'make bench'")
 def test_the_readme_shows_the_results_that_are_there():
     readme = report.README.read_text()
-    expected = report.insert(readme, report.load_results(), report.load_results(kind="gpu"))
-    assert expected == readme, "run 'python -m benchmarks.report'"
+    assert report.insert(readme) == readme, "run 'python -m benchmarks.report'"
