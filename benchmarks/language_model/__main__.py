@@ -6,18 +6,15 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from benchmarks.common import run_command
 
-from .alphabet import EOS, PAD
-from .beam import beam_search
+from .alphabet import EOS
 from .checkpoint import Checkpoint
 from .corpus import read
-from .generate import generate, greedy, nucleus, sampler, top_k
 from .loss import mean_loss
-from .model import LanguageModel
-from .options import parse
+from .methods import continuation
+from .options import choices_of, parse
 from .report import describe
 from .run import train_command
 
@@ -34,25 +31,12 @@ def generate_command(options: argparse.Namespace) -> None:
     model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
     prompt = alphabet.encode_prompt(options.prompt)
     start = time.perf_counter()
-    numbers = _continue(model, prompt, options)
+    numbers = continuation(model, prompt, options.method, choices_of(options))
     seconds = time.perf_counter() - start
     print(alphabet.decode(torch.cat([torch.tensor(prompt, dtype=torch.int64), numbers])))
     end = "the sentence ended" if EOS in numbers else "--length was reached"
     speed = f"{len(numbers)} {alphabet.unit}s, {len(numbers) / seconds:,.0f} per second"
     print(f"{speed}; {end}", file=sys.stderr)
-
-
-def _continue(model: LanguageModel, prompt: list[int], options: argparse.Namespace) -> Tensor:
-    """The symbols (N,) that ``--method`` continues the prompt with, the last perhaps ``EOS``."""
-    if options.method == "beam":
-        numbers = beam_search(model, prompt, options.beam_width, options.length, options.normalise).numbers[:, 0]
-        return numbers[numbers != PAD]
-    if options.method == "greedy":
-        choose = greedy
-    else:
-        restrict = {"sample": None, "top-k": top_k(options.top_k), "nucleus": nucleus(options.alpha)}[options.method]
-        choose = sampler(options.temperature, options.seed, restrict)
-    return generate(model, prompt, choose, options.length).squeeze(1)
 
 
 def evaluate_command(options: argparse.Namespace) -> None:

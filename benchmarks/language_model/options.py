@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from benchmarks.common import (
@@ -17,11 +18,10 @@ from benchmarks.common import (
 from . import __doc__ as description
 from .alphabet import ALPHABETS
 from .corpus import STANDARD_LIBRARY_LIMIT
+from .methods import METHODS, Choices
 from .model import BASELINES
 from .presets import PRESETS
 from .train import CLIPS, OPTIMISERS, SCHEDULES
-
-METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -132,23 +132,26 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default="", help="beginning of the sentence to continue (default: none)")
     parser.add_argument("--method", choices=METHODS, default="sample", help="how what comes next is chosen")
     parser.add_argument(
-        "--temperature",
-        type=positive_number,
-        default=1.0,
-        help="of sample, top-k and nucleus: below 1 safer, above 1 wilder",
+        "--temperature", type=positive_number, help="of sample, top-k and nucleus: below 1 safer, above 1 wilder"
     )
-    parser.add_argument("--top-k", type=positive, default=10, help="symbols that top-k draws from, the likeliest")
+    parser.add_argument("--top-k", type=positive, help="symbols that top-k draws from, the likeliest")
     parser.add_argument(
-        "--alpha", type=_mass, default=0.95, help="nucleus draws from the fewest symbols with this probability together"
+        "--alpha", type=_mass, help="nucleus draws from the fewest symbols with this probability together"
     )
-    parser.add_argument("--beam-width", type=positive, default=5, help="hypotheses that beam goes on from, the best")
+    parser.add_argument("--beam-width", type=positive, help="hypotheses that beam goes on from, the best")
     parser.add_argument(
         "--normalise",
         action="store_true",
         help="let beam rank hypotheses by log-probability per symbol: without it short ones have the advantage",
     )
-    parser.add_argument("--length", type=positive, default=200, help="most symbols to generate")
-    parser.add_argument("--seed", type=seed, default=0, help="of sample, top-k and nucleus")
+    parser.add_argument("--length", type=positive, help="most symbols to generate")
+    parser.add_argument("--seed", type=seed, help="of sample, top-k and nucleus")
+    parser.set_defaults(**asdict(Choices()))
+
+
+def choices_of(options: argparse.Namespace) -> Choices:
+    """The options of ``generate`` that decide a continuation."""
+    return Choices(**{field.name: getattr(options, field.name) for field in fields(Choices)})
 
 
 def _mass(text: str) -> float:

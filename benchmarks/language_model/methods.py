@@ -1,0 +1,42 @@
+"""The ways to continue a prompt, by name, and what decides what each comes up with."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .alphabet import PAD
+from .beam import beam_search
+from .generate import generate, greedy, nucleus, sampler, top_k
+from .model import LanguageModel
+
+METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What beside the model and the prompt decides a continuation; the options of ``generate`` explain each."""
+
+    temperature: float = 1.0
+    top_k: int = 10
+    alpha: float = 0.95
+    beam_width: int = 5
+    normalise: bool = False
+    length: int = 200
+    seed: int = 0
+
+
+def continuation(model: LanguageModel, prompt: list[int], method: str, choices: Choices) -> Tensor:
+    """The numbers (N,), at most ``choices.length`` of them, that ``method`` continues ``prompt`` with.
+
+    The last is ``EOS`` where the sentence ended.
+    """
+    if method == "beam":
+        hypotheses = beam_search(model, prompt, choices.beam_width, choices.length, choices.normalise)
+        likeliest = hypotheses.numbers[:, 0]
+        return likeliest[likeliest != PAD]
+    if method == "greedy":
+        choose = greedy
+    else:
+        restrict = {"sample": None, "top-k": top_k(choices.top_k), "nucleus": nucleus(choices.alpha)}[method]
+        choose = sampler(choices.temperature, choices.seed, restrict)
+    return generate(model, prompt, choose, choices.length).squeeze(1)
