@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .alphabet import PAD
+from .alphabet import PAD, Alphabet
 from .beam import beam_search
 from .generate import generate, greedy, nucleus, sampler, top_k
 from .model import LanguageModel
@@ -40,3 +41,10 @@ def continuation(model: LanguageModel, prompt: list[int], method: str, choices: 
         restrict = {"sample": None, "top-k": top_k(choices.top_k), "nucleus": nucleus(choices.alpha)}[method]
         choose = sampler(choices.temperature, choices.seed, restrict)
     return generate(model, prompt, choose, choices.length).squeeze(1)
+
+
+def continuations(model: LanguageModel, alphabet: Alphabet, prompt: str, choices: Choices) -> dict[str, str]:
+    """``prompt`` and how the model goes on from it, by method."""
+    start = alphabet.encode_prompt(prompt)
+    ends = {method: continuation(model, start, method, choices) for method in METHODS}
+    return {method: alphabet.decode(torch.cat([torch.tensor(start), end])) for method, end in ends.items()}

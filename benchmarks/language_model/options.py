@@ -1,6 +1,8 @@
 """The command line's options, each explained where it is defined."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,7 +27,10 @@ from .train import CLIPS, OPTIMISERS, SCHEDULES
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse ``arguments``, or those of the process; ``command`` says which of the commands was given."""
+    """Parse ``arguments``, or those of the process; ``command`` says which of the commands was given.
+
+    ``command_line`` is what to type to run it from its beginning.
+    """
     parser = Parser(prog="python -m benchmarks.language_model", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     train_parser = commands.add_parser("train", help="train a model of every cell asked for")
@@ -36,6 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.command == "train" and options.preset is not None:
         train_parser.set_defaults(**PRESETS[options.preset])
         options = parser.parse_args(arguments)  # again: what was given wins over the preset
+    given = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--resume"]
+    options.command_line = shlex.join(["python", "-m", "benchmarks.language_model", *given])
     return options
 
 
@@ -120,6 +127,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decay", type=positive_number, default=0.5, help="factor on the learning rate each time")
     parser.add_argument("--clip", type=positive_number, default=1.0, help="bound on the gradient")
     parser.add_argument("--clip-by", choices=CLIPS, default="norm", help="bound its norm, or each of its values")
+    parser.add_argument(
+        "--prompt",
+        help="let every trained model continue this beginning of a sentence, in every way that generate has, and keep "
+        "what it says in results.json (default: none)",
+    )
     parser.add_argument(
         "--tensorboard",
         action="store_true",

@@ -38,8 +38,14 @@ def _describe_text(text: Text) -> str:
     return f"{len(text):,} sentences of {symbols}" if isinstance(text, Sentences) else symbols
 
 
-def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkpoint], data: Data) -> None:
-    """Write what is known after the latest epoch of any cell; ``checkpoints`` by name of cell."""
+def write_results(
+    path: Path,
+    configuration: dict,
+    checkpoints: dict[str, Checkpoint],
+    data: Data,
+    samples: dict[str, dict[str, str]] | None = None,
+) -> None:
+    """Write what is known after the latest epoch of any cell; ``checkpoints`` and ``samples`` by name of cell."""
     write_json(
         path,
         {
@@ -50,7 +56,7 @@ def write_results(path: Path, configuration: dict, checkpoints: dict[str, Checkp
                 **_sizes("held_out", data.held_out),
                 "unigram_entropy": data.training.unigram_entropy(),
             },
-            "runs": [_run(cell, checkpoint) for cell, checkpoint in checkpoints.items()],
+            "runs": [_run(cell, checkpoint, (samples or {}).get(cell)) for cell, checkpoint in checkpoints.items()],
         },
     )
 
@@ -60,11 +66,12 @@ def _sizes(name: str, text: Text) -> dict[str, int]:
     return {**sentences, f"{name}_symbols": text.count()}
 
 
-def _run(cell: str, checkpoint: Checkpoint) -> dict:
+def _run(cell: str, checkpoint: Checkpoint, samples: dict[str, str] | None) -> dict:
     weights = {weight.data_ptr(): weight.numel() for weight in checkpoint.weights.values()}  # tied ones count once
     unit = ALPHABETS[checkpoint.alphabet["name"]].unit
     epochs = [_with_units(epoch, unit) for epoch in checkpoint.epochs]
-    return {"cell": cell, "parameters": sum(weights.values()), "epochs": epochs}
+    said = {"samples": samples} if samples else {}
+    return {"cell": cell, "parameters": sum(weights.values()), "epochs": epochs, **said}
 
 
 def _with_units(epoch: dict, unit: str) -> dict:

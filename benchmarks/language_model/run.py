@@ -16,6 +16,7 @@ from .alphabet import Alphabet
 from .checkpoint import Checkpoint
 from .corpus import Data, make_alphabet, read
 from .memory import check_fits
+from .methods import Choices, continuations
 from .model import MODULES, ModelConfig
 from .observe import TensorBoard
 from .report import describe_data, describe_epoch, draw_losses, write_results
@@ -37,6 +38,9 @@ def train_command(options: argparse.Namespace) -> None:
     for config in configs.values():
         check_fits(config, options.optimiser, data.training.longest(), options.batch, options.device)
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
+    configuration = {"command_line": options.command_line, "preset": options.preset, **configuration}
+    if options.prompt is not None:
+        alphabet.encode_prompt(options.prompt)  # which refuses what the model will not know
     _make_folder(options.out)
 
     print(describe_data(data, alphabet.unit))
@@ -48,10 +52,19 @@ def train_command(options: argparse.Namespace) -> None:
             checkpoint.save(_path(options, cell))
             write_results(options.out / "results.json", configuration, checkpoints, data)
             tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], alphabet.unit)}")
-        # again for a cell with no epoch left to train, whose run may have ended just after saving its checkpoint
-        write_results(options.out / "results.json", configuration, checkpoints, data)
         draw_losses(options.out / "losses.png", checkpoints, data, alphabet.unit)
+    samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
+    # again where no epoch was left to train, because the run ended just after saving its checkpoint
+    write_results(options.out / "results.json", configuration, checkpoints, data, samples)
     print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
+
+
+def _samples(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:
+    """How a trained model continues ``--prompt``, by method; nothing without a prompt."""
+    if options.prompt is None:
+        return {}
+    model = checkpoint.build_model(options.device, options.backend)
+    return continuations(model, checkpoint.build_alphabet(), options.prompt, Choices(seed=options.seed))
 
 
 def _read_data(options: argparse.Namespace, alphabet: Alphabet) -> Data:

@@ -10,6 +10,7 @@ from benchmarks.common import CELLS
 from benchmarks.language_model.alphabet import EOS
 from benchmarks.language_model.checkpoint import Checkpoint
 from benchmarks.language_model.generate import generate, greedy
+from benchmarks.language_model.methods import METHODS
 from benchmarks.language_model.model import BASELINES
 
 from .conftest import ALPHABET, BACKEND, LEARNING, SENTENCES, command, losses, results, train, unigram_entropy
@@ -130,6 +131,20 @@ def test_test_file_is_measured_at_the_end(trained, text, tmp_path):
     first, last = results(tmp_path / "out")["runs"][0]["epochs"]
     assert "test_loss" not in first
     assert last["test_loss"] > last["held_out_loss"]
+
+
+def test_prompt_is_continued_in_every_way(text, tmp_path):
+    arguments = ("--cell", "gru", "lstm", "--prompt", "the ", "--seed", 3)
+    assert train(text, tmp_path / "out", *arguments) == 0
+    assert train(text, tmp_path / "out", *arguments, "--resume") == 0
+    content = results(tmp_path / "out")
+    said = {run["cell"]: run["samples"] for run in content["runs"]}
+    checkpoint = Checkpoint.load(tmp_path / "out" / "lstm.pt")
+    expected = generate(checkpoint.build_model("cpu", BACKEND), ALPHABET.encode("the "), greedy, 200).squeeze(1)
+    assert {cell: tuple(ways) for cell, ways in said.items()} == {"gru": METHODS, "lstm": METHODS}
+    assert said["lstm"]["greedy"] == "the " + ALPHABET.decode(expected)
+    assert content["configuration"]["command_line"].startswith("python -m benchmarks.language_model train --text ")
+    assert "--resume" not in content["configuration"]["command_line"]
 
 
 def test_limit_takes_the_start_of_the_text(text, tmp_path):
