@@ -115,7 +115,8 @@ class Sentences:
 class Stream:
     """One sequence of symbols, read as several contiguous streams side by side, ``bptt`` steps at a time.
 
-    values: (N,), of any integer type and perhaps a memory map; ``first`` is added to make them numbers.
+    values: (N,), of any integer type and perhaps a memory map, or (B, N), the B streams to read it as; ``first`` is
+    added to make them numbers.
     """
 
     unit, batch_options = "symbols", "--batch times --bptt"
@@ -126,12 +127,22 @@ class Stream:
         self.bptt = bptt
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.values.size
 
     def split(self, held_out: float) -> tuple["Stream", "Stream"]:
         """All but the end, and the end, ``held_out`` (a fraction) of the symbols; at least one each of two."""
-        kept = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
-        return tuple(Stream(values, self.first, self.bptt) for values in (self.values[:kept], self.values[kept:]))
+        return self._cut(self.values, held_out)
+
+    def split_streams(self, held_out: float, size: int) -> tuple["Stream", "Stream"]:
+        """The same of each of ``size`` streams, so that every part of the text is measured on; what is over is left."""
+        length = len(self) // size
+        return self._cut(self.values[: size * length].reshape(size, length), held_out)
+
+    def _cut(self, values: np.ndarray, held_out: float) -> tuple["Stream", "Stream"]:
+        length = values.shape[-1]
+        kept = min(max(round(length * (1 - held_out)), 1), length - 1)
+        parts = (values[..., :kept], values[..., kept:])
+        return tuple(Stream(part, self.first, self.bptt) for part in parts)
 
     def count(self) -> int:
         """Symbols to predict."""
@@ -155,7 +166,8 @@ class Stream:
         return digest.digest()
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        return (self.values[start : start + BLOCK] for start in range(0, len(self), BLOCK))
+        for row in np.atleast_2d(self.values):
+            yield from (row[start : start + BLOCK] for start in range(0, len(row), BLOCK))
 
     def least(self, size: int) -> int:
         """How many symbols fill one batch."""
@@ -169,17 +181,25 @@ class Stream:
 
         ``EOS`` comes first in each. Their order is that of the text, so ``generator`` is not used.
         """
-        length = math.ceil(len(self) / size)
+        streams = self._streams(size)
+        length = len(streams[0])
         before = torch.full((1, size), EOS)
         for start in range(0, length, self.bptt):
             steps = min(self.bptt, length - start)
             targets = torch.full((size, steps), PAD)
-            for stream, row in enumerate(targets):
-                values = self.values[stream * length + start : stream * length + start + steps]
+            for stream, row in zip(streams, targets):
+                values = stream[start : start + steps]
                 row[: len(values)] = torch.from_numpy(values.astype(np.int64)) + self.first
             targets = targets.T.contiguous()
             yield Batch(torch.cat([before, targets[:-1]]), targets, continues=start > 0)
             before = targets[-1:]
+
+    def _streams(self, size: int) -> list[np.ndarray]:
+        if self.values.ndim == 2:
+            assert len(self.values) == size, "streams are read as they were cut"
+            return list(self.values)
+        length = math.ceil(len(self) / size)
+        return [self.values[stream * length : (stream + 1) * length] for stream in range(size)]
 
 
 Text = Sentences | Stream

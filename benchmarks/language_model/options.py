@@ -71,6 +71,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", type=fraction, default=0.1, help="part of the text to measure on where there is no --valid"
     )
+    parser.add_argument(
+        "--held-out-from",
+        choices=("end", "streams"),
+        default="end",
+        help="take that part from the end of the text, or from the end of each of the --batch streams that it is read "
+        "in, and so from everywhere in the text (bytes and words only)",
+    )
     parser.add_argument("--test", type=Path, help="UTF-8 file to measure on after the last epoch (default: none)")
     parser.add_argument(
         "--alphabet",

@@ -14,7 +14,7 @@ from benchmarks.common import InputError, check_backend
 
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
-from .corpus import Data, make_alphabet, read
+from .corpus import Data, Sentences, make_alphabet, read
 from .memory import check_fits
 from .methods import Choices, continuations
 from .model import MODULES, ModelConfig
@@ -69,7 +69,11 @@ def _samples(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, s
 
 def _read_data(options: argparse.Namespace, alphabet: Alphabet) -> Data:
     training = read(options.text, alphabet, options.max_length, options.bptt, options.limit)
-    if options.valid is None:
+    if options.held_out_from == "streams" and isinstance(training, Sentences):
+        raise InputError(f"--held-out-from streams goes with streams, and --alphabet {alphabet.name} makes sentences")
+    if options.valid is None and options.held_out_from == "streams":
+        training, held_out = training.split_streams(options.held_out, options.batch)
+    elif options.valid is None:
         training, held_out = training.split(options.held_out)
     else:
         held_out = read(options.valid, alphabet, options.max_length, options.bptt)

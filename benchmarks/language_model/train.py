@@ -43,6 +43,7 @@ class Settings:
     text_digest: str  # of all that was read from the texts
     limit: int | None
     held_out: float
+    held_out_from: str
     alphabet: str
     max_length: int
     bptt: int

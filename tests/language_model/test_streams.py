@@ -17,7 +17,7 @@ from benchmarks.language_model.model import LanguageModel
 from benchmarks.language_model.options import parse
 from benchmarks.language_model.train import Settings
 
-from .conftest import BACKEND, SENTENCES, command, config, losses, model, results, train
+from .conftest import BACKEND, SENTENCES, assert_one_line, command, config, losses, model, results, train
 
 LINES = "\n".join(f" {sentence} <unk> " for sentence in SENTENCES * 20)
 STREAM = ("--bptt", 12, "--batch", 5)
@@ -84,6 +84,25 @@ def test_stream_entropy_digest_and_split():
     assert stream.digest() == Stream(values.copy(), 2, 1).digest() != Stream(values[::-1], 2, 3).digest()
     training, held_out = stream.split(0.25)
     assert (training.values.tolist(), held_out.values.tolist()) == ([5, 5, 0], [5])
+
+
+def test_the_end_of_every_stream_is_held_out():
+    whole = Stream(np.arange(32, dtype=np.uint8), 2, 4)
+    training, held_out = whole.split_streams(0.3, 3)  # 10 symbols a stream, and two left over
+    for part, first, length in ((training, 0, 7), (held_out, 7, 3)):
+        batches = list(part.batches(3))
+        targets = torch.cat([batch.targets for batch in batches])
+        assert targets.T.tolist() == [[2 + 10 * i + first + j for j in range(length)] for i in range(3)]
+        assert (len(part), len(batches)) == (3 * length, part.batch_count(3))
+        assert part.unigram_entropy() == pytest.approx(math.log(3 * length))
+    assert np.shares_memory(training.values, whole.values)
+    assert training.digest() == Stream(training.values.flatten(), 2, 4).digest()
+
+
+def test_a_text_too_short_to_hold_out_of_every_stream(lines, tmp_path, capsys):
+    short = ("--alphabet", "bytes", "--held-out-from", "streams", "--limit", 100, "--batch", 60)
+    assert train(lines, tmp_path / "out", *short) == 2
+    assert_one_line(capsys, "the text is shorter than one batch")
 
 
 def test_bytes_are_a_memory_map(tmp_path):

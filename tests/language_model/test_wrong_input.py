@@ -55,6 +55,7 @@ def test_wrong_text(content, message, tmp_path, capsys):
         (("--init", 0), "must be a finite number above 0, got 0"),
         (("--clip-by", "force"), "invalid choice: 'force'"),
         (("--preset", "gpt"), "invalid choice: 'gpt'"),
+        (("--held-out-from", "streams"), "goes with streams, and --alphabet characters makes sentences"),
         (("--prompt", "One. Two"), "has a full stop"),
         (("--backend", "triton"), "--backend triton cannot run here"),
     ],
