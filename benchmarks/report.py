@@ -12,11 +12,16 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.gpu import report as gpu
+from benchmarks.language_model import published as language_model
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import report as speed
 
 README = ROOT / "README.md"
-BLOCKS: dict[str, Callable[[list[dict]], str]] = {"speed": speed.block, "gpu": gpu.block}  # by kind
+BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
+    "language_model": language_model.block,
+    "speed": speed.block,
+    "gpu": gpu.block,
+}
 
 
 def load_results(kind: str, folder: Path = RESULTS) -> list[dict]:
