@@ -6,6 +6,7 @@ PyTorch oracle, ``backends()`` what can run on this machine.
 """
 
 from . import functional, reference
+from .keras import from_keras, to_keras
 from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
 from .ops import backends, choose_backend
 from .version import __version__
@@ -19,6 +20,8 @@ __all__ = [
     "__version__",
     "backends",
     "choose_backend",
+    "from_keras",
     "functional",
     "reference",
+    "to_keras",
 ]

@@ -1,0 +1,148 @@
+"""Weights from and to Keras: its SimpleRNN, LSTM and GRU, either way round, as ``layer.get_weights()`` gives them.
+
+Keras multiplies from the right, x W + h₋ U + b, so its matrices are the transposes of ours. Its steps are
+
+* SimpleRNN: h = tanh(x W + h₋ U + b), the RNN here;
+* LSTM, gates in the order i, f, c, o: i, f, o = σ(x W + h₋ U + b); g = tanh(x W + h₋ U + b); c = f⊙c₋ + i⊙g;
+  h = o⊙tanh(c), the LSTM here, its gate c called g;
+* GRU, gates in the order z, r, h: z, r = σ(x W + h₋ U + b); with ``reset_after=True``
+  h̃ = tanh(x W + b + r⊙(h₋ U + b')), which is torch.nn's GRU, with ``reset_after=False``
+  h̃ = tanh(x W + (r⊙h₋) U + b); then h = z⊙h₋ + (1−z)⊙h̃.
+
+The last line is that of the reset-after GRU here, but the reset-before GRU here follows Chung et al. 2014,
+h = (1−z)⊙h₋ + z⊙n. As 1 − σ(a) = σ(−a), z changes its meaning with the signs of its weights and bias, exactly.
+
+Equations: the code of keras.layers.LSTMCell and GRUCell, with the default activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .modules import GRU, LSTM, RNN, Recurrent
+
+__all__ = ["from_keras", "to_keras"]
+
+_MODULES: dict[int, type[Recurrent]] = {1: RNN, 3: GRU, 4: LSTM}  # by gates
+
+
+def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **options: Any) -> RNN | LSTM | GRU:
+    """A module of one layer with the weights of a Keras layer. The module's docstring has the formulas.
+
+    Args:
+        weights: ``layer.get_weights()`` of SimpleRNN, LSTM or GRU: kernel (I, G*H), recurrent_kernel (H, G*H) and,
+            unless ``use_bias=False``, bias (G*H), in the GRU with ``reset_after=True`` (2, G*H). Which layer it is
+            follows from G. Of Bidirectional round one: the arrays of the forward layer, then of the backward layer.
+        reset_after: needed for a GRU without bias, where nothing else tells; otherwise checked if given.
+        options: of the module, such as ``backend``; unless given, ``batch_first`` is True, as Keras has it, and
+            ``dtype`` that of the kernel.
+
+    Raises:
+        ValueError: arrays whose number or shapes are not those of such a layer, or a GRU of the other kind.
+    """
+    arrays = [torch.as_tensor(array) for array in weights]
+    if len(arrays) not in (2, 3, 4, 6):
+        raise ValueError(
+            "weights must be kernel, recurrent_kernel and perhaps bias, or twice these of a Bidirectional layer, "
+            f"got {len(arrays)} arrays"
+        )
+    directions = 1 if len(arrays) < 4 else 2
+    layers = [arrays[: len(arrays) // directions], arrays[len(arrays) // directions :]][:directions]
+    input_size, hidden_size, gates = _sizes(layers[0])
+    options = {"batch_first": True, "dtype": arrays[0].dtype, **options}
+    if gates == 3:
+        options["reset_after"] = _reset_after(layers[0], hidden_size, reset_after)
+    elif reset_after is not None:
+        raise ValueError(f"reset_after is an option of GRUs, and these weights are those of {gates} gates")
+    module = _MODULES[gates](
+        input_size, hidden_size, bias=len(layers[0]) == 3, bidirectional=directions == 2, **options
+    )
+    for suffix, layer in zip(module._suffixes(0), layers):
+        _load(module, suffix, layer)
+    return module
+
+
+def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
+    """The weights of a module of one layer as ``layer.set_weights()`` of the same layer in Keras takes them.
+
+    Returns NumPy arrays, shaped and ordered as ``from_keras`` takes them. Where Keras has one bias and the module two,
+    it is their sum.
+
+    Raises:
+        TypeError: a module that Keras has no layer for.
+        ValueError: more than one layer, or projections.
+    """
+    if not isinstance(module, RNN | LSTM | GRU):
+        raise TypeError(f"Keras has layers for RNN, LSTM and GRU, and this is a {type(module).__name__}")
+    if module.num_layers != 1:
+        raise ValueError(f"a Keras layer is one layer, and this module has {module.num_layers}")
+    return [array.numpy() for suffix in module._suffixes(0) for array in _unload(module, suffix)]
+
+
+def _sizes(layer: list[Tensor]) -> tuple[int, int, int]:
+    """I, H and the number of gates, from kernel and recurrent_kernel."""
+    kernel, recurrent = layer[:2]
+    if kernel.dim() == recurrent.dim() == 2:
+        hidden_size, rows = recurrent.shape
+        if hidden_size and rows % hidden_size == 0 and rows // hidden_size in _MODULES and kernel.shape[1] == rows:
+            return kernel.shape[0], hidden_size, rows // hidden_size
+    raise ValueError(
+        "kernel must be (I, G*H) and recurrent_kernel (H, G*H) with G = 1, 3 or 4 for SimpleRNN, GRU or LSTM, got "
+        f"{tuple(kernel.shape)} and {tuple(recurrent.shape)}"
+    )
+
+
+def _reset_after(layer: list[Tensor], hidden_size: int, given: bool | None) -> bool:
+    """Which GRU a layer is, from the rank of its bias where it has one."""
+    if len(layer) == 2 and given is None:
+        raise ValueError("nothing in the weights of a GRU without bias tells reset_after: pass it")
+    found = given if len(layer) == 2 else layer[2].dim() == 2
+    if given is not None and given != found:
+        raise ValueError(f"reset_after={given} was given, but a bias of shape {tuple(layer[2].shape)} means {found}")
+    return bool(found)
+
+
+@torch.no_grad()
+def _load(module: Recurrent, suffix: str, layer: list[Tensor]) -> None:
+    """Copy one Keras layer's arrays to the parameters of that suffix, or raise ValueError naming the misfit."""
+    kernel, recurrent, *bias = layer
+    parts = {"weight_ih": _to_ours(module, kernel.T), "weight_hh": _to_ours(module, recurrent.T)}
+    if bias:
+        input_bias, recurrent_bias = bias[0] if bias[0].dim() == 2 else (bias[0], torch.zeros_like(bias[0]))
+        parts |= {"bias_ih": _to_ours(module, input_bias), "bias_hh": _to_ours(module, recurrent_bias)}
+    for name, value in parts.items():
+        parameter = getattr(module, name + suffix, None)
+        if parameter is None:  # the reset-before GRU has one bias
+            continue
+        if parameter.shape != value.shape:
+            shapes = ", ".join(str(tuple(array.shape)) for array in layer)
+            raise ValueError(f"arrays of shapes {shapes} do not fit together: {name} would be {tuple(value.shape)}")
+        parameter.copy_(value)
+
+
+def _unload(module: Recurrent, suffix: str) -> list[Tensor]:
+    """The arrays of a Keras layer from the parameters of that suffix."""
+    parameter = {name: getattr(module, name + suffix).detach().cpu() for name in module._weight_names()}
+    arrays = [_to_keras(module, parameter[name]).T.contiguous() for name in ("weight_ih", "weight_hh")]
+    if module.bias:
+        biases = [_to_keras(module, parameter[name]) for name in ("bias_ih", "bias_hh") if name in parameter]
+        arrays.append(torch.stack(biases) if module.cell == "gru_reset_after" else sum(biases[1:], biases[0]))
+    return arrays
+
+
+def _to_ours(module: Recurrent, rows: Tensor) -> Tensor:
+    """The rows (G*H, ...) of all gates in the order here."""
+    if module._spec.gates != 3:
+        return rows
+    z, r, n = rows.chunk(3)
+    return torch.cat([r, -z if module._spec.reset_before else z, n])
+
+
+def _to_keras(module: Recurrent, rows: Tensor) -> Tensor:
+    """The same in the order of Keras."""
+    if module._spec.gates != 3:
+        return rows
+    r, z, n = rows.chunk(3)
+    return torch.cat([-z if module._spec.reset_before else z, r, n])
