@@ -1,15 +1,17 @@
 # One target per thing a person does. Each sets up what it needs: a virtual environment in .venv with torch and
-# this package built in place. PYTHON picks the interpreter, VENV the environment, TORCH the version of torch.
+# this package built in place. PYTHON picks the interpreter, VENV the environment, TORCH the version of torch, TORCHES
+# the oldest and the newest one that test-dist tries.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
+TORCHES ?= 2.11.0 2.15.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
 TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench lint format dist test-dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -18,6 +20,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make bench   measure speed and memory, and write the tables into README.md"
 	@echo "make lint    check style; make format repairs it"
+	@echo "make dist    build a source archive and wheels into dist/; make test-dist tries them in clean environments"
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 10)' || \
@@ -61,5 +64,19 @@ format: $(VENV)/linters
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
 
+# The source archive, and of it a wheel without the CUDA kernels and, where there is nvcc, one with them.
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --sdist
+	FUSED_RNN_CUDA=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist/cpu dist/*.tar.gz
+	if command -v nvcc > /dev/null; then $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist/cuda dist/*.tar.gz; fi
+
+test-dist: dist
+	for torch in $(TORCHES); do for wheel in dist/*/*.whl; do \
+	  rm -rf build/clean && "$(PYTHON)" -m venv build/clean && \
+	  build/clean/bin/python -m pip install --quiet torch==$$torch $$wheel && \
+	  build/clean/bin/python tests/clean_install.py || exit 1; done; done
+
 clean:
-	rm -rf build fused_rnn/_C.so *.egg-info $(VENV)/installed
+	rm -rf build dist fused_rnn/_C.so *.egg-info $(VENV)/installed

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -18,24 +19,6 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SITE_PACKAGES = Path(torch.__file__).parents[1]
-
-TRAIN = """
-import sys
-import torch
-import fused_rnn
-
-assert fused_rnn.__file__.startswith(sys.prefix), fused_rnn.__file__
-ours = fused_rnn.LSTM(11, 13, backend="cpu")
-theirs = torch.nn.LSTM(11, 13)
-theirs.load_state_dict(ours.state_dict())
-input = torch.randn(7, 3, 11)
-for module in (ours, theirs):
-    module(input)[0].square().sum().backward()
-torch.testing.assert_close(ours(input)[0], theirs(input)[0])
-for ours_parameter, theirs_parameter in zip(ours.parameters(), theirs.parameters()):
-    torch.testing.assert_close(ours_parameter.grad, theirs_parameter.grad, rtol=1e-4, atol=1e-5)
-print("same as torch.nn.LSTM")
-"""
 
 WITHOUT_LIBRARY = """
 import torch
@@ -138,7 +121,7 @@ def test_the_wheel_is_for_every_python_3_on_this_platform(wheel):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     python = {name for name in source_files() if name.startswith("fused_rnn/") and name.endswith(".py")}
-    assert names == python | {"fused_rnn/_C.so"}
+    assert names == python | {"fused_rnn/_C.so", "fused_rnn/py.typed"}
 
 
 @pytest.mark.slow
@@ -148,10 +131,19 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     (packages,) = (tmp_path / "clean").glob("lib/python*/site-packages")
     # lends this environment's torch; its folder comes after, and its own .pth files, such as ours, are not read
     (packages / "torch_from_the_tests.pth").write_text(f"{SITE_PACKAGES}\n")
-    script = tmp_path / "elsewhere" / "train.py"
-    script.parent.mkdir()
-    script.write_text(TRAIN)
-    assert "same as torch.nn.LSTM" in output_of([python, script.name], script.parent)
+    said = output_of([python, ROOT / "tests" / "clean_install.py"], tmp_path)
+    assert f"works with torch {torch.__version__}" in said
+
+
+def test_the_source_archive_holds_what_a_wheel_is_built_from(tmp_path):
+    tree = copy_source(tmp_path / "source")
+    output_of([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path], tree)
+    (archive,) = tmp_path.glob("fused_rnn-*.tar.gz")
+    with tarfile.open(archive) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    files = {name for name in names if (tree / name).is_file() and not name.startswith("fused_rnn.egg-info/")}
+    package = {name for name in source_files() if name.startswith(("csrc/", "fused_rnn/"))}
+    assert files == package | {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
 
 
 @pytest.mark.slow
