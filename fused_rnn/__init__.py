@@ -1,27 +1,37 @@
 """Recurrent networks whose whole sequence, forward and backward, runs in one fused kernel.
 
 ``RNN``, ``LSTM`` and ``GRU`` are drop-ins for torch.nn's; ``MultiplicativeLSTM`` and ``MultiplicativeGRU`` are
-cells that torch.nn lacks. ``functional`` has the same with weights as arguments, ``reference`` the plain
-PyTorch oracle, ``backends()`` what can run on this machine.
+cells that torch.nn lacks; ``RNNCell`` and so on are single steps. ``replace`` exchanges torch.nn's modules inside a
+model. ``functional`` has the same with weights as arguments, ``reference`` the plain PyTorch oracle, ``backends()``
+what can run on this machine.
 """
 
 from . import functional, reference
+from .cell_modules import GRUCell, LSTMCell, MultiplicativeGRUCell, MultiplicativeLSTMCell, RNNCell
 from .keras import from_keras, to_keras
 from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
 from .ops import backends, choose_backend
+from .replacement import Replacement, replace
 from .version import __version__
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "GRUCell",
+    "LSTMCell",
     "MultiplicativeGRU",
+    "MultiplicativeGRUCell",
     "MultiplicativeLSTM",
+    "MultiplicativeLSTMCell",
+    "RNNCell",
+    "Replacement",
     "__version__",
     "backends",
     "choose_backend",
     "from_keras",
     "functional",
     "reference",
+    "replace",
     "to_keras",
 ]

@@ -3,24 +3,80 @@
 ``RNN``, ``LSTM`` and ``GRU`` take torch.nn's constructor and call, name and initialise their parameters as it
 does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``MultiplicativeLSTM`` and
 ``MultiplicativeGRU`` work alike with the parameters that their equations have. Layers and directions are
-stacked here; one layer in one direction is one call of ``ops.run``.
+stacked here; one layer in one direction is one call of ``ops.run``. Modules of a single step are in
+``cell_modules``; ``packing`` and ``projection`` turn what the kernels do not know into what they do.
 """
 
 import math
 import numbers
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import ops, projection
+from .packing import Packing
 
 __all__ = ["GRU", "LSTM", "RNN", "MultiplicativeGRU", "MultiplicativeLSTM"]
 
 
-class Recurrent(nn.Module):
-    """Layers and directions of one cell. Subclasses set ``cell``, a key of ``ops.CELLS``.
+class CellBased(nn.Module):
+    """What whole sequences and single steps of a cell share: its parameters, their initialisation, the backend.
+
+    Subclasses set ``cell``, a key of ``ops.CELLS``, and ``_defaults``, the options that ``extra_repr`` shows where they
+    are not as they are by default.
+    """
+
+    cell: str
+    _defaults: dict
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool, backend: str) -> None:
+        super().__init__()
+        if backend != "auto" and backend not in ops.BACKENDS:
+            known = ", ".join(map(repr, ops.BACKENDS))
+            raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.backend = backend
+
+    @property
+    def _spec(self) -> ops.Cell:
+        return ops.CELLS[self.cell]
+
+    def _weight_names(self) -> list[str]:
+        return [name for name in self._spec.weights if self.bias or not name.startswith("bias")]
+
+    def _weights(self, suffix: str = "") -> dict[str, Tensor]:
+        """The weights of one layer and direction by name; as attributes, so that parametrisations take part."""
+        return {name: getattr(self, name + suffix) for name in self._weight_names()}
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter uniformly from ±1/√H, as torch.nn does."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def _state_parts(self, state: ops.State) -> tuple[Tensor, ...]:
+        """(h_0,) or (h_0, c_0); raises if the state is not of the cell's form."""
+        if self._spec.has_cell_state and isinstance(state, tuple | list) and len(state) != 2:
+            raise RuntimeError(f"this cell has two states, h_0 and c_0, got {len(state)} of them")
+        ops.check_state_form(self._spec, state)
+        return tuple(state) if self._spec.has_cell_state else (state,)
+
+    def _state_of(self, parts: tuple[Tensor, ...]) -> ops.State:
+        return parts if self._spec.has_cell_state else parts[0]
+
+    def extra_repr(self) -> str:
+        options = {name: getattr(self, name) for name in self._defaults}
+        changed = [f"{name}={value}" for name, value in options.items() if value != self._defaults[name]]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
+
+
+class Recurrent(CellBased):
+    """Layers and directions of one cell.
 
     Args:
         input_size: I, features of the input, at least 1.
@@ -30,16 +86,17 @@ class Recurrent(nn.Module):
         batch_first: input and output are (B, T, features) in place of (T, B, features); states are not affected.
         dropout: probability of dropping an output between layers, in training mode only.
         bidirectional: run each layer in both directions and concatenate their outputs.
-        proj_size: 0; torch.nn.LSTM's projections are not supported.
+        proj_size: P, features to which LSTM projects its outputs, less than H; 0 for no projection, see ``LSTM``.
+        device, dtype: of the parameters.
         backend: "auto", or one of ``fused_rnn.backends()``.
         recompute: save only states for the backward pass, which rebuilds the gates; see below.
-        device, dtype: of the parameters.
 
     Call: ``output, state = module(input, hx=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
     states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
     sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
-    are those of the last real step, and the reverse direction starts there.
+    are those of the last real step, and the reverse direction starts there. A ``PackedSequence``, sorted or not, is
+    taken too, and returned as output: it is padded, and the kernels are given its lengths.
 
     ``recompute=True`` trades time for memory; results stay the same, and gradients too up to rounding (in bfloat16 also
     that of the stored states). For each step and unit the forward pass then saves, beside its output, one value in
@@ -50,10 +107,14 @@ class Recurrent(nn.Module):
     of these steps and units. So it pays where sequences are long, or where several layers or calls wait for the same
     backward pass. The reference takes no notice: there autograd saves what it needs.
 
-    Raises torch.nn's exception types for the same mistakes.
+    Raises torch.nn's exception types for the mistakes that torch.nn checks, and TypeError for a state that is no
+    tensor, or no pair of tensors.
     """
 
-    cell: str
+    _defaults = {  # noqa: RUF012 - never changed
+        **{"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False},
+        **{"backend": "auto", "recompute": False},
+    }
 
     def __init__(
         self,
@@ -65,129 +126,129 @@ class Recurrent(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        device=None,
+        dtype=None,
         *,
         backend: str = "auto",
         recompute: bool = False,
-        device=None,
-        dtype=None,
     ) -> None:
-        super().__init__()
-        _check_options(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, backend, recompute)
+        super().__init__(input_size, hidden_size, bias, backend)
+        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        _check_bools(bias=bias, batch_first=batch_first, recompute=recompute)
+        _check_dropout(dropout)
+        self._check_projection(proj_size)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout acts on the outputs of all but the last layer, so non-zero dropout expects num_layers "
                 f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
                 stacklevel=2 + ("__init__" in vars(type(self))),  # at the caller's line
             )
-        self.input_size = input_size
-        self.hidden_size = hidden_size
         self.num_layers = num_layers
-        self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
-        self.backend = backend
+        self.proj_size = proj_size
         self.recompute = recompute
         for layer in range(num_layers):
-            layer_input = input_size if layer == 0 else hidden_size * self._directions
+            layer_input = input_size if layer == 0 else self._output_size * self._directions
             for suffix in self._suffixes(layer):
                 for name in self._weight_names():
-                    shape = self._spec.weight_shape(name, layer_input, hidden_size)
+                    shape = self._weight_shape(name, layer_input)
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     self.register_parameter(name + suffix, parameter)
         self.reset_parameters()
 
     @property
-    def _spec(self) -> ops.Cell:
-        return ops.CELLS[self.cell]
-
-    @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def _output_size(self) -> int:
+        return self.proj_size or self.hidden_size
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
     def _weight_names(self) -> list[str]:
-        return [name for name in self._spec.weights if self.bias or not name.startswith("bias")]
+        return super()._weight_names() + (["weight_hr"] if self.proj_size else [])
+
+    def _weight_shape(self, name: str, layer_input: int) -> tuple[int, ...]:
+        if name == "weight_hr":
+            return self.proj_size, self.hidden_size
+        shape = self._spec.weight_shape(name, layer_input, self.hidden_size)
+        return (shape[0], self._output_size) if name == "weight_hh" else shape
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters, one list per layer and direction, as torch.nn has it."""
-        return [
-            [getattr(self, name + suffix) for name in self._weight_names()]
-            for layer in range(self.num_layers)
-            for suffix in self._suffixes(layer)
-        ]
-
-    def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/√H, as torch.nn does."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+        return [list(self._weights(suffix).values()) for suffix in suffixes]
 
     def flatten_parameters(self) -> None:
         """Nothing to do here: torch.nn needs this for cuDNN, whose callers may go on calling it."""
 
-    def extra_repr(self) -> str:
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        defaults |= {"backend": "auto", "recompute": False}
-        changed = [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
-
     def forward(
-        self, input: Tensor, hx: ops.State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, ops.State]:
-        batched = self._check_input(input)
+        self, input: Tensor | PackedSequence, hx: ops.State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, ops.State]:
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        self._check_features(input)
         if not batched and lengths is not None:
             raise ValueError("lengths goes with batched input (3-D), and this input is unbatched (2-D)")
         if not batched:
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        states = self._split_state(hx, input.shape[1], batched)
-        output, finals = self._run_layers(input, states, lengths)
-        final = tuple(torch.stack(parts) for parts in zip(*finals))
+        initial = self._initial(hx, input.shape[1], batched)
+        output, final = self._run_layers(input, initial, lengths)
         if not batched:
             output, final = output.squeeze(1), tuple(part.squeeze(1) for part in final)
         elif self.batch_first:
             output = output.transpose(0, 1)
-        return output, (final if self._spec.has_cell_state else final[0])
+        return output, self._state_of(final)
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: ops.State | None, lengths: Tensor | None
+    ) -> tuple[PackedSequence, ops.State]:
+        """Runs in the order of packing, the longest sequence first; states are given and returned in the caller's."""
+        if lengths is not None:
+            raise ValueError("a PackedSequence brings its lengths along: lengths goes with a padded tensor")
+        data, batch_sizes, order, inverse = input
+        if data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}: a PackedSequence of (T, I) tensors")
+        self._check_features(data)
+        packing = Packing(batch_sizes, data.device)
+        initial = self._initial(hx, packing.batch, batched=True)
+        if initial is not None and order is not None:
+            initial = tuple(part.index_select(1, order) for part in initial)
+        output, final = self._run_layers(packing.pad(data), initial, packing.lengths)
+        if inverse is not None:
+            final = tuple(part.index_select(1, inverse) for part in final)
+        return PackedSequence(packing.pack(output), batch_sizes, order, inverse), self._state_of(final)
 
     def _run_layers(
-        self, input: Tensor, states: list[ops.State | None], lengths: Tensor | None
-    ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        self, input: Tensor, initial: tuple[Tensor, ...] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The last layer's outputs, and the final states of all layers and directions."""
+        run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
+        how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
         finals = []
         for layer in range(self.num_layers):
             outputs = []
             for direction, suffix in enumerate(self._suffixes(layer)):
-                weights = {name: getattr(self, name + suffix) for name in self._weight_names()}
-                output, final = ops.run(
-                    self.cell,
-                    input,
-                    states[len(finals)],
-                    weights,
-                    reverse=direction == 1,
-                    lengths=lengths,
-                    backend=self.backend,
-                    recompute=self.recompute,
-                )
+                state = None if initial is None else self._state_of(tuple(part[len(finals)] for part in initial))
+                output, final = run(input, state, self._weights(suffix), reverse=direction == 1, **how)
                 outputs.append(output)
-                finals.append(final if self._spec.has_cell_state else (final,))
+                finals.append(self._state_parts(final))
             input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout > 0 and layer + 1 < self.num_layers:
                 input = nn.functional.dropout(input, self.dropout, self.training)
-        return input, finals
+        return input, tuple(torch.stack(parts) for parts in zip(*finals))
 
-    def _check_input(self, input: Tensor) -> bool:
-        """Whether the input is batched; raises if it does not fit this module."""
-        if isinstance(input, PackedSequence):
-            raise TypeError(
-                f"fused_rnn.{type(self).__name__} does not take a PackedSequence yet: pass the padded tensor and "
-                "lengths, which torch.nn.utils.rnn.pad_packed_sequence makes of it"
-            )
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    def _check_features(self, input: Tensor) -> None:
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
@@ -198,28 +259,39 @@ class Recurrent(nn.Module):
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
             )
-        return input.dim() == 3
 
-    def _split_state(self, state: ops.State | None, batch: int, batched: bool) -> list[ops.State | None]:
-        """The initial state of each layer and direction; raises if a shape is wrong."""
-        count = self.num_layers * self._directions
+    def _initial(self, state: ops.State | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
+        """The parts of the initial state, each (layers * directions, B, features); raises if a shape is wrong."""
         if state is None:
-            return [None] * count
-        ops.check_state_form(self._spec, state)
-        parts = state if self._spec.has_cell_state else (state,)
-        shape = (count, batch, self.hidden_size) if batched else (count, self.hidden_size)
-        for name, part in zip(("h_0", "c_0"), parts):
+            return None
+        parts = self._state_parts(state)
+        count = self.num_layers * self._directions
+        for name, part, size in zip(("h_0", "c_0"), parts, (self._output_size, self.hidden_size)):
+            shape = (count, batch, size) if batched else (count, size)
             if tuple(part.shape) != shape:
                 kind = "batched (3-D)" if batched else "unbatched (2-D)"
                 raise RuntimeError(f"{name}: Expected hidden size {shape} for {kind} input, got {tuple(part.shape)}")
-        parts = [part.unbind(0) if batched else part.unsqueeze(1).unbind(0) for part in parts]
-        return list(zip(*parts)) if self._spec.has_cell_state else list(parts[0])
+        return parts if batched else tuple(part.unsqueeze(1) for part in parts)
+
+    def _check_projection(self, proj_size: int) -> None:
+        if proj_size == 0:
+            return
+        if self.cell != "lstm":
+            raise ValueError(f"proj_size argument is only supported for LSTM, not {type(self).__name__}")
+        if not isinstance(proj_size, int):
+            raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+        if not 0 < proj_size < self.hidden_size:
+            raise ValueError(
+                f"proj_size must be 0, for no projection, or positive and smaller than hidden_size={self.hidden_size}, "
+                f"got {proj_size}"
+            )
 
 
 class RNN(Recurrent):
     """Elman network, a drop-in for torch.nn.RNN: h = tanh(W x + b + U h₋), or relu in place of tanh."""
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kw):
+        _refuse_projection(self, kw)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
@@ -229,14 +301,16 @@ class RNN(Recurrent):
     def cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}")
-
 
 class LSTM(Recurrent):
-    """Long short-term memory, a drop-in for torch.nn.LSTM (without ``proj_size``).
+    """Long short-term memory, a drop-in for torch.nn.LSTM.
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
+
+    With ``proj_size`` = P > 0 (Sak et al. 2014), h = R (o⊙tanh(c)), R being ``weight_hr_l{k}`` (P, H): outputs and h_0
+    have P features, ``weight_hh_l{k}`` is (4H, P), and the layers above read P * directions features. The kernels run
+    this as an LSTM with the recurrent weights U R, see ``fused_rnn/projection.py``: exact, but the product in the loop
+    has 4H·H multiplications for a step and sequence, where torch.nn's two have 4H·P and P·H.
     """
 
     cell = "lstm"
@@ -250,16 +324,16 @@ class GRU(Recurrent):
     bias, ``bias_ih``.
     """
 
+    _defaults = Recurrent._defaults | {"reset_after": True}
+
     def __init__(self, *args, reset_after: bool = True, **kw):
+        _refuse_projection(self, kw)
         self.reset_after = reset_after
         super().__init__(*args, **kw)
 
     @property
     def cell(self) -> str:
         return "gru_reset_after" if self.reset_after else "gru"
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
 class MultiplicativeLSTM(Recurrent):
@@ -278,24 +352,29 @@ class MultiplicativeGRU(Recurrent):
     cell = "multiplicative_gru"
 
 
-def _check_options(
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, backend, recompute
-) -> None:
-    """torch.nn's checks of the constructor's arguments, and the backend's name."""
-    for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-        if not isinstance(value, int) or isinstance(value, bool):
+def _refuse_projection(module: Recurrent, options: dict) -> None:
+    """torch.nn.RNN and GRU refuse the word itself, even for 0."""
+    if "proj_size" in options:
+        raise ValueError(f"proj_size argument is only supported for LSTM, not {type(module).__name__}")
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int):
             raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
         if value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
-    for name, value in (("bias", bias), ("batch_first", batch_first), ("recompute", recompute)):
+
+
+def _check_bools(**values: bool) -> None:
+    for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def _check_dropout(dropout: float) -> None:
+    float(dropout)  # TypeError, as from torch.nn, for what is nothing like a number
     if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
             f"dropout should be a number in range [0, 1], the probability of an element being zeroed, got {dropout!r}"
         )
-    if proj_size != 0:
-        raise NotImplementedError(f"fused_rnn has no projections yet: proj_size must be 0, got {proj_size}")
-    if backend != "auto" and backend not in ops.BACKENDS:
-        known = ", ".join(map(repr, ops.BACKENDS))
-        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")

@@ -1,0 +1,147 @@
+"""Single steps of the cells, for loops in which the next input depends on the last state.
+
+``RNNCell``, ``LSTMCell`` and ``GRUCell`` are drop-ins for torch.nn's; ``GRUCell(reset_after=False)``,
+``MultiplicativeLSTMCell`` and ``MultiplicativeGRUCell`` work alike. A step is one call of ``ops.run`` with T = 1, so
+each packs the weights anew: where all inputs are known beforehand, the modules of whole sequences are faster.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .modules import CellBased
+
+__all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
+
+
+class RecurrentCell(CellBased):
+    """One step of one cell.
+
+    Args:
+        input_size: I, features of the input, at least 1.
+        hidden_size: H, features of the state, at least 1.
+        bias: whether the cell has its biases; without them they are attributes that are None.
+        device, dtype: of the parameters.
+        backend: "auto", or one of ``fused_rnn.backends()``.
+
+    Call: ``state = module(input, hx=None)`` with input (B, I) or unbatched (I) and states (B, H) or (H); a missing
+    state is zeros. Cells with a cell state take and return the pair (h, c).
+
+    Parameters are named as those of a layer of ``fused_rnn``'s module of the same cell, without ``_l0``.
+
+    Raises torch.nn's exception types for the mistakes that torch.nn checks, TypeError for a state that is no tensor, or
+    no pair of tensors, and ValueError for a size of zero.
+    """
+
+    _defaults = {"bias": True, "backend": "auto"}  # noqa: RUF012 - never changed
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, backend)
+        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if value == 0:
+                raise ValueError(f"{name} must be greater than zero, got 0")
+        for name in self._spec.weights:
+            shape = self._spec.weight_shape(name, input_size, hidden_size)
+            present = name in self._weight_names()
+            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if present else None
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
+        self._check_rank("input", input)
+        parts = None if hx is None else self._state_parts(hx)
+        for index, part in enumerate(parts or ()):
+            self._check_rank(f"hx[{index}]" if len(parts) > 1 else "hidden", part)
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            parts = None if parts is None else tuple(part.unsqueeze(0) for part in parts)
+        self._check_sizes(input, parts)
+        state = None if parts is None else self._state_of(parts)
+        _, state = ops.run(self.cell, input.unsqueeze(0), state, self._weights(), backend=self.backend)
+        return state if batched else self._state_of(tuple(part.squeeze(0) for part in self._state_parts(state)))
+
+    def _check_rank(self, name: str, tensor: Tensor) -> None:
+        if tensor.dim() not in (1, 2):
+            kind = type(self).__name__
+            raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+
+    def _check_sizes(self, input: Tensor, parts: tuple[Tensor, ...] | None) -> None:
+        if input.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {input.shape[1]} expected {self.input_size}")
+        for index, part in enumerate(parts or ()):
+            if part.shape[0] != input.shape[0]:
+                raise RuntimeError(
+                    f"Input batch size {input.shape[0]} doesn't match hidden{index} batch size {part.shape[0]}"
+                )
+            if part.dim() != 2 or part.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{index} has inconsistent hidden_size: got {part.shape[1]}, expected {self.hidden_size}"
+                )
+
+
+class RNNCell(RecurrentCell):
+    """One step of an Elman network, a drop-in for torch.nn.RNNCell: h = tanh(W x + b + U h₋), or relu."""
+
+    _defaults = {"bias": True, "nonlinearity": "tanh", "backend": "auto"}  # noqa: RUF012 - never changed
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
+
+    @property
+    def cell(self) -> str:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'.")
+        return f"rnn_{self.nonlinearity}"
+
+
+class LSTMCell(RecurrentCell):
+    """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as ``fused_rnn.LSTM``'s."""
+
+    cell = "lstm"
+
+
+class GRUCell(RecurrentCell):
+    """One step of a gated recurrent unit, a drop-in for torch.nn.GRUCell; ``reset_after`` as in ``fused_rnn.GRU``."""
+
+    _defaults = RecurrentCell._defaults | {"reset_after": True}
+
+    def __init__(self, *args, reset_after: bool = True, **kw):
+        self.reset_after = reset_after
+        super().__init__(*args, **kw)
+
+    @property
+    def cell(self) -> str:
+        return "gru_reset_after" if self.reset_after else "gru"
+
+
+class MultiplicativeLSTMCell(RecurrentCell):
+    """One step of ``fused_rnn.MultiplicativeLSTM``."""
+
+    cell = "multiplicative_lstm"
+
+
+class MultiplicativeGRUCell(RecurrentCell):
+    """One step of ``fused_rnn.MultiplicativeGRU``."""
+
+    cell = "multiplicative_gru"
