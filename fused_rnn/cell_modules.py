@@ -5,6 +5,8 @@
 each packs the weights anew: where all inputs are known beforehand, the modules of whole sequences are faster.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class RecurrentCell(CellBased):
     no pair of tensors, and ValueError for a size of zero.
     """
 
-    _defaults = {"bias": True, "backend": "auto"}  # noqa: RUF012 - never changed
+    _defaults: ClassVar[dict] = {"bias": True, "backend": "auto"}
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class RecurrentCell(CellBased):
 class RNNCell(RecurrentCell):
     """One step of an Elman network, a drop-in for torch.nn.RNNCell: h = tanh(W x + b + U h₋), or relu."""
 
-    _defaults = {"bias": True, "nonlinearity": "tanh", "backend": "auto"}  # noqa: RUF012 - never changed
+    _defaults: ClassVar[dict] = {"bias": True, "nonlinearity": "tanh", "backend": "auto"}
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import math
 import numbers
 import warnings
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class CellBased(nn.Module):
     """
 
     cell: str
-    _defaults: dict
+    _defaults: ClassVar[dict]
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool, backend: str) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class Recurrent(CellBased):
     tensor, or no pair of tensors.
     """
 
-    _defaults = {  # noqa: RUF012 - never changed
+    _defaults: ClassVar[dict] = {
         **{"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False},
         **{"backend": "auto", "recompute": False},
     }
@@ -235,14 +236,15 @@ class Recurrent(CellBased):
         """The last layer's outputs, and the final states of all layers and directions."""
         run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
         how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
+        states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
         finals = []
         for layer in range(self.num_layers):
             outputs = []
             for direction, suffix in enumerate(self._suffixes(layer)):
-                state = None if initial is None else self._state_of(tuple(part[len(finals)] for part in initial))
+                state = None if states is None else states[len(finals)]
                 output, final = run(input, state, self._weights(suffix), reverse=direction == 1, **how)
                 outputs.append(output)
-                finals.append(self._state_parts(final))
+                finals.append(final if self._spec.has_cell_state else (final,))
             input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout > 0 and layer + 1 < self.num_layers:
                 input = nn.functional.dropout(input, self.dropout, self.training)

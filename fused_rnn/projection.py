@@ -51,5 +51,5 @@ def _in_first_step(h_0: Tensor, input: Tensor, reverse: bool, lengths: Tensor | 
         raise RuntimeError(f"h_0 is {h_0.dtype} on {h_0.device} but input is {input.dtype} on {input.device}")
     steps = len(input)
     times = torch.arange(steps, device=input.device).view(-1, 1, 1)
-    last = steps - 1 if lengths is None else (lengths - 1).unsqueeze(1)
+    last = steps - 1 if lengths is None else (lengths.clamp(max=steps) - 1).unsqueeze(1)
     return torch.where(times == (last if reverse else 0), h_0, 0)

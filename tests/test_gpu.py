@@ -16,6 +16,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import cuda, functional, ops
@@ -386,19 +387,37 @@ def renew(op: Operands, seed: int) -> None:
         op.lengths.copy_(op.lengths.roll(1))
 
 
-def test_nothing_waits_for_the_gpu(place, cell):
-    """torch reports every wait of its own as an error; the low-level operators have no call that waits."""
-    op = place.operands(cell, Shape(5, 3, 4, 6), lengths=[5, 2, 0])
-    d_results = random_like(op.run("reference"))
-    op.results_and_gradients(place.backend, d_results)  # what is done once may wait
+@contextlib.contextmanager
+def waiting_is_an_error(place: Place):
+    """torch reports every wait of its own; the low-level operators have no call that waits."""
     mode = torch.cuda.get_sync_debug_mode() if place.is_gpu else None
     try:
         if place.is_gpu:
             torch.cuda.set_sync_debug_mode("error")
-        op.results_and_gradients(place.backend, d_results)
+        yield
     finally:
         if place.is_gpu:
             torch.cuda.set_sync_debug_mode(mode)
+
+
+def test_nothing_waits_for_the_gpu(place, cell):
+    op = place.operands(cell, Shape(5, 3, 4, 6), lengths=[5, 2, 0])
+    d_results = random_like(op.run("reference"))
+    op.results_and_gradients(place.backend, d_results)  # what is done once may wait
+    with waiting_is_an_error(place):
+        op.results_and_gradients(place.backend, d_results)
+
+
+@pytest.mark.parametrize("proj_size", [0, 4], ids=["plain", "projected"])
+def test_packed_sequences_do_not_wait_for_the_gpu(place, proj_size):
+    how = {"proj_size": proj_size, "device": place.device, "backend": place.backend}
+    module = fused_rnn.LSTM(6, 10, 2, bidirectional=True, **how)
+    x = torch.randn(5, 3, 6, device=place.device)
+    packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), enforce_sorted=False)
+    state = torch.randn(4, 3, proj_size or 10, device=place.device), torch.randn(4, 3, 10, device=place.device)
+    module(packed, state)[0].data.sum().backward()
+    with waiting_is_an_error(place):
+        module(packed, state)[0].data.sum().backward()
 
 
 @EVERY_BACKEND
@@ -463,6 +482,53 @@ def test_module_against_torch(place, batch_first):
     assert relative_error([ours(x)[0]], [theirs(x)[0]]) < 1e-11
     gradients = [[p.grad for p in module.parameters()] for module in (ours, theirs)]
     assert relative_error(*gradients) < 1e-11
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 5, 2, 5]], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize("proj_size", [0, 4], ids=["plain", "projected"])
+def test_packed_sequences_against_torch(place, proj_size, lengths):
+    options = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size, "dtype": torch.float64}
+    theirs = nn.LSTM(6, 10, device=place.device, **options)
+    ours = fused_rnn.LSTM(6, 10, device=place.device, backend=place.backend, **options)
+    ours.load_state_dict(theirs.state_dict())
+    how = {"dtype": torch.float64, "device": place.device, "requires_grad": True}
+    leaves = [torch.randn(shape, **how) for shape in ((5, 4, 6), (4, 4, proj_size or 10), (4, 4, 10))]
+    packed = pack_padded_sequence(leaves[0], torch.tensor(lengths), enforce_sorted=False)
+    outcomes = []
+    for module in (ours, theirs):
+        output, (h_n, c_n) = module(packed, tuple(leaves[1:]))
+        loss = output.data.square().sum() + h_n.sin().sum() + c_n.cos().sum()
+        gradients = torch.autograd.grad(loss, [*leaves, *module.parameters()], retain_graph=True)
+        outcomes.append([output.data, h_n, c_n, *gradients])
+    assert relative_error(*outcomes) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_single_steps_against_torch(place, name):
+    theirs = getattr(nn, name)(6, 10, dtype=torch.float64, device=place.device)
+    ours = getattr(fused_rnn, name)(6, 10, dtype=torch.float64, device=place.device, backend=place.backend)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 6, dtype=torch.float64, device=place.device, requires_grad=True)
+    outcomes = []
+    for cell in (ours, theirs):
+        state = cell(x, cell(x))
+        h = state[0] if isinstance(state, tuple) else state
+        outcomes.append([h, *torch.autograd.grad(h.square().sum(), [x, *cell.parameters()])])
+    assert relative_error(*outcomes) < 1e-11
+
+
+def test_replaced_modules_of_a_model(place):
+    """The parameters that cuDNN had laid out in one piece go on in the fused modules."""
+    how = {"dtype": torch.float64, "device": place.device}
+    model = nn.ModuleDict({"lstm": nn.LSTM(6, 10, 2, bidirectional=True, **how), "head": nn.Linear(20, 2, **how)})
+    x = torch.randn(5, 4, 6, **how)
+    outcomes = []
+    for _ in range(2):
+        output = model["head"](model["lstm"](x)[0])
+        outcomes.append([output, *torch.autograd.grad(output.square().sum(), list(model.parameters()))])
+        fused_rnn.replace(model, backend=place.backend)
+    assert type(model["lstm"]) is fused_rnn.LSTM
+    assert relative_error(*outcomes) < 1e-11
 
 
 def test_auto_takes_this_backend(place):

@@ -67,6 +67,16 @@ def test_lengths(with_state, recompute, backend):
             torch.testing.assert_close(given, exact)
 
 
+def test_h_0_comes_in_where_the_kernels_begin():
+    """On a GPU nobody checks the values of lengths: past T they count as T, below 0 as 0."""
+    h_0, input = torch.ones(4, P), torch.zeros(T, 4, I)
+    placed = projection._in_first_step(h_0, input, True, torch.tensor([T + 2, 3, 0, -1]))
+    assert placed.sum(2).nonzero().tolist() == [[2, 1], [T - 1, 0]]
+    for reverse, first in ((False, 0), (True, T - 1)):
+        placed = projection._in_first_step(h_0, input, reverse, None)
+        assert placed.sum(2).nonzero().tolist() == [[first, b] for b in range(4)]
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
 def test_gradcheck(reverse, backend):
     shapes = {"weight_ih": (16, 2), "weight_hh": (16, 3), "bias_ih": (16,), "bias_hh": (16,), "weight_hr": (3, 4)}

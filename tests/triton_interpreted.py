@@ -186,6 +186,22 @@ def test_modules():
     torch.testing.assert_close(fused(x)[0], lstm(x)[0])
 
 
+@pytest.mark.parametrize("proj_size", [0, 2], ids=["plain", "projected"])
+def test_packed_sequences(proj_size):
+    lstm = torch.nn.LSTM(3, 4, bidirectional=True, proj_size=proj_size)
+    fused = fused_rnn.LSTM(3, 4, bidirectional=True, proj_size=proj_size, backend="triton")
+    fused.load_state_dict(lstm.state_dict())
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 3) for n in (1, 3, 2)], enforce_sorted=False)
+    state = torch.randn(2, 3, proj_size or 4), torch.randn(2, 3, 4)
+    torch.testing.assert_close(fused(packed, state)[0].data, lstm(packed, state)[0].data)
+
+
+def test_single_step():
+    cell = torch.nn.GRUCell(3, 4)
+    fused = fused_rnn.replace(cell, backend="triton").model
+    torch.testing.assert_close(fused(torch.ones(2, 3)), cell(torch.ones(2, 3)))
+
+
 def test_the_schemas_are_those_of_the_compiled_operators():
     if not hasattr(torch.ops.fused_rnn, "forward"):
         pytest.skip("there is no compiled library to compare with")
