@@ -35,9 +35,7 @@ class CellBased(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool, backend: str) -> None:
         super().__init__()
-        if backend != "auto" and backend not in ops.BACKENDS:
-            known = ", ".join(map(repr, ops.BACKENDS))
-            raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")
+        check_backend(backend)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -352,6 +350,13 @@ class MultiplicativeGRU(Recurrent):
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as MultiplicativeLSTM's."""
 
     cell = "multiplicative_gru"
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError unless there is a backend of this name, on whatever machine."""
+    if backend != "auto" and backend not in ops.BACKENDS:
+        known = ", ".join(map(repr, ops.BACKENDS))
+        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")
 
 
 def _refuse_projection(module: Recurrent, options: dict) -> None:

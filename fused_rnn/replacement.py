@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cell_modules, modules
-from .modules import CellBased, Recurrent
+from .modules import CellBased, Recurrent, check_backend
 
 __all__ = ["Replacement", "replace"]
 
@@ -66,6 +66,7 @@ def replace(model: nn.Module, *, backend: str = "auto") -> Replacement:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got: {type(model).__name__}")
+    check_backend(backend)
     report = Replacement(model)
     fused: dict[nn.Module, CellBased] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -109,6 +110,8 @@ def _obstacle(module: nn.Module) -> str | None:
     hooks = [name.strip("_") for name, value in vars(module).items() if name.endswith("_hooks") and value]
     if hooks:
         return f"{', '.join(hooks)}: hooks may rely on torch.nn's module"
+    if 0 in (module.input_size, module.hidden_size):
+        return "a size of 0, which torch.nn's cells alone allow"
     methods = [name for name in _added(module) if callable(getattr(kind, name, None))]
     if methods:
         return f"{', '.join(methods)}: replaced in this one module"
@@ -134,7 +137,8 @@ def _pristine(module: nn.Module) -> nn.Module:
 
 def _added(module: nn.Module) -> list[str]:
     """The attributes that this module has beside those of any of its kind."""
-    return [name for name in vars(module) if name not in vars(_pristine(module))]
+    usual = vars(_pristine(module))
+    return [name for name in vars(module) if name not in usual]
 
 
 def _contents(module: nn.Module) -> dict[str, torch.Size | type]:

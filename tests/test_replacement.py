@@ -181,6 +181,7 @@ def after(method: str, *arguments) -> nn.LSTM:
 
 
 KEPT = {
+    "no-features": (lambda: nn.GRUCell(0, H), "a size of 0"),
     "subclass": (lambda: Special(I, H), "tests.test_replacement.Special is a subclass"),
     "forward-hook": (lambda: after("register_forward_hook", hook), "forward_hooks: "),
     "forward-pre-hook": (lambda: after("register_forward_pre_hook", hook), "forward_pre_hooks: "),
@@ -200,6 +201,7 @@ KEPT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("case", KEPT)
 def test_left_alone_with_the_reason(case):
     make, reason = KEPT[case]
@@ -216,8 +218,8 @@ def test_left_alone_with_the_reason(case):
 def test_mistakes():
     with pytest.raises(TypeError, match="model should be a torch.nn.Module, got: list"):
         fused_rnn.replace([nn.GRU(I, H)])
-    model = Tagger()
-    modules = list(model.modules())
-    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
-        fused_rnn.replace(model, backend="gpu")
-    assert list(model.modules()) == modules
+    for model in (Tagger(), nn.Linear(I, H)):
+        modules = list(model.modules())
+        with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+            fused_rnn.replace(model, backend="gpu")
+        assert list(model.modules()) == modules
