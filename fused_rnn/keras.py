@@ -78,6 +78,8 @@ def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
         raise TypeError(f"Keras has layers for RNN, LSTM and GRU, and this is a {type(module).__name__}")
     if module.num_layers != 1:
         raise ValueError(f"a Keras layer is one layer, and this module has {module.num_layers}")
+    if module.proj_size:
+        raise ValueError(f"Keras has no LSTM with projections, and this module has proj_size={module.proj_size}")
     return [array.numpy() for suffix in module._suffixes(0) for array in _unload(module, suffix)]
 
 

@@ -142,6 +142,8 @@ def test_modules_that_keras_lacks_are_refused():
         to_keras(fused_rnn.MultiplicativeLSTM(I, H))
     with pytest.raises(ValueError, match="this module has 2"):
         to_keras(fused_rnn.LSTM(I, H, num_layers=2))
+    with pytest.raises(ValueError, match="this module has proj_size=2"):
+        to_keras(fused_rnn.LSTM(I, H, proj_size=2))
 
 
 @named
