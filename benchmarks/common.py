@@ -30,14 +30,13 @@ class InputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help names every default and whose errors are one sentence, as ``InputError`` is."""
+    """An argument parser whose help names every default and whose errors are InputError."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        print(f"error: {message}; {self.prog} --help explains the options", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"{message}; {self.prog} --help explains the options")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -158,13 +157,19 @@ def write_json(path: Path, content: object) -> None:
 INTERRUPTED = "interrupted; what was finished is saved, --resume goes on from there"
 
 
-def run_command(main: Callable[[], None], interrupted: str = INTERRUPTED) -> None:
+def print_error(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_command(
+    main: Callable[[], None], interrupted: str = INTERRUPTED, say: Callable[[str], None] = print_error
+) -> None:
     """Run a command's main: wrong input ends with one sentence and status 2, Ctrl-C with status 130."""
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
+        say(f"\n{interrupted}")
         sys.exit(130)

@@ -4,14 +4,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from benchmarks.common import run_command
+from benchmarks.common import InputError, run_command
 
 from .alphabet import EOS
 from .checkpoint import Checkpoint
 from .corpus import read
+from .distributed import World, joined
 from .loss import mean_loss
 from .methods import continuation
 from .options import choices_of, parse
@@ -20,9 +22,19 @@ from .run import train_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that ``arguments``, or those of the process, ask for."""
+    """Run the command that ``arguments``, or those of the process, ask for, perhaps as one of several processes."""
+    with joined() as world:
+        run_command(partial(_run, arguments, world), say=world.say)
+
+
+def _run(arguments: Sequence[str] | None, world: World) -> None:
     options = parse(arguments)
-    {"train": train_command, "generate": generate_command, "evaluate": evaluate_command}[options.command](options)
+    if options.command == "train":
+        train_command(options, world)
+    elif world.size > 1:
+        raise InputError(f"{options.command} runs in one process, but {world.size} were started")
+    else:
+        {"generate": generate_command, "evaluate": evaluate_command}[options.command](options)
 
 
 def generate_command(options: argparse.Namespace) -> None:

@@ -1,9 +1,12 @@
 """Checkpoints: one file per cell with everything that generating, measuring and going on with training need.
 
+They are taken after an epoch or within one. What differs from process to process, where several train together, is kept
+of each, so that as many go on as if nothing had happened.
+
 Written atomically, so that an interruption leaves the one before; read without running code from the file.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -11,9 +14,19 @@ import torch
 from benchmarks.common import InputError, check_backend, replacing
 
 from .alphabet import ALPHABETS, Alphabet
-from .model import LanguageModel, ModelConfig
+from .model import LanguageModel, ModelConfig, State
 
-FORMAT = "fused_rnn language model, version 2"
+FORMAT = "fused_rnn language model, version 3"
+
+
+@dataclass
+class Position:
+    """How far training has come in the epoch after the finished ones."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sums: list[tuple[float, int]] = field(default_factory=list)  # of each process: total loss, number of symbols
+    state: State | None = None  # what the columns of a stream go on from, in their order
 
 
 @dataclass
@@ -25,8 +38,9 @@ class Checkpoint:
     training: dict  # fields of train.Settings
     weights: dict  # state_dict of the model
     optimiser: dict  # state_dict of the optimiser
-    random: dict  # states of the generators that dropout draws from
+    random: list[dict]  # of each process: states of the generators that dropout draws from
     epochs: list[dict]  # results of each finished epoch
+    position: dict  # fields of Position
 
     def save(self, path: Path) -> None:
         with replacing(path) as partial_path:
@@ -48,6 +62,10 @@ class Checkpoint:
         if content["model"].keys() != {field.name for field in fields(ModelConfig)}:
             raise InputError(f"the checkpoint {path} describes its model with other fields than this version has")
         return cls(**content)
+
+    def describe_position(self) -> str:
+        steps = self.position["steps"]
+        return f"after {steps:,} steps of epoch {len(self.epochs) + 1}" if steps else f"after {len(self.epochs)} epochs"
 
     def build_alphabet(self) -> Alphabet:
         return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])

@@ -2,7 +2,8 @@
 
 ``read`` brings a text in as ``Sentences``, each a sequence of its own, in padded batches, or as a ``Stream``, one long
 sequence in chunks from which the recurrent state is carried to the next. ``split`` keeps a part of it apart to be
-measured on, and ``batches`` deals it out as ``Batch``, which is all that training and measuring see of it.
+measured on, and ``batches`` deals it out as ``Batch``, which is all that training and measuring see of it. A
+process that trains together with others is dealt only its columns of each.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from .alphabet import ALPHABETS, EOS, PAD, Alphabet, Characters, Words
 
 STANDARD_LIBRARY_LIMIT = 1_000_000  # characters; all of it would keep a laptop busy for long
 BLOCK = 2**22  # symbols of a stream to look at at a time, so that none is ever in memory as a whole
+ALL = slice(None)
 POOL = 32  # batches whose sentences are sorted by length together: little padding, and still shuffled
 
 
@@ -41,13 +43,18 @@ class Batch:
 
     @classmethod
     def of(cls, sequences: list[Tensor]) -> "Batch":
-        """Pad ``sequences``, each (t,) and ending in ``EOS``, to the longest."""
-        targets = pad_sequence(sequences, padding_value=PAD)
+        """Pad ``sequences``, each (t,) and ending in ``EOS``, to the longest; none make one step of padding."""
+        targets = pad_sequence(sequences or [torch.tensor([PAD])], padding_value=PAD)
         return cls(torch.cat([torch.full_like(targets[:1], EOS), targets[:-1]]), targets)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on ``device``."""
         return self.inputs.to(device), self.targets.to(device)
+
+    def counts(self) -> tuple[int, int]:
+        """Symbols to predict, and sequences that have any."""
+        predicted = self.targets != PAD
+        return int(predicted.sum()), int(predicted.any(0).sum())
 
 
 class Sentences:
@@ -95,8 +102,10 @@ class Sentences:
     def batch_count(self, size: int) -> int:
         return math.ceil(len(self) / size)
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Every sentence once, ``size`` at a time, the last batch perhaps smaller.
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, columns: slice = ALL, skip: int = 0
+    ) -> Iterator[Batch]:
+        """Every sentence once, ``size`` at a time, the last batch perhaps smaller; ``columns`` of all but ``skip``.
 
         Without ``generator`` in order of length. With it in random order, sorted by length only within pools of
         ``POOL`` batches, so that sentences of like length meet, but not the same ones in every epoch.
@@ -108,8 +117,8 @@ class Sentences:
             pools = torch.randperm(len(self), generator=generator).split(size * POOL)
             groups = [group for pool in pools for group in pool[lengths[pool].argsort(stable=True)].split(size)]
             groups = [groups[i] for i in torch.randperm(len(groups), generator=generator)]
-        for group in groups:
-            yield Batch.of([self.sequences[i] for i in group])
+        for group in groups[skip:]:
+            yield Batch.of([self.sequences[i] for i in group[columns]])
 
 
 class Stream:
@@ -176,23 +185,25 @@ class Stream:
     def batch_count(self, size: int) -> int:
         return math.ceil(math.ceil(len(self) / size) / self.bptt)
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, columns: slice = ALL, skip: int = 0
+    ) -> Iterator[Batch]:
         """Every symbol once, in ``size`` streams of equal length, the last perhaps padded at its end.
 
-        ``EOS`` comes first in each. Their order is that of the text, so ``generator`` is not used.
+        ``EOS`` comes first in each. Their order is that of the text, so ``generator`` is not used. ``columns`` are the
+        streams to read, and the first ``skip`` batches are left out.
         """
         streams = self._streams(size)
-        length = len(streams[0])
-        before = torch.full((1, size), EOS)
-        for start in range(0, length, self.bptt):
-            steps = min(self.bptt, length - start)
-            targets = torch.full((size, steps), PAD)
-            for stream, row in zip(streams, targets):
-                values = stream[start : start + steps]
-                row[: len(values)] = torch.from_numpy(values.astype(np.int64)) + self.first
-            targets = targets.T.contiguous()
-            yield Batch(torch.cat([before, targets[:-1]]), targets, continues=start > 0)
-            before = targets[-1:]
+        length, streams = len(streams[0]), streams[columns]
+        for start in range(skip * self.bptt, length, self.bptt):
+            end = min(start + self.bptt, length)
+            numbers = torch.full((end - start + 1, len(streams)), PAD)
+            if start == 0:
+                numbers[0] = EOS
+            for column, values in zip(numbers.T, streams):
+                part = values[max(start - 1, 0) : end]  # with the last symbol of the batch before
+                column[1 if start == 0 else 0 :][: len(part)] = torch.from_numpy(part.astype(np.int64)) + self.first
+            yield Batch(numbers[:-1], numbers[1:], continues=start > 0)
 
     def _streams(self, size: int) -> list[np.ndarray]:
         if self.values.ndim == 2:

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from .alphabet import PAD
 from .corpus import Batch
+from .distributed import ALONE, World
 from .model import LanguageModel
 
 
@@ -24,28 +25,34 @@ def masked_cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
 class Mean:
     """Mean loss per symbol over many batches; stays on the device, so that no step waits for its result."""
 
-    def __init__(self, device: torch.device):
-        self._total = torch.zeros((), dtype=torch.float64, device=device)
-        self._count = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(self, device: torch.device, total: float = 0.0, count: int = 0):
+        self._total = torch.tensor(total, dtype=torch.float64, device=device)
+        self._count = torch.tensor(count, dtype=torch.int64, device=device)
 
     def add(self, total: Tensor, count: Tensor) -> None:
         self._total += total.detach()
         self._count += count
 
-    def value(self) -> float:
-        return (self._total / self._count).item()
+    def sums(self) -> tuple[float, int]:
+        """The total loss and the number of symbols, of this process."""
+        return self._total.item(), self._count.item()
+
+    def value(self, world: World = ALONE) -> float:
+        """The mean over what all processes added."""
+        total, count = world.sum(*self.sums())
+        return total / count
 
 
 @torch.no_grad()
-def mean_loss(model: LanguageModel, batches: Iterable[Batch]) -> float:
-    """Nats per symbol over all ``batches``, without dropout."""
+def mean_loss(model: LanguageModel, batches: Iterable[Batch], world: World = ALONE) -> float:
+    """Nats per symbol over all ``batches``, of which every process has its columns, without dropout."""
     model.eval()
     mean, state = Mean(model.device), None
     for batch in batches:
         inputs, targets = batch.to(model.device)
         scores, state = model(inputs, state if batch.continues else None)
         mean.add(*masked_cross_entropy(scores, targets))
-    return mean.value()
+    return mean.value(world)
 
 
 def in_units(nats: float, unit: str) -> dict[str, float]:

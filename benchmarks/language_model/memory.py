@@ -52,10 +52,10 @@ def available(device: str) -> int:
     return free if limit == "max" else min(free, int(limit) - int(used))
 
 
-def check_fits(config: ModelConfig, optimiser: str, steps: int, batch: int, device: str) -> None:
-    """InputError with the estimate if a training step needs more memory than ``device`` has left."""
+def check_fits(config: ModelConfig, optimiser: str, steps: int, batch: int, device: str, sharers: int = 1) -> None:
+    """InputError with the estimate if a training step needs more memory than ``device`` has left for each sharer."""
     fixed, activations = estimate(config, optimiser, steps, batch)
-    free = available(device)
+    free = available(device) // sharers
     if fixed + activations > free:
         raise InputError(
             f"training {config.cell} needs about {(fixed + activations) / GIB:,.1f} GiB ({fixed / GIB:,.1f} for "

@@ -140,6 +140,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "what it says in results.json (default: none)",
     )
     parser.add_argument(
+        "--save-every",
+        type=positive_number,
+        default=10.0,
+        metavar="MINUTES",
+        help="save within an epoch so often, for --resume to go on from; epochs and Ctrl-C save anyhow",
+    )
+    parser.add_argument(
         "--tensorboard",
         action="store_true",
         help="write losses, and histograms of gradients and gates, for TensorBoard to OUT/tensorboard",

@@ -5,7 +5,9 @@ Nothing is written to it before everything that can be wrong with the input has 
 """
 
 import argparse
+import sys
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,48 +17,82 @@ from benchmarks.common import InputError, check_backend
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
 from .corpus import Data, Sentences, make_alphabet, read
+from .distributed import World
 from .memory import check_fits
 from .methods import Choices, continuations
 from .model import MODULES, ModelConfig
 from .observe import TensorBoard
 from .report import describe_data, describe_epoch, draw_losses, write_results
-from .train import Settings, train
+from .signals import Signals, Stopped
+from .train import Settings, Trainer
 
-FREE_TO_CHANGE = {"epochs", "text", "valid", "test"}  # on resuming; of files only the contents must stay the same
+PATHS = {"text", "valid", "test"}  # of files only the contents must be the same
+FREE_TO_CHANGE = {"epochs", *PATHS}  # on resuming
 
 
-def train_command(options: argparse.Namespace) -> None:
+def train_command(options: argparse.Namespace, world: World) -> None:
     """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
-    check_backend(options.device, "bfloat16" if options.autocast else options.dtype, options.backend)
+    if options.batch % world.size:
+        raise InputError(f"--batch {options.batch} cannot be shared evenly by {world.size} processes: give a multiple")
+    device = world.device(options.device)
+    check_backend(device, "bfloat16" if options.autocast else options.dtype, options.backend)
     alphabet = make_alphabet(options.alphabet, options.text, options.limit)
     data = _read_data(options, alphabet)
     settings = _settings(options, data)
-    checkpoints = _unfinished(options)
+    checkpoints = world.from_first(lambda: _unfinished(options))
     configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
     for cell, checkpoint in checkpoints.items():
-        _check_unchanged(_path(options, cell), checkpoint, alphabet, configs[cell], settings)
+        _check_unchanged(_path(options, cell), checkpoint, alphabet, configs[cell], settings, world)
+    longest, share = data.training.longest(), options.batch // world.size
     for config in configs.values():
-        check_fits(config, options.optimiser, data.training.longest(), options.batch, options.device)
+        check_fits(config, options.optimiser, longest, share, device, world.sharers(device))
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
-    configuration = {"command_line": options.command_line, "preset": options.preset, **configuration}
+    _check_agreed(world, configuration)
+    run = {"command_line": options.command_line, "preset": options.preset, "processes": world.size}
+    configuration = {**run, **configuration}
     if options.prompt is not None:
         alphabet.encode_prompt(options.prompt)  # which refuses what the model will not know
-    _make_folder(options.out)
+    if world.is_first:
+        _make_folder(options.out)
+        print(describe_data(data, alphabet.unit))
 
-    print(describe_data(data, alphabet.unit))
-    for cell in dict.fromkeys(options.cell):
-        tensorboard = TensorBoard(options.out / "tensorboard" / cell, data.held_out) if options.tensorboard else None
-        observe = tensorboard.write if tensorboard else None
-        for checkpoint in train(configs[cell], settings, alphabet, data, checkpoints.get(cell), observe):
-            checkpoints[cell] = checkpoint
-            checkpoint.save(_path(options, cell))
-            write_results(options.out / "results.json", configuration, checkpoints, data)
-            tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], alphabet.unit)}")
-        draw_losses(options.out / "losses.png", checkpoints, data, alphabet.unit)
-    samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
-    # again where no epoch was left to train, because the run ended just after saving its checkpoint
-    write_results(options.out / "results.json", configuration, checkpoints, data, samples)
+    with Signals() as signals:
+        for cell in dict.fromkeys(options.cell):
+            trainer = Trainer(configs[cell], settings, alphabet, data, checkpoints.get(cell), world, signals)
+            _train_cell(options, trainer, configuration, checkpoints)
+    if world.is_first:
+        samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
+        # again where no epoch was left to train, because the run ended just after saving its checkpoint
+        write_results(options.out / "results.json", configuration, checkpoints, data, samples)
     print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
+
+
+def _train_cell(
+    options: argparse.Namespace, trainer: Trainer, configuration: dict, checkpoints: dict[str, Checkpoint]
+) -> None:
+    """Train one cell, saving each checkpoint; exits with the status that the shell expects if a signal stops it."""
+    cell, data, world, unit = trainer.config.cell, trainer.data, trainer.world, trainer.alphabet.unit
+    path = _path(options, cell)
+    tensorboard = None
+    if options.tensorboard and world.is_first:
+        tensorboard = TensorBoard(options.out / "tensorboard" / cell, data.held_out)
+    if cell in checkpoints:
+        world.saved = _what_is_saved(path, checkpoints[cell])
+    epochs = len(trainer.epochs)
+    try:
+        for checkpoint in trainer.run(options.save_every, tensorboard and tensorboard.write):
+            checkpoints[cell] = checkpoint
+            world.from_first(partial(checkpoint.save, path))
+            world.saved = _what_is_saved(path, checkpoint)
+            if world.is_first and len(checkpoint.epochs) > epochs:
+                write_results(options.out / "results.json", configuration, checkpoints, data)
+                tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], unit)}")
+            epochs = len(checkpoint.epochs)
+    except Stopped as stopped:
+        world.say(f"\nstopped; {world.saved}")
+        sys.exit(128 + stopped.number)
+    if world.is_first:
+        draw_losses(options.out / "losses.png", checkpoints, data, unit)
 
 
 def _samples(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:
@@ -105,6 +141,19 @@ def _from_options(kind: type, options: argparse.Namespace, **given) -> dict:
     return {field.name: values[field.name] for field in fields(kind)}
 
 
+def _what_is_saved(path: Path, checkpoint: Checkpoint) -> str:
+    return f"--resume goes on from {path}, saved {checkpoint.describe_position()}"
+
+
+def _check_agreed(world: World, configuration: dict) -> None:
+    """InputError if the processes, started on several machines perhaps, were given different options or texts."""
+    given = world.gather(configuration)
+    names = [name for name in configuration if any(other[name] != given[0][name] for other in given)]
+    different = [name for name in names if name not in PATHS]
+    if different:
+        raise InputError(f"the {world.size} processes must be given the same, but differ in {', '.join(different)}")
+
+
 def _path(options: argparse.Namespace, cell: str) -> Path:
     return options.out / f"{cell}.pt"
 
@@ -121,9 +170,9 @@ def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
 
 
 def _check_unchanged(
-    path: Path, checkpoint: Checkpoint, alphabet: Alphabet, config: ModelConfig, settings: Settings
+    path: Path, checkpoint: Checkpoint, alphabet: Alphabet, config: ModelConfig, settings: Settings, world: World
 ) -> None:
-    """InputError if the run to go on from had other symbols or settings, or has come further already."""
+    """InputError if the run to go on from had other symbols, settings or processes, or has come further already."""
     if checkpoint.alphabet["name"] == alphabet.name and checkpoint.alphabet["symbols"] != alphabet.symbols:
         before, now = (len(symbols) for symbols in (checkpoint.alphabet["symbols"], alphabet.symbols))
         raise InputError(
@@ -136,8 +185,13 @@ def _check_unchanged(
     if changed:
         named = ", ".join(f"{name} was {before.get(name)} and is now {now[name]}" for name in changed)
         raise InputError(f"{path} cannot be resumed with other settings: {named}")
-    if len(checkpoint.epochs) > settings.epochs:
-        raise InputError(f"{path} has {len(checkpoint.epochs)} epochs behind it already, --epochs is {settings.epochs}")
+    if (len(checkpoint.epochs), checkpoint.position["steps"]) > (settings.epochs, 0):
+        raise InputError(f"{path} was saved {checkpoint.describe_position()}, --epochs is {settings.epochs}")
+    if len(checkpoint.random) != world.size and (config.dropout or config.weight_drop):
+        raise InputError(
+            f"{path} was trained by {len(checkpoint.random)} processes, each with its own dropout, and cannot be "
+            f"resumed by {world.size}"
+        )
 
 
 def _make_folder(path: Path) -> None:

@@ -1,27 +1,32 @@
-"""Training: one cell after the other on the same text, each epoch ending in a checkpoint.
+"""Training: one model on one text, by one process or by several, each epoch ending in a checkpoint.
 
 Everything random comes from the seed: weights and dropout from torch's generators, whose states the checkpoint
-keeps, the order of the sentences from the seed and the number of the epoch. So a resumed run on the CPU continues
-bit for bit, and each cell's result does not depend on which others are trained beside it.
+keeps, the order of the sentences from the seed and the number of the epoch. So a run that goes on from a checkpoint, of
+the end of an epoch or of any step, continues bit for bit on the CPU, and each cell's result does not depend on which
+others are trained beside it. Several processes share each batch, and follow one process within rounding except for
+dropout, of which each draws its own.
 """
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.common import InputError, check_backend
 
-from .alphabet import Alphabet
-from .checkpoint import Checkpoint
-from .corpus import Batch, Data
+from .alphabet import PAD, Alphabet
+from .checkpoint import Checkpoint, Position
+from .corpus import Batch, Data, Stream, Text
+from .distributed import ALONE, World
 from .loss import Mean, masked_cross_entropy, mean_loss
 from .model import BASELINES, LanguageModel, ModelConfig, State
 from .observe import Observe
+from .signals import Signals, Stopped
 
 OPTIMISERS = {
     "adam": torch.optim.Adam,
@@ -74,128 +79,215 @@ class Settings:
         return self.lr * self.decay**steps
 
 
-def train(
-    config: ModelConfig,
-    settings: Settings,
-    alphabet: Alphabet,
-    data: Data,
-    last: Checkpoint | None,
-    observe: Observe | None = None,
-) -> Iterator[Checkpoint]:
-    """Train one model from its start, or from ``last``; yields a checkpoint after every epoch.
+class Trainer:
+    """A model in training, from its start or from ``last``; where in its epoch it stands, from step to step.
 
-    ``observe`` is given the model, whose gradients are those of the last step, and the results of the epoch.
+    All processes of ``world`` make the same calls. Each draws its own dropout, from the seed and its rank.
     """
-    torch.manual_seed(settings.seed)
-    if last is None:
-        model, epochs = LanguageModel(config, settings.backend), []
-        if settings.init is not None:
-            for parameter in model.parameters():
-                nn.init.uniform_(parameter, -settings.init, settings.init)
-        model.to(settings.device)
-    else:
-        model, epochs = last.build_model(settings.device, settings.backend), last.epochs
-    optimiser = OPTIMISERS[settings.optimiser](model.parameters(), lr=settings.lr)
-    if last is not None:
-        optimiser.load_state_dict(last.optimiser)
-        _restore_random(last.random, settings.device)
 
-    steps = data.training.batch_count(settings.batch)
-    with tqdm(total=settings.epochs * steps, initial=len(epochs) * steps, desc=config.cell, unit="step") as progress:
-        while len(epochs) < settings.epochs:
-            epochs = [*epochs, _run_epoch(model, optimiser, settings, data, epochs, progress)]
-            if observe is not None:
-                observe(model, epochs[-1])
-            yield Checkpoint(
-                model=asdict(config),
-                alphabet={"name": alphabet.name, "symbols": alphabet.symbols},
-                training=asdict(settings),
-                weights=model.state_dict(),
-                optimiser=optimiser.state_dict(),
-                random=_random_state(settings.device),
-                epochs=epochs,
-            )
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: Settings,
+        alphabet: Alphabet,
+        data: Data,
+        last: Checkpoint | None = None,
+        world: World = ALONE,
+        signals: Signals | None = None,
+    ):
+        self.config, self.settings, self.alphabet, self.data = config, settings, alphabet, data
+        self.world, self.signals = world, signals or Signals()
+        self.device = world.device(settings.device)
+        torch.manual_seed(settings.seed)
+        if last is None:
+            self.model = _new_model(config, settings).to(self.device)
+        else:
+            self.model = last.build_model(self.device, settings.backend)
+        self.parallel = _settled(world, self.model)
+        self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), lr=settings.lr)
+        self.epochs: list[dict] = []
+        self._set_position(Position())
+        if world.rank > 0:
+            torch.manual_seed(settings.seed + (world.rank << 32))
+        if last is not None:
+            self._go_on_from(last)
 
+    def _go_on_from(self, last: Checkpoint) -> None:
+        self.optimiser.load_state_dict(last.optimiser)
+        self.epochs = last.epochs
+        self._set_position(Position(**last.position))
+        if len(last.random) == self.world.size:  # of other numbers nothing is drawn, run.py sees to that
+            _restore_random(last.random[self.world.rank], self.device)
 
-def _run_epoch(
-    model: LanguageModel,
-    optimiser: torch.optim.Optimizer,
-    settings: Settings,
-    data: Data,
-    before: list[dict],
-    progress: tqdm,
-) -> dict:
-    """Train for the epoch after those ``before`` and measure; raises InputError if training diverged."""
-    start = time.perf_counter()
-    epoch = len(before) + 1
-    learning_rate = settings.learning_rate([result["held_out_loss"] for result in before])
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate
-    order = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
-    train_loss = _train_epoch(model, optimiser, data.training.batches(settings.batch, order), settings, progress)
-    seconds = time.perf_counter() - start
-    held_out_loss = mean_loss(model, data.held_out.batches(settings.batch))
-    if not (train_loss < DIVERGED and held_out_loss < DIVERGED):
-        raise InputError(
-            f"training of {model.config.cell} diverged in epoch {epoch} to {train_loss:.3g} nats: "
-            f"lower --lr (given: {settings.lr}) or --clip (given: {settings.clip})"
-        )
-    result = {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out_loss}
-    if data.test is not None and epoch == settings.epochs:
-        result["test_loss"] = mean_loss(model, data.test.batches(settings.batch))
-    return {
-        **result,
-        "learning_rate": learning_rate,
-        "seconds": seconds,
-        "symbols_per_second": data.training.count() / seconds,
-        "backend": _backend(model.config, settings),
-    }
+    def _set_position(self, position: Position) -> None:
+        self.steps, self.seconds = position.steps, position.seconds
+        own = position.sums[self.world.columns]  # of one process where there are as many as before
+        self.mean = Mean(self.model.device, *map(sum, zip(*own)))
+        self.state = position.state
+        if self.state is not None:
+            self.state = _each(lambda part: part[:, self.world.columns].contiguous().to(self.device), self.state)
 
+    def run(self, save_every: float = math.inf, observe: Observe | None = None) -> Iterator[Checkpoint]:
+        """Train to the last epoch; yields a checkpoint after every epoch, and within one every ``save_every`` minutes.
 
-def _train_epoch(
-    model: LanguageModel,
-    optimiser: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    settings: Settings,
-    progress: tqdm,
-) -> float:
-    """One step per batch; returns the mean over all symbols of the losses that the steps started from, in nats.
+        Several processes yield one before the first step, too, so that there is always one to go on from. Raises
+        Stopped, after yielding a checkpoint, when any process has received a signal. ``observe`` is given the model,
+        whose gradients are those of the last step, and the results of the epoch.
+        """
+        total, steps = self.settings.epochs, self.data.training.batch_count(self.settings.batch)
+        done = len(self.epochs) * steps + self.steps
+        self.save_every = save_every * 60
+        self.saved_at = -math.inf if self.world.size > 1 and done == 0 else time.monotonic()
+        show = {"desc": self.config.cell, "unit": "step", "disable": not self.world.is_first}
+        with tqdm(total=total * steps, initial=done, **show) as self.progress:
+            while len(self.epochs) < total:
+                try:
+                    for _ in self._train_epoch():
+                        yield self._checkpoint()
+                    self.epochs = [*self.epochs, self._measure_epoch()]
+                except Stopped:
+                    yield self._checkpoint()
+                    raise
+                self._set_position(Position())
+                if observe is not None:
+                    observe(self.model, self.epochs[-1])
+                yield self._checkpoint()
 
-    Where a batch continues the one before, so does the state; its gradient does not (truncated back-propagation).
-    """
-    model.train()
-    mean, state = Mean(model.device), None
-    for batch in batches:
-        inputs, targets = batch.to(model.device)
-        scores, state = model(inputs, _detach(state) if batch.continues else None)
+    def _train_epoch(self) -> Iterator[None]:
+        """One step per batch of those that are left in the epoch; yields between two when it is time to save.
+
+        Where a batch continues the one before, so does the state; its gradient does not (truncated back-propagation).
+        """
+        self.model.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        started = time.perf_counter() - self.seconds
+        order = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + len(self.epochs) + 1)
+        batches = self.data.training.batches(self.settings.batch, order, self.world.columns, self.steps)
+        for batch in batches:
+            symbols, sequences, due = self._confer(*batch.counts(), time.monotonic() - self.saved_at > self.save_every)
+            if due:
+                yield
+            self._step(batch, symbols if self.settings.loss_per == "symbol" else sequences)
+            self.seconds = time.perf_counter() - started
+
+    def _confer(self, *values: float) -> list[float]:
+        """The sums of ``values`` over all processes; raises Stopped, in all of them, if any has received a signal."""
+        received = [self.signals.received == number for number in Signals.HEEDED]
+        *sums, interrupted, terminated = self.world.sum(*values, *received)
+        if interrupted or terminated:
+            raise Stopped(Signals.HEEDED[0 if interrupted else 1])
+        return sums
+
+    def _step(self, batch: Batch, divisor: float) -> None:
+        """Follow the gradient of the loss of the whole batch, divided by ``divisor``."""
+        inputs, targets = batch.to(self.model.device)
+        scores, state = self.parallel(inputs, self.state if batch.continues else None)
         loss, predicted = masked_cross_entropy(scores, targets)
-        optimiser.zero_grad()
-        (loss / (predicted if settings.loss_per == "symbol" else inputs.shape[1])).backward()
-        CLIPS[settings.clip_by](model.parameters(), settings.clip)
-        optimiser.step()
-        mean.add(loss, predicted)
-        progress.update()
-    return mean.value()
+        self.optimiser.zero_grad()
+        (loss / (divisor / self.world.size)).backward()  # whose mean over the processes is the sum over the batch
+        CLIPS[self.settings.clip_by](self.model.parameters(), self.settings.clip)
+        self.optimiser.step()
+        self.mean.add(loss, predicted)
+        self.state = _each(Tensor.detach, state)
+        self.steps += 1
+        self.progress.update()
+
+    def _measure_epoch(self) -> dict:
+        """The results of the epoch whose steps are done; raises InputError if training diverged."""
+        settings, epoch, start = self.settings, len(self.epochs) + 1, time.perf_counter()
+        train_loss = self.mean.value(self.world)  # of what the steps started from; waits for the last of them
+        self.seconds += time.perf_counter() - start
+        held_out_loss = self._measure(self.data.held_out)
+        if not (train_loss < DIVERGED and held_out_loss < DIVERGED):
+            raise InputError(
+                f"training of {self.config.cell} diverged in epoch {epoch} to {train_loss:.3g} nats: "
+                f"lower --lr (given: {settings.lr}) or --clip (given: {settings.clip})"
+            )
+        result = {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out_loss}
+        if self.data.test is not None and epoch == settings.epochs:
+            result["test_loss"] = self._measure(self.data.test)
+        return {
+            **result,
+            "learning_rate": self._learning_rate(),
+            "seconds": self.seconds,
+            "symbols_per_second": self.data.training.count() / self.seconds,
+            "backend": self._backend(),
+        }
+
+    def _learning_rate(self) -> float:
+        return self.settings.learning_rate([result["held_out_loss"] for result in self.epochs])
+
+    def _measure(self, text: Text) -> float:
+        """Nats per symbol of ``text``; raises Stopped as ``_confer`` does."""
+
+        def watched() -> Iterator[Batch]:
+            for batch in text.batches(self.settings.batch, columns=self.world.columns):
+                self._confer()
+                yield batch
+
+        return mean_loss(self.model, watched(), self.world)
+
+    def _backend(self) -> str:
+        """What ran the cell, as results state it."""
+        if self.config.cell in BASELINES:
+            return "torch.nn"
+        return check_backend(self.device, self.config.computed_in, self.settings.backend).backend
+
+    def _checkpoint(self) -> Checkpoint:
+        self.saved_at = time.monotonic()
+        state = None
+        if self.state is not None and isinstance(self.data.training, Stream):  # sentences have none to go on from
+            state = _each(Tensor.cpu, self.state)
+        random, sums, states = zip(*self.world.gather((_random_state(self.device), self.mean.sums(), state)))
+        if state is not None:
+            state = _each(lambda *parts: torch.stack(parts, 2).flatten(1, 2), *states)  # shares deal columns in turn
+        return Checkpoint(
+            model=asdict(self.config),
+            alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
+            training=asdict(self.settings),
+            weights=self.model.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            random=list(random),
+            epochs=self.epochs,
+            position=vars(Position(self.steps, self.seconds, list(sums), state)),
+        )
 
 
-def _backend(config: ModelConfig, settings: Settings) -> str:
-    """What ran the cell, as results state it."""
-    if config.cell in BASELINES:
-        return "torch.nn"
-    return check_backend(settings.device, config.computed_in, settings.backend).backend
+def _new_model(config: ModelConfig, settings: Settings) -> LanguageModel:
+    model = LanguageModel(config, settings.backend)
+    if settings.init is not None:
+        for parameter in model.parameters():
+            nn.init.uniform_(parameter, -settings.init, settings.init)
+    return model
 
 
-def _detach(state: State) -> State:
-    return tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+def _settled(world: World, model: LanguageModel) -> nn.Module:
+    """What ``world`` makes of ``model`` for training, laid out as it will stay.
+
+    DistributedDataParallel lays out anew, after its first backward pass, what it sends; with three processes or more
+    the order in which they are added, and so the last bit, follows the layout. So that pass is not a step.
+    """
+    parallel = world.parallel(model)
+    if world.size > 1:
+        scores, _ = parallel(torch.full((1, 1), PAD, device=model.device))
+        scores.sum().backward()
+        model.zero_grad()
+    return parallel
 
 
-def _random_state(device: str) -> dict[str, torch.Tensor]:
+def _each(function: Callable[..., Tensor], *states: State) -> State:
+    """What ``function`` makes of the states, or of the parts of each where they are pairs."""
+    return tuple(map(function, *states)) if isinstance(states[0], tuple) else function(*states)
+
+
+def _random_state(device: str) -> dict[str, Tensor]:
     """The states of the generators that dropout draws from, on the CPU and on ``device``."""
     state = {"cpu": torch.get_rng_state()}
     return {**state, "cuda": torch.cuda.get_rng_state(device)} if device != "cpu" else state
 
 
-def _restore_random(state: dict[str, torch.Tensor], device: str) -> None:
+def _restore_random(state: dict[str, Tensor], device: str) -> None:
     torch.set_rng_state(state["cpu"])
     if device != "cpu":
         torch.cuda.set_rng_state(state["cuda"], device)
