@@ -64,8 +64,9 @@ class Checkpoint:
         return cls(**content)
 
     def describe_position(self) -> str:
-        steps = self.position["steps"]
-        return f"after {steps:,} steps of epoch {len(self.epochs) + 1}" if steps else f"after {len(self.epochs)} epochs"
+        if self.position["steps"]:
+            return f"after step {self.position['steps']:,} of epoch {len(self.epochs) + 1}"
+        return f"after epoch {len(self.epochs)}" if self.epochs else "before the first step"
 
     def build_alphabet(self) -> Alphabet:
         return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])

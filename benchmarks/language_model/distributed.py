@@ -127,7 +127,7 @@ def joined() -> Iterator[World]:
         except RuntimeError as error:
             if not _is_loss(error):
                 raise
-            world.say(f"error: another of the {world.size} processes is gone or does not answer; {world.saved}")
+            world.say(f"\nerror: another of the {world.size} processes is gone or does not answer; {world.saved}")
             os._exit(1)  # the tidy way would wait for what the lost process was to send
     dist.destroy_process_group()
 

@@ -1,14 +1,17 @@
 """Going on after an interruption."""
 
 import itertools
+import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.language_model import loss as loss_module
 from benchmarks.language_model import train as train_module
 from benchmarks.language_model.checkpoint import Checkpoint
-from benchmarks.language_model.loss import mean_loss
+from benchmarks.language_model.loss import masked_cross_entropy, mean_loss
 
 from .conftest import (
     LEARNING,
@@ -29,7 +32,8 @@ def uninterrupted(text, tmp_path_factory) -> Path:
 
 
 def assert_same_run(out: Path, other: Path) -> None:
-    for run, cell in enumerate(("lstm", "multiplicative_gru")):
+    cells = [run["cell"] for run in results(other)["runs"]]
+    for run, cell in enumerate(cells):
         assert losses(out, run) == losses(other, run)
         weights, others = (Checkpoint.load(folder / f"{cell}.pt").weights for folder in (out, other))
         assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
@@ -113,3 +117,93 @@ def test_resuming_with_another_vocabulary(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("a b c d e f\n" * 20)
     assert train(tmp_path / "text.txt", tmp_path / "out", *arguments, "--resume") == 2
     assert_one_line(capsys, "that has 5 words and the text 6")
+
+
+# Stopped within an epoch ------------------------------------------------------------------------------------
+
+
+def signal_at(call: int, number: int, monkeypatch, module=train_module) -> None:
+    """Have the signal come while ``module`` computes a loss for the ``call``-th time."""
+    count = itertools.count(1)
+
+    def loss(*arguments):
+        if next(count) == call:
+            signal.raise_signal(number)
+        return masked_cross_entropy(*arguments)
+
+    monkeypatch.setattr(module, "masked_cross_entropy", loss)
+
+
+STOPPED = {
+    alphabet: ("--alphabet", alphabet, "--limit", 800, "--hidden", 16, "--bptt", 7, "--dropout", 0.3, *more)
+    for alphabet, more in {"characters": (), "bytes": ("--layers", 2, "--weight-drop", 0.2)}.items()
+}
+
+
+@pytest.fixture(scope="module")
+def dropping(text, tmp_path_factory) -> dict[str, Path]:
+    """Uninterrupted runs with dropout by alphabet."""
+    folder = tmp_path_factory.mktemp("dropping")
+    for alphabet in STOPPED:
+        assert train(text, folder / alphabet, *STOPPED[alphabet]) == 0
+    return {alphabet: folder / alphabet for alphabet in STOPPED}
+
+
+@pytest.mark.parametrize("alphabet", STOPPED)
+def test_stopped_within_an_epoch_goes_on_bit_for_bit(alphabet, dropping, text, tmp_path, monkeypatch, capsys):
+    """Twice in the first epoch, first with Ctrl-C and then as torchrun stops its workers."""
+    path, before = tmp_path / "lstm.pt", signal.getsignal(signal.SIGTERM)
+    for call, number, status, steps in ((2, signal.SIGINT, 130, 2), (1, signal.SIGTERM, 143, 3)):
+        with monkeypatch.context() as patch:
+            signal_at(call, number, patch)
+            assert train(text, tmp_path, *STOPPED[alphabet], "--resume") == status
+        message = f"\nstopped; --resume goes on from {path}, saved after step {steps} of epoch 1\n"
+        assert capsys.readouterr().err.endswith(message)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert train(text, tmp_path, *STOPPED[alphabet], "--resume") == 0
+    assert f"| {steps}/" in capsys.readouterr().err  # where the progress bar starts
+    assert_same_run(tmp_path, dropping[alphabet])
+
+
+def test_stopped_while_measuring_goes_on_bit_for_bit(dropping, text, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(1, signal.SIGINT, patch, loss_module)
+        assert train(text, tmp_path, *STOPPED["bytes"]) == 130
+    assert Checkpoint.load(tmp_path / "lstm.pt").position["steps"] > 10
+    assert train(text, tmp_path, *STOPPED["bytes"], "--resume") == 0
+    assert_same_run(tmp_path, dropping["bytes"])
+
+
+def test_second_interruption_stops_at_once(text, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_module, "masked_cross_entropy", interrupt)
+    assert train(text, tmp_path, "--limit", 800) == 130
+    assert "interrupted; what was finished is saved" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_within_an_epoch_changes_nothing(dropping, text, tmp_path, monkeypatch):
+    saved, save = [], Checkpoint.save
+
+    def note(checkpoint, path):
+        saved.append((len(checkpoint.epochs), checkpoint.position["steps"]))
+        save(checkpoint, path)
+
+    monkeypatch.setattr(Checkpoint, "save", note)
+    assert train(text, tmp_path, *STOPPED["bytes"], "--save-every", 1e-9) == 0
+    steps = math.ceil(math.ceil(720 / 6) / 7)
+    assert list(dict.fromkeys(saved)) == [(epoch, step) for epoch in (0, 1) for step in range(steps)] + [(2, 0)]
+    assert_same_run(tmp_path, dropping["bytes"])
+
+
+def test_fewer_epochs_than_were_begun(text, tmp_path, monkeypatch, capsys):
+    steps = math.ceil(math.ceil(720 / 6) / 7)
+    with monkeypatch.context() as patch:
+        signal_at(steps + 1, signal.SIGINT, patch)
+        assert train(text, tmp_path, *STOPPED["bytes"]) == 130
+    capsys.readouterr()
+    assert train(text, tmp_path, *STOPPED["bytes"], "--epochs", 1, "--resume") == 2
+    assert_one_line(capsys, "lstm.pt was saved after step 1 of epoch 2, --epochs is 1")
