@@ -23,7 +23,7 @@ from benchmarks.language_model.run import _check_agreed
 from .conftest import BACKEND, assert_one_line, command, losses, results
 from .test_resuming import assert_same_run
 
-ENOUGH = 300  # seconds for anything here, however busy the machine
+ENOUGH = 600  # seconds for anything here, however busy the machine
 SMALL = ("--hidden", 16, "--backend", BACKEND, "--dtype", "float64")
 RUNS = {  # small ones, each with something of its own
     "characters": ("--batch", 26, "--limit", 700, "--cell", "gru", "--tie", "--epochs", 2),
