@@ -15,7 +15,7 @@ from .memory import check_memory
 from .options import configuration_of, parse_options, task_of
 from .report import longest_solved, print_table, sentence, trial_sentence
 from .results import Results, read
-from .summary import summarise
+from .summary import left_out, summarise
 from .train import run_trial
 
 PROGRESS = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
@@ -60,17 +60,22 @@ def train_all(options: Namespace, task: Task, results: Results) -> None:
     left = [trial for trial in trials if results.find(*trial) is None]
     if len(left) < len(trials):
         print(f"{len(trials) - len(left)} of {len(trials)} trials were finished before.", flush=True)
-    steps = options.epochs * -(-options.sequences // options.batch)
-    # the bar counts time steps, so that long sequences weigh as much as they take; no smoothing, because cells differ
-    total = steps * sum(length for _, length, _ in left)
+    # of the bar a trial has as much as its steps take by their length, or as any other where all have the same time
+    sizes = {length: length if options.minutes is None else 1 for length in options.length}
+    total = sum(sizes[length] for _, length, _ in left)
+    # no smoothing, because cells differ
     with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:
         for cell, length, trial in left:
-            bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
-            end = bar.n + steps * length
-            record = run_trial(options, task, cell, length, trial, lambda length=length: bar.update(length))
-            results.add(record)
-            bar.total -= end - bar.n  # steps that an early end of the training spared
-            bar.write(trial_sentence(results.trials[-1], task))
+            end = bar.n + sizes[length]
+            if not (options.ascend and left_out(results.trials, cell, length)):
+                bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
+
+                def advance(done: float, begin: float = bar.n, size: int = sizes[length]) -> None:
+                    bar.update(begin + done * size - bar.n)
+
+                results.add(run_trial(options, task, cell, length, trial, advance))
+                bar.write(trial_sentence(results.trials[-1], task))
+            bar.total -= end - bar.n  # what an early end of the training spared
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 Pair = tuple[Tensor, Tensor]
+LEARNED = 0.97  # the accuracy of a batch after which training sequences that grow become longer
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,21 @@ class Echo:
 
 
 class Data:
-    """The sequences of one trial, drawn on the CPU from ``seed`` so that no device or cell changes them."""
+    """The sequences of one trial, drawn on the CPU from ``seed`` so that no device or cell changes them.
 
-    def __init__(self, task: Task, length: int, seed: int) -> None:
+    Those that are held out have ``length``. So have those of the training, unless ``first`` is given: then they have
+    that length, and grow when ``lengthen`` is called.
+    """
+
+    def __init__(self, task: Task, length: int, seed: int, first: int | None = None) -> None:
         self.task = task
         self.length = length
         self.seed = seed
+        self.training_length = length if first is None else min(first, length)
+
+    def lengthen(self) -> None:
+        """Draw what comes next of the training a tenth longer, up to ``length``."""
+        self.training_length = min(self.training_length + -(-self.training_length // 10), self.length)
 
     def training(self, count: int, batch: int) -> Iterator[Iterator[Pair]]:
         """Epoch after epoch without end, each an iterator over batches of (inputs, targets) of ``count`` sequences.
@@ -172,14 +182,14 @@ class Data:
         A task of fresh sequences draws every batch anew; any other shuffles one training set.
         """
         generator = self._generator("training")
-        fixed = None if self.task.fresh else self.task.draw(self.length, count, generator)
+        fixed = None if self.task.fresh else self.task.draw(self.training_length, count, generator)
         while True:
             yield self._epoch(fixed, count, batch, generator)
 
     def _epoch(self, fixed: Pair | None, count: int, batch: int, generator: Generator) -> Iterator[Pair]:
         sizes = [min(batch, count - start) for start in range(0, count, batch)]
         if fixed is None:
-            yield from (self.task.draw(self.length, size, generator) for size in sizes)
+            yield from (self.task.draw(self.training_length, size, generator) for size in sizes)
         else:
             for rows in torch.randperm(count, generator=generator).split(sizes):
                 yield tuple(part[:, rows] for part in fixed)

@@ -7,6 +7,7 @@ from benchmarks.common import replacing
 from .data import Task
 from .pictures import draw_pictures
 from .report import label, longest_solved, markdown, number, sentence, table, write_tables
+from .summary import left_out
 
 QUESTION = {
     "recall": "{symbols} symbols out of {vocabulary} are read, then as many blanks as the length says, then a "
@@ -62,7 +63,10 @@ def _document(content: dict, rows: list[dict], task: Task, pictures: list[str]) 
 def _state(content: dict) -> str:
     """Where the run stands; nothing where it is finished."""
     configuration, trials = content["configuration"], content["trials"]
-    wanted = len(configuration["cell"]) * len(configuration["length"]) * configuration["trials"]
+    pairs = [(cell, length) for cell in configuration["cell"] for length in configuration["length"]]
+    if configuration.get("ascend"):
+        pairs = [pair for pair in pairs if not left_out(trials, *pair)]
+    wanted = len(pairs) * configuration["trials"]
     return "" if len(trials) == wanted else f"**Not finished: {len(trials)} of {wanted} trials so far.**"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import CELLS, InputError, Parser, add_common_options, fraction, positive, positive_number
 
-from .data import Echo, Recall, Task
+from .data import LEARNED, Echo, Recall, Task
 
 COMMON = {
     "cell": list(CELLS),
@@ -25,6 +25,7 @@ COMMON = {
     "batch": 32,
     "extra": [10, 100],
     "minutes": None,
+    "ascend": False,
     "out": Path("runs/copy_task"),
 }
 # recall: what all gated cells learn with at a length of 50, faster than at half the rate; one bias for all units leaves
@@ -33,12 +34,12 @@ PRESETS = {
     "recall": {
         **COMMON,
         **{"symbols": 10, "sequences": 3200, "held_out": 320, "epochs": 60, "until": 0.998},
-        **{"lr": 1e-2, "clip": 1.0, "keep_bias": "chrono"},
+        **{"lr": 1e-2, "schedule": "cosine", "clip": 1.0, "keep_bias": "chrono", "grow_from": 10},
     },
     "echo": {
         **COMMON,
         **{"symbols": None, "sequences": 100, "held_out": 100, "epochs": 10, "until": None},
-        **{"lr": 1e-2, "clip": None, "keep_bias": 0.0},
+        **{"lr": 1e-2, "schedule": "constant", "clip": None, "keep_bias": 0.0, "grow_from": None},
     },
 }
 DEMO = {
@@ -52,11 +53,11 @@ DEMO = {
     "keep_bias": 2.0,
 }
 LONGEST = {
-    "cell": ["lstm", "gru"],
-    "length": [50, 100, 200, 300, 400, 500],
+    "cell": ["lstm"],
+    "length": [100, 200, 500, 1000, 2000, 3000, 5000],
     "trials": 1,
-    "epochs": 150,
-    "minutes": 10.0,
+    "minutes": 9.5,
+    "ascend": True,
 }
 NOT_DECIDING = ("out", "resume", "demo", "longest", "compare", "report")
 
@@ -121,6 +122,19 @@ def _parser() -> Parser:
     parser.add_argument("--sequences", type=positive, help="training sequences per epoch")
     parser.add_argument("--held-out", type=positive, help="sequences to validate with, and as many to test with")
     parser.add_argument("--extra", type=positive, nargs="*", help="test also on sequences this much longer")
+    parser.add_argument(
+        "--schedule",
+        choices=("cosine", "constant"),
+        help="of the learning rate; cosine: it falls from --lr to 0 along half a cosine over --epochs, or over "
+        "--minutes where they end first",
+    )
+    parser.add_argument(
+        "--grow-from",
+        type=positive,
+        metavar="LENGTH",
+        help="protocol recall: train at this length at first, and at one greater by a tenth after each batch of which "
+        f"more than {100 * LEARNED:.0f} %% came right, up to --length; sequences that are held out all have --length",
+    )
     parser.add_argument("--clip", type=positive_number, help="scale gradients of a larger norm down to this")
     parser.add_argument(
         "--until", type=fraction, help="end a trial's training after the epoch whose held-out accuracy is above this"
@@ -130,6 +144,12 @@ def _parser() -> Parser:
         type=positive_number,
         help="end a trial's training after the epoch in which it has taken so long; how far it came then depends on "
         "the machine",
+    )
+    parser.add_argument(
+        "--ascend",
+        action="store_true",
+        help="go from the shortest length to the longest, and leave out what is longer than a length that a cell did "
+        "not solve",
     )
     parser.add_argument(
         "--keep-bias",
@@ -159,6 +179,13 @@ def _check(options: Namespace) -> None:
         raise InputError(
             f"--symbols {options.symbols} does not go with --protocol echo, which repeats all of a sequence"
         )
+    if options.protocol == "echo" and options.grow_from is not None:
+        raise InputError(
+            f"--grow-from {options.grow_from} does not go with --protocol echo, which has one set of sequences to "
+            "train on"
+        )
+    if options.ascend:
+        options.length.sort()
     if options.vocabulary < 2:
         raise InputError(f"--vocabulary {options.vocabulary} leaves nothing to remember: at least 2 symbols are needed")
 

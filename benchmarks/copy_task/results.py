@@ -10,6 +10,11 @@ from pathlib import Path
 
 from benchmarks.common import InputError, hardware, write_json
 
+RECORD = (
+    *("cell", "length", "trial", "seed", "parameters", "accuracy", "loss", "answers", "baseline", "extra", "epochs"),
+    *("gradient_norms", "seconds"),
+)
+
 
 class Results:
     """Finished trials of one run, on disk in ``folder``.
@@ -65,12 +70,18 @@ class Results:
 
 
 def read(path: Path) -> dict:
-    """The content of a results file; InputError where it is none."""
+    """The content of a results file; InputError where it is none, or has trials without one of RECORD's parts."""
     try:
         found = json.loads(path.read_text())
         parts = [found[name] for name in ("configuration", "hardware", "trials")]
         if [type(part) for part in parts] == [dict, dict, list]:
-            return found
+            lacking = [name for name in RECORD if any(name not in trial for trial in found["trials"])]
+            if not lacking:
+                return found
+            raise InputError(
+                f"{path} is of another version of this harness: its trials have no {' and no '.join(lacking)}; "
+                "take another --out and run them again"
+            )
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: a run with this --out writes it") from None
     except (OSError, ValueError, KeyError, TypeError):

@@ -93,3 +93,8 @@ def outcome(trial: dict) -> str:
     if more_accurate and lower_loss:
         return "better"
     return "more accurate" if more_accurate else "lower loss" if lower_loss else "chance"
+
+
+def left_out(trials: list[dict], cell: str, length: int) -> bool:
+    """Whether ``--ascend`` leaves this out: the cell has not solved a shorter length."""
+    return any(t["cell"] == cell and t["length"] < length and outcome(t) != "solved" for t in trials)

@@ -4,6 +4,7 @@ A trial is the unit that a run resumes at: it starts from its seed alone and ret
 interrupted run that repeats it gets the same record (times apart).
 """
 
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -13,14 +14,19 @@ from torch import Tensor, nn
 
 from benchmarks.common import DTYPES
 
-from .data import Data, Pair, Task
+from .data import LEARNED, Data, Pair, Task
 from .model import CopyModel, gradient_norms
 
 
 def run_trial(
-    options: Namespace, task: Task, cell: str, length: int, trial: int, advance: Callable[[], None] = lambda: None
+    options: Namespace,
+    task: Task,
+    cell: str,
+    length: int,
+    trial: int,
+    advance: Callable[[float], None] = lambda _: None,
 ) -> dict:
-    """Train and measure one model; calls ``advance`` after every optimisation step."""
+    """Train and measure one model; after every step ``advance`` is told how much of the training is done, 0 to 1."""
     started = time.perf_counter()
     seed = options.seed + trial
     torch.manual_seed(seed)
@@ -35,7 +41,7 @@ def run_trial(
         device=options.device,
         dtype=DTYPES[options.dtype],
     )
-    data = Data(task, length, seed)
+    data = Data(task, length, seed, options.grow_from)
     test = data.held_out("test", options.held_out)
     sample = _to_model(model, tuple(part[:, : options.batch] for part in test))
     norms_before = gradient_norms(model, task, *sample)
@@ -58,42 +64,56 @@ def run_trial(
     }
 
 
-def _train(options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[], None]) -> list[dict]:
-    """Train for ``options.epochs`` epochs, or until ``_enough``; returns losses, accuracies and times of each."""
+def _train(
+    options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[float], None]
+) -> list[dict]:
+    """Train until ``options`` say that it is enough; returns losses, accuracies and times of each epoch."""
     began = time.perf_counter()
-    optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
+    optimiser = torch.optim.Adam(model.parameters())
     validation = data.held_out("validation", options.held_out)
-    epochs = []
-    for _, batches in zip(range(options.epochs), data.training(options.sequences, options.batch)):
-        seconds, steps, train = 0.0, 0, Mean()
+    epochs, steps, done = [], 0, 0.0
+    for batches in data.training(options.sequences, options.batch):
+        times, train = [], Mean()
         for batch in batches:
             started = time.perf_counter()
-            train.add(*_step(model, task, optimiser, options.clip, *_to_model(model, batch)), count=batch[0].shape[1])
+            optimiser.param_groups[0]["lr"] = learning_rate(options, done)
+            loss, accuracy = _step(model, task, optimiser, options.clip, *_to_model(model, batch))
             _wait(model)
-            seconds += time.perf_counter() - started
+            times.append(time.perf_counter() - started)
+            train.add(loss, accuracy, count=batch[0].shape[1])
+            if accuracy > LEARNED:
+                data.lengthen()
             steps += 1
-            advance()
+            done = progress(options, steps, time.perf_counter() - began)
+            advance(done)
         train_loss, train_accuracy = train.value()
         held_out_loss, held_out_accuracy = evaluate(model, task, validation, options.batch)
         epochs.append(
             {
+                "train_length": data.training_length,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
                 "held_out_loss": held_out_loss,
                 "held_out_accuracy": held_out_accuracy,
-                "seconds": seconds,
-                "seconds_per_step": seconds / steps,
+                "seconds": sum(times),
+                "seconds_per_step": sum(times) / len(times),
             }
         )
-        if _enough(options, held_out_accuracy, time.perf_counter() - began):
+        if done == 1 or (options.until is not None and held_out_accuracy > options.until):
             break
     return epochs
 
 
-def _enough(options: Namespace, accuracy: float, seconds: float) -> bool:
-    """Whether training ends early: the accuracy wanted of held-out sequences is there, or the time is over."""
-    reached = options.until is not None and accuracy > options.until
-    return reached or (options.minutes is not None and seconds > 60 * options.minutes)
+def progress(options: Namespace, steps: int, seconds: float) -> float:
+    """How much of a training is done, 0 to 1: of its steps or of its time, whichever is further."""
+    by_steps = steps / (options.epochs * -(-options.sequences // options.batch))
+    by_time = 0.0 if options.minutes is None else seconds / (60 * options.minutes)
+    return min(max(by_steps, by_time), 1.0)
+
+
+def learning_rate(options: Namespace, done: float) -> float:
+    """The rate at this progress: ``--schedule cosine`` lets it fall from ``--lr`` to 0 along half a cosine."""
+    return options.lr * (1 + math.cos(math.pi * done)) / 2 if options.schedule == "cosine" else options.lr
 
 
 def _step(model: CopyModel, task: Task, optimiser, clip: float | None, inputs: Tensor, targets: Tensor) -> Pair:

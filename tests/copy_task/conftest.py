@@ -1,0 +1,66 @@
+"""What the tests of the copy-task harness share: a tiny run, how to start and refuse one, a made-up record."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.common import run_command
+from benchmarks.copy_task import __main__ as command
+from benchmarks.copy_task import document
+
+SMALL = [
+    *("--cell", "lstm", "multiplicative_gru", "--length", "3", "5", "--symbols", "2", "--vocabulary", "3"),
+    *("--trials", "2", "--hidden", "5", "--batch", "4", "--epochs", "2", "--sequences", "10"),
+    *("--held-out", "6", "--extra", "1", "4"),
+]
+TIMES = {"seconds", "seconds_per_step"}
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """For tests that look at other things: drawing takes longer than the runs."""
+    monkeypatch.setattr(document, "draw_pictures", lambda *_: [])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(folder, *more: str) -> dict:
+    """Run the command in this process; returns results.json."""
+    command.main([*SMALL, "--out", str(folder), *more])
+    return json.loads((folder / "results.json").read_text())
+
+
+def without_times(value):
+    """A record of results without what differs from run to run."""
+    if isinstance(value, dict):
+        return {name: without_times(part) for name, part in value.items() if name not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """Run the command, which must refuse; returns its one sentence."""
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: command.main(list(arguments)))
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+def record(accuracy: float, loss: float | None, cell: str = "lstm", length: int = 5, trial: int = 0) -> dict:
+    """A trial's record with these results, over which the words are to be found."""
+    scores = {"loss": 1.0, "accuracy": 0.5}
+    epoch = {f"{part}_{name}": value for part in ("train", "held_out") for name, value in scores.items()}
+    return {
+        **{"cell": cell, "length": length, "trial": trial, "seed": trial, "parameters": 7, "answers": 1000},
+        **{"accuracy": accuracy, "loss": loss, "baseline": {"accuracy": 0.1, "loss": math.log(10)}},
+        "extra": [{"extra": 2, "accuracy": accuracy, "loss": loss}],
+        "epochs": [{**epoch, "seconds": 2.0, "seconds_per_step": 0.5}] * (trial + 2),
+        "gradient_norms": {"before": [1e-6, 1e-3, 1.0], "after": [0.0, 0.5, 1.0]},
+        "seconds": 90.0,
+    }

@@ -1,0 +1,80 @@
+"""The command line: presets, help, and wrong input."""
+
+import pytest
+
+from benchmarks.common import CELLS, InputError
+from benchmarks.copy_task.options import DEMO, LONGEST, PRESETS, parse_options
+
+from .conftest import refusal, run
+
+
+def test_demo_is_a_preset_that_options_override():
+    plain, demo = vars(parse_options([])), vars(parse_options(["--demo"]))
+    assert {name for name in plain if plain[name] != demo[name]} <= {*DEMO, "demo", "out"}
+    assert all(demo[name] == value for name, value in DEMO.items())
+    assert parse_options(["--demo", "--symbols", "3"]).symbols == 3
+    longest = parse_options(["--longest", "--cell", "gru"])
+    assert (longest.cell, longest.minutes, longest.length) == (["gru"], LONGEST["minutes"], LONGEST["length"])
+    assert longest.minutes < 10
+    assert parse_options(["--longest", "--length", "9", "5"]).length == [5, 9]
+    echo = parse_options(["--demo", "--protocol", "echo"])
+    assert echo.symbols is None
+    assert echo.length == DEMO["length"]
+
+
+def test_protocols_have_their_own_defaults():
+    echo = parse_options(["--protocol", "echo"])
+    assert (echo.lr, echo.epochs, echo.batch, echo.sequences, echo.held_out) == (0.01, 10, 32, 100, 100)
+    recall = parse_options([])
+    assert (recall.length, recall.symbols, recall.vocabulary) == ([100, 200, 500, 1000], 10, 10)
+    assert (recall.hidden, recall.trials, recall.cell) == (128, 3, list(CELLS))
+    assert set(PRESETS["recall"]) == set(PRESETS["echo"])
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in vars(parse_options([])).items():
+        assert f"--{name.replace('_', '-')}" in text
+        if value is not None:
+            assert f"(default: {value})" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--protocol", "recite"], "recite"),
+        (["--length", "0"], "0"),
+        (["--protocol", "echo", "--symbols", "5"], "--symbols 5"),
+        (["--vocabulary", "1"], "--vocabulary 1"),
+        (["--seed", "-1"], "-1"),
+        (["--keep-bias", "nan"], "--keep-bias: must be a finite number or chrono, got nan"),
+        (["--keep-bias", "much"], "got much"),
+        (["--until", "1"], "--until"),
+        (["--minutes", "0"], "--minutes"),
+        (["--schedule", "linear"], "linear"),
+        (["--protocol", "echo", "--grow-from", "5"], "--grow-from 5"),
+        (["--demo", "--longest"], "--longest"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence(arguments, named, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert named in refusal(capsys, *arguments, "--out", str(folder))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"configuration": 3}', '{"losses": []}'])
+def test_foreign_file_is_not_resumed(content, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="holds no results of the copy task"):
+        run(tmp_path, "--resume")
+    assert path.read_text() == content
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(tmp_path / "file" / "run")
