@@ -45,6 +45,7 @@ def _document(content: dict, rows: list[dict], task: Task, pictures: list[str]) 
         _show(pictures, "lengths"),
         *(["## Longer sequences than trained on", _show(pictures, "longer")] if "longer.png" in pictures else []),
         "## Loss and accuracy by epoch",
+        _growth(configuration),
         _show(pictures, "curves"),
         "## Gradient norm by time step",
         "The norm of the loss's gradient with respect to h at step t. Below, the norm at the first step over the norm "
@@ -57,17 +58,26 @@ def _document(content: dict, rows: list[dict], task: Task, pictures: list[str]) 
         "## Machine",
         markdown(*_split(_settings(content["hardware"]))),
     ]
-    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
 def _state(content: dict) -> str:
-    """Where the run stands; nothing where it is finished."""
+    """Where the run stands: what is not finished, and what ``--ascend`` left out; nothing where there is neither."""
     configuration, trials = content["configuration"], content["trials"]
     pairs = [(cell, length) for cell in configuration["cell"] for length in configuration["length"]]
-    if configuration.get("ascend"):
-        pairs = [pair for pair in pairs if not left_out(trials, *pair)]
-    wanted = len(pairs) * configuration["trials"]
-    return "" if len(trials) == wanted else f"**Not finished: {len(trials)} of {wanted} trials so far.**"
+    spared = [pair for pair in pairs if configuration.get("ascend") and left_out(trials, *pair)]
+    wanted = (len(pairs) - len(spared)) * configuration["trials"]
+    state = "" if len(trials) == wanted else f"**Not finished: {len(trials)} of {wanted} trials so far.** "
+    if spared:
+        names = ", ".join(f"{label(cell)} {length}" for cell, length in spared)
+        state += f"Left out, because the cell has not solved a shorter length: {names}."
+    return state
+
+
+def _growth(configuration: dict) -> str:
+    """What the curves of the training show, where its sequences grow."""
+    first = configuration.get("grow_from")
+    return f"Training begins with sequences of length {first}, which grow as they are learned." if first else ""
 
 
 def _gradient_table(rows: list[dict]) -> list[list[str]]:

@@ -86,6 +86,8 @@ def _train(
             steps += 1
             done = progress(options, steps, time.perf_counter() - began)
             advance(done)
+            if done == 1:
+                break
         train_loss, train_accuracy = train.value()
         held_out_loss, held_out_accuracy = evaluate(model, task, validation, options.batch)
         epochs.append(

@@ -88,6 +88,8 @@ def test_report_is_made_of_a_results_file_alone(tmp_path, capsys):
     assert "**Not finished: 6 of 12 trials so far.**" in text
     assert "right in every trial: LSTM 5 (3 ± 1 epochs and 1.5 ± 0.0 minutes a trial)." in text
     assert "| 5 | LSTM | -6.0 ± 0.0 | – |" in text
+    assert "Left out" not in text
+    assert "Training begins" not in text
     printed = capsys.readouterr().out
     assert "GRU, length 5: diverged" in printed
     assert "LSTM 5 (3 ± 1 epochs" in printed
@@ -95,13 +97,16 @@ def test_report_is_made_of_a_results_file_alone(tmp_path, capsys):
 
 
 def test_ascending_run_is_finished_where_its_cells_stop(tmp_path, without_pictures):
-    arguments = ["--cell", "lstm", "gru", "--length", "9", "5", "7", "--trials", "1", "--ascend"]
+    arguments = ["--cell", "lstm", "gru", "--length", "9", "5", "7", "--trials", "1", "--ascend", "--grow-from", "4"]
     trials = [record(0.995, 0.02), record(0.5, 1.0, "gru"), record(0.995, 0.02, length=7)]
     write_results(tmp_path, arguments, trials)
-    assert "**Not finished: 3 of 4 trials so far.**" in report(tmp_path)
+    left_out = "Left out, because the cell has not solved a shorter length: GRU 7, GRU 9."
+    assert f"**Not finished: 3 of 4 trials so far.** {left_out}" in report(tmp_path)
     write_results(tmp_path, arguments, [*trials, record(0.5, 1.0, length=9)])
     text = report(tmp_path)
     assert "Not finished" not in text
+    assert left_out in text
+    assert "Training begins with sequences of length 4" in text
     assert "in every trial: LSTM 7 (" in text
 
 
