@@ -60,11 +60,10 @@ def train_all(options: Namespace, task: Task, results: Results) -> None:
     left = [trial for trial in trials if results.find(*trial) is None]
     if len(left) < len(trials):
         print(f"{len(trials) - len(left)} of {len(trials)} trials were finished before.", flush=True)
-    # of the bar a trial has as much as its steps take by their length, or as any other where all have the same time
+    # a trial's share of the bar: its length, with which its time grows, or 1 where all have the same --minutes
     sizes = {length: length if options.minutes is None else 1 for length in options.length}
     total = sum(sizes[length] for _, length, _ in left)
-    # no smoothing, because cells differ
-    with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:
+    with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:  # 0 because cells differ
         for cell, length, trial in left:
             end = bar.n + sizes[length]
             if not (options.ascend and left_out(results.trials, cell, length)):

@@ -102,7 +102,7 @@ def _parser() -> Parser:
     presets.add_argument(
         "--longest",
         action="store_true",
-        help="other defaults: two cells at longer and longer delays, ten minutes each, to see which they solve",
+        help="other defaults: an LSTM at longer and longer delays, ten minutes for each, up to one it does not solve",
     )
     parser.add_argument(
         "--compare",

@@ -1,7 +1,7 @@
 """One trial: a fresh model of one cell trains at one length under one seed, and is then measured.
 
 A trial is the unit that a run resumes at: it starts from its seed alone and returns a record ready for JSON, so an
-interrupted run that repeats it gets the same record (times apart).
+interrupted run that repeats it gets the same record, times apart, unless ``--minutes`` lets the clock decide.
 """
 
 import math
