@@ -50,6 +50,7 @@ DEMO = {
     "extra": [5],
     "epochs": 20,
     "lr": 5e-3,
+    "schedule": "constant",
     "keep_bias": 2.0,
 }
 LONGEST = {
@@ -180,6 +181,8 @@ def _check(options: Namespace) -> None:
         raise InputError(
             f"--symbols {options.symbols} does not go with --protocol echo, which repeats all of a sequence"
         )
+    if options.protocol == "echo" and options.longest:
+        raise InputError("--longest does not go with --protocol echo, which has no delay")
     if options.protocol == "echo" and options.grow_from is not None:
         raise InputError(
             f"--grow-from {options.grow_from} does not go with --protocol echo, which has one set of sequences to "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ SMALL = [
     *("--trials", "2", "--hidden", "5", "--batch", "4", "--epochs", "2", "--sequences", "10"),
     *("--held-out", "6", "--extra", "1", "4"),
 ]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # for processes of their own; models this small need no second
 TIMES = {"seconds", "seconds_per_step"}
 
 

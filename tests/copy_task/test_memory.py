@@ -1,6 +1,5 @@
 """The estimate of a trial's memory, and the refusal that it leads to."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from benchmarks.copy_task import memory
 from benchmarks.copy_task.data import Recall
 from benchmarks.copy_task.options import parse_options, task_of
 
-from .conftest import refusal
+from .conftest import ONE_THREAD, refusal
 
 
 def test_what_cannot_fit_is_refused_with_the_estimate(tmp_path, capsys):
@@ -84,7 +83,6 @@ for length in (2, 200):
     peaks.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")))
 print(peaks[1] - peaks[0], trial_bytes(options, task, "multiplicative_gru", length, "cpu")["cpu"])
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ONE_THREAD)
     grown, estimate = map(int, done.stdout.split())
     assert 0.5 < estimate / grown < 2

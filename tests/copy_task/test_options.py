@@ -56,6 +56,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--schedule", "linear"], "linear"),
         (["--protocol", "echo", "--grow-from", "5"], "--grow-from 5"),
         (["--demo", "--longest"], "--longest"),
+        (["--protocol", "echo", "--longest"], "--longest does not go with --protocol echo"),
         (["--device", "abacus"], "abacus"),
     ],
 )

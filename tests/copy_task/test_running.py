@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from benchmarks.copy_task.results import RECORD
 from benchmarks.copy_task.summary import summarise
 from benchmarks.copy_task.train import run_trial
 
-from .conftest import SMALL, record, run, without_times
+from .conftest import ONE_THREAD, SMALL, record, run, without_times
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def finished(tmp_path_factory):
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ONE_THREAD,
     )
     return folder, done.stdout, json.loads((folder / "results.json").read_text())
 
@@ -119,7 +118,7 @@ def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_
         [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--out", str(tmp_path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ONE_THREAD,
     )
     while started.poll() is None and not (path.exists() and json.loads(path.read_text())["trials"]):
         time.sleep(0.002)
