@@ -49,9 +49,6 @@ DEMO = {
     "trials": 2,
     "extra": [5],
     "epochs": 20,
-    "lr": 5e-3,
-    "schedule": "constant",
-    "keep_bias": 2.0,
 }
 LONGEST = {
     "cell": ["lstm"],
