@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 Pair = tuple[Tensor, Tensor]
-LEARNED = 0.97  # the accuracy of a batch after which training sequences that grow become longer
 
 
 @dataclass(frozen=True)

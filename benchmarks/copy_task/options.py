@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import CELLS, InputError, Parser, add_common_options, fraction, positive, positive_number
 
-from .data import LEARNED, Echo, Recall, Task
+from .data import Echo, Recall, Task
 
 COMMON = {
     "cell": list(CELLS),
@@ -24,6 +24,7 @@ COMMON = {
     "hidden": 128,
     "batch": 32,
     "extra": [10, 100],
+    "grow_at": 0.99,
     "minutes": None,
     "ascend": False,
     "out": Path("runs/copy_task"),
@@ -133,8 +134,9 @@ def _parser() -> Parser:
         type=positive,
         metavar="LENGTH",
         help="protocol recall: train at this length at first, and at one greater by a tenth after each batch of which "
-        f"more than {100 * LEARNED:.0f} %% came right, up to --length; sequences that are held out all have --length",
+        "more than --grow-at came right, up to --length; sequences that are held out all have --length",
     )
+    parser.add_argument("--grow-at", type=fraction, metavar="ACCURACY", help="see --grow-from")
     parser.add_argument("--clip", type=positive_number, help="scale gradients of a larger norm down to this")
     parser.add_argument(
         "--until", type=fraction, help="end a trial's training after the epoch whose held-out accuracy is above this"
