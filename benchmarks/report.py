@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import common
+from benchmarks.copy_task import published as copy_task
 from benchmarks.gpu import report as gpu
 from benchmarks.language_model import published as language_model
 from benchmarks.speed import RESULTS, ROOT
@@ -18,6 +19,7 @@ from benchmarks.speed import report as speed
 
 README = ROOT / "README.md"
 BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
+    "copy": copy_task.block,
     "language_model": language_model.block,
     "speed": speed.block,
     "gpu": gpu.block,

@@ -53,7 +53,7 @@ def table(result: dict) -> str:
         *("cell", "backend", "parameters"),
         *(f"epoch {epoch}" for epoch in shown),
         *(["test"] if tested else []),
-        *("minutes", f"{_unit(result)}s per second"),
+        "minutes",
     ]
     lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)]]
     lines += [_row(run, shown, tested, _measure(result)) for run in result["runs"]]
@@ -68,7 +68,6 @@ def _row(run: dict, shown: list[int], tested: bool, measure: str) -> list[str]:
         *(_losses(epochs[epoch], measure) if epoch in epochs else "–" for epoch in shown),
         *([_loss(last, "test", measure)] if tested else []),
         f"{sum(epoch['seconds'] for epoch in run['epochs']) / 60:.1f}",
-        f"{max(epoch['symbols_per_second'] for epoch in run['epochs']):,.0f}",
     ]
 
 

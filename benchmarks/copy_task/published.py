@@ -1,0 +1,33 @@
+"""The block of README.md on how far back a cell recalls; ``benchmarks.report`` puts it there.
+
+Every number comes from a results.json of ``python -m benchmarks.copy_task --longest``, kept as
+benchmarks/results/copy-*.json.
+"""
+
+from argparse import Namespace
+
+from .options import task_of
+from .report import longest_solved, markdown, table
+from .summary import summarise
+
+
+def block(results: list[dict]) -> str:
+    """One section per file of results, or one sentence where there is none."""
+    return "\n\n".join(section(result) for result in results) if results else "No run has been recorded yet."
+
+
+def section(result: dict) -> str:
+    """What was asked, where it ran, what was solved, and the table of all that was tried."""
+    task, rows = task_of(Namespace(**result["configuration"])), summarise(result["trials"])
+    headings, *lines = table(rows, task)
+    return "\n\n".join([preamble(result), longest_solved(rows), markdown(headings, lines).rstrip("\n")])
+
+
+def preamble(result: dict) -> str:
+    asked, machine = result["configuration"], result["hardware"]
+    return (
+        f"{asked['symbols']} symbols out of {asked['vocabulary']} to recall, the length being the delay; "
+        f"H={asked['hidden']}, at most {asked['minutes']:g} minutes of training for each; {machine['cpu']}, "
+        f"{machine['threads']} of {machine['cores']} cores, GPU {machine['gpu']}, torch {machine['torch']}, fused_rnn "
+        f"{machine['fused_rnn']}, backend `{asked['backend']}`, seed {asked['seed']}."
+    )
