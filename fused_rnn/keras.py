@@ -72,7 +72,7 @@ def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
 
     Raises:
         TypeError: a module that Keras has no layer for.
-        ValueError: more than one layer, or projections.
+        ValueError: more than one layer, projections, or initial states that are learnt.
     """
     if not isinstance(module, RNN | LSTM | GRU):
         raise TypeError(f"Keras has layers for RNN, LSTM and GRU, and this is a {type(module).__name__}")
@@ -80,6 +80,8 @@ def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
         raise ValueError(f"a Keras layer is one layer, and this module has {module.num_layers}")
     if module.proj_size:
         raise ValueError(f"Keras has no LSTM with projections, and this module has proj_size={module.proj_size}")
+    if module.learn_initial_state:
+        raise ValueError("Keras learns no initial states, and this module has parameters for them")
     return [array.numpy() for suffix in module._suffixes(0) for array in _unload(module, suffix)]
 
 

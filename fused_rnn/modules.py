@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops, projection
+from . import autocast, ops, projection
 from .packing import Packing
 
 __all__ = ["GRU", "LSTM", "RNN", "MultiplicativeGRU", "MultiplicativeLSTM"]
+
+RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
 
 
 class CellBased(nn.Module):
@@ -89,6 +91,12 @@ class Recurrent(CellBased):
         device, dtype: of the parameters.
         backend: "auto", or one of ``fused_rnn.backends()``.
         recompute: save only states for the backward pass, which rebuilds the gates; see below.
+        variational: draw the mask of ``dropout`` once a call for each sequence and feature, the same at every step (Gal
+            & Ghahramani 2016), in place of one for each step.
+        weight_drop: probability of dropping an element of ``weight_hh`` or ``weight_mhh`` (DropConnect; Merity, Keskar
+            & Socher 2018), in training mode only: drawn once a call for each layer and direction.
+        learn_initial_state: add parameters ``h_0`` (num_layers * directions, 1, H), with projections P for H, and where
+            the cell has a cell state ``c_0``, zero at first, which every sequence begins with unless given ``hx``.
 
     Call: ``output, state = module(input, hx=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
     states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
@@ -106,6 +114,12 @@ class Recurrent(CellBased):
     of these steps and units. So it pays where sequences are long, or where several layers or calls wait for the same
     backward pass. The reference takes no notice: there autograd saves what it needs.
 
+    What is dropped depends on torch's generator alone, and what is kept is scaled by 1/(1 − probability), so that in
+    eval mode nothing is drawn and the weights are used as they are. Gal & Ghahramani's second mask, of h₋ and for each
+    sequence, is not to be had: the kernels multiply all sequences with the same weights. ``weight_drop`` drops those.
+
+    Under torch.autocast the module computes in autocast's dtype, but for float64, on every device.
+
     Raises torch.nn's exception types for the mistakes that torch.nn checks, and TypeError for a state that is no
     tensor, or no pair of tensors.
     """
@@ -113,6 +127,7 @@ class Recurrent(CellBased):
     _defaults: ClassVar[dict] = {
         **{"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False},
         **{"backend": "auto", "recompute": False},
+        **{"variational": False, "weight_drop": 0.0, "learn_initial_state": False},
     }
 
     def __init__(
@@ -130,11 +145,15 @@ class Recurrent(CellBased):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        variational: bool = False,
+        weight_drop: float = 0.0,
+        learn_initial_state: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, backend)
         _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         _check_bools(bias=bias, batch_first=batch_first, recompute=recompute)
-        _check_dropout(dropout)
+        _check_bools(variational=variational, learn_initial_state=learn_initial_state)
+        _check_probabilities(dropout=dropout, weight_drop=weight_drop)
         self._check_projection(proj_size)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
@@ -148,6 +167,9 @@ class Recurrent(CellBased):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.recompute = recompute
+        self.variational = variational
+        self.weight_drop = float(weight_drop)
+        self.learn_initial_state = learn_initial_state
         for layer in range(num_layers):
             layer_input = input_size if layer == 0 else self._output_size * self._directions
             for suffix in self._suffixes(layer):
@@ -155,15 +177,35 @@ class Recurrent(CellBased):
                     shape = self._weight_shape(name, layer_input)
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     self.register_parameter(name + suffix, parameter)
+        if learn_initial_state:
+            for name, size in self._state_sizes().items():
+                parameter = nn.Parameter(torch.empty(self._runs, 1, size, device=device, dtype=dtype))
+                self.register_parameter(name, parameter)
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every weight and bias uniformly from ±1/√H, as torch.nn does; learnt initial states become zero."""
+        super().reset_parameters()
+        if self.learn_initial_state:
+            for name in self._state_sizes():
+                nn.init.zeros_(getattr(self, name))
 
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
     @property
+    def _runs(self) -> int:
+        """Layers and directions: so many states there are."""
+        return self.num_layers * self._directions
+
+    @property
     def _output_size(self) -> int:
         return self.proj_size or self.hidden_size
+
+    def _state_sizes(self) -> dict[str, int]:
+        sizes = {"h_0": self._output_size, "c_0": self.hidden_size}
+        return sizes if self._spec.has_cell_state else {"h_0": sizes["h_0"]}
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
@@ -240,13 +282,30 @@ class Recurrent(CellBased):
             outputs = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = None if states is None else states[len(finals)]
-                output, final = run(input, state, self._weights(suffix), reverse=direction == 1, **how)
+                output, final = run(input, state, self._drawn_weights(suffix), reverse=direction == 1, **how)
                 outputs.append(output)
                 finals.append(final if self._spec.has_cell_state else (final,))
             input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            if self.dropout > 0 and layer + 1 < self.num_layers:
-                input = nn.functional.dropout(input, self.dropout, self.training)
+            if layer + 1 < self.num_layers:
+                input = self._drop(input)
         return input, tuple(torch.stack(parts) for parts in zip(*finals))
+
+    def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
+        """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""
+        weights = self._weights(suffix)
+        if self.training and self.weight_drop > 0:
+            for name in RECURRENT_WEIGHTS:
+                if name in weights:
+                    weights[name] = nn.functional.dropout(weights[name], self.weight_drop)
+        return weights
+
+    def _drop(self, outputs: Tensor) -> Tensor:
+        """A layer's outputs (T, B, features) as the next one reads them: in training mode with ``dropout``."""
+        if not self.training or self.dropout == 0:
+            return outputs
+        if not self.variational:
+            return nn.functional.dropout(outputs, self.dropout)
+        return outputs * nn.functional.dropout(outputs.new_ones(outputs.shape[1:]), self.dropout)
 
     def _check_features(self, input: Tensor) -> None:
         if input.shape[-1] != self.input_size:
@@ -254,7 +313,7 @@ class Recurrent(CellBased):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
         dtype = self.weight_hh_l0.dtype
-        if input.dtype != dtype:
+        if input.dtype != dtype and not autocast.is_on(input.device.type):
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -262,12 +321,13 @@ class Recurrent(CellBased):
 
     def _initial(self, state: ops.State | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
         """The parts of the initial state, each (layers * directions, B, features); raises if a shape is wrong."""
+        sizes = self._state_sizes()
         if state is None:
-            return None
+            learnt = [getattr(self, name) for name in sizes] if self.learn_initial_state else []
+            return tuple(part.expand(-1, batch, -1) for part in learnt) or None
         parts = self._state_parts(state)
-        count = self.num_layers * self._directions
-        for name, part, size in zip(("h_0", "c_0"), parts, (self._output_size, self.hidden_size)):
-            shape = (count, batch, size) if batched else (count, size)
+        for (name, size), part in zip(sizes.items(), parts):
+            shape = (self._runs, batch, size) if batched else (self._runs, size)
             if tuple(part.shape) != shape:
                 kind = "batched (3-D)" if batched else "unbatched (2-D)"
                 raise RuntimeError(f"{name}: Expected hidden size {shape} for {kind} input, got {tuple(part.shape)}")
@@ -379,9 +439,10 @@ def _check_bools(**values: bool) -> None:
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def _check_dropout(dropout: float) -> None:
-    float(dropout)  # TypeError, as from torch.nn, for what is nothing like a number
-    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
-        raise ValueError(
-            f"dropout should be a number in range [0, 1], the probability of an element being zeroed, got {dropout!r}"
-        )
+def _check_probabilities(**values: float) -> None:
+    for name, value in values.items():
+        float(value)  # TypeError, as from torch.nn, for what is nothing like a number
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(
+                f"{name} should be a number in range [0, 1], the probability of an element being zeroed, got {value!r}"
+            )

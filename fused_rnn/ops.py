@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cuda, triton_backend
+from . import autocast, cuda, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
 from .recompute import backward_from_states
 
@@ -140,6 +140,7 @@ def _warn_of_reference(reason: str) -> None:
 # The one door -----------------------------------------------------------------------------------------------
 
 
+@autocast.casting
 def run(
     cell_name: str,
     input: Tensor,
@@ -151,7 +152,7 @@ def run(
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, State]:
-    """Run one layer in one direction over a whole sequence.
+    """Run one layer in one direction over a whole sequence; under torch.autocast in its dtype, see ``autocast``.
 
     Args:
         cell_name: a key of ``CELLS``.
@@ -319,7 +320,9 @@ def _forward_backward(operators, ctx, d_output, d_h_n, d_c_n, _):
         return (None,) * 14
     needs = ctx.needs_input_grad
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
-    grads = backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
+    saved = ctx.saved_tensors
+    with autocast.off(saved[0].device.type):
+        grads = backward(d_output, d_h_n, d_c_n, *saved, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
     return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
 
 
@@ -345,7 +348,7 @@ def _double_backward(ctx, *d_grads):
     """
     create_graph = torch.is_grad_enabled()
     spec = CELLS[ctx.cell]
-    with torch.enable_grad():
+    with torch.enable_grad(), autocast.off(ctx.saved_tensors[3].device.type):
         # views, so that the derivative stops here and does not run on into whatever made a tensor
         tensors = [
             None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()

@@ -11,9 +11,10 @@ these products and sums. The mathematics is exact; U R is rounded once where oth
 import torch
 from torch import Tensor
 
-from . import ops
+from . import autocast, ops
 
 
+@autocast.casting
 def run_lstm(
     input: Tensor,
     state: tuple[Tensor, Tensor] | None,
@@ -30,7 +31,7 @@ def run_lstm(
     """
     recurrent, project = weights["weight_hh"], weights["weight_hr"]
     weights = {name: weight for name, weight in weights.items() if name != "weight_hr"}
-    weights["weight_hh"] = _product(recurrent, project)
+    weights["weight_hh"] = recurrent @ project
     h_0 = None
     if state is not None:
         h_0, c_0 = state
@@ -39,15 +40,10 @@ def run_lstm(
         state = torch.zeros_like(c_0), c_0
     how = {"reverse": reverse, "lengths": lengths, "backend": backend, "recompute": recompute}
     output, (k_n, c_n) = ops.run("lstm", input, state, weights, **how)
-    h_n = _product(k_n, project.T)
+    h_n = k_n @ project.T
     if h_0 is not None and lengths is not None:  # a sequence without steps ends as it began
         h_n = torch.where((lengths > 0).unsqueeze(1), h_n, h_0)
-    return _product(output, project.T), (h_n, c_n)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """In the dtype of the left: torch.autocast may compute it in another, but what it goes to expects this one."""
-    return (left @ right.to(left.dtype)).to(left.dtype)
+    return output @ project.T, (h_n, c_n)
 
 
 def _in_first_step(h_0: Tensor, input: Tensor, reverse: bool, lengths: Tensor | None) -> Tensor:

@@ -81,19 +81,15 @@ class LanguageModel(nn.Module):
             return self.decoder(self.dropout(outputs)), state
 
     def _recur(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The recurrent layers, with dropped (Merity, Keskar & Socher 2018) or rounded weights where asked for.
+        """The recurrent layers, with dropped weights (Merity, Keskar & Socher 2018) where asked for, torch.nn's too.
 
         What is dropped is drawn once per call, so it is the same at every step.
         """
         drop = self.config.weight_drop if self.training else 0.0
-        if drop == 0 and not self.config.autocast:
+        if drop == 0:
             return self.recurrent(inputs, state)
         weights = {
             name: nn.functional.dropout(weight, drop) if name.startswith(RECURRENT_WEIGHTS) else weight
             for name, weight in self.recurrent.named_parameters()
         }
-        if self.config.autocast:
-            weights = {name: weight.bfloat16() for name, weight in weights.items()}
-            inputs = inputs.bfloat16()
-        with torch.autocast(self.device.type, enabled=False):
-            return functional_call(self.recurrent, weights, (inputs, state))
+        return functional_call(self.recurrent, weights, (inputs, state))

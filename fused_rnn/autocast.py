@@ -1,0 +1,50 @@
+"""torch.autocast for the fused operators, which take operands of one dtype.
+
+Where autocast is on, a call computes in autocast's dtype and returns it, on every device, as torch.nn's recurrent
+modules do on a GPU: input, states and weights are cast first, and autocast is off inside. Gradients come back through
+the casts, so each has its own tensor's dtype. float64 is left as it is, as autocast leaves it everywhere.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def is_on(kind: str) -> bool:
+    """Whether autocast is on for this kind of device; of some, such as meta, it knows nothing."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def off(kind: str) -> contextlib.AbstractContextManager:
+    """Autocast turned off where it is on: for a backward pass that runs under it, though its forward pass did not."""
+    return torch.autocast(kind, enabled=False) if is_on(kind) else contextlib.nullcontext()
+
+
+def casting(run: Callable) -> Callable:
+    """``run``, whose positional arguments hold the operands, given them in autocast's dtype where that is on."""
+
+    @functools.wraps(run)
+    def cast_and_run(*operands, **options):
+        kind = next((value.device.type for value in operands if isinstance(value, Tensor)), "meta")
+        if not is_on(kind):
+            return run(*operands, **options)
+        dtype = torch.get_autocast_dtype(kind)
+        with off(kind):
+            return run(*(_cast(value, dtype) for value in operands), **options)
+
+    return cast_and_run
+
+
+def _cast(value, dtype: torch.dtype):
+    """Tensors, and pairs and dictionaries of them, in ``dtype``; all else stays."""
+    if isinstance(value, Tensor):
+        narrow = value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if narrow else value
+    if isinstance(value, tuple | list):
+        return tuple(_cast(part, dtype) for part in value)
+    if isinstance(value, dict):
+        return {name: _cast(part, dtype) for name, part in value.items()}
+    return value
