@@ -29,6 +29,8 @@ class RecurrentCell(CellBased):
     Call: ``state = module(input, hx=None)`` with input (B, I) or unbatched (I) and states (B, H) or (H); a missing
     state is zeros. Cells with a cell state take and return the pair (h, c).
 
+    Under torch.autocast the step is computed in autocast's dtype, but for float64, on every device.
+
     Parameters are named as those of a layer of ``fused_rnn``'s module of the same cell, without ``_l0``.
 
     Raises torch.nn's exception types for the mistakes that torch.nn checks, TypeError for a state that is no tensor, or

@@ -13,9 +13,10 @@ zero, the final state is that of the last real step, and a reverse run starts th
 ``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
 same gradients up to rounding. ``fused_rnn.modules.Recurrent`` says how much of each.
 
-All tensors share one device and one dtype (float32, float64 or bfloat16, float16 on GPUs). Wrong rank
-and unknown names raise ValueError, states of the wrong form TypeError, sizes, dtypes or devices that do not fit, and
-lengths out of range on the CPU, RuntimeError; on a GPU lengths are not looked at, and taken as the nearest in range.
+All tensors share one device and one dtype (float32, float64 or bfloat16, float16 on GPUs); under torch.autocast they
+are cast to its dtype, but for float64. Wrong rank and unknown names raise ValueError, states of the wrong form
+TypeError, sizes, dtypes or devices that do not fit, and lengths out of range on the CPU, RuntimeError; on a GPU lengths
+are not looked at, and taken as the nearest in range.
 """
 
 from torch import Tensor

@@ -223,7 +223,7 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
         if name not in cell.weights:
             raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
         shape = cell.weight_shape(name, input_size, hidden_size)
-        _check_tensor(name, weight, shape, input, f"I={input_size} features of input and H={hidden_size}")
+        _check_tensor(name, weight, shape, input, I=input_size, H=hidden_size)
 
 
 def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
@@ -258,7 +258,7 @@ def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: in
     h_0, c_0 = state if cell.has_cell_state else (state, None)
     for name, tensor in (("h_0", h_0), ("c_0", c_0)):
         if tensor is not None:
-            _check_tensor(name, tensor, shape, input, f"B={shape[0]} and H={shape[1]}")
+            _check_tensor(name, tensor, shape, input, B=shape[0], H=shape[1])
     return h_0, c_0
 
 
@@ -272,8 +272,9 @@ def check_state_form(cell: Cell, state: State) -> None:
         raise TypeError(f"the initial state of this cell is {expected}, got {type(state).__name__} of {kinds}")
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, given: str) -> None:
-    if tuple(tensor.shape) != shape:
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, **sizes: int) -> None:
+    if tuple(tensor.shape) != shape:  # only here are sizes written out: for torch.compile that would fix their values
+        given = " and ".join(f"{size}={value}" for size, value in sizes.items())
         raise RuntimeError(f"{name} must have shape {shape} for {given}, got {tuple(tensor.shape)}")
     if tensor.dtype != input.dtype:
         raise RuntimeError(f"{name} is {tensor.dtype} but input is {input.dtype}: convert one of them")

@@ -101,8 +101,7 @@ def test_functions_and_single_steps(cell, backend):
     assert all(torch.equal(a, b) for a, b in zip(parts(state), parts(step.to(LOW)(narrow["input"][0]))))
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
-@pytest.mark.parametrize("proj_size", [0, P], ids=["plain", "projected"])
+@pytest.mark.parametrize(("proj_size", "inside"), [(0, True), (P, False)], ids=["plain-inside", "projected-around"])
 def test_compiles_to_one_graph(proj_size, inside):
     torch.manual_seed(0)
     module = fused_rnn.LSTM(I, H, 2, bidirectional=True, proj_size=proj_size)

@@ -5,6 +5,7 @@ sizes and plain stand-ins for streams and graphs: that tests the tests, not the 
 """
 
 import contextlib
+import copy
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from fused_rnn import cuda, functional, ops
 from .conftest import ODD_SHAPES, Operands, Shape, operands, random_like, relative_error
 from .test_functional import call
 from .test_ops import LENGTHS, arguments, torch_results_and_gradients
+from .test_serving import in_threads
 
 pytestmark = pytest.mark.gpu
 
@@ -378,6 +380,29 @@ def test_graph_of_forward_and_backward(place, cell, lengths, reverse):
         assert relative_error(replay(), exact) < 1e-11
 
 
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "variational": True, "weight_drop": 0.5}], ids=["", "drops"])
+def test_graph_of_a_module(place, options):
+    """Learnt initial states, and masks, which a replay draws from the generator as a call does."""
+    how = {"dtype": torch.float64, "device": place.device, "learn_initial_state": True}
+    module = fused_rnn.LSTM(6, 40, 2, backend=place.backend, **how, **options)
+    torch.nn.init.normal_(module.h_0)
+    leaves = [torch.randn(7, 4, 6, dtype=torch.float64, device=place.device, requires_grad=True), *module.parameters()]
+
+    def run() -> list[Tensor]:
+        output, (h_n, c_n) = module(leaves[0])
+        loss = output.square().sum() + h_n.sin().sum() + c_n.cos().sum()
+        return [output.detach(), *torch.autograd.grad(loss, leaves)]
+
+    replay = place.captured(run)
+    for seed in range(3):
+        with torch.no_grad():
+            leaves[0].copy_(random_like(leaves[:1], seed)[0])
+        torch.manual_seed(seed)
+        given = [t.clone() for t in replay()]
+        torch.manual_seed(seed)
+        assert relative_error(given, run()) < 1e-11
+
+
 @torch.no_grad()
 def renew(op: Operands, seed: int) -> None:
     """Other values in the same memory."""
@@ -482,6 +507,61 @@ def test_module_against_torch(place, batch_first):
     assert relative_error([ours(x)[0]], [theirs(x)[0]]) < 1e-11
     gradients = [[p.grad for p in module.parameters()] for module in (ours, theirs)]
     assert relative_error(*gradients) < 1e-11
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_autocast_against_torch(place, name, dtype):
+    """The error of results and gradients, against float64, is at most twice torch.nn's under the same autocast."""
+    skip_unless_it_computes_in(place, dtype)
+    theirs = getattr(nn, name)(24, 64, 2, bidirectional=True, device=place.device)
+    ours = getattr(fused_rnn, name)(24, 64, 2, bidirectional=True, device=place.device, backend=place.backend)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(40, 9, 24, device=place.device)
+
+    def outcome(module: nn.Module, x: Tensor) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), *module.parameters()]
+        output, _ = module(leaves[0])
+        return [output, *torch.autograd.grad((output * output.detach().cos()).sum(), leaves)]
+
+    exact = outcome(copy.deepcopy(theirs).double(), x.double())
+    with torch.autocast(place.device.type, dtype):
+        outcomes = [outcome(module, x) for module in (ours, theirs)]
+    assert outcomes[0][0].dtype == dtype
+    assert {t.dtype for t in outcomes[0][1:]} == {torch.float32}
+    errors = [relative_error(each, exact) for each in outcomes]
+    assert errors[0] <= 2 * errors[1]
+
+
+@EVERY_BACKEND
+def test_backward_under_autocast_keeps_to_the_forward_pass(place, cell):
+    """The products around the kernels too: run in float32, differentiated under autocast, the same bits as without."""
+    op = place.operands(cell, Shape(5, 4, 6, 10), dtype=torch.float32)
+    outcomes = []
+    for enabled in (False, True):
+        output = op.run(place.backend)[0]
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=enabled):
+            outcomes.append(torch.autograd.grad(output.square().sum(), list(op.tensors.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes))
+
+
+@EVERY_BACKEND
+def test_threads_infer_at_once(place):
+    """Several Python threads through one module, on streams of their own: the same bits as one after the other."""
+    module = fused_rnn.LSTM(24, 64, 2, device=place.device, backend=place.backend).eval()
+    xs = [torch.randn(30 + 7 * n, 3 + n, 24, device=place.device) for n in range(4)]
+    place.wait()
+
+    def infer(x: Tensor) -> list[Tensor]:
+        with torch.inference_mode(), place.on_stream(place.stream()):
+            outputs = [module(x)[0] for _ in range(5)]
+            place.wait()
+        return outputs
+
+    expected = [infer(x) for x in xs]
+    for given, exact in zip(in_threads([partial(infer, x) for x in xs]), expected):
+        assert all(torch.equal(a, b) for a, b in zip(given, exact))
 
 
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 5, 2, 5]], ids=["sorted", "unsorted"])

@@ -103,10 +103,9 @@ def test_variational_dropout_ends_with_training():
     assert torch.equal(module.eval()(x)[0], plain(x)[0])
 
 
-@pytest.mark.parametrize("name", ["lstm", "multiplicative_gru"])
-def test_a_seed_determines_what_is_dropped(name):
+def test_a_seed_determines_what_is_dropped():
     """In eager, compiled to one graph, and exported; in both directions, gradients included."""
-    module = made(name, bidirectional=True, dropout=0.3, variational=True, weight_drop=0.3)
+    module = made("multiplicative_gru", bidirectional=True, dropout=0.3, variational=True, weight_drop=0.3)
     x = random_input()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     exported = torch.export.export(module, (x,)).module()
@@ -126,12 +125,9 @@ def test_a_seed_determines_what_is_dropped(name):
 # Initial states ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proj_size", [0, P])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "proj_size"), [*((name, 0) for name in MODULES), ("lstm", P)])
 def test_learnt_initial_states_are_parameters(name, proj_size):
     """Zero at first; the other parameters, their names and the random numbers spent on them do not change."""
-    if proj_size and name != "lstm":
-        pytest.skip("has no projections")
     options = {"bidirectional": True, **({"proj_size": P} if proj_size else {})}
     module, plain = made(name, learn_initial_state=True, **options), made(name, **options)
     shapes = {"h_0": (2 * LAYERS, 1, proj_size or H), "c_0": (2 * LAYERS, 1, H)}
