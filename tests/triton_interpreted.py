@@ -240,6 +240,17 @@ def test_float64_is_refused_with_the_reason():
         operands("lstm", SMALL).run("triton")
 
 
+def test_backward_under_autocast_keeps_to_the_forward_pass():
+    """The products around the kernels too: run in float32, differentiated under autocast, the same bits as without."""
+    op = operands("gru", SMALL, dtype=torch.float32)
+    outcomes = []
+    for enabled in (False, True):
+        output = op.run("triton")[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outcomes.append(torch.autograd.grad(output.square().sum(), list(op.tensors.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes))
+
+
 def evaluate(function: triton.JITFunction, x: torch.Tensor) -> torch.Tensor:
     y = torch.empty_like(x)
     elementwise[(1,)](function, x, y, len(x), triton.next_power_of_2(len(x)))
