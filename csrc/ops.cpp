@@ -49,30 +49,35 @@ void check_instruction_set() {
   if (!cpu::instruction_set()) fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512 that this processor has");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih,
-                                                   Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
-                                                   OptionalTensor weight_mih, OptionalTensor weight_mhh,
-                                                   OptionalTensor bias_m, OptionalTensor lengths, std::string cell,
-                                                   bool reverse, std::string save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0,
+                                                           Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+                                                           OptionalTensor bias_hh, OptionalTensor weight_mih,
+                                                           OptionalTensor weight_mhh, OptionalTensor bias_m,
+                                                           OptionalTensor lengths, std::string cell, bool reverse,
+                                                           std::string save) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
                               lengths, cell, reverse);
   ForwardResult r = cpu::forward(q, save_named(save));
-  return {r.output, r.h_n, r.c_n, r.saved};
+  return {r.output, r.h_n, r.c_n, r.cells, r.saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, Tensor output, Tensor saved, Tensor input,
-    Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
-    OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m, OptionalTensor lengths,
-    std::string cell, bool reverse, bool input_gradient, bool weight_gradients) {
+    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cells, Tensor output,
+    Tensor cells, Tensor saved, Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
+    OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor weight_mih, OptionalTensor weight_mhh,
+    OptionalTensor bias_m, OptionalTensor lengths, std::string cell, bool reverse, bool input_gradient,
+    bool weight_gradients) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
                               lengths, cell, reverse);
+  if (!q.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
                         checked("d_c_n", d_c_n, {q.B, q.H}, input),
+                        checked("d_cells", d_cells, {q.T, q.B, q.H}, input),
                         checked("output", output, {q.T, q.B, q.H}, input),
+                        q.cell.has_cell_state ? checked("cells", cells, {q.T, q.B, q.H}, input) : cells,
                         checked("saved", saved, {q.T, q.B, q.saved_columns(Save::everything)}, input),
                         input_gradient,
                         weight_gradients};
@@ -102,13 +107,15 @@ std::string cpu_instruction_set() {
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
 
 #define FUSED_RNN_BACKWARD                                                                            \
-  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, " FUSED_RNN_OPERANDS \
+  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, "                 \
+  "Tensor cells, Tensor saved, " FUSED_RNN_OPERANDS                                                   \
   "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "      \
   "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, " \
   "Tensor d_weight_mhh, Tensor d_bias_m)"
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
-  m.def("forward(" FUSED_RNN_OPERANDS "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def("forward(" FUSED_RNN_OPERANDS
+        "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def("backward" FUSED_RNN_BACKWARD);
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // ops.py makes it of the two above, for every backend
   m.def("cpu_instruction_set() -> str");

@@ -17,10 +17,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// What forward keeps for backward: nothing, the cell states alone (the hidden states are its output, and all else can
-// be computed again from these), or every value that backward reads.
-enum class Save { nothing, states, everything };
-
 // A cell as the caller names it, with the sizes of its base cell.
 struct CellSpec {
   CellId id;
@@ -28,17 +24,10 @@ struct CellSpec {
   int64_t gates, saved, gradients;
   bool has_cell_state, reset_before, n_apart, separates_x;
 
-  // Values that forward keeps per step and sequence.
+  // Values per step and sequence: of the cell states, and of what else forward keeps.
+  int64_t cell_columns(Save save, int64_t H) const { return has_cell_state && save != Save::nothing ? H : 0; }
   int64_t saved_columns(Save save, int64_t I, int64_t H) const {
-    switch (save) {
-      case Save::nothing:
-        return 0;
-      case Save::states:
-        return has_cell_state ? H : 0;
-      case Save::everything:
-        return saved * H + (multiplicative ? I : 0);
-    }
-    __builtin_unreachable();
+    return save == Save::everything ? saved * H + (multiplicative ? I : 0) : 0;
   }
 };
 
@@ -65,13 +54,14 @@ struct Sequence {
 };
 
 struct ForwardResult {
-  Tensor output, h_n, c_n, saved;  // (T, B, H), (B, H), (B, H) or empty, (T, B, saved columns) or empty
+  Tensor output, h_n, c_n;  // (T, B, H), (B, H), (B, H) or empty
+  Tensor cells, saved;      // (T, B, H) or empty, (T, B, saved columns) or empty
 };
 
 struct BackwardInput {
-  OptionalTensor d_output, d_h_n, d_c_n;  // gradients of the results, missing ones count as zero
-  Tensor output, saved;                   // of the forward pass, which saved everything
-  bool input_gradient, weight_gradients;  // which of the products after the loop are wanted
+  OptionalTensor d_output, d_h_n, d_c_n, d_cells;  // gradients of the results, missing ones count as zero
+  Tensor output, cells, saved;                     // of the forward pass, which saved everything
+  bool input_gradient, weight_gradients;           // which of the products after the loop are wanted
 };
 
 // Gradients of the members of Sequence; what was not wanted or does not exist is empty.

@@ -14,7 +14,7 @@ class Cell:
 
     reference: Callable
     gates: int  # rows of weight_ih and weight_hh, in units of H
-    saved: int  # values per unit and step that backward reads
+    saved: int  # values per unit and step that backward reads beside h and c
     gradients: int  # of pre-activations per unit and step: one for each gate, and one more where n has two parts
     has_cell_state: bool = False
     reset_before: bool = False  # whether U_n multiplies r⊙h₋ in place of h₋
@@ -50,13 +50,13 @@ CELLS = {
     "rnn_relu": Cell(
         reference.rnn, gates=1, saved=1, gradients=1, recurrent_bias=True, options={"nonlinearity": "relu"}
     ),
-    "lstm": Cell(reference.lstm, gates=4, saved=5, gradients=4, recurrent_bias=True, has_cell_state=True),
+    "lstm": Cell(reference.lstm, gates=4, saved=4, gradients=4, recurrent_bias=True, has_cell_state=True),
     "gru": Cell(reference.gru, gates=3, saved=3, gradients=3, reset_before=True, options={"reset_after": False}),
     "gru_reset_after": Cell(
         reference.gru, gates=3, saved=4, gradients=4, recurrent_bias=True, options={"reset_after": True}
     ),
     "multiplicative_lstm": Cell(
-        reference.multiplicative_lstm, gates=4, saved=5, gradients=4, has_cell_state=True, multiplicative=True
+        reference.multiplicative_lstm, gates=4, saved=4, gradients=4, has_cell_state=True, multiplicative=True
     ),
     "multiplicative_gru": Cell(
         reference.multiplicative_gru, gates=3, saved=3, gradients=3, reset_before=True, multiplicative=True

@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Kernels:
     """The time loop in both directions; arguments and results as in the schemas of csrc/cuda/ops.cpp."""
 
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
@@ -117,8 +117,8 @@ def forward(
     reverse: bool,
     save: str,
     kernels: Kernels = ON_GPU,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``fused_rnn::forward``: (output (T, B, H), h_n (B, H), c_n (B, H) or empty, saved)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``fused_rnn::forward``: (output (T, B, H), h_n (B, H), c_n (B, H) or empty, cells (T, B, H) or empty, saved)."""
     multiplicative = _cell(cell).multiplicative
     projected = torch.mm(_rows(input), (weight_mih if multiplicative else weight_ih).t())
     return kernels.forward(
@@ -143,7 +143,9 @@ def backward(
     d_output: Tensor | None,
     d_h_n: Tensor | None,
     d_c_n: Tensor | None,
+    d_cells: Tensor | None,
     output: Tensor,
+    cells: Tensor,
     saved: Tensor,
     input: Tensor,
     h_0: Tensor,
@@ -168,7 +170,9 @@ def backward(
         d_output,
         d_h_n,
         d_c_n,
+        d_cells,
         output,
+        cells,
         saved,
         input if spec.multiplicative else None,
         h_0,

@@ -8,7 +8,8 @@ Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, 
 for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). They return the outputs (T, B, H) and
 the final state. ``reverse=True`` runs from the last step to the first and leaves outputs in input order.
 ``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
-zero, the final state is that of the last real step, and a reverse run starts there.
+zero, the final state is that of the last real step, and a reverse run starts there. The LSTMs with
+``return_cells=True`` return a third result, the cell states of all steps (T, B, H), which are zero where outputs are.
 
 ``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
 same gradients up to rounding. ``fused_rnn.modules.Recurrent`` says how much of each.
@@ -26,6 +27,7 @@ from . import ops
 __all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Pair = tuple[Tensor, Tensor]
+PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
 
 
 def rnn(
@@ -68,13 +70,25 @@ def lstm(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    return_cells: bool = False,
     backend: str = "auto",
     recompute: bool = False,
-) -> tuple[Tensor, Pair]:
-    """Long short-term memory, ``fused_rnn.reference.lstm``. Returns (output (T, B, H), (h_n, c_n))."""
+) -> PairResult:
+    """Long short-term memory, ``fused_rnn.reference.lstm``.
+
+    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
+    """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     return ops.run(
-        "lstm", input, state, weights, reverse=reverse, lengths=lengths, backend=backend, recompute=recompute
+        "lstm",
+        input,
+        state,
+        weights,
+        reverse=reverse,
+        lengths=lengths,
+        return_cells=return_cells,
+        backend=backend,
+        recompute=recompute,
     )
 
 
@@ -113,11 +127,13 @@ def multiplicative_lstm(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    return_cells: bool = False,
     backend: str = "auto",
     recompute: bool = False,
-) -> tuple[Tensor, Pair]:
-    """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``. Returns (output (T, B, H), (h_n, c_n)).
+) -> PairResult:
+    """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``.
 
+    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
     Not Krause et al.'s mLSTM and not xLSTM's: here m scales the input.
     """
     weights = {
@@ -131,6 +147,7 @@ def multiplicative_lstm(
         weights,
         reverse=reverse,
         lengths=lengths,
+        return_cells=return_cells,
         backend=backend,
         recompute=recompute,
     )

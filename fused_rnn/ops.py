@@ -2,8 +2,8 @@
 
 ``csrc/ops.cpp`` declares the operators, which serve every cell, and this file completes them:
 
-* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence, and with ``save="everything"``
-  also returns what the backward pass reads, with ``save="states"`` the cell states alone;
+* ``fused_rnn::forward`` runs one layer in one direction over the whole sequence. With ``save="states"`` it also
+  returns the cell states of all steps, with ``save="everything"`` these and all else that the backward pass reads;
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
@@ -149,9 +149,10 @@ def run(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    return_cells: bool = False,
     backend: str = "auto",
     recompute: bool = False,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """Run one layer in one direction over a whole sequence; under torch.autocast in its dtype, see ``autocast``.
 
     Args:
@@ -162,20 +163,25 @@ def run(
         reverse: run from the last step to the first.
         lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all. On a GPU the values
             are not looked at, because that would mean waiting for it: out of range they count as the nearest in range.
+        return_cells: also return the cell states of all steps; for cells that have one.
         backend: as in ``choose_backend``.
         recompute: save only states for the backward pass, which rebuilds the gates.
 
     Returns:
-        The outputs (T, B, H) and the final state, formed as ``state``.
+        The outputs (T, B, H) and the final state, formed as ``state``; then, if asked for, the cell states (T, B, H),
+        which are zero where outputs are.
 
     Raises:
-        ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight.
+        ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight, cell states of a cell that
+            has none.
         TypeError: a state or lengths of the wrong type.
         RuntimeError: sizes, dtypes or devices that do not fit each other, or a backend that cannot run the call.
     """
     if cell_name not in CELLS:
         raise ValueError(f"unknown cell {cell_name!r}: expected one of {', '.join(map(repr, CELLS))}")
     cell = CELLS[cell_name]
+    if return_cells and not cell.has_cell_state:
+        raise ValueError(f"return_cells=True asks for cell states, and cell {cell_name!r} has none")
     weights = {name: weight for name, weight in weights.items() if weight is not None}
     _check_input(cell, input, weights)
     _check_lengths(lengths, input)
@@ -187,13 +193,15 @@ def run(
             _warn_of_reference(choice.reason)
         _check_length_values(lengths, input)
         state = (h_0, c_0) if cell.has_cell_state else h_0
-        return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **cell.options)
+        options = {**cell.options, "return_cells": True} if return_cells else cell.options
+        return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    save = "nothing" if not training else "states" if recompute else "everything"
+    save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
-    output, h_n, c_n, _ = operators.forward(*arguments, lengths, cell_name, reverse, save)
-    return output, ((h_n, c_n) if cell.has_cell_state else h_n)
+    output, h_n, c_n, cells, _ = operators.forward(*arguments, lengths, cell_name, reverse, save)
+    last = (h_n, c_n) if cell.has_cell_state else h_n
+    return (output, last, cells) if return_cells else (output, last)
 
 
 def _differentiates_forward(backend: str) -> bool:
@@ -289,45 +297,43 @@ def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, le
     spec = CELLS[cell]
     steps, batch, input_size = input.shape
     hidden_size = w_hh.shape[1]
-    columns = {
-        "nothing": 0,
-        "states": hidden_size if spec.has_cell_state else 0,
-        "everything": spec.saved * hidden_size + (input_size if spec.multiplicative else 0),
-    }
-    if save not in columns:
+    if save not in ("nothing", "states", "everything"):
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
+    columns = spec.saved * hidden_size + (input_size if spec.multiplicative else 0)
     return (
         input.new_empty(steps, batch, hidden_size),
         input.new_empty(batch, hidden_size),
         input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
-        input.new_empty((steps, batch, columns[save]) if columns[save] else (0,)),
+        input.new_empty((steps, batch, hidden_size) if spec.has_cell_state and save != "nothing" else (0,)),
+        input.new_empty((steps, batch, columns) if save == "everything" else (0,)),
     )
 
 
 def _forward_setup(ctx, inputs, output):
     *tensors, ctx.cell, ctx.reverse, ctx.save = inputs  # the last tensor is lengths
-    result, _, _, saved = output
+    result, _, _, cells, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(result, saved, *tensors)
+    ctx.save_for_backward(result, cells, saved, *tensors)
 
 
-def _forward_backward(operators, ctx, d_output, d_h_n, d_c_n, _):
+def _forward_backward(operators, ctx, *d_results):
     if ctx.save == "nothing":
         raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
+    d_results = d_results[:4]  # without that of saved
     if not CELLS[ctx.cell].has_cell_state:
-        d_c_n = None  # c_n is an empty placeholder
-    if d_output is None and d_h_n is None and d_c_n is None:
+        d_results = (*d_results[:2], None, None)  # c_n and cells are empty placeholders
+    if all(d is None for d in d_results):
         return (None,) * 14
     needs = ctx.needs_input_grad
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
     saved = ctx.saved_tensors
     with autocast.off(saved[0].device.type):
-        grads = backward(d_output, d_h_n, d_c_n, *saved, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
+        grads = backward(*d_results, *saved, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
     return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
 
 
-def _backward_fake(d_output, d_h_n, d_c_n, output, saved, *rest):
+def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest):
     *tensors, _, _, _, input_gradient, weight_gradients = rest
     wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
     return tuple(
@@ -337,15 +343,15 @@ def _backward_fake(d_output, d_h_n, d_c_n, output, saved, *rest):
 
 
 def _backward_setup(ctx, inputs, output):
-    d_output, d_h_n, d_c_n, _, _, *tensors, ctx.cell, ctx.reverse, _, _ = inputs
+    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, _, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(d_output, d_h_n, d_c_n, *tensors)
+    ctx.save_for_backward(d_output, d_h_n, d_c_n, d_cells, *tensors)
 
 
 def _double_backward(ctx, *d_grads):
     """Differentiate the first-order gradients, recomputed by the reference, once more.
 
-    ``output`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
+    ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
     """
     create_graph = torch.is_grad_enabled()
     spec = CELLS[ctx.cell]
@@ -356,14 +362,17 @@ def _double_backward(ctx, *d_grads):
             for t in ctx.saved_tensors[:-1]
         ]
         lengths = ctx.saved_tensors[-1]
-        d_results, (input, h_0, c_0, *weights) = tensors[:3], tensors[3:]
-        state = (h_0, c_0) if spec.has_cell_state else h_0
-        named = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
-        output, last = spec.reference(input, state, **named, reverse=ctx.reverse, lengths=lengths, **spec.options)
-        results = (output, *last) if spec.has_cell_state else (output, last, None)
-        first = _grad(results, tensors[3:], d_results, create_graph=True)
+        d_results, (input, h_0, c_0, *weights) = tensors[:4], tensors[4:]
+        how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
+        how |= {"reverse": ctx.reverse, "lengths": lengths, **spec.options}
+        if spec.has_cell_state:
+            output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, return_cells=True)
+            results = output, h_n, c_n, cells
+        else:
+            results = *spec.reference(input, h_0, **how), None, None
+        first = _grad(results, tensors[4:], d_results, create_graph=True)
         second = _grad(first, tensors, d_grads, create_graph=create_graph)
-    return *second[:3], None, None, *second[3:], *(None,) * 5
+    return *second[:4], None, None, None, *second[4:], *(None,) * 5
 
 
 def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]:

@@ -1,6 +1,6 @@
 """The backward pass where forward saved states only: the operator ``fused_rnn::backward_from_states``.
 
-The state before every step is known: it is an output, or a saved cell state, of the step before. So all else that
+The state before every step is known: it is an output, or a cell state, of the step before. So all else that
 backward reads is what forward saves of a single step over T·B sequences, and no equation is written again here.
 Both operators run over one part of the sequence after the other, so that only a part is rebuilt at a time.
 """
@@ -14,8 +14,10 @@ _FEWEST_ROWS = 1024  # steps x sequences of a part: enough to occupy the process
 _MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of everything
 
 
-def backward_from_states(operators, d_output, d_h, d_c, output, states, input, h_0, c_0, *rest) -> tuple[Tensor, ...]:
-    """``fused_rnn::backward`` with the cell states, where the cell has any, in place of all that it reads.
+def backward_from_states(
+    operators, d_output, d_h, d_c, d_cells, output, cells, _, input, h_0, c_0, *rest
+) -> tuple[Tensor, ...]:
+    """``fused_rnn::backward`` without the saved values that it reads.
 
     δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
     """
@@ -23,13 +25,15 @@ def backward_from_states(operators, d_output, d_h, d_c, output, states, input, h
     d_input = input.new_empty(input.shape if input_gradient else (0,))
     d_weights: list[Tensor] = []
     for begin, end in _parts(*input.shape[:2], reverse):
-        before = [_before(*pair, begin, end, reverse, lengths) for pair in ((output, h_0), (states, c_0))]
+        before = [_before(*pair, begin, end, reverse, lengths) for pair in ((output, h_0), (cells, c_0))]
         part_lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
         d_part, d_h, d_c, *d_more = operators.backward(
             None if d_output is None else d_output[begin:end],
             d_h,
             None if c_0 is None else d_c,
+            None if d_cells is None else d_cells[begin:end],
             output[begin:end],
+            cells[begin:end],
             _rebuild(operators, input[begin:end], before, weights, part_lengths, cell),
             input[begin:end],
             *(None if state is None else state[-1 if reverse else 0] for state in before),
@@ -90,5 +94,5 @@ def _rebuild(
     if lengths is not None:  # a row is a sequence of one step, or of none past its end
         active = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).long().flatten()
     rows = input.reshape(1, steps * batch, features)
-    saved = operators.forward(rows, *states, *weights, active, cell, False, "everything")[3]
+    saved = operators.forward(rows, *states, *weights, active, cell, False, "everything")[4]
     return saved.view(steps, batch, -1)

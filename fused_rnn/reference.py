@@ -9,8 +9,9 @@ Shapes, everywhere: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih
 ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). Results: the outputs (T, B, H) and the final
 state. ``reverse=True`` runs from the last step to the first; outputs stay in the input's order, and the
 final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and device.
-``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs past the end are zero, the final
-state is that of the last real step, and a reverse run starts there.
+The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
+``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
+zero, the final state is that of the last real step, and a reverse run starts there.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torch.nn.functional import linear
 __all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Pair = tuple[Tensor, Tensor]
+PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
 
 
 def rnn(
@@ -58,17 +60,18 @@ def lstm(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
-) -> tuple[Tensor, Pair]:
+    return_cells: bool = False,
+) -> PairResult:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
-    Returns (output (T, B, H), (h_n, c_n)). Shapes as at the head of this module.
+    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
 
     def step(x: Tensor, state: Pair) -> Pair:
         return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, return_cells)
 
 
 def gru(
@@ -116,18 +119,19 @@ def multiplicative_lstm(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
-) -> tuple[Tensor, Pair]:
+    return_cells: bool = False,
+) -> PairResult:
     """LSTM whose input is scaled by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
 
     Neither Krause et al.'s mLSTM, which replaces h₋, nor xLSTM's matrix memory.
-    Returns (output (T, B, H), (h_n, c_n)). Shapes as at the head of this module.
+    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
 
     def step(x: Tensor, state: Pair) -> Pair:
         x = _modulate(x, state[0], weight_mih, weight_mhh, bias_m)
         return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, None)
 
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, return_cells)
 
 
 def multiplicative_gru(
@@ -180,31 +184,41 @@ def _scan(
     step: Callable[[Tensor, Tensor], Tensor], input: Tensor, h: Tensor, reverse: bool, lengths: Tensor | None
 ) -> Pair:
     """Apply a step of cells whose state is h alone."""
-    output, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths)
-    return output, h
+    states, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths)
+    return torch.stack([h for (h,) in states]), h
 
 
 def _scan_pair(
-    step: Callable[[Tensor, Pair], Pair], input: Tensor, state: Pair, reverse: bool, lengths: Tensor | None
-) -> tuple[Tensor, Pair]:
+    step: Callable[[Tensor, Pair], Pair],
+    input: Tensor,
+    state: Pair,
+    reverse: bool,
+    lengths: Tensor | None,
+    return_cells: bool,
+) -> PairResult:
     """Apply a step of cells whose state is (h, c)."""
-    return _scan_all(step, input, state, reverse, lengths)
+    states, state = _scan_all(step, input, state, reverse, lengths)
+    output = torch.stack([h for h, _ in states])
+    return (output, state, torch.stack([c for _, c in states])) if return_cells else (output, state)
 
 
-def _scan_all(step: Callable, input: Tensor, state: tuple, reverse: bool, lengths: Tensor | None):
-    outputs = []
+def _scan_all(
+    step: Callable, input: Tensor, state: tuple[Tensor, ...], reverse: bool, lengths: Tensor | None
+) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """The state after each step, in the order of the input, zero past the end of a sequence; and the final state."""
+    states = []
     times = range(len(input))
     for t in reversed(times) if reverse else times:
         if lengths is None:
             state = step(input[t], state)
-            outputs.append(state[0])
+            states.append(state)
         else:
             active = (t < lengths).unsqueeze(1)
             # what stands past the end must not matter, not even as NaN times zero in a gradient
             x = torch.where(active, input[t], 0)
             state = tuple(torch.where(active, new, old) for new, old in zip(step(x, state), state))
-            outputs.append(torch.where(active, state[0], 0))
-    return torch.stack(outputs[::-1] if reverse else outputs), state
+            states.append(tuple(torch.where(active, part, 0) for part in state))
+    return states[::-1] if reverse else states, state
 
 
 def _or_zeros(state: Tensor | None, input: Tensor, weight_hh: Tensor) -> Tensor:

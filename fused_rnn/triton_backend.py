@@ -24,16 +24,19 @@ _OPERANDS = (
     "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
 )
 _BACKWARD = (
-    f"(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, {_OPERANDS}bool input_gradient, "
-    "bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "
-    "Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, Tensor d_weight_mhh, Tensor d_bias_m)"
+    "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, Tensor cells, Tensor saved, "
+    f"{_OPERANDS}bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
+    "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, "
+    "Tensor d_weight_mhh, Tensor d_bias_m)"
 )
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # its operators last as long as it does
 
 
 def register() -> None:
     """Declare the operators, and make this backend what the first two do on every device."""
-    _LIBRARY.define(f"forward({_OPERANDS}str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)")
+    _LIBRARY.define(
+        f"forward({_OPERANDS}str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)"
+    )
     _LIBRARY.define(f"backward{_BACKWARD}")
     _LIBRARY.define(f"backward_from_states{_BACKWARD}")
     _LIBRARY.impl("forward", forward, "CompositeExplicitAutograd")
@@ -106,7 +109,7 @@ def _kernels() -> cuda.Kernels:
     return cuda.Kernels(launch.forward, launch.backward)
 
 
-def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fused_rnn_triton::forward``."""
     *operands, cell, _, save = arguments
     _check(operands, cell)
@@ -117,13 +120,15 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def backward(*arguments) -> tuple[Tensor, ...]:
     """``fused_rnn_triton::backward``."""
-    *operands, cell, _, _, _ = arguments[5:]
+    *operands, cell, _, _, _ = arguments[7:]
     _check(operands, cell)
     input, h_0, spec = operands[0], operands[1], CELLS[cell]
     T, B, I, H = *input.shape, h_0.shape[1]
     columns = spec.saved * H + (I if spec.multiplicative else 0)
-    shapes = (T, B, H), (B, H), (B, H), (T, B, H), (T, B, columns)
-    for name, tensor, shape in zip(("d_output", "d_h_n", "d_c_n", "output", "saved"), arguments, shapes):
+    cells = (T, B, H) if spec.has_cell_state else (0,)
+    shapes = (T, B, H), (B, H), (B, H), (T, B, H), (T, B, H), cells, (T, B, columns)
+    names = "d_output", "d_h_n", "d_c_n", "d_cells", "output", "cells", "saved"
+    for name, tensor, shape in zip(names, arguments, shapes):
         _check_tensor(name, tensor, shape, input)
     return cuda.backward(*arguments, _kernels())
 

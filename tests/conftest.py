@@ -52,15 +52,17 @@ class Operands:
     reverse: bool = False
     lengths: Tensor | None = None
     recompute: bool = False
+    return_cells: bool = True  # from cells that have them
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
-        """[output, h_n] or [output, h_n, c_n]."""
+        """[output, h_n], or [output, h_n, c_n, cell states]."""
         tensors = {**self.tensors, **replaced}
         weights = {name: t for name, t in tensors.items() if name not in ("input", "h_0", "c_0")}
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
         how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend, "recompute": self.recompute}
-        output, last = ops.run(self.cell, tensors["input"], state, weights, **how)
-        return [output, *(last if isinstance(last, tuple) else (last,))]
+        how["return_cells"] = self.return_cells and ops.CELLS[self.cell].has_cell_state
+        output, last, *cells = ops.run(self.cell, tensors["input"], state, weights, **how)
+        return [output, *(last if isinstance(last, tuple) else (last,)), *cells]
 
     def function(self, backend: str) -> Callable[..., tuple[Tensor, ...]]:
         """The run as a function of the tensors in order, as gradcheck wants it."""

@@ -32,16 +32,17 @@ class PlainKernels:
 
     def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, save):
         self.kept = projected, b_m, b, b_h
-        output, h_n, c_n, saved = self.run(projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse)
-        if save == "nothing":
-            saved = saved.new_empty(0)
-        elif save == "states":
-            saved = saved[..., 4 * h_0.shape[1] :][..., : h_0.shape[1]] if c_0 is not None else saved.new_empty(0)
-        return tuple(t.to(h_0.dtype).contiguous() for t in (output, h_n, c_n, saved))
+        *results, cells, saved = self.run(projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse)
+        cells = cells.new_empty(0) if save == "nothing" else cells
+        saved = saved if save == "everything" else saved.new_empty(0)
+        return tuple(t.to(h_0.dtype) for t in (*results, cells, saved))
 
     @torch.enable_grad()
-    def backward(self, d_output, d_h_n, d_c_n, output, saved, x, h_0, c_0, w, u, u_m, lengths, cell, reverse):
+    def backward(
+        self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, w, u, u_m, lengths, cell, reverse
+    ):
         projected, b_m, b, b_h = self.kept
+        assert cells.shape == ((0,) if c_0 is None else output.shape)
         assert saved.shape == (*output.shape[:2], CELLS[cell].saved * h_0.shape[1] + (0 if x is None else x.shape[2]))
         columns = CELLS[cell].gradients * h_0.shape[1] + (0 if x is None else x.shape[2])
         wide = torch.promote_types(h_0.dtype, torch.float32)
@@ -49,7 +50,8 @@ class PlainKernels:
         dx = torch.zeros(() if x is None else x.shape, dtype=wide, requires_grad=True)
         states = [None if t is None else t.detach().to(wide).requires_grad_() for t in (h_0, c_0)]
         results = self.run(projected, x, *states, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, d, dx)
-        outs, d_outs = zip(*((r, g.to(wide)) for r, g in zip(results, (d_output, d_h_n, d_c_n)) if g is not None))
+        d_results = (d_output, d_h_n, d_c_n, d_cells)
+        outs, d_outs = zip(*((r, g.to(wide)) for r, g in zip(results, d_results) if g is not None))
         leaves = [*(t for t in states if t is not None), d, dx]
         gradients = torch.autograd.grad(outs, leaves, d_outs, allow_unused=True, materialize_grads=True)
         *d_states, d, dx = (g.to(h_0.dtype) for g in gradients)
@@ -64,7 +66,7 @@ class PlainKernels:
         T, B, H, I = *projected.shape[:2], h.shape[1], 0 if x is None else x.shape[2]
         d = h.new_zeros(T, B, CELLS[cell].gradients * H + I) if d is None else d
         dx = h.new_zeros(()).expand(T) if dx is None or x is None else dx
-        outputs, saved = [None] * T, [None] * T
+        outputs, cells, saved = [None] * T, [None] * T, [None] * T
         for t in reversed(range(T)) if reverse else range(T):
             active = (t < (torch.full((B,), T) if lengths is None else lengths)).unsqueeze(1)
             wx, m = torch.where(active, projected[t], 0), []  # autograd would multiply NaN there by zero
@@ -76,8 +78,11 @@ class PlainKernels:
             h = torch.where(active, new_h, h)
             c = None if c is None else torch.where(active, new_c, c)
             outputs[t] = torch.where(active, new_h, 0)
+            if c is not None:
+                cells[t] = torch.where(active, new_c, 0)
             saved[t] = torch.where(active, torch.cat([*values, *m], 1), 0)
-        return torch.stack(outputs), h, h.new_empty(0) if c is None else c, torch.stack(saved)
+        c_n, cells = (h.new_empty(0), h.new_empty(0)) if c is None else (c, torch.stack(cells))
+        return torch.stack(outputs), h, c_n, cells, torch.stack(saved)
 
 
 def add(value: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,7 +104,7 @@ def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tens
         i, f, o = (torch.sigmoid(wx[k] + uh[k] + d[k]) for k in (0, 1, 3))
         g = torch.tanh(wx[2] + uh[2] + d[2])
         c = f * c + i * g
-        return o * torch.tanh(c), c, [i, f, g, o, c]
+        return o * torch.tanh(c), c, [i, f, g, o]
     r, z, q = torch.sigmoid(wx[0] + uh[0] + d[0]), torch.sigmoid(wx[1] + uh[1] + d[1]), uh[2] + d[3]
     n = torch.tanh(wx[2] + d[2] + r * q)
     return (1 - z) * n + z * h, None, [r, z, n, q]
@@ -111,9 +116,9 @@ def results_and_gradients(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The results of the backend's forward, and all ten of its backward, with the kernels given."""
     *results, saved = cuda.forward(*arguments(op), op.cell, op.reverse, "everything", kernels)
-    d_results = [*d_results, None][:3]
+    d_results = [*d_results, None, None][:4]
     how = (op.cell, op.reverse, *wanted, kernels)
-    return results, cuda.backward(*d_results, results[0], saved, *arguments(op), *how)
+    return results, cuda.backward(*d_results, results[0], results[3], saved, *arguments(op), *how)
 
 
 def compare(op: Operands, allowed: float, kernels: cuda.Kernels | None = None) -> None:
@@ -185,7 +190,7 @@ def test_only_what_is_wanted(cell, wanted):
     d_results = random_like(op.run("reference"))
     results, gradients = results_and_gradients(op, d_results, PlainKernels().pair, wanted)
     _, all_gradients = results_and_gradients(op, d_results, PlainKernels().pair)
-    fake = ops._backward_fake(None, None, None, results[0], None, *arguments(op), cell, False, *wanted)
+    fake = ops._backward_fake(*[None] * 4, results[0], *[None] * 2, *arguments(op), cell, False, *wanted)
     assert [g.shape for g in gradients] == [f.shape for f in fake]
     assert all(g.is_contiguous() for g in gradients)
     assert all(torch.equal(g, full) for g, full in zip(gradients, all_gradients) if g.numel())

@@ -48,17 +48,18 @@ class Plan(ctypes.Structure):
 
 LAYER = [("cell", ctypes.c_int), ("multiplicative", ctypes.c_bool), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
 LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
-FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n saved"
-BACKWARD = "d_output d_h_n d_c_n output saved input h_0 c_0 weight_ih weight_hh weight_mhh d_h_0 d_c_0 d d_input"
+FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n cells saved"
+BACKWARD = "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
+BACKWARD += "d_h_0 d_c_0 d d_input"
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
 
 
-def structure(names: str, *more: tuple) -> type[ctypes.Structure]:
+def structure(names: str) -> type[ctypes.Structure]:
     fields = [(name, ctypes.c_void_p) for name in ["lengths", "timed_out", *names.split()]]
-    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *fields, *more]})
+    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *fields]})
 
 
-CALLS = {"forward": structure(FORWARD, ("states_only", ctypes.c_bool)), "backward": structure(BACKWARD)}
+CALLS = {"forward": structure(FORWARD), "backward": structure(BACKWARD)}
 
 
 def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
@@ -108,22 +109,24 @@ class HostKernels:
     def forward(self, projected, input, h_0, c_0, *rest):
         *weights, lengths, cell, reverse, save = rest
         spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
-        columns = {"everything": spec.saved * H, "states": spec.has_cell_state * H, "nothing": 0}[save]
-        columns += input.shape[2] if spec.multiplicative and save == "everything" else 0
+        state = (B, H) if spec.has_cell_state else (0,)
+        cells = (T, B, H) if spec.has_cell_state and save != "nothing" else (0,)
+        columns = spec.saved * H + (input.shape[2] if spec.multiplicative else 0)
+        saved = (T, B, columns) if save == "everything" else (0,)
         # what the operator of csrc/cuda/ops.cpp leaves to chance must be written, and is NaN here
-        results = [self.unwritten(h_0, *shape) for shape in ((T, B, H), (B, H), (B, H), (T, B, columns))]
-        results[3] = results[3] if lengths is None else results[3].zero_()
+        results = [self.unwritten(h_0, *shape) for shape in ((T, B, H), (B, H), state, cells, saved)]
+        results[4] = results[4] if lengths is None else results[4].zero_()
         operands = [projected, input, h_0, c_0, *weights, *(t if t.numel() else None for t in results)]
-        self.launch("forward", FORWARD, operands, cell, reverse, lengths, (T, B, H), save == "states")
-        return results[0], results[1], results[2] if spec.has_cell_state else h_0.new_empty(0), results[3]
+        self.launch("forward", FORWARD, operands, cell, reverse, lengths, (T, B, H))
+        return tuple(results)
 
-    def backward(self, d_output, d_h_n, d_c_n, output, saved, input, h_0, c_0, *rest):
+    def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest):
         *weights, lengths, cell, reverse = rest
         spec, (T, B, H) = CELLS[cell], output.shape
         inputs = input.shape[2] if spec.multiplicative else 0
         shapes = (B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)
         results = [self.unwritten(h_0, *shape) for shape in shapes]
-        operands = [d_output, d_h_n, d_c_n, output, saved, input, h_0, c_0, *weights, *results]
+        operands = [d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *weights, *results]
         self.launch("backward", BACKWARD, operands, cell, reverse, lengths, (T, B, H))
         return results[0], results[1] if spec.has_cell_state else h_0.new_empty(0), *results[2:]
 
@@ -131,7 +134,7 @@ class HostKernels:
         """Memory whose every value must become another: NaN, or a number where NaN is expected."""
         return torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype)
 
-    def launch(self, direction, names, operands, cell, reverse, lengths, sizes, states_only=False) -> None:
+    def launch(self, direction, names, operands, cell, reverse, lengths, sizes) -> None:
         """Run a kernel; fails if it does not come to its end, or if it should not and says nothing."""
         timed_out = torch.zeros(1, dtype=torch.int32)
         # contiguous, as the operator makes them, and alive until the kernel has run
@@ -147,7 +150,6 @@ class HostKernels:
             **dict(zip("TBH", sizes)),
             I=1 if input is None else input.shape[2],
             **pointers,
-            **({"states_only": states_only} if direction == "forward" else {}),
         )
         run = getattr(self.library, f"run_{direction}_call")
         error = run(ctypes.byref(call), ctypes.byref(self.chip), self.seed, self.missing)
@@ -158,13 +160,14 @@ class HostKernels:
 @torch.no_grad()
 def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> list[Tensor]:
     """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
-    spec, t = CELLS[op.cell], {name: tensor.detach() for name, tensor in op.tensors.items()}
+    t = {name: tensor.detach() for name, tensor in op.tensors.items()}
     names = ["input", "h_0", "c_0", *WEIGHTS]
     operands = [*(t.get(name) for name in names), op.lengths, op.cell, op.reverse]
-    output, h_n, c_n, saved = cuda.forward(*operands, "everything", kernels=kernels)
-    results = [output, h_n, c_n][: 2 + spec.has_cell_state]
-    d_results = [d.to(output.dtype) for d in d_results] + [None] * (3 - len(results))
-    gradients = cuda.backward(*d_results, output, saved, *operands, True, True, kernels=kernels)
+    *results, saved = cuda.forward(*operands, "everything", kernels=kernels)
+    output, *_, cells = results
+    results = results[: len(d_results)]
+    d_results = [*(d.to(output.dtype) for d in d_results), None, None][:4]
+    gradients = cuda.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
     return [*results, *(d for name, d in zip(names, gradients) if name in t)]
 
 
@@ -250,15 +253,17 @@ def test_states_larger_than_shared_memory(library, cell):
     compare(library, operands(cell, shape), 1e-11, chip)
 
 
-def test_saves_states_alone(library):
+def test_gives_out_cell_states_alone_or_nothing(library):
     op = operands("lstm", Shape(3, 2, 3, 5))
     t = [op.tensors.get(name) for name in ("input", "h_0", "c_0", *WEIGHTS)]
     kernels = HostKernels(library, CHIPS["block"])
     with torch.no_grad():
-        everything, states = (
-            cuda.forward(*t, None, "lstm", False, save, kernels=kernels)[3] for save in ("everything", "states")
+        expected, *runs = (
+            cuda.forward(*t, None, "lstm", False, save, kernels=kernels) for save in ("everything", "states", "nothing")
         )
-    torch.testing.assert_close(states, everything[..., -5:], rtol=0, atol=0)
+    assert [[r.numel() > 0 for r in run[3:]] for run in runs] == [[True, False], [False, False]]
+    for run in runs:
+        assert all(torch.equal(a, b) for a, b in zip(run, expected) if a.numel())
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -7,7 +7,7 @@ import torch
 
 from fused_rnn import functional, reference
 
-from .conftest import FUSED, Shape, operands, relative_error
+from .conftest import FUSED, Shape, operands, random_like, relative_error
 
 CALLS = {
     "rnn_tanh": ("rnn", {"nonlinearity": "tanh"}),
@@ -40,11 +40,23 @@ def test_equals_reference(cell, backend, with_state, reverse):
     op = operands(cell, Shape(6, 3, 4, 9), reverse=reverse)
     states = tuple(op.tensors[n] for n in ("h_0", "c_0") if n in op.tensors)
     state = None if not with_state else states if len(states) == 2 else states[0]
+    how = {"reverse": reverse, **({"return_cells": True} if len(states) == 2 else {})}
     results = []
     for module, options in ((functional, {"backend": backend}), (reference, {})):
-        output, last = call(module, cell, op.tensors, state, reverse=reverse, **options)
-        results.append([output, *(last if isinstance(last, tuple) else (last,))])
+        output, last, *cells = call(module, cell, op.tensors, state, **how, **options)
+        results.append([output, *(last if isinstance(last, tuple) else (last,)), *cells])
     assert relative_error(*results) < 1e-12
+
+
+def test_cell_states_compile(backend):
+    """To one graph, with their gradient, also where the backward pass rebuilds the gates."""
+    op = operands("lstm", Shape(5, 3, 4, 6), lengths=[5, 0, 3])
+    d_results = random_like(op.run("reference"))
+    expected = op.results_and_gradients("reference", d_results)
+    for op.recompute in (False, True):
+        results = torch.compile(op.function(backend), fullgraph=True, backend="aot_eager")(*op.tensors.values())
+        gradients = torch.autograd.grad(results, list(op.tensors.values()), d_results)
+        assert relative_error([*results, *gradients], expected) < 1e-12
 
 
 def test_weights_may_be_functions_of_parameters(cell, backend):

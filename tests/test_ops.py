@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
 
     PyTorch's own is its module where it has one (in bfloat16 oneDNN's kernel), otherwise the plain loop.
     """
-    op = operands(cell, shape, scale=1.0, dtype=dtype)
+    op = replace(operands(cell, shape, scale=1.0, dtype=dtype), return_cells=cell != "lstm")  # torch.nn returns none
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
     theirs = [relative_error(op.results_and_gradients("reference", d_results), exact)]
@@ -117,16 +118,16 @@ def test_nan_and_infinity_propagate(cell, backend, poison):
             torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"], ["output", "c_n"]], ids="+".join)
+@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"], ["cells"], ["output", "c_n"]], ids="+".join)
 def test_gradients_of_some_results(cell, backend, used):
     """A result that the loss does not use counts as a zero gradient, not as uninitialised memory."""
-    if "c_n" in used and not ops.CELLS[cell].has_cell_state:
+    if used[-1].startswith("c") and not ops.CELLS[cell].has_cell_state:
         pytest.skip("has no cell state")
     op = operands(cell, Shape(5, 3, 4, 6))
     leaves = list(op.tensors.values())
     gradients = []
     for name in (backend, "reference"):
-        results = dict(zip(("output", "h_n", "c_n"), op.run(name)))
+        results = dict(zip(("output", "h_n", "c_n", "cells"), op.run(name)))
         loss = sum(results[key].square().sum() for key in used)
         gradients.append(torch.autograd.grad(loss, leaves))
     assert relative_error(*gradients) < 1e-11
@@ -312,10 +313,15 @@ def test_opcheck(cell, lengths):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
     args = (*arguments(op), cell, False, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
-    output, h_n, c_n, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
-    d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
-    args = (output.clone().requires_grad_(), h_n.clone(), d_c_n, output, saved, *arguments(op), cell, False, True, True)
-    torch.library.opcheck(torch.ops.fused_rnn.backward.default, args)
+    torch.library.opcheck(torch.ops.fused_rnn.backward.default, backward_arguments(op, args))
+
+
+def backward_arguments(op: Operands, forward_arguments: tuple) -> tuple:
+    """Of the operator, with copies of all results as their gradients."""
+    output, h_n, c_n, cells, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*forward_arguments))
+    d_states = (c_n.clone(), cells.clone()) if ops.CELLS[op.cell].has_cell_state else (None, None)
+    d_results = output.clone().requires_grad_(), h_n.clone(), *d_states
+    return *d_results, output, cells, saved, *arguments(op), op.cell, op.reverse, True, True
 
 
 def test_opcheck_where_nothing_is_saved():
@@ -326,16 +332,33 @@ def test_opcheck_where_nothing_is_saved():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_saved_states(cell, dtype, reverse, lengths):
-    """With save="states" the cell state alone is saved, whatever else there is to save; the results are the same."""
+    """With save="states" only cell states are given out, with "nothing" not even these; the results are the same."""
     op = operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=lengths, dtype=dtype)
-    *results, everything = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, "everything")
+    *results, cells, _ = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, "everything")
+    assert cells.shape == ((7, len(LENGTHS), 18) if ops.CELLS[cell].has_cell_state else (0,))
     for save in ("states", "nothing"):
-        *others, saved = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, save)
+        *others, states, saved = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, save)
         assert all(torch.equal(a, b) for a, b in zip(results, others))
-        if save == "states" and ops.CELLS[cell].has_cell_state:
-            assert torch.equal(saved, everything[..., 4 * 18 : 5 * 18])
-        else:
-            assert saved.shape == (0,)
+        assert torch.equal(states, cells if save == "states" else cells.new_empty(0))
+        assert saved.shape == (0,)
+
+
+def test_cell_states(cell, backend, reverse):
+    """Zero past the end, like outputs; asked for or not, the other results and gradients have the same bits."""
+    if not ops.CELLS[cell].has_cell_state:
+        with pytest.raises(ValueError, match=f"cell states, and cell '{cell}' has none"):
+            ops.run(cell, *[None] * 3, return_cells=True)
+        return
+    op = operands(cell, Shape(7, len(LENGTHS), 5, 18), reverse=reverse, lengths=LENGTHS)
+    *results, cells = op.run(backend)
+    past = (torch.arange(7).unsqueeze(1) >= op.lengths).unsqueeze(2)
+    assert (cells.masked_select(past) == 0).all()
+    d_results = random_like(results)
+    gradients = torch.autograd.grad(results, list(op.tensors.values()), d_results)
+    others = replace(op, return_cells=False).results_and_gradients(backend, d_results)
+    assert all(torch.equal(a, b) for a, b in zip([*results, *gradients], others, strict=True))
+    with torch.no_grad():
+        assert torch.equal(op.run(backend)[-1], cells)
 
 
 def test_backward_needs_what_forward_saved():
@@ -351,6 +374,11 @@ def test_operator_refuses_what_it_cannot_read():
     good = arguments(op)
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
         torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
+    backward = list(backward_arguments(op, (*good, "lstm", False, "everything")))
+    for index, name in enumerate(("d_output", "d_h_n", "d_c_n", "d_cells", "output", "cells", "saved")):
+        wrong = [*backward[:index], backward[index].detach()[..., :-1], *backward[index + 1 :]]
+        with pytest.raises(RuntimeError, match=f"{name} must have shape"):
+            torch.ops.fused_rnn.backward(*wrong)
     with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
         torch.ops.fused_rnn.forward(*good, "lstm", False, "all")
     meta = [None if t is None else t.to("meta") for t in good]

@@ -17,7 +17,7 @@ from fused_rnn import functional, ops, recompute
 from .conftest import Operands, Shape, operands, random_like, relative_error
 from .test_functional import call
 from .test_modules import MODULES, B, H, I, T, flat
-from .test_ops import LENGTHS, arguments, torch_results_and_gradients
+from .test_ops import LENGTHS, arguments, backward_arguments, torch_results_and_gradients
 
 
 @pytest.fixture(params=[1, 3], ids=["one-part", "parts"])
@@ -69,6 +69,7 @@ def test_same_bits_twice(cell, backend, parts):
 def test_low_precision_is_no_worse_than_pytorch(cell, backend, reverse, parts, dtype):
     """Rebuilt from rounded states, gradients still have at most twice the error of PyTorch's own."""
     op = operands(cell, Shape(50, 33, 11, 64), scale=1.0, dtype=dtype, reverse=reverse)
+    op.return_cells = cell != "lstm"  # torch.nn returns none
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
     theirs = [relative_error(op.results_and_gradients("reference", d_results), exact)]
@@ -134,8 +135,9 @@ def test_what_is_saved(cell, backend, dtype):
     """The outputs in either case; beside them the cell states, or all that the backward pass reads."""
     op = operands(cell, Shape(7, 3, 5, 18), dtype=dtype)
     spec = ops.CELLS[cell]
-    everything = spec.saved * 18 + (5 if spec.multiplicative else 0)
-    for recomputes, beside_output in ((False, everything), (True, 18 if spec.has_cell_state else 0)):
+    states = 18 if spec.has_cell_state else 0
+    everything = states + spec.saved * 18 + (5 if spec.multiplicative else 0)
+    for recomputes, beside_output in ((False, everything), (True, states)):
         run = partial(replace(op, recompute=recomputes).run, backend)
         assert saved_values(lambda run=run: run()[0], op.tensors.values()) == 7 * 3 * (18 + beside_output)
 
@@ -145,11 +147,7 @@ def test_opcheck(cell):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=[3, 1], dtype=torch.float32)
     args = (*arguments(op), cell, False, "states")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
-    output, h_n, c_n, states = (t.detach() for t in torch.ops.fused_rnn.forward(*args))
-    d_c_n = c_n.clone() if ops.CELLS[cell].has_cell_state else None
-    d_results = (output.clone().requires_grad_(), h_n.clone(), d_c_n)
-    args = (*d_results, output, states, *arguments(op), cell, False, True, True)
-    torch.library.opcheck(torch.ops.fused_rnn.backward_from_states.default, args)
+    torch.library.opcheck(torch.ops.fused_rnn.backward_from_states.default, backward_arguments(op, args))
 
 
 # The public face ----------------------------------------------------------------------------------------------

@@ -94,7 +94,9 @@ def call_kernel(launch, case: Case) -> None:
         return
     output = x.new_empty(T, B, case.H)
     saved = x.new_empty(T, B, spec.saved * case.H + (case.I if spec.multiplicative else 0))
-    launch.backward(output, h_0, c_0, output, saved, *recurrent, lengths, case.cell, False)
+    cells = output if spec.has_cell_state else x.new_empty(0)
+    d_states = (c_0, cells) if spec.has_cell_state else (None, None)
+    launch.backward(output, h_0, *d_states, output, cells, saved, *recurrent, lengths, case.cell, False)
 
 
 def make_operands(spec: Cell, case: Case, T: int, B: int) -> dict:

@@ -101,14 +101,14 @@ def test_nan_propagates_in_its_sequence_alone(cell):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"]], ids="+".join)
+@pytest.mark.parametrize("used", [["output"], ["h_n"], ["c_n"], ["cells"]], ids="+".join)
 def test_without_biases_and_some_gradients(cell, used):
-    if "c_n" in used and not ops.CELLS[cell].has_cell_state:
+    if used[-1].startswith("c") and not ops.CELLS[cell].has_cell_state:
         pytest.skip("has no cell state")
     op = operands(cell, SMALL, bias=False, dtype=torch.float32)
     gradients = []
     for name in ("triton", "reference"):
-        results = dict(zip(("output", "h_n", "c_n"), op.run(name)))
+        results = dict(zip(("output", "h_n", "c_n", "cells"), op.run(name)))
         gradients.append(torch.autograd.grad(sum(results[key].sum() for key in used), list(op.tensors.values())))
     assert relative_error(*gradients) < 1e-5
 
@@ -153,18 +153,10 @@ def test_opcheck():
     args = (*arguments(op), name, False, "everything")
     torch.library.opcheck(torch.ops.fused_rnn_triton.forward.default, args)
     results = [t.detach() for t in torch.ops.fused_rnn_triton.forward(*args)]
-    d_results = [t.clone() for t in results[:3]]
-    args = (
-        d_results[0].requires_grad_(),
-        *d_results[1:],
-        results[0],
-        results[3],
-        *arguments(op),
-        name,
-        False,
-        True,
-        True,
-    )
+    d_results = [t.clone() for t in results[:4]]
+    d_results[0].requires_grad_()
+    output, _, _, cells, saved = results
+    args = (*d_results, output, cells, saved, *arguments(op), name, False, True, True)
     torch.library.opcheck(torch.ops.fused_rnn_triton.backward.default, args)
 
 
@@ -230,9 +222,12 @@ def test_operator_refuses_what_it_cannot_read():
                 forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, "nothing")
     with pytest.raises(RuntimeError, match="lengths must be an int64 tensor"):
         forward(*good[:-1], torch.ones(3, dtype=torch.int64), "lstm", False, "nothing")
-    output, h_n, c_n, _ = (t.detach() for t in forward(*good, "lstm", False, "everything"))
-    with pytest.raises(RuntimeError, match="saved must have shape"):
-        backward(output, h_n, c_n, output, output, *good, "lstm", False, True, True)
+    output, h_n, c_n, cells, saved = (t.detach() for t in forward(*good, "lstm", False, "everything"))
+    results = {"d_output": output, "d_h_n": h_n, "d_c_n": c_n, "d_cells": cells}
+    results |= {"output": output, "cells": cells, "saved": saved}
+    for name, result in results.items():
+        with pytest.raises(RuntimeError, match=f"{name} must have shape"):
+            backward(*({**results, name: result[..., 1:]}).values(), *good, "lstm", False, True, True)
 
 
 def test_float64_is_refused_with_the_reason():

@@ -11,6 +11,10 @@ namespace fused_rnn {
 
 enum class CellId { rnn_tanh, rnn_relu, lstm, gru, gru_reset_after };
 
+// What forward gives out beside output and final state: nothing, the cell states (with the hidden states, which are its
+// output, all else can be computed again from these), or also every other value that backward reads.
+enum class Save { nothing, states, everything };
+
 // Call f with a value of the cell's type.
 template <typename F>
 auto dispatch_cell(CellId id, const F& f) {

@@ -30,7 +30,7 @@ struct GruResetAfter {
 
   // dh: on entry δh, on return the part of δh₋ that does not pass through U.
   template <typename T>
-  HOST_DEVICE static void backward(const T (&saved)[4], T h_prev, T, T& dh, T&, T (&d)[4]) {
+  HOST_DEVICE static void backward(const T (&saved)[4], T h_prev, T, T, T& dh, T&, T (&d)[4]) {
     const T r = saved[0], z = saved[1], n = saved[2], q = saved[3];
     const T dn = dh * (T(1) - z) * (T(1) - n * n);
     d[0] = dn * q * r * (T(1) - r);

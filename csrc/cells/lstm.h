@@ -7,7 +7,7 @@ namespace fused_rnn {
 
 struct Lstm {
   static constexpr int gates = 4;      // i, f, g, o
-  static constexpr int saved = 5;      // i, f, g, o, c
+  static constexpr int saved = 4;      // i, f, g, o; and the cell states, which are a result
   static constexpr int gradients = 4;  // δa_i, δa_f, δa_g, δa_o
   static constexpr bool has_cell_state = true;
   static constexpr bool reset_before = false;
@@ -17,7 +17,7 @@ struct Lstm {
 
   // c: c₋ on entry, c on return.
   template <typename T>
-  HOST_DEVICE static void forward(const T (&wx)[4], const T (&uh)[4], T, T& c, T& h, T (&saved)[5]) {
+  HOST_DEVICE static void forward(const T (&wx)[4], const T (&uh)[4], T, T& c, T& h, T (&saved)[4]) {
     const T i = sigmoid(wx[0] + uh[0]);
     const T f = sigmoid(wx[1] + uh[1]);
     const T g = tanh(wx[2] + uh[2]);
@@ -28,14 +28,13 @@ struct Lstm {
     saved[1] = f;
     saved[2] = g;
     saved[3] = o;
-    saved[4] = c;
   }
 
-  // dc: on entry the part of δc that comes from the next step, on return δc₋.
+  // dc: on entry the part of δc that does not come through h, on return δc₋.
   template <typename T>
-  HOST_DEVICE static void backward(const T (&saved)[5], T, T c_prev, T& dh, T& dc, T (&d)[4]) {
+  HOST_DEVICE static void backward(const T (&saved)[4], T, T c_prev, T c, T& dh, T& dc, T (&d)[4]) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-    const T tanh_c = tanh(saved[4]);  // cheaper to compute again than to save
+    const T tanh_c = tanh(c);  // cheaper to compute again than to save
     dc = dc + dh * o * (T(1) - tanh_c * tanh_c);
     d[0] = dc * g * i * (T(1) - i);
     d[1] = dc * c_prev * f * (T(1) - f);

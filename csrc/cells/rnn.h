@@ -47,7 +47,7 @@ struct Rnn {
 
   // dh: on entry δh. d: gradients of the pre-activations.
   template <typename T>
-  HOST_DEVICE static void backward(const T (&saved)[1], T, T, T& dh, T&, T (&d)[1]) {
+  HOST_DEVICE static void backward(const T (&saved)[1], T, T, T, T& dh, T&, T (&d)[1]) {
     d[0] = dh * Activation::slope(saved[0]);
   }
 };

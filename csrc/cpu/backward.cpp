@@ -110,6 +110,8 @@ class Backward {
     step.active = active_at(q_, t);
     step.saved = const_data<S>(in_.saved) + t * B * columns;
     step.d_output = in_.d_output ? const_data<S>(*in_.d_output) + t * B * H : nullptr;
+    step.d_cells = in_.d_cells ? const_data<S>(*in_.d_cells) + t * B * H : nullptr;
+    if (q_.cell.has_cell_state) step.c = const_data<S>(in_.cells) + t * B * H;
     step.d = data<C>(d_) + row * columns_;
     step.history = data<C>(operands_) + row * (H + I);
     step.x = const_data<S>(q_.input) + t * B * I;
@@ -117,7 +119,7 @@ class Backward {
       const int64_t before = q_.time(s - 1);
       step.active_before = active_at(q_, before);
       step.h_prev = const_data<S>(in_.output) + before * B * H;
-      step.c_prev = const_data<S>(in_.saved) + before * B * columns + (q_.cell.saved - 1) * H;
+      if (q_.cell.has_cell_state) step.c_prev = const_data<S>(in_.cells) + before * B * H;
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
     if (q_.cell.multiplicative) step.dx = data<C>(dx_) + row * I;

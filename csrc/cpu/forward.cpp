@@ -12,8 +12,11 @@ class Forward {
       : q_(q), workspace_(q.input), saved_columns_(q.saved_columns(save)), joint_(joins_products(q)) {
     const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
-    result_.saved = saved_columns_ ? torch::stable::new_empty(q.input, {q.T, B, saved_columns_})
-                                   : torch::stable::new_empty(q.input, {0});
+    const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
+      return columns ? torch::stable::new_empty(q.input, {q.T, B, columns}) : torch::stable::new_empty(q.input, {0});
+    };
+    result_.cells = per_step(q.cell.cell_columns(save, H));
+    result_.saved = per_step(saved_columns_);
     // nothing is saved past the end of a sequence, but the same call must give the same bits
     if (q.lengths) torch::stable::zero_(result_.saved);
     h_ = workspace_.tensor<C>({2 * B, H});
@@ -24,7 +27,6 @@ class Forward {
     step_.hidden_size = H;
     step_.c = data<C>(c_);
     step_.saved_stride = saved_columns_;
-    step_.states_only = save == Save::states;
     if (q.cell.reset_before) {
       step_.s = workspace_.array<C>(B * H);
       step_.z = workspace_.array<C>(B * H);
@@ -123,6 +125,7 @@ class Forward {
     step.h_prev = data<C>(h_) + s % 2 * B * H;
     step.h = data<C>(h_) + (s + 1) % 2 * B * H;
     step.output = data<S>(result_.output) + t * B * H;
+    step.cells = result_.cells.numel() ? data<S>(result_.cells) + t * B * H : nullptr;
     step.saved = saved_columns_ ? data<S>(result_.saved) + t * B * saved_columns_ : nullptr;
     return step;
   }

@@ -60,9 +60,9 @@ struct ForwardStep {
   C* s;                  // [B, H] gru, scratch: r⊙h₋
   C* z;                  // [B, H] gru, scratch
   S* output;             // [B, H]
-  S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; null when nothing is saved
+  S* cells;              // [B, H] the cell state once more, for who asks for those of all steps; or null
+  S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; or null
   int64_t saved_stride;
-  bool states_only;  // saved, unless null, is the cell state alone
   Active active;
 };
 
@@ -75,12 +75,14 @@ struct BackwardStep {
   Panels<C> projection;  // multiplicative: Wᵀ, from δa to δx̂
   const S* saved;        // [B, saved_stride]
   int64_t saved_stride;
+  const S* c;         // [B, H] cells with a cell state
   const S* h_prev;    // [B, H] outputs of the step before; null in the first step
-  const S* c_prev;    // [B, saved_stride] likewise
+  const S* c_prev;    // [B, H] likewise
   const S* h_0;       // [B, H] the state before a sequence's first step
   const S* c_0;       // [B, H]
   const S* x;         // [B, I]
   const S* d_output;  // [B, H], or null for zeros
+  const S* d_cells;   // [B, H] likewise
   C* dh;              // [B, H] δh from later steps, then δh₋
   C* dc;              // [B, H] likewise
   C* d;               // [B, d_stride] gradients of the pre-activations

@@ -40,14 +40,14 @@ struct ForwardCall : Layer {
   const void *weight_mhh, *bias_m;    // [I, H] *, [I] * or null
   const void *bias_ih, *bias_hh;      // [G*H] or null
   void *output, *h_n, *c_n;           // [T, B, H], [B, H], [B, H] for cells with a cell state
+  void* cells;                        // [T, B, H] the cell states of all steps, or null
   void* saved;                        // [T, B, Cell::saved * H (+ I)], or null
-  bool states_only;                   // saved is the cell state alone, [T, B, H]
 };
 
 struct BackwardCall : Layer {
-  const void *d_output, *d_h_n, *d_c_n;  // gradients of the results; null counts as zero
-  const void *output, *saved;            // of the forward call
-  const void *input, *h_0, *c_0;         // as above
+  const void *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null counts as zero
+  const void *output, *cells, *saved;              // of the forward call; cells for cells with a cell state
+  const void *input, *h_0, *c_0;                   // as above
   const void *weight_ih, *weight_hh, *weight_mhh;
   void *d_h_0, *d_c_0;  // [B, H]; d_c_0 for cells with a cell state
   void* d;              // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m

@@ -13,24 +13,25 @@ namespace fused_rnn::cuda {
 
 template <typename S>
 struct BackwardSequence : Sequence<S> {
-  const S* x;                         // [T, B, I] multiplicative
-  const S *h_0, *c_0;                 // [B, H]; c_0 in cells with a cell state
-  const S *output, *saved;            // of the forward pass
-  const S *d_output, *d_h_n, *d_c_n;  // gradients of the results; null for zeros
-  S *d_h_0, *d_c_0;                   // [B, H]; d_c_0 in cells with a cell state
-  S* d;                               // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then δm
-  S* d_x;                             // [T, B, I] multiplicative: the part of δx that does not pass through W_m
+  const S* x;                                   // [T, B, I] multiplicative
+  const S *h_0, *c_0;                           // [B, H]; c_0 in cells with a cell state
+  const S *output, *cells, *saved;              // of the forward pass; cells in cells with a cell state
+  const S *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null for zeros
+  S *d_h_0, *d_c_0;                             // [B, H]; d_c_0 in cells with a cell state
+  S* d;                                         // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then δm
+  S* d_x;  // [T, B, I] multiplicative: the part of δx that does not pass through W_m
   // What products read: δ of the gates that U multiplies alone; of n, beside W and beside U; δm.
   State<S> d_gates, d_n, d_q, d_m;
   // Uᵀ and Wᵀ, without their columns for n where these multiply something of their own, and those; U_mᵀ
   ProductPlan<S> recurrent, recurrent_n, input, input_n, modulation;
 };
 
-// Products of the kernel, and runs of columns that a step fetches ahead: what was saved, δ output, h₋, c₋.
+// Products of the kernel, and runs of columns that a step fetches ahead: what was saved, δ output; h₋ where part of δh₋
+// bypasses U; c, c₋ and δ of c.
 template <typename Cell, bool multiplicative>
 constexpr int backward_products = (1 + Cell::n_apart) * (1 + multiplicative) + multiplicative;
 template <typename Cell>
-constexpr int backward_staged = Cell::saved + 3;
+constexpr int backward_staged = Cell::saved + 1 + Cell::bypasses_product + 3 * Cell::has_cell_state;
 
 // Gates whose δ products read side by side, and whether U_n reads δq where W_n reads δa_n.
 template <typename Cell>
@@ -48,7 +49,8 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   template <bool exists, int nth>
   using P =
       std::conditional_t<exists, Product<S, held_blocks<S>(backward_products<Cell, multiplicative>, nth)>, NoProduct>;
-  static constexpr int d_output_run = Cell::saved, h_run = Cell::saved + 1, c_run = Cell::saved + 2;
+  static constexpr int d_output_run = Cell::saved, h_run = d_output_run + 1, c_run = h_run + Cell::bypasses_product,
+                       c_prev_run = c_run + 1, d_cells_run = c_run + 2;
 
  public:
   FUSED_RNN_DEVICE BackwardBlock(const BackwardSequence<S>& q, unsigned char* shared)
@@ -134,10 +136,13 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     };
     for (int k = 0; k < Cell::saved; ++k) fetch(k, q_.saved + first * saved_width() + k * H, saved_width());
     if (q_.d_output) fetch(d_output_run, q_.d_output + first * H, H);
+    if constexpr (Cell::has_cell_state) {
+      fetch(c_run, q_.cells + first * H, H);
+      if (q_.d_cells) fetch(d_cells_run, q_.d_cells + first * H, H);
+    }
     if (step == 0 || !any_active(time(step - 1))) return;
     if constexpr (Cell::bypasses_product) fetch(h_run, q_.output + before * H, H);
-    if constexpr (Cell::has_cell_state)
-      fetch(c_run, q_.saved + before * saved_width() + (Cell::saved - 1) * H, saved_width());
+    if constexpr (Cell::has_cell_state) fetch(c_prev_run, q_.cells + before * H, H);
   }
 
   FUSED_RNN_DEVICE static void finish_copies() {
@@ -157,7 +162,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     return first(r) ? C(widen(q_.h_0[place(r, u)])) : staged_at(h_run, r, u);
   }
   FUSED_RNN_DEVICE C c_prev(int r, int u) const {
-    return first(r) ? C(widen(q_.c_0[place(r, u)])) : staged_at(c_run, r, u);
+    return first(r) ? C(widen(q_.c_0[place(r, u)])) : staged_at(c_prev_run, r, u);
   }
 
   // Parts of the equations ----------------------------------------------------------------------------------------
@@ -195,14 +200,16 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
         if constexpr (Cell::reset_before) {
           Cell::backward_candidate(staged_at(1, r, u), staged_at(2, r, u), h_prev(r, u), dh, d[1], d[2]);
         } else {
-          C values[Cell::saved], c = C(0);
+          C values[Cell::saved], before = C(0), c = C(0);
           FUSED_RNN_UNROLL
           for (int k = 0; k < Cell::saved; ++k) values[k] = staged_at(k, r, u);
           if constexpr (Cell::has_cell_state) {
-            c = c_prev(r, u);
+            before = c_prev(r, u);
+            c = staged_at(c_run, r, u);
             dc = dc_[i];
+            if (q_.d_cells) dc += staged_at(d_cells_run, r, u);
           }
-          Cell::backward(values, h_prev(r, u), c, dh, dc, d);
+          Cell::backward(values, h_prev(r, u), before, c, dh, dc, d);
           if constexpr (Cell::has_cell_state) dc_[i] = dc;
         }
         dh_[i] = dh;

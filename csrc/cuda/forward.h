@@ -18,8 +18,8 @@ struct ForwardSequence : Sequence<S> {
   const S *h_0, *c_0;                                      // [B, H]; c_0 in cells with a cell state
   const S *bias_ih, *bias_hh, *bias_m;                     // [G*H], [G*H], [I]; or null
   S *output, *h_n, *c_n;                                   // [T, B, H], [B, H], [B, H]
+  S* cells;                                                // [T, B, H] the cell states of all steps, or null
   S* saved;                                                // [T, B, ...], or null
-  bool states_only;                                        // saved is the cell state alone
   int biases;                                              // offset
   State<S> h, s, x_hat;                                    // s: reset-before GRU; x_hat: multiplicative
   ProductPlan<S> recurrent, candidate, input, modulation;  // candidate: U_n of the reset-before GRU
@@ -89,7 +89,12 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       }
       stage(step_ + 1);
       copy_async_commit();
-      for_units([&](int, int r, int u) { output(r, u) = narrow<S>(alive_ ? C(0) : not_a_number<C>()); });
+      for_units([&](int, int r, int u) {
+        const S nothing = narrow<S>(alive_ ? C(0) : not_a_number<C>());
+        q_.output[result(r, u)] = nothing;
+        if constexpr (Cell::has_cell_state)
+          if (q_.cells) q_.cells[result(r, u)] = nothing;
+      });
     }
     copy_async_wait<0>();
     for_units([&](int i, int r, int u) {
@@ -193,8 +198,10 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       recurrences(q_.recurrent, r, u, 0, uh);
       if constexpr (Cell::has_cell_state) c = c_[i];
       Cell::forward(wx, uh, h_[i], c, h, saved);
-      if constexpr (Cell::has_cell_state)
+      if constexpr (Cell::has_cell_state) {
         if (active(r, t_)) c_[i] = c;
+        if (q_.cells) q_.cells[result(r, u)] = narrow<S>(active(r, t_) ? c : C(0));
+      }
       FUSED_RNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) save(r, k, units_.first + u, saved[k]);
       finish(i, r, u, h);
@@ -226,23 +233,21 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   // Results -------------------------------------------------------------------------------------------------------
 
-  FUSED_RNN_DEVICE S& output(int r, int u) const { return q_.output[row(r, t_) * q_.H + units_.first + u]; }
+  // Where a unit of the step stands in a [T, B, H] array.
+  FUSED_RNN_DEVICE int64_t result(int r, int u) const { return row(r, t_) * q_.H + units_.first + u; }
 
   // A value that backward reads: the `slot` of a unit, or after all slots m of a feature.
   FUSED_RNN_DEVICE void save(int r, int slot, int column, C value) const {
     if (!q_.saved || !active(r, t_)) return;
     const int64_t width = int64_t{Cell::saved} * q_.H + (multiplicative ? q_.I : 0);
-    if (!q_.states_only)
-      q_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
-    else if (Cell::has_cell_state && slot == Cell::saved - 1)
-      q_.saved[row(r, t_) * q_.H + column] = narrow<S>(value);
+    q_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
   }
 
   // Hand on the state of a unit, and put out its output.
   FUSED_RNN_DEVICE void finish(int i, int r, int u, C h) {
     if (active(r, t_)) h_[i] = h;
     publish(q_.h, 1 - turn_, r, units_.first + u, h_[i]);
-    output(r, u) = narrow<S>(active(r, t_) ? h : C(0));
+    q_.output[result(r, u)] = narrow<S>(active(r, t_) ? h : C(0));
   }
 
   int step_ = 0, t_ = 0, turn_ = 0;  // turn_: which of the two copies is h₋

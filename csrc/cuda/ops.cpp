@@ -135,16 +135,16 @@ void queue(const Call& call, const Tensor& like) {
   if (!error.empty()) fail(error);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTensor input, Tensor h_0,
-                                                   OptionalTensor c_0, OptionalTensor weight_ih, Tensor weight_hh,
-                                                   OptionalTensor weight_mhh, OptionalTensor bias_m,
-                                                   OptionalTensor bias_ih, OptionalTensor bias_hh,
-                                                   OptionalTensor lengths, std::string cell, bool reverse,
-                                                   std::string save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTensor input, Tensor h_0,
+                                                           OptionalTensor c_0, OptionalTensor weight_ih,
+                                                           Tensor weight_hh, OptionalTensor weight_mhh,
+                                                           OptionalTensor bias_m, OptionalTensor bias_ih,
+                                                           OptionalTensor bias_hh, OptionalTensor lengths,
+                                                           std::string cell, bool reverse, std::string save) {
   const DeviceGuard guard = ready(projected);
   const Operands o = operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
   const Save kept = save_named(save);
-  const int64_t rows = o.cell.gates * o.H, columns = o.cell.saved_columns(kept, o.I, o.H);
+  const int64_t rows = o.cell.gates * o.H;
   if (bias_m && !o.cell.multiplicative) fail("bias_m goes with multiplicative cells");
   if (o.cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
   const Tensor steps = checked("projected", projected, {o.T, o.B, o.cell.multiplicative ? o.I : rows}, projected);
@@ -155,7 +155,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTen
   const Tensor output = new_empty(projected, {o.T, o.B, o.H});
   const Tensor h_n = new_empty(projected, {o.B, o.H});
   const Tensor c_n = o.cell.has_cell_state ? new_empty(projected, {o.B, o.H}) : new_empty(projected, {0});
-  Tensor saved = columns ? new_empty(projected, {o.T, o.B, columns}) : new_empty(projected, {0});
+  const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
+    return columns ? new_empty(projected, {o.T, o.B, columns}) : new_empty(projected, {0});
+  };
+  const Tensor cells = per_step(o.cell.cell_columns(kept, o.H));
+  Tensor saved = per_step(o.cell.saved_columns(kept, o.I, o.H));
   // nothing is saved past the end of a sequence, but the same call must give the same bits
   if (lengths) torch::stable::zero_(saved);
 
@@ -167,25 +171,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTen
   call.output = output.mutable_data_ptr();
   call.h_n = h_n.mutable_data_ptr();
   call.c_n = o.cell.has_cell_state ? c_n.mutable_data_ptr() : nullptr;
-  call.saved = columns ? saved.mutable_data_ptr() : nullptr;
-  call.states_only = kept == Save::states;
+  call.cells = cells.numel() ? cells.mutable_data_ptr() : nullptr;
+  call.saved = saved.numel() ? saved.mutable_data_ptr() : nullptr;
   queue(call, projected);
-  return {output, h_n, c_n, saved};
+  return {output, h_n, c_n, cells, saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n,
-                                                    Tensor output, Tensor saved, OptionalTensor input, Tensor h_0,
-                                                    OptionalTensor c_0, OptionalTensor weight_ih, Tensor weight_hh,
+                                                    OptionalTensor d_cells, Tensor output, Tensor cells, Tensor saved,
+                                                    OptionalTensor input, Tensor h_0, OptionalTensor c_0,
+                                                    OptionalTensor weight_ih, Tensor weight_hh,
                                                     OptionalTensor weight_mhh, OptionalTensor lengths, std::string cell,
                                                     bool reverse) {
   const DeviceGuard guard = ready(output);
   const Operands o = operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
-  if (d_c_n && !o.cell.has_cell_state) fail("d_c_n goes with cells that have a cell state");
+  if (!o.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const Tensor hidden = checked("output", output, {o.T, o.B, o.H}, output);
+  const Tensor c = o.cell.has_cell_state ? checked("cells", cells, {o.T, o.B, o.H}, output) : cells;
   const Tensor kept = checked("saved", saved, {o.T, o.B, o.cell.saved_columns(Save::everything, o.I, o.H)}, output);
   const OptionalTensor d_hidden = checked("d_output", d_output, {o.T, o.B, o.H}, output);
   const OptionalTensor d_h = checked("d_h_n", d_h_n, {o.B, o.H}, output);
   const OptionalTensor d_c = checked("d_c_n", d_c_n, {o.B, o.H}, output);
+  const OptionalTensor d_states = checked("d_cells", d_cells, {o.T, o.B, o.H}, output);
 
   const int64_t inputs = o.cell.multiplicative ? o.I : 0;
   const Tensor d_h_0 = new_empty(output, {o.B, o.H});
@@ -197,7 +204,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   call.d_output = address(d_hidden);
   call.d_h_n = address(d_h);
   call.d_c_n = address(d_c);
+  call.d_cells = address(d_states);
   call.output = address(hidden);
+  call.cells = o.cell.has_cell_state ? address(c) : nullptr;
   call.saved = address(kept);
   call.d_h_0 = d_h_0.mutable_data_ptr();
   call.d_c_0 = o.cell.has_cell_state ? d_c_0.mutable_data_ptr() : nullptr;
@@ -222,11 +231,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def(
       "cuda_forward(Tensor projected, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, "
       "Tensor? weight_mhh, Tensor? bias_m, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, str cell, bool reverse, "
-      "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+      "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
-      "cuda_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor output, Tensor saved, Tensor? input, "
-      "Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, Tensor? lengths, str cell, "
-      "bool reverse) -> (Tensor d_h_0, Tensor d_c_0, Tensor d, Tensor d_input)");
+      "cuda_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, Tensor cells, "
+      "Tensor saved, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, "
+      "Tensor? lengths, str cell, bool reverse) -> (Tensor d_h_0, Tensor d_c_0, Tensor d, Tensor d_input)");
   m.def("cuda_device(int index) -> (str name, str obstacle)");
   m.def("cuda_raise_timed_out() -> ()");
 }

@@ -298,7 +298,7 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
     q_.bias_ih = array(call.bias_ih), q_.bias_hh = array(call.bias_hh), q_.bias_m = array(call.bias_m);
     q_.output = static_cast<S*>(call.output), q_.h_n = static_cast<S*>(call.h_n);
     q_.c_n = static_cast<S*>(call.c_n);
-    q_.saved = static_cast<S*>(call.saved), q_.states_only = call.states_only;
+    q_.cells = static_cast<S*>(call.cells), q_.saved = static_cast<S*>(call.saved);
     static std::map<typename Base::Key, typename Base::Candidate> known;
     this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)), 1 + Cell::reset_before + multiplicative,
                  known);
@@ -360,8 +360,9 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
   BackwardPlanner(const BackwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
     const auto array = [](const void* p) { return static_cast<const S*>(p); };
     q_.x = array(call.input), q_.h_0 = array(call.h_0), q_.c_0 = array(call.c_0);
-    q_.output = array(call.output), q_.saved = array(call.saved);
+    q_.output = array(call.output), q_.cells = array(call.cells), q_.saved = array(call.saved);
     q_.d_output = array(call.d_output), q_.d_h_n = array(call.d_h_n), q_.d_c_n = array(call.d_c_n);
+    q_.d_cells = array(call.d_cells);
     q_.d_h_0 = static_cast<S*>(call.d_h_0), q_.d_c_0 = static_cast<S*>(call.d_c_0);
     q_.d = static_cast<S*>(call.d), q_.d_x = static_cast<S*>(call.d_input);
     static std::map<typename Base::Key, typename Base::Candidate> known;

@@ -8,10 +8,10 @@ Phases of a step: the cell's pointwise backward; in the reset-before GRU the pro
 multiplicative cells the product with Wᵀ and δm; then δh₋ = Uᵀδ + U_mᵀδm. ``backward_streamed`` ends each with a
 barrier, because the next one reads what all threads of the program wrote.
 
-Operands as of the forward kernels, and d_output (T, B, H), d_h_n, d_c_n (B, H), each None where it is zero; output and
-saved of the forward call. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of the pre-activations, then of
-m; d_input * (T, B, I), the part of δx that does not pass through W_m. BYPASS: part of δh₋ does not pass through U, and
-the cell reads h₋.
+Operands as of the forward kernels, and d_output (T, B, H), d_h_n, d_c_n (B, H), d_cells (T, B, H), each None where it
+is zero; output, cells * and saved of the forward call. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of
+the pre-activations, then of m; d_input * (T, B, I), the part of δx that does not pass through W_m. BYPASS: part of δh₋
+does not pass through U, and the cell reads h₋.
 """
 
 import triton
@@ -35,29 +35,30 @@ from .tiles import (
 
 
 @triton.jit
-def load_previous(states, width, column, initial, H, n, step, clock, length, mask):
+def load_previous(states, initial, H, n, step, clock, length, mask):
     """A state before a step: what the step before it left in ``states``, or where there is none the initial one."""
     before = tl.maximum(step - 1, 0)
     begun = mask & (tl.full((1, 1), step, tl.int32) > 0)  # a block, because the interpreter wants masks to be blocks
     if length is not None:
         begun = begun & active_at(before, clock, length)
-    previous = load(states, row_of(before, clock), width, column, begun)
+    previous = load(states, row_of(before, clock), H, n, begun)
     return tl.where(begun, previous, load(initial, clock[3], H, n, mask ^ begun))
 
 
 @triton.jit
 def load_step(
-    d_output, output, saved, h_0, c_0, H, columns, n, step, clock, length, units,
+    d_output, d_cells, output, cells, saved, h_0, c_0, H, columns, n, step, clock, length, units,
     SAVED: tl.constexpr, BYPASS: tl.constexpr,
 ):  # fmt: skip
-    """What a step reads of each unit: the saved values but for c, then c₋, h₋ and δ of the output where they exist."""
+    """What a step reads of each unit: the saved values, then c₋ or h₋, δ of c and δ of the output where they exist."""
     row = row_of(step, clock)
-    last = (SAVED - 1) * H + n
-    tiles = load_tiles(saved, row, columns, n, H, SAVED if c_0 is None else SAVED - 1, units)
+    tiles = load_tiles(saved, row, columns, n, H, SAVED, units)
     if c_0 is not None:
-        tiles = tiles + (load_previous(saved, columns, last, c_0, H, n, step, clock, length, units),)
+        tiles = tiles + (load_previous(cells, c_0, H, n, step, clock, length, units),)
     if BYPASS:
-        tiles = tiles + (load_previous(output, H, n, h_0, H, n, step, clock, length, units),)
+        tiles = tiles + (load_previous(output, h_0, H, n, step, clock, length, units),)
+    if d_cells is not None:
+        tiles = tiles + (load(d_cells, row, H, n, units),)
     if d_output is not None:
         tiles = tiles + (load(d_output, row, H, n, units),)
     return tiles
@@ -93,7 +94,7 @@ def hand_on(operands, first: tl.constexpr, width, tile, gradients, BLOCK_B: tl.c
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def backward_resident(
-    d_output, d_h_n, d_c_n, output, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
+    d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
     d_h_0, d_c_0, d, d_input, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
     BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
@@ -124,10 +125,12 @@ def backward_resident(
     if d_h_n is not None:
         dh = load(d_h_n, first_row, H, 0, units).to(tl.float32)
     if c_0 is not None:
-        c = load(saved, row_of(T - 1, clock), COLUMNS, (SAVED - 1) * H, units).to(tl.float32)
+        c = load(cells, row_of(T - 1, clock), H, 0, units).to(tl.float32)
     if d_c_n is not None:
         dc = load(d_c_n, first_row, H, 0, units).to(tl.float32)
-    ahead = load_step(d_output, output, saved, h_0, c_0, H, COLUMNS, 0, T - 1, clock, length, units, SAVED, BYPASS)
+    ahead = load_step(
+        d_output, d_cells, output, cells, saved, h_0, c_0, H, COLUMNS, 0, T - 1, clock, length, units, SAVED, BYPASS
+    )
     ahead_m = load_modulation(saved, x, I, COLUMNS, SAVED * H, 0, T - 1, clock, inputs)
     for i in range(T):
         step = T - 1 - i
@@ -136,21 +139,25 @@ def backward_resident(
         here = widen(ahead)  # loaded a step ahead, so that nobody waits for memory
         here_m = widen(ahead_m)
         next = tl.maximum(step - 1, 0)
-        ahead = load_step(d_output, output, saved, h_0, c_0, H, COLUMNS, 0, next, clock, length, units, SAVED, BYPASS)
+        ahead = load_step(
+            d_output, d_cells, output, cells, saved, h_0, c_0, H, COLUMNS, 0, next, clock, length, units, SAVED, BYPASS
+        )
         ahead_m = load_modulation(saved, x, I, COLUMNS, SAVED * H, 0, next, clock, inputs)
         values = here[0:SAVED]
         c_prev = c  # a stand-in in cells without a cell state, as is h₋ in cells that do not read it
         h_prev = c
         if c_0 is not None:
-            c_prev = here[SAVED - 1]
-            values = here[0 : SAVED - 1] + (c,)
+            c_prev = here[SAVED]
+        dc_here = dc
+        if d_cells is not None:
+            dc_here = dc + here[SAVED + 1]
         if BYPASS:
             h_prev = here[SAVED]
         dh_here = dh
         if d_output is not None:
             dh_here = dh + here[len(here) - 1]
         if RESET is None:
-            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, dh_here, dc)
+            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh_here, dc_here)
             dc = choose(active, dc_new, dc)
         else:
             dh_new, da_z, da_n = BACKWARD(values[1], values[2], h_prev, dh_here)
@@ -180,7 +187,7 @@ def backward_resident(
 # PADDED_I) values per program.
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def backward_streamed(
-    d_output, d_h_n, d_c_n, output, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
+    d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
     d_h_0, d_c_0, d, d_input, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
     BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
@@ -222,25 +229,31 @@ def backward_streamed(
         for n in range(0, PADDED_H, BLOCK_N):
             tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
             units = rows & columns_before(H, n, BLOCK_N)
-            read = load_step(
-                d_output, output, saved, h_0, c_0, H, columns, n, step, clock, length, units, SAVED, BYPASS
-            )
-            here = widen(read)
+            here = widen(
+                load_step(
+                    d_output, d_cells, output, cells, saved, h_0, c_0, H, columns, n, step, clock, length, units,
+                    SAVED, BYPASS,
+                )
+            )  # fmt: skip
             dh = tl.load(dh_state + tile)
             dc = dh  # stand-ins, as in backward_resident
+            c = dh
             c_prev = dh
             h_prev = dh
             values = here[0:SAVED]
             if c_0 is not None:
                 dc = tl.load(dc_state + tile)
-                c_prev = here[SAVED - 1]
-                values = here[0 : SAVED - 1] + (load(saved, row, columns, (SAVED - 1) * H + n, units).to(tl.float32),)
+                c = load(cells, row, H, n, units).to(tl.float32)
+                c_prev = here[SAVED]
+            dc_here = dc
+            if d_cells is not None:
+                dc_here = dc + here[SAVED + 1]
             if BYPASS:
                 h_prev = here[SAVED]
             if d_output is not None:
                 dh += here[len(here) - 1]
             if RESET is None:
-                bypass, dc_new, gradients = BACKWARD(values, h_prev, c_prev, dh, dc)
+                bypass, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh, dc_here)
                 da = store_gradients(d, row, width, H, n, gradients, active, units)
                 hand_on(das, 0, PADDED_H, tile, da, BLOCK_B)
                 if c_0 is not None:
@@ -259,7 +272,7 @@ def backward_streamed(
                 first = 2 * PADDED_H
                 da_n = plane(das, 2, PADDED_H, BLOCK_B)
                 ds = add_products((zeros,), da_n, weight_hh, first, n, PADDED_H, PADDED_H, False, BLOCK_K, PRECISION)
-                h_prev = load_previous(output, H, n, h_0, H, n, step, clock, length, units).to(tl.float32)
+                h_prev = load_previous(output, h_0, H, n, step, clock, length, units).to(tl.float32)
                 r = load(saved, row, columns, n, units).to(tl.float32)
                 bypass, da_r = RESET(ds[0], r, h_prev, tl.load(bypass_state + tile))
                 tl.store(bypass_state + tile, bypass)

@@ -4,7 +4,7 @@ The Triton counterpart of csrc/cells, with the same names, the same gate order a
 values come in tuples. A cell is a pair of functions:
 
 * ``forward(wx, uh, h_prev, c_prev) -> h, c, saved`` with wx = W x + b and uh = U h₋ + b';
-* ``backward(saved, h_prev, c_prev, dh, dc) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through U
+* ``backward(saved, h_prev, c_prev, c, dh, dc) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through U
   out, and d the gradients of the pre-activations.
 
 Cells without a cell state hand c on. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two
@@ -29,7 +29,7 @@ def rnn_tanh_forward(wx, uh, h_prev, c_prev):
 
 
 @triton.jit
-def rnn_tanh_backward(saved, h_prev, c_prev, dh, dc):
+def rnn_tanh_backward(saved, h_prev, c_prev, c, dh, dc):
     d = dh * (1.0 - saved[0] * saved[0])
     return tl.zeros_like(dh), dc, (d,)
 
@@ -42,7 +42,7 @@ def rnn_relu_forward(wx, uh, h_prev, c_prev):
 
 
 @triton.jit
-def rnn_relu_backward(saved, h_prev, c_prev, dh, dc):
+def rnn_relu_backward(saved, h_prev, c_prev, c, dh, dc):
     d = dh * tl.where(saved[0] > 0.0, 1.0, 0.0)
     return tl.zeros_like(dh), dc, (d,)
 
@@ -54,16 +54,16 @@ def lstm_forward(wx, uh, h_prev, c_prev):
     g = tanh(wx[2] + uh[2])
     o = sigmoid(wx[3] + uh[3])
     c = f * c_prev + i * g
-    return o * tanh(c), c, (i, f, g, o, c)
+    return o * tanh(c), c, (i, f, g, o)
 
 
 @triton.jit
-def lstm_backward(saved, h_prev, c_prev, dh, dc):
+def lstm_backward(saved, h_prev, c_prev, c, dh, dc):
     i = saved[0]
     f = saved[1]
     g = saved[2]
     o = saved[3]
-    tanh_c = tanh(saved[4])  # cheaper to compute again than to save
+    tanh_c = tanh(c)  # cheaper to compute again than to save
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     da_i = dc * g * i * (1.0 - i)
     da_f = dc * c_prev * f * (1.0 - f)
@@ -81,7 +81,7 @@ def gru_reset_after_forward(wx, uh, h_prev, c_prev):
 
 
 @triton.jit
-def gru_reset_after_backward(saved, h_prev, c_prev, dh, dc):
+def gru_reset_after_backward(saved, h_prev, c_prev, c, dh, dc):
     r = saved[0]
     z = saved[1]
     n = saved[2]
@@ -124,7 +124,7 @@ class Cell:
     forward: triton.JITFunction
     backward: triton.JITFunction
     gates: int  # rows of W and U
-    saved: int  # values that backward reads
+    saved: int  # values that backward reads beside h and c
     gradients: int  # of pre-activations
     has_cell_state: bool = False
     bypass: bool = False  # whether h₋ reaches h other than through U
@@ -135,7 +135,7 @@ class Cell:
 CELLS = {
     "rnn_tanh": Cell(rnn_tanh_forward, rnn_tanh_backward, gates=1, saved=1, gradients=1),
     "rnn_relu": Cell(rnn_relu_forward, rnn_relu_backward, gates=1, saved=1, gradients=1),
-    "lstm": Cell(lstm_forward, lstm_backward, gates=4, saved=5, gradients=4, has_cell_state=True),
+    "lstm": Cell(lstm_forward, lstm_backward, gates=4, saved=4, gradients=4, has_cell_state=True),
     "gru": Cell(
         gru_forward, gru_backward, gates=3, saved=3, gradients=3, bypass=True, candidate=gru_candidate, reset=gru_reset
     ),

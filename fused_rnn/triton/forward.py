@@ -13,8 +13,8 @@ barrier per phase is enough.
 
 Operands, contiguous and of one type; those marked * are None for cells without them: projected (T, B, G*H) W x, in
 multiplicative cells (T, B, I) W_m x; x * (T, B, I); h_0, c_0 * (B, H); weight_ih * (G*H, I), weight_hh (G*H, H),
-weight_mhh * (I, H); biases, or None; lengths (B) int64, or None. Results: output (T, B, H); h_n, c_n * (B, H); saved
-(T, B, SAVED*H (+ I)), or with STATES_ONLY (T, B, H), c alone, or None.
+weight_mhh * (I, H); biases, or None; lengths (B) int64, or None. Results: output (T, B, H); h_n, c_n * (B, H); cells
+(T, B, H), the cell states of all steps, or None; saved (T, B, SAVED*H (+ I)), or None.
 """
 
 import triton
@@ -50,31 +50,27 @@ def load_step(projected, x, row, units, inputs, I, H, GATES: tl.constexpr):
 
 @triton.jit
 def save(saved, row, columns, column, value, active, mask):
-    """Keep a value for backward; zero past the end of a sequence, so that the same call gives the same bits."""
+    """Keep a value of a step, where it is wanted; zero past the end of a sequence."""
     if saved is not None:
         store(saved, row, columns, column, choose(active, value, 0.0), mask)
 
 
 @triton.jit
-def save_values(saved, row, columns, start, values, active, units, H, STATES_ONLY: tl.constexpr):
-    """Keep the first values of a cell, or of all its values the last one alone, which is the cell state."""
-    if STATES_ONLY:
-        save(saved, row, columns, start, values[len(values) - 1], active, units)
-    else:
-        for k in tl.static_range(len(values)):
-            save(saved, row, columns, k * H + start, values[k], active, units)
+def save_values(saved, row, columns, start, values, active, units, H):
+    """Keep the first values of a cell."""
+    for k in tl.static_range(len(values)):
+        save(saved, row, columns, k * H + start, values[k], active, units)
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_resident(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    output, h_n, c_n, saved, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
+    output, h_n, c_n, cells, saved, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
     GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
-    STATES_ONLY: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
-    COLUMNS: tl.constexpr = H if STATES_ONLY else SAVED * H + (0 if x is None else I)
+    COLUMNS: tl.constexpr = SAVED * H + (0 if x is None else I)
     TOGETHER: tl.constexpr = GATES if CANDIDATE is None else 2  # gates that are multiplied with h₋ itself
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_B
     clock = (T, B, reverse, first_row)
@@ -106,8 +102,7 @@ def forward_resident(
         wx = here
         if x is not None:
             m = add_bias((tl.dot(operand, u_m, here[0], input_precision=PRECISION),), bias_m, 0, I)[0]
-            if not STATES_ONLY:
-                save(saved, row, COLUMNS, SAVED * H, m, active, inputs)
+            save(saved, row, COLUMNS, SAVED * H, m, active, inputs)
             x_hat = (m * here[1]).to(S)
             wx = ()
             for g in tl.static_range(GATES):
@@ -120,13 +115,14 @@ def forward_resident(
         if CANDIDATE is None:
             h_new, c_new, values = FORWARD(wx, uh, h, c)
             c = choose(active, c_new, c)
+            save(cells, row, H, 0, c_new, active, units)
         else:
             s, r, z = FORWARD(wx, uh, h)
             h_new, n = CANDIDATE(wx[2], tl.dot(s.to(S), u[2], input_precision=PRECISION), z, h)
             values = (r, z, n)
         h = choose(active, h_new, h)
         store(output, row, H, 0, choose(active, h, 0.0), units)
-        save_values(saved, row, COLUMNS, 0, values, active, units, H, STATES_ONLY)
+        save_values(saved, row, COLUMNS, 0, values, active, units, H)
     store(h_n, first_row, H, 0, h, units)
     if c_0 is not None:
         store(c_n, first_row, H, 0, c, units)
@@ -138,16 +134,13 @@ def forward_resident(
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_streamed(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    output, h_n, c_n, saved, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
+    output, h_n, c_n, cells, saved, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
     GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
-    STATES_ONLY: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
     TOGETHER: tl.constexpr = GATES if CANDIDATE is None else 2
-    columns = H
-    if not STATES_ONLY:
-        columns = SAVED * H + (0 if x is None else I)
+    columns = SAVED * H + (0 if x is None else I)
     program = tl.program_id(0).to(tl.int64)
     first_row = program * BLOCK_B
     clock = (T, B, reverse, first_row)
@@ -183,8 +176,7 @@ def forward_streamed(
                 sums = (load(projected, row, I, n, inputs).to(tl.float32),)
                 sums = add_products(sums, h_before, weight_mhh, 0, n, PADDED_H, PADDED_I, True, BLOCK_K, PRECISION)
                 m = add_bias(sums, bias_m, n, I)[0]
-                if not STATES_ONLY:
-                    save(saved, row, columns, SAVED * H + n, m, active, inputs)
+                save(saved, row, columns, SAVED * H + n, m, active, inputs)
                 x_hat = m * load(x, row, I, n, inputs).to(tl.float32)
                 tl.store(x_hats + offsets(PADDED_I, n, BLOCK_B, BLOCK_N), x_hat.to(S))
             tl.debug_barrier()
@@ -212,16 +204,17 @@ def forward_streamed(
                 h_new, c_new, values = FORWARD(wx, uh, h, c)
                 if c_0 is not None:
                     tl.store(c_state + tile, choose(active, c_new, c))
+                save(cells, row, H, n, c_new, active, units)
                 h = choose(active, h_new, h)
                 tl.store(h_state + tile, h)
                 tl.store(h_after + tile, h.to(S))
                 store(output, row, H, n, choose(active, h, 0.0), units)
-                save_values(saved, row, columns, n, values, active, units, H, STATES_ONLY)
+                save_values(saved, row, columns, n, values, active, units, H)
             else:
                 s, r, z = FORWARD(wx, uh, h)
                 tl.store(ss + tile, s.to(S))
                 tl.store(z_state + tile, z)
-                save_values(saved, row, columns, n, (r, z), active, units, H, STATES_ONLY)
+                save_values(saved, row, columns, n, (r, z), active, units, H)
         tl.debug_barrier()
         if CANDIDATE is not None:
             for n in range(0, PADDED_H, BLOCK_N):

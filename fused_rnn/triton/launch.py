@@ -41,19 +41,16 @@ def forward(
     cell: str,
     reverse: bool,
     save: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(output (T, B, H), h_n (B, H), c_n (B, H) or empty, saved (T, B, columns) or empty)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(output (T, B, H), h_n (B, H), c_n (B, H), cells (T, B, H), saved (T, B, columns)), the last three or empty."""
     base, multiplicative = split_name(cell)
     spec, (T, B, _), H = CELLS[base], projected.shape, h_0.shape[1]
     I = input.shape[2] if multiplicative else 1
-    columns = {
-        "nothing": 0,
-        "states": H if spec.has_cell_state else 0,
-        "everything": spec.saved * H + (I if multiplicative else 0),
-    }[save]
+    keeps_cells, saves = spec.has_cell_state and save != "nothing", save == "everything"
     output, h_n = projected.new_empty(T, B, H), projected.new_empty(B, H)
     c_n = projected.new_empty((B, H) if spec.has_cell_state else 0)
-    saved = projected.new_empty((T, B, columns) if columns else 0)
+    cells = projected.new_empty((T, B, H) if keeps_cells else 0)
+    saved = projected.new_empty((T, B, spec.saved * H + (I if multiplicative else 0)) if saves else 0)
     plan = choose_plan(cell, h_0.dtype, False, I, H, shared_bytes(h_0))
     weights, memory = _weights_and_memory(plan, spec.gates, 3, I, H, B, weight_ih, weight_hh, weight_mhh)
     _launch(
@@ -64,23 +61,25 @@ def forward(
         *(_readable(t) for t in (projected, input, h_0, c_0)),
         *weights,
         *(_readable(t) for t in (bias_ih, bias_hh, bias_m, lengths)),
-        *(output, h_n, c_n if spec.has_cell_state else None, saved if columns else None),
+        *(output, h_n, c_n if spec.has_cell_state else None),
+        *(cells if keeps_cells else None, saved if saves else None),
         *(T, B, int(reverse), I, H),
         *memory,
         GATES=spec.gates,
         SAVED=spec.saved,
         FORWARD=spec.forward,
         CANDIDATE=spec.candidate,
-        STATES_ONLY=save == "states",
     )
-    return output, h_n, c_n, saved
+    return output, h_n, c_n, cells, saved
 
 
 def backward(
     d_output: Tensor | None,
     d_h_n: Tensor | None,
     d_c_n: Tensor | None,
+    d_cells: Tensor | None,
     output: Tensor,
+    cells: Tensor,
     saved: Tensor,
     input: Tensor | None,
     h_0: Tensor,
@@ -107,7 +106,8 @@ def backward(
         plan,
         h_0,
         B,
-        *(_readable(t) for t in (d_output, d_h_n, d_c_n, output, saved, input, h_0, c_0)),
+        *(_readable(t) for t in (d_output, d_h_n, d_c_n, d_cells, output, cells if spec.has_cell_state else None)),
+        *(_readable(t) for t in (saved, input, h_0, c_0)),
         *weights,
         _readable(lengths),
         *(d_h_0, d_c_0 if spec.has_cell_state else None, d, d_input if multiplicative else None),

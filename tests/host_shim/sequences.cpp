@@ -143,7 +143,7 @@ class Memory {
 
 template <typename Cell, bool multiplicative, typename S>
 void run_cell(const Chip& chip, unsigned seed) {
-  constexpr int64_t T = 3, B = 9, I = 3, H = 21, G = 4, saved = 5 * H + I;
+  constexpr int64_t T = 3, B = 9, I = 3, H = 21, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
   lengths[0] = 1, lengths[B - 1] = 2;
@@ -154,10 +154,12 @@ void run_cell(const Chip& chip, unsigned seed) {
   f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
   f.weight_ih = m.array(G * H * I), f.weight_hh = m.array(G * H * H), f.weight_mhh = m.array(I * H);
   f.bias_m = m.array(I), f.bias_ih = m.array(G * H), f.bias_hh = m.array(G * H);
-  f.output = m.array(T * B * H), f.h_n = m.array(B * H), f.c_n = m.array(B * H), f.saved = m.array(T * B * saved);
+  f.output = m.array(T * B * H), f.h_n = m.array(B * H), f.c_n = m.array(B * H);
+  f.cells = m.array(T * B * H), f.saved = m.array(T * B * saved);
   BackwardCall b{layer};
   b.d_output = m.array(T * B * H), b.d_h_n = m.array(B * H), b.d_c_n = m.array(B * H);
-  b.output = f.output, b.saved = f.saved, b.input = f.input, b.h_0 = f.h_0, b.c_0 = f.c_0;
+  b.d_cells = m.array(T * B * H);
+  b.output = f.output, b.cells = f.cells, b.saved = f.saved, b.input = f.input, b.h_0 = f.h_0, b.c_0 = f.c_0;
   b.weight_ih = f.weight_ih, b.weight_hh = f.weight_hh, b.weight_mhh = f.weight_mhh;
   b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
   b.d_input = m.array(T * B * I);
