@@ -20,9 +20,17 @@ template <typename... Parts>
 }
 
 inline CellSpec cell_spec(std::string_view name) {
-  constexpr std::string_view prefix = "multiplicative_";
-  const bool multiplicative = name.substr(0, prefix.size()) == prefix;
-  const std::string_view base = multiplicative ? name.substr(prefix.size()) : name;
+  constexpr std::string_view prefix = "multiplicative_", suffix = "_hidden";
+  Modulates modulates = Modulates::nothing;
+  std::string_view base = name;
+  if (base.substr(0, prefix.size()) == prefix) {
+    modulates = Modulates::input;
+    base.remove_prefix(prefix.size());
+    if (base.size() > suffix.size() && base.substr(base.size() - suffix.size()) == suffix) {
+      modulates = Modulates::hidden;
+      base.remove_suffix(suffix.size());
+    }
+  }
   constexpr struct {
     std::string_view name;
     CellId id;
@@ -32,10 +40,10 @@ inline CellSpec cell_spec(std::string_view name) {
                {"gru", CellId::gru},
                {"gru_reset_after", CellId::gru_reset_after}};
   for (const auto& known : cells)
-    if (known.name == base)
+    if (known.name == base && (modulates != Modulates::hidden || known.id == CellId::lstm))
       return dispatch_cell(known.id, [&](auto cell) {
         using Cell = decltype(cell);
-        return CellSpec{known.id,           multiplicative,  Cell::gates,
+        return CellSpec{known.id,           modulates,       Cell::gates,
                         Cell::saved,        Cell::gradients, Cell::has_cell_state,
                         Cell::reset_before, Cell::n_apart,   Cell::separates_x};
       });

@@ -25,18 +25,20 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
   if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
   if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
-  if (cell.multiplicative != (weight_mih && weight_mhh) || (bias_m && !cell.multiplicative))
+  if (cell.multiplicative() != (weight_mih && weight_mhh))
     fail("weight_mih and weight_mhh go with multiplicative cells, and only with these");
+  if (bias_m && cell.modulates != Modulates::input) fail("bias_m goes with multiplicative cells that modulate x");
   if (cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
   const int64_t T = input.size(0), B = input.size(1), I = input.size(2), H = h_0.size(1), rows = cell.gates * H;
+  const int64_t M = cell.modulated_size(I, H);
   return {cell,
           torch::stable::contiguous(input),
           checked("h_0", h_0, {B, H}, input),
           checked("c_0", c_0, {B, H}, input),
           {checked("weight_ih", weight_ih, {rows, I}, input), checked("weight_hh", weight_hh, {rows, H}, input),
            checked("bias_ih", bias_ih, {rows}, input), checked("bias_hh", bias_hh, {rows}, input),
-           checked("weight_mih", weight_mih, {I, I}, input), checked("weight_mhh", weight_mhh, {I, H}, input),
-           checked("bias_m", bias_m, {I}, input)},
+           checked("weight_mih", weight_mih, {M, I}, input), checked("weight_mhh", weight_mhh, {M, H}, input),
+           checked("bias_m", bias_m, {M}, input)},
           checked_lengths_and_values(lengths, T, input),
           reverse,
           T,

@@ -20,21 +20,26 @@ using OptionalTensor = std::optional<Tensor>;
 // A cell as the caller names it, with the sizes of its base cell.
 struct CellSpec {
   CellId id;
-  bool multiplicative;
+  Modulates modulates;
   int64_t gates, saved, gradients;
   bool has_cell_state, reset_before, n_apart, separates_x;
 
-  // Values per step and sequence: of the cell states, and of what else forward keeps.
+  bool multiplicative() const { return modulates != Modulates::nothing; }
+
+  // Values per step and sequence: of m, of the cell states, and of what else forward keeps.
+  int64_t modulated_size(int64_t I, int64_t H) const {
+    return modulates == Modulates::input ? I : modulates == Modulates::hidden ? H : 0;
+  }
   int64_t cell_columns(Save save, int64_t H) const { return has_cell_state && save != Save::nothing ? H : 0; }
   int64_t saved_columns(Save save, int64_t I, int64_t H) const {
-    return save == Save::everything ? saved * H + (multiplicative ? I : 0) : 0;
+    return save == Save::everything ? saved * H + modulated_size(I, H) : 0;
   }
 };
 
 struct Weights {
   Tensor weight_ih, weight_hh;                    // (G*H, I), (G*H, H)
   OptionalTensor bias_ih, bias_hh;                // (G*H)
-  OptionalTensor weight_mih, weight_mhh, bias_m;  // (I, I), (I, H), (I): multiplicative cells
+  OptionalTensor weight_mih, weight_mhh, bias_m;  // (M, I), (M, H), (M): multiplicative cells, with M values of m
 };
 
 // All tensors are contiguous, of one type, on one device, and of sizes that fit.
@@ -50,6 +55,7 @@ struct Sequence {
 
   // The time of a step; steps count in the order of computation.
   int64_t time(int64_t step) const { return reverse ? T - 1 - step : step; }
+  int64_t modulated_size() const { return cell.modulated_size(I, H); }
   int64_t saved_columns(Save save) const { return cell.saved_columns(save, I, H); }
 };
 

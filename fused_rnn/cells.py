@@ -18,28 +18,38 @@ class Cell:
     gradients: int  # of pre-activations per unit and step: one for each gate, and one more where n has two parts
     has_cell_state: bool = False
     reset_before: bool = False  # whether U_n multiplies r⊙h₋ in place of h₋
-    multiplicative: bool = False
+    modulates: str | None = None  # by the multiplicative modifier: "input", x̂ in place of x, or "hidden", of h₋
     recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
     options: dict = field(default_factory=dict)  # passed on to the reference
+
+    @property
+    def multiplicative(self) -> bool:
+        return self.modulates is not None
 
     @property
     def weights(self) -> tuple[str, ...]:
         """The parameter names this cell takes, in the order in which modules register them."""
         absent = set() if self.recurrent_bias else {"bias_hh"}
         if not self.multiplicative:
-            absent |= {"weight_mih", "weight_mhh", "bias_m"}
+            absent |= {"weight_mih", "weight_mhh"}
+        if self.modulates != "input":
+            absent.add("bias_m")
         return tuple(name for name in WEIGHTS if name not in absent)
 
+    def modulated_size(self, input_size: int, hidden_size: int) -> int:
+        """Values of m per step and sequence."""
+        return {None: 0, "input": input_size, "hidden": hidden_size}[self.modulates]
+
     def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
-        rows = self.gates * hidden_size
+        rows, modulated = self.gates * hidden_size, self.modulated_size(input_size, hidden_size)
         return {
             "weight_ih": (rows, input_size),
             "weight_hh": (rows, hidden_size),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
-            "weight_mih": (input_size, input_size),
-            "weight_mhh": (input_size, hidden_size),
-            "bias_m": (input_size,),
+            "weight_mih": (modulated, input_size),
+            "weight_mhh": (modulated, hidden_size),
+            "bias_m": (modulated,),
         }[name]
 
 
@@ -56,9 +66,18 @@ CELLS = {
         reference.gru, gates=3, saved=4, gradients=4, recurrent_bias=True, options={"reset_after": True}
     ),
     "multiplicative_lstm": Cell(
-        reference.multiplicative_lstm, gates=4, saved=4, gradients=4, has_cell_state=True, multiplicative=True
+        reference.multiplicative_lstm, gates=4, saved=4, gradients=4, has_cell_state=True, modulates="input"
+    ),
+    "multiplicative_lstm_hidden": Cell(
+        reference.multiplicative_lstm,
+        gates=4,
+        saved=4,
+        gradients=4,
+        has_cell_state=True,
+        modulates="hidden",
+        options={"variant": "hidden"},
     ),
     "multiplicative_gru": Cell(
-        reference.multiplicative_gru, gates=3, saved=3, gradients=3, reset_before=True, multiplicative=True
+        reference.multiplicative_gru, gates=3, saved=3, gradients=3, reset_before=True, modulates="input"
     ),
 }

@@ -1,9 +1,9 @@
 """The CUDA backend: the operators ``fused_rnn::forward`` and ``fused_rnn::backward`` on a GPU.
 
 The kernels run the time loop and nothing else. What does not depend on the order of the steps is done here, for all
-T·B rows at once, by the library behind torch's matrix products: W x before the loop (W_m x in multiplicative cells),
-and after it every weight gradient and δx, from the gradients of the pre-activations that the kernels leave behind.
-These products are in the dtype of the tensors, and in float32 obey torch's own switch of TF32.
+T·B rows at once, by the library behind torch's matrix products: W x before the loop (W_m x where x is modulated, both
+where h₋ is), and after it every weight gradient and δx, from the gradients of the pre-activations that the kernels
+leave behind. These products are in the dtype of the tensors, and in float32 obey torch's own switch of TF32.
 
 The kernels come as a pair of functions, so that others can take their place: on a GPU the low-level operators
 ``fused_rnn::cuda_forward`` and ``fused_rnn::cuda_backward`` of ``csrc/cuda/ops.cpp``.
@@ -119,14 +119,14 @@ def forward(
     kernels: Kernels = ON_GPU,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fused_rnn::forward``: (output (T, B, H), h_n (B, H), c_n (B, H) or empty, cells (T, B, H) or empty, saved)."""
-    multiplicative = _cell(cell).multiplicative
-    projected = torch.mm(_rows(input), (weight_mih if multiplicative else weight_ih).t())
+    spec = _cell(cell)
+    modulates_input = spec.modulates == "input"
     return kernels.forward(
-        projected.view(*input.shape[:2], -1),
-        input if multiplicative else None,
+        _project(input, weight_mih if modulates_input else weight_ih),
+        _modulated(spec, input, weight_mih),
         h_0,
         c_0,
-        weight_ih if multiplicative else None,
+        weight_ih if modulates_input else None,
         weight_hh,
         weight_mhh,
         bias_m,
@@ -166,7 +166,8 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """``fused_rnn::backward``: gradients of input, h_0, c_0 and the weights, empty where not wanted or absent."""
     spec = _cell(cell)
-    d_h_0, d_c_0, d, d_input = kernels.backward(
+    modulated = _modulated(spec, input, weight_mih)
+    d_h_0, d_c_0, d, d_modulated = kernels.backward(
         d_output,
         d_h_n,
         d_c_n,
@@ -174,23 +175,26 @@ def backward(
         output,
         cells,
         saved,
-        input if spec.multiplicative else None,
+        modulated,
         h_0,
         c_0,
-        weight_ih if spec.multiplicative else None,
+        weight_ih if spec.modulates == "input" else None,
         weight_hh,
         weight_mhh,
         lengths,
         cell,
         reverse,
     )
-    products = _Products(spec, d, output, saved, input, h_0, lengths, reverse)
+    products = _Products(spec, d, d_modulated, output, saved, input, modulated, h_0, lengths, reverse)
     if not input_gradient:
         d_input = _empty(input)
-    elif spec.multiplicative:
-        _rows(d_input).addmm_(_rows(products.d_m), weight_mih)  # to the part that does not pass through W_m
+    elif spec.modulates == "input":
+        d_input = d_modulated  # the part that does not pass through W_m
+        _rows(d_input).addmm_(_rows(products.d_m), weight_mih)
     else:
         d_input = torch.mm(_rows(products.d_gates), weight_ih).view(input.shape)
+        if spec.modulates == "hidden":
+            _rows(d_input).addmm_(_rows(d_modulated), weight_mih)
     weights = zip(WEIGHTS, (weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m))
     wanted = [name for name, weight in weights if weight_gradients and weight is not None]
     gradients = products.weight_gradients(wanted)
@@ -208,6 +212,18 @@ def _empty(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
+def _project(input: Tensor, weight: Tensor) -> Tensor:
+    """W x of all steps, (T, B, rows of W)."""
+    return torch.mm(_rows(input), weight.t()).view(*input.shape[:2], -1)
+
+
+def _modulated(cell: Cell, input: Tensor, weight_mih: Tensor | None) -> Tensor | None:
+    """What a multiplicative cell scales by m, (T, B, values of m): x, or W_m x, of which x̂ then replaces h₋."""
+    if cell.modulates == "hidden":
+        return _project(input, weight_mih)
+    return input if cell.multiplicative else None
+
+
 def _rows(steps: Tensor) -> Tensor:
     """(T, B, columns) as (T·B, columns); a view for all that is passed here except inputs with strides of their own."""
     return steps.flatten(0, 1)
@@ -217,7 +233,7 @@ class _Products:
     """The products after the loop, from d (T, B, columns), the gradients of the pre-activations.
 
     The columns of d: H for each gate; in the reset-after GRU then H for the part of n that r scales, which takes the
-    place of n beside U; in multiplicative cells then δm, I. Past the end of a sequence d and the outputs are zero.
+    place of n beside U; in multiplicative cells then δm. Past the end of a sequence d and the outputs are zero.
     Matrix products take column slices of d as they are.
     """
 
@@ -225,15 +241,18 @@ class _Products:
         self,
         cell: Cell,
         d: Tensor,
+        d_modulated: Tensor,
         output: Tensor,
         saved: Tensor,
         input: Tensor,
+        modulated: Tensor | None,
         h_0: Tensor,
         lengths: Tensor | None,
         reverse: bool,
     ) -> None:
         H = h_0.shape[1]
         self.cell, self.d, self.output, self.saved, self.input, self.h_0 = cell, d, output, saved, input, h_0
+        self.modulated, self.d_modulated = modulated, d_modulated
         self.lengths, self.reverse = lengths, reverse
         self.d_gates = d[..., : cell.gates * H]
         self.d_m = d[..., cell.gradients * H :]
@@ -246,13 +265,20 @@ class _Products:
         """At least those that are wanted, by name."""
         if not wanted:
             return {}
-        x = self._active_input()
-        result = {"weight_hh": self._recurrent()}
+        x, d_gates = self._active(self.input), _rows(self.d_gates)
+        result = {}
         if self.cell.multiplicative:
-            result["weight_mih"] = torch.mm(_rows(self.d_m).t(), x)
             result["weight_mhh"] = self._with_states(self.d_m)
-            x = x * _rows(self.saved)[:, self.cell.saved * self.h_0.shape[1] :]  # m⊙x
-        result["weight_ih"] = torch.mm(_rows(self.d_gates).t(), x)
+            m = _rows(self.saved)[:, self.cell.saved * self.h_0.shape[1] :]
+        if self.cell.modulates == "hidden":
+            result["weight_mih"] = torch.mm(_rows(self.d_modulated).t(), x)
+            result["weight_hh"] = torch.mm(d_gates.t(), m * self._active(self.modulated))
+        else:
+            result["weight_hh"] = self._recurrent()
+        if self.cell.modulates == "input":
+            result["weight_mih"] = torch.mm(_rows(self.d_m).t(), x)
+            x = m * x
+        result["weight_ih"] = torch.mm(d_gates.t(), x)
         if any(name.startswith("bias") for name in wanted):
             result |= self._bias_gradients()
         return result
@@ -295,9 +321,9 @@ class _Products:
         first = (self.lengths - 1).clamp(0, len(steps) - 1)
         return steps[first, torch.arange(len(first), device=first.device)]
 
-    def _active_input(self) -> Tensor:
-        """x (T·B, I) with zeros past the ends of sequences, where it may hold anything."""
+    def _active(self, steps: Tensor) -> Tensor:
+        """The rows of (T, B, columns) with zeros past the ends of sequences, where an input may hold anything."""
         if self.lengths is None:
-            return _rows(self.input)
-        times = torch.arange(len(self.input), device=self.input.device).unsqueeze(1)
-        return _rows(self.input.masked_fill((times >= self.lengths).unsqueeze(2), 0))
+            return _rows(steps)
+        times = torch.arange(len(steps), device=steps.device).unsqueeze(1)
+        return _rows(steps.masked_fill((times >= self.lengths).unsqueeze(2), 0))

@@ -5,8 +5,9 @@ ordinary tensors, so DropConnect, weight tying or spectral norm need nothing spe
 
 Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, None for zeros; ``weight_ih``
 (G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
-for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). They return the outputs (T, B, H) and
-the final state. ``reverse=True`` runs from the last step to the first and leaves outputs in input order.
+for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), where h₋ is modulated (H, I), (H, H) and none.
+They return the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first and leaves
+outputs in input order.
 ``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
 zero, the final state is that of the last real step, and a reverse run starts there. The LSTMs with
 ``return_cells=True`` return a third result, the cell states of all steps (T, B, H), which are zero where outputs are.
@@ -125,23 +126,26 @@ def multiplicative_lstm(
     bias_ih: Tensor | None = None,
     bias_m: Tensor | None = None,
     *,
+    variant: str = "input",
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
     backend: str = "auto",
     recompute: bool = False,
 ) -> PairResult:
-    """LSTM on m⊙x, ``fused_rnn.reference.multiplicative_lstm``.
+    """LSTM on m⊙x, or with (W_m x)⊙(U_m h₋) in place of h₋, ``fused_rnn.reference.multiplicative_lstm``.
 
-    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
-    Not Krause et al.'s mLSTM and not xLSTM's: here m scales the input.
+    ``variant="input"`` scales the input; ``variant="hidden"`` is Krause et al.'s mLSTM and takes no ``bias_m``. Neither
+    is xLSTM's. Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
     """
+    if variant not in ("input", "hidden"):
+        raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
     return ops.run(
-        "multiplicative_lstm",
+        "multiplicative_lstm" if variant == "input" else "multiplicative_lstm_hidden",
         input,
         state,
         weights,

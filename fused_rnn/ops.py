@@ -299,7 +299,7 @@ def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, le
     hidden_size = w_hh.shape[1]
     if save not in ("nothing", "states", "everything"):
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
-    columns = spec.saved * hidden_size + (input_size if spec.multiplicative else 0)
+    columns = spec.saved * hidden_size + spec.modulated_size(input_size, hidden_size)
     return (
         input.new_empty(steps, batch, hidden_size),
         input.new_empty(batch, hidden_size),

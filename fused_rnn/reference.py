@@ -6,10 +6,10 @@ tested against these functions in float64, and double backward of the fused oper
 
 Shapes, everywhere: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih`` (G*H, I), ``weight_hh``
 (G*H, H), biases (G*H) with G = 1 gate for the RNN, 4 for LSTMs (i, f, g, o) and 3 for GRUs (r, z, n);
-``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I). Results: the outputs (T, B, H) and the final
-state. ``reverse=True`` runs from the last step to the first; outputs stay in the input's order, and the
-final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and device.
-The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
+``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), where h₋ is modulated (H, I), (H, H) and none. Results:
+the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first; outputs stay in the
+input's order, and the final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and
+device. The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
 ``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
 """
@@ -117,19 +117,31 @@ def multiplicative_lstm(
     bias_ih: Tensor | None = None,
     bias_m: Tensor | None = None,
     *,
+    variant: str = "input",
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
 ) -> PairResult:
-    """LSTM whose input is scaled by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
+    """LSTM of which the input or the hidden state is modulated in every step. Not xLSTM's matrix memory.
 
-    Neither Krause et al.'s mLSTM, which replaces h₋, nor xLSTM's matrix memory.
+    ``variant="input"`` scales x by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
+    ``variant="hidden"`` is Krause et al.'s mLSTM (arXiv:1609.07959): m = (W_m x)⊙(U_m h₋), with no bias; LSTM step with
+    m in place of h₋. That step is ``lstm``'s, h = o⊙tanh(c); some write tanh(o⊙c) there, which gives other values.
     Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
 
-    def step(x: Tensor, state: Pair) -> Pair:
+    if bias_m is not None and variant == "hidden":
+        raise ValueError("bias_m goes with variant='input', and variant='hidden' has no bias there")
+
+    def modulate_input(x: Tensor, state: Pair) -> Pair:
         x = _modulate(x, state[0], weight_mih, weight_mhh, bias_m)
         return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, None)
+
+    def modulate_hidden(x: Tensor, state: Pair) -> Pair:
+        m = linear(x, weight_mih) * linear(state[0], weight_mhh)
+        return _lstm_step(x, (m, state[1]), weight_ih, weight_hh, bias_ih, None)
+
+    step = {"input": modulate_input, "hidden": modulate_hidden}[variant]
 
     return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, return_cells)
 

@@ -124,7 +124,7 @@ def backward(*arguments) -> tuple[Tensor, ...]:
     _check(operands, cell)
     input, h_0, spec = operands[0], operands[1], CELLS[cell]
     T, B, I, H = *input.shape, h_0.shape[1]
-    columns = spec.saved * H + (I if spec.multiplicative else 0)
+    columns = spec.saved * H + spec.modulated_size(I, H)
     cells = (T, B, H) if spec.has_cell_state else (0,)
     shapes = (T, B, H), (B, H), (B, H), (T, B, H), (T, B, H), cells, (T, B, columns)
     names = "d_output", "d_h_n", "d_c_n", "d_cells", "output", "cells", "saved"

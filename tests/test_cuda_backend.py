@@ -69,12 +69,13 @@ class PlainKernels:
         outputs, cells, saved = [None] * T, [None] * T, [None] * T
         for t in reversed(range(T)) if reverse else range(T):
             active = (t < (torch.full((B,), T) if lengths is None else lengths)).unsqueeze(1)
-            wx, m = torch.where(active, projected[t], 0), []  # autograd would multiply NaN there by zero
+            wx, state, m = torch.where(active, projected[t], 0), h, []  # autograd would multiply NaN there by zero
             if x is not None:
-                m = [add(wx + h @ u_m.t(), b_m) + d[t, :, -I:]]
-                wx = (m[0] * (torch.where(active, x[t], 0) + dx[t])) @ w.t()
+                m = [h @ u_m.t() + d[t, :, -I:] if w is None else add(wx + h @ u_m.t(), b_m) + d[t, :, -I:]]
+                x_hat = m[0] * (torch.where(active, x[t], 0) + dx[t])
+                wx, state = (wx, x_hat) if w is None else (x_hat @ w.t(), h)
             wx = add(wx, b).chunk(CELLS[cell].gates, 1)
-            new_h, new_c, values = step(cell, wx, h, c, u, b_h, d[t].split(H, 1))
+            new_h, new_c, values = step(cell.removesuffix("_hidden"), wx, state, c, u, b_h, d[t].split(H, 1))
             h = torch.where(active, new_h, h)
             c = None if c is None else torch.where(active, new_c, c)
             outputs[t] = torch.where(active, new_h, 0)

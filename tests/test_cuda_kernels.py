@@ -46,7 +46,7 @@ class Plan(ctypes.Structure):
         return str({name: getattr(self, name) for name, _ in self._fields_})
 
 
-LAYER = [("cell", ctypes.c_int), ("multiplicative", ctypes.c_bool), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
+LAYER = [("cell", ctypes.c_int), ("modulates", ctypes.c_int), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
 LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
 FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n cells saved"
 BACKWARD = "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
@@ -89,12 +89,10 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     return loaded
 
 
-def base_cell(cell: str) -> int:
-    return BASE_CELLS.index(cell.removeprefix("multiplicative_"))
-
-
-def is_multiplicative(cell: str) -> bool:
-    return cell.startswith("multiplicative_")
+def which(cell: str) -> dict[str, int]:
+    """The numbers of a base cell and of what is modulated in it."""
+    base = BASE_CELLS.index(cell.removeprefix("multiplicative_").removesuffix("_hidden"))
+    return {"cell": base, "modulates": [None, "input", "hidden"].index(CELLS[cell].modulates)}
 
 
 @dataclass
@@ -143,8 +141,7 @@ class HostKernels:
         pointers = {name: None if t is None else t.data_ptr() for name, t in zip(names, tensors, strict=True)}
         input = tensors[names.index("input")]
         call = CALLS[direction](
-            cell=base_cell(cell),
-            multiplicative=is_multiplicative(cell),
+            **which(cell),
             type=TYPES.index(tensors[names.index("h_0")].dtype),
             reverse=reverse,
             **dict(zip("TBH", sizes)),
@@ -178,7 +175,8 @@ CHIPS = {"block": Chip(16, 200_000, 8, 1), "team": Chip(3, 200_000, 8, 3), "stre
 
 def plan_of(library, direction: str, cell: str, shape: Shape, chip: Chip) -> Plan:
     """How a call in float64 would be launched."""
-    call = CALLS[direction](cell=base_cell(cell), multiplicative=is_multiplicative(cell), **vars(shape))
+    modulated = CELLS[cell].modulated_size(shape.I, shape.H)
+    call = CALLS[direction](**which(cell), **{**vars(shape), "I": modulated or shape.I})
     function = getattr(library, f"plan_{direction}_call")
     function.restype = Plan
     return function(ctypes.byref(call), ctypes.byref(chip))
@@ -235,7 +233,7 @@ def test_a_block_that_does_not_come(library, cell):
 @pytest.mark.parametrize("direction", CALLS)
 def test_sizes_beyond_32_bits_are_refused(library, direction, size):
     sizes = {"T": 1, "B": 1, "I": 1, "H": 1, size: 2**31}
-    call = CALLS[direction](cell=base_cell("lstm"), type=0, **sizes)
+    call = CALLS[direction](**which("lstm"), type=0, **sizes)
     error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Chip(132, 232_448)), 0, 0)
     assert b"2147483648" in error
 

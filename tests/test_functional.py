@@ -16,6 +16,7 @@ CALLS = {
     "gru": ("gru", {"reset_after": False}),
     "gru_reset_after": ("gru", {"reset_after": True}),
     "multiplicative_lstm": ("multiplicative_lstm", {}),
+    "multiplicative_lstm_hidden": ("multiplicative_lstm", {"variant": "hidden"}),
     "multiplicative_gru": ("multiplicative_gru", {}),
 }
 
@@ -98,5 +99,10 @@ def test_mistakes(backend):
             run(**changed)
     with pytest.raises(ValueError, match="bias_hh is not a parameter of this cell"):
         functional.gru(torch.zeros(1, 1, 1), None, *[torch.zeros(3, 1)] * 2, None, torch.zeros(3), reset_after=False)
+    m = operands("multiplicative_lstm", Shape(1, 1, 2, 2)).tensors
+    with pytest.raises(ValueError, match="bias_m is not a parameter of this cell"):
+        call(functional, "multiplicative_lstm_hidden", m)
+    with pytest.raises(ValueError, match="unknown variant 'output': expected 'input' or 'hidden'"):
+        functional.multiplicative_lstm(*[torch.zeros(1, 1, 1)] * 6, variant="output")
     with pytest.raises(ValueError, match="unknown nonlinearity 'sin'"):
         functional.rnn(torch.zeros(1, 1, 1), None, torch.zeros(1, 1), torch.zeros(1, 1), nonlinearity="sin")

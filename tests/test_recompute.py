@@ -136,7 +136,7 @@ def test_what_is_saved(cell, backend, dtype):
     op = operands(cell, Shape(7, 3, 5, 18), dtype=dtype)
     spec = ops.CELLS[cell]
     states = 18 if spec.has_cell_state else 0
-    everything = states + spec.saved * 18 + (5 if spec.multiplicative else 0)
+    everything = states + spec.saved * 18 + spec.modulated_size(5, 18)
     for recomputes, beside_output in ((False, everything), (True, states)):
         run = partial(replace(op, recompute=recomputes).run, backend)
         assert saved_values(lambda run=run: run()[0], op.tensors.values()) == 7 * 3 * (18 + beside_output)

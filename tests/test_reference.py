@@ -8,7 +8,7 @@ import torch
 
 from fused_rnn import reference
 
-from .conftest import ODD_SHAPES, Operands, Shape, operands
+from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, relative_error
 
 
 def sigmoid(x: float) -> float:
@@ -65,6 +65,32 @@ def test_follows_its_equations(name, reverse):
     outputs, cells = zip(*(expected[::-1] if reverse else expected))
     for result, values in zip(op.run("reference"), (outputs, [h], [c], cells)):
         assert result.flatten().tolist() == pytest.approx(values, rel=1e-12)
+
+
+def test_follows_krause_et_al(reverse):
+    """The variant that modulates h₋, one sequence, by the equations of arXiv:1609.07959 with their names."""
+    op = operands("multiplicative_lstm_hidden", Shape(6, 1, 3, 4), reverse=reverse, scale=1.5)
+    t = op.tensors
+    w_mx, w_mh = t["weight_mih"], t["weight_mhh"]
+    (w_ix, w_fx, w_hx, w_ox), (w_im, w_fm, w_hm, w_om) = t["weight_ih"].chunk(4), t["weight_hh"].chunk(4)
+    b_i, b_f, b_h, b_o = t["bias_ih"].chunk(4)
+    h, c = t["h_0"][0], t["c_0"][0]
+    outputs, cells = [None] * 6, [None] * 6
+    for time in reversed(range(6)) if reverse else range(6):
+        x = t["input"][time, 0]
+        m = (w_mx @ x) * (w_mh @ h)
+        h_hat = w_hx @ x + w_hm @ m + b_h
+        i = torch.sigmoid(w_ix @ x + w_im @ m + b_i)
+        o = torch.sigmoid(w_ox @ x + w_om @ m + b_o)
+        f = torch.sigmoid(w_fx @ x + w_fm @ m + b_f)
+        c = f * c + i * torch.tanh(h_hat)
+        h = torch.tanh(c) * o
+        outputs[time], cells[time] = h, c
+    expected = [torch.stack(outputs).unsqueeze(1), h.unsqueeze(0), c.unsqueeze(0), torch.stack(cells).unsqueeze(1)]
+    for backend in ("reference", *FUSED):
+        d_results = random_like(expected)
+        gradients = torch.autograd.grad(expected, list(t.values()), d_results, retain_graph=True)
+        assert relative_error(op.results_and_gradients(backend, d_results), [*expected, *gradients]) < 1e-12
 
 
 def test_lengths_equal_separate_runs(cell, reverse):

@@ -134,6 +134,8 @@ def test_weights_stay_on_the_chip_where_they_fit(choose_plan):
     assert not resident("rnn_relu", torch.bfloat16, 1, 257)
     assert resident("multiplicative_lstm", torch.bfloat16, 128, 64)
     assert not resident("multiplicative_lstm", torch.bfloat16, 32, 128)
+    assert resident("multiplicative_lstm_hidden", torch.bfloat16, 999, 128)
+    assert not resident("multiplicative_lstm_hidden", torch.bfloat16, 1, 128, architecture=80)
     assert resident("multiplicative_gru", torch.bfloat16, 64, 128)
     assert not resident("multiplicative_gru", torch.bfloat16, 64, 128, architecture=80)
     assert not resident("multiplicative_gru", torch.bfloat16, 129, 1)
@@ -170,6 +172,7 @@ def test_neither_steps_nor_batch_recompile():
 def largest_resident(cell: str, architecture: int) -> tuple[int, int]:
     """I and H of the most weights that stay on the chip."""
     sizes = {"multiplicative_lstm": (128, 64), "multiplicative_gru": (64 if architecture == 90 else 32, 128)}
+    sizes["multiplicative_lstm_hidden"] = (1, 128 if architecture == 90 else 64)
     return sizes.get(cell, (1, 128))
 
 

@@ -88,12 +88,12 @@ def call_kernel(launch, case: Case) -> None:
     recurrent = (x if spec.multiplicative else None, h_0, c_0, w["weight_ih"], w["weight_hh"], w["weight_mhh"])
     lengths = torch.ones(B, dtype=torch.int64)
     if not case.backward:
-        projected = x.new_empty(T, B, case.I if spec.multiplicative else spec.gates * case.H)
+        projected = x.new_empty(T, B, case.I if spec.modulates == "input" else spec.gates * case.H)
         biases = (w["bias_m"], w["bias_ih"], w["bias_hh"])
         launch.forward(projected, *recurrent, *biases, lengths, case.cell, False, "everything")
         return
     output = x.new_empty(T, B, case.H)
-    saved = x.new_empty(T, B, spec.saved * case.H + (case.I if spec.multiplicative else 0))
+    saved = x.new_empty(T, B, spec.saved * case.H + spec.modulated_size(case.I, case.H))
     cells = output if spec.has_cell_state else x.new_empty(0)
     d_states = (c_0, cells) if spec.has_cell_state else (None, None)
     launch.backward(output, h_0, *d_states, output, cells, saved, *recurrent, lengths, case.cell, False)
@@ -102,14 +102,15 @@ def call_kernel(launch, case: Case) -> None:
 def make_operands(spec: Cell, case: Case, T: int, B: int) -> dict:
     like = torch.empty(0, dtype=case.dtype)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mhh", "bias_m")
-    if not spec.multiplicative:
-        names = names[1:4]  # W x is a product before the kernel
+    if spec.modulates != "input":
+        names = names[1:]  # W x is a product before the kernel
     shapes = {name: spec.weight_shape(name, case.I, case.H) for name in names if name in spec.weights}
     weights = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mhh", "bias_m"))
     weights |= {name: like.new_empty(shape) for name, shape in shapes.items()}
     h_0 = like.new_empty(B, case.H)
     c_0 = like.new_empty(B, case.H) if spec.has_cell_state else None
-    return {"input": like.new_empty(T, B, case.I), "h_0": h_0, "c_0": c_0, "weights": weights}
+    modulated = like.new_empty(T, B, spec.modulated_size(case.I, case.H))
+    return {"input": modulated, "h_0": h_0, "c_0": c_0, "weights": weights}
 
 
 def resources(cubin: bytes) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def _training_bytes(options: Namespace, task: Task, cell: str, length: int, back
     values = working = parameters = 0
     for layer in range(options.layers):
         features = hidden if layer else task.input_size
-        saved = (spec.saved + spec.has_cell_state) * hidden + (features if spec.multiplicative else 0)
+        saved = (spec.saved + spec.has_cell_state) * hidden + spec.modulated_size(features, hidden)
         if backend == "reference":
             saved = int(REFERENCE * saved)
         values += 2 * features + saved + (4 if spec.has_cell_state else 3) * hidden

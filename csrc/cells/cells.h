@@ -1,4 +1,4 @@
-// The list of base cells. The multiplicative modifier goes with any of them.
+// The list of base cells. The multiplicative modifier of the input goes with any of them.
 #pragma once
 
 #include "gru.h"

@@ -1,10 +1,13 @@
-// The multiplicative modifier, which turns any cell into one that reads x̂ = m⊙x in place of x, with
-// m = W_m x + U_m h₋ + b_m. Not Krause et al.'s mLSTM, which replaces h₋, nor xLSTM's matrix memory.
+// The multiplicative modifier, which scales an operand of a cell in every step. The input: any cell then reads x̂ = m⊙x
+// in place of x, with m = W_m x + U_m h₋ + b_m. The hidden state, in Krause et al.'s mLSTM: (W_m x)⊙(U_m h₋) in place
+// of h₋, which is the same step with m = U_m h₋ and W_m x in place of x, whose x̂ goes to U. Not xLSTM's matrix memory.
 #pragma once
 
 #include "math.h"
 
 namespace fused_rnn {
+
+enum class Modulates { nothing, input, hidden };
 
 struct Multiplicative {
   template <typename T>

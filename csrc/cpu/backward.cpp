@@ -11,17 +11,22 @@ class Backward {
  public:
   Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in), workspace_(q.input) {
     const int64_t B = q.B, H = q.H, I = q.I, rows = chunk_steps(q) * B;
-    columns_ = q.cell.gradients * H + (q.cell.multiplicative ? I : 0);
+    columns_ = q.cell.gradients * H + q.modulated_size();
     d_ = workspace_.tensor<C>({rows, columns_});
-    operands_ = workspace_.tensor<C>({rows, H + I});
+    operands_ = workspace_.tensor<C>({rows, operand_columns()});
     dh_ = gradient_or_zeros(in.d_h_n, B);
     dc_ = gradient_or_zeros(in.d_c_n, q.cell.has_cell_state ? B : 0);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
-    // δx of a chunk: multiplicative cells fill it step by step; in other types than C it is converted at the end
-    if (q.cell.multiplicative || !same_type) dx_ = workspace_.tensor<C>({rows, I});
+    // δx of a chunk: where x is modulated it is filled step by step; in other types than C it is converted at the end
+    if (modulates_input() || !same_type) dx_ = workspace_.tensor<C>({rows, I});
+    if (modulates_hidden()) {
+      wx_m_ = workspace_.tensor<C>({rows, H});
+      d_wx_m_ = workspace_.tensor<C>({rows, H});
+    }
     pack();
-    // what turns gradients of the pre-activations into δx
-    if (in.input_gradient) weight_ = computed<C>(q.cell.multiplicative ? *q.weights.weight_mih : q.weights.weight_ih);
+    if (in.input_gradient && !modulates_input()) weight_ih_ = computed<C>(q.weights.weight_ih);
+    if (in.input_gradient ? q.cell.multiplicative() : modulates_hidden())
+      weight_mih_ = computed<C>(*q.weights.weight_mih);
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns(Save::everything);
@@ -30,7 +35,7 @@ class Backward {
     step_.dh = data<C>(dh_);
     step_.dc = data<C>(dc_);
     step_.d_stride = columns_;
-    step_.operand_stride = H + I;
+    step_.operand_stride = operand_columns();
     allocate_results();
   }
 
@@ -48,6 +53,12 @@ class Backward {
  private:
   static constexpr bool same_type = std::is_same_v<C, S>;
 
+  bool modulates_input() const { return q_.cell.modulates == Modulates::input; }
+  bool modulates_hidden() const { return q_.cell.modulates == Modulates::hidden; }
+
+  // Of [h₋ | x], or [h₋ | x̂], or where h₋ is modulated [h₋ | x̂ | x].
+  int64_t operand_columns() const { return q_.H + q_.I + (modulates_hidden() ? q_.H : 0); }
+
   Tensor gradient_or_zeros(const OptionalTensor& gradient, int64_t rows) const {
     Tensor out = workspace_.tensor<C>({rows, q_.H});
     if (gradient)
@@ -58,21 +69,24 @@ class Backward {
   }
 
   void pack() {
-    const int64_t H = q_.H, I = q_.I, G = q_.cell.gates;
+    const int64_t H = q_.H, M = q_.modulated_size(), G = q_.cell.gates;
     const S* U = const_data<S>(q_.weights.weight_hh);
-    const S* U_m = q_.cell.multiplicative ? const_data<S>(*q_.weights.weight_mhh) : nullptr;
+    const S* W = const_data<S>(q_.weights.weight_ih);
+    const S* U_m = q_.cell.multiplicative() ? const_data<S>(*q_.weights.weight_mhh) : nullptr;
     // rows of U that the gradient columns beside it meet; the reset-before GRU's U_n has a phase of its own
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const PackSource<S> u{U, 0, rows, H, 1};
-    if (U_m)
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u, {U_m, rows, I, H, 1}});
+    if (modulates_hidden())
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U_m, 0, M, H, 1}});
+    else if (U_m)
+      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u, {U_m, rows, M, H, 1}});
     else
       step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u});
     if (q_.cell.reset_before)
       step_.reset = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
     if (U_m)
       step_.projection =
-          packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{const_data<S>(q_.weights.weight_ih), 0, G * H, I, 1}});
+          packed<C, S>(workspace_, 1, M, nullptr, nullptr, {{modulates_hidden() ? U : W, 0, G * H, M, 1}});
   }
 
   void allocate_results() {
@@ -80,15 +94,19 @@ class Backward {
     if (in_.input_gradient) d_input_ = torch::stable::new_empty(q_.input, {q_.T * q_.B, I});
     if (!in_.weight_gradients) return;
     d_weights_ = workspace_.tensor<C>({rows, H + I});
-    if (q_.cell.multiplicative) {
-      d_weight_mih_ = workspace_.tensor<C>({I, I});
-      d_weight_mhh_ = workspace_.tensor<C>({I, H});
+    if (q_.cell.multiplicative()) {
+      d_weight_mih_ = workspace_.tensor<C>({q_.modulated_size(), I});
+      d_weight_mhh_ = workspace_.tensor<C>({q_.modulated_size(), H});
     }
     d_bias_ = workspace_.tensor<double>({1, columns_});
     torch::stable::zero_(d_bias_);
   }
 
   void run_steps(const Chunk& chunk) {
+    if (modulates_hidden()) {
+      const Tensor out = rows_of(wx_m_, {0, chunk.rows});
+      product(out, out, computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk))), transposed(weight_mih_), 0.0);
+    }
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
     const auto add = [&](BackwardPhase phase, const Panels<C>& m) {
@@ -113,7 +131,7 @@ class Backward {
     step.d_cells = in_.d_cells ? const_data<S>(*in_.d_cells) + t * B * H : nullptr;
     if (q_.cell.has_cell_state) step.c = const_data<S>(in_.cells) + t * B * H;
     step.d = data<C>(d_) + row * columns_;
-    step.history = data<C>(operands_) + row * (H + I);
+    step.history = data<C>(operands_) + row * operand_columns();
     step.x = const_data<S>(q_.input) + t * B * I;
     if (s > 0) {
       const int64_t before = q_.time(s - 1);
@@ -122,7 +140,11 @@ class Backward {
       if (q_.cell.has_cell_state) step.c_prev = const_data<S>(in_.cells) + before * B * H;
     }
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
-    if (q_.cell.multiplicative) step.dx = data<C>(dx_) + row * I;
+    if (modulates_input()) step.dx = data<C>(dx_) + row * I;
+    if (modulates_hidden()) {
+      step.wx_m = data<C>(wx_m_) + row * H;
+      step.dx = data<C>(d_wx_m_) + row * H;
+    }
     return step;
   }
 
@@ -139,10 +161,11 @@ class Backward {
     Tensor out = rows_of(d_input_, rows_at(q_, chunk));
     const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
     const Tensor target = same_type ? out : in_steps;
-    if (q_.cell.multiplicative)
-      product(target, in_steps, modulation_gradients(chunk), weight_, 1.0);
+    if (modulates_input())
+      product(target, in_steps, modulation_gradients(chunk), weight_mih_, 1.0);
     else
-      product(target, target, gradients(chunk, 0, q_.cell.gates), weight_, 0.0);
+      product(target, target, gradients(chunk, 0, q_.cell.gates), weight_ih_, 0.0);
+    if (modulates_hidden()) product(target, target, rows_of(d_wx_m_, {0, chunk.rows}), weight_mih_, 1.0);
     if (!same_type) torch::stable::copy_(out, in_steps);
   }
 
@@ -153,7 +176,8 @@ class Backward {
       product(sum, sum, transposed(d), a, beta);
     };
     const Tensor operands = rows_of(operands_, {0, chunk.rows});
-    const Tensor history = columns_of(operands, {0, H}), x = columns_of(operands, {H, H + q_.I});
+    const Tensor history = columns_of(operands, {0, H});
+    const Tensor x = columns_of(operands, {operand_columns() - q_.I, operand_columns()});
     if (q_.cell.n_apart) {
       add(rows_of(d_weights_, {0, 2 * H}), gradients(chunk, 0, 2), operands);
       const Tensor n = rows_of(d_weights_, {2 * H, 3 * H});
@@ -161,18 +185,18 @@ class Backward {
           q_.cell.reset_before ? rows_of(s_, {0, chunk.rows}) : history);
       add(columns_of(n, {H, H + q_.I}), gradients(chunk, 2, 1), x);
     } else {
-      add(d_weights_, gradients(chunk, 0, G), operands);
+      // [x̂ | x] takes the place of [h₋ | x] where h₋ is modulated
+      add(d_weights_, gradients(chunk, 0, G), columns_of(operands, {operand_columns() - H - q_.I, operand_columns()}));
     }
-    if (q_.cell.multiplicative) {
-      add(d_weight_mih_, modulation_gradients(chunk), active_input(chunk));
-      add(d_weight_mhh_, modulation_gradients(chunk), history);
-    }
+    if (modulates_input()) add(d_weight_mih_, modulation_gradients(chunk), active_input(chunk));
+    if (modulates_hidden()) add(d_weight_mih_, rows_of(d_wx_m_, {0, chunk.rows}), x);
+    if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(chunk), history);
     torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
       kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, data<double>(d_bias_));
     });
   }
 
-  // x of this chunk of a multiplicative cell, with zeros past the ends of sequences, where it may hold anything.
+  // x of this chunk where it is modulated, with zeros past the ends of sequences, where it may hold anything.
   Tensor active_input(const Chunk& chunk) const {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
     if (!q_.lengths) return x;
@@ -199,7 +223,7 @@ class Backward {
         torch::stable::copy_(n, bias(q_.cell.gradients - 1, 1));
       }
     }
-    if (q_.cell.multiplicative) {
+    if (q_.cell.multiplicative()) {
       r.weight_mih = stored(d_weight_mih_, q_.input);
       r.weight_mhh = stored(d_weight_mhh_, q_.input);
       if (q_.weights.bias_m) r.bias_m = bias_columns({q_.cell.gradients * q_.H, columns_});
@@ -225,11 +249,11 @@ class Backward {
   const BackwardInput& in_;
   Workspace workspace_;
   int64_t columns_;  // of d
-  // of a chunk: gradients of the pre-activations; [h₋ | x], or [h₋ | x̂], what they multiply in the weight gradients;
-  // r⊙h₋, which takes the place of h₋ for U_n; the part of δx that does not pass through W_m
-  Tensor d_, operands_, s_, dx_;
+  // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
+  // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
+  Tensor d_, operands_, s_, dx_, wx_m_, d_wx_m_;
   Tensor dh_, dc_;                                                     // (B, H): carried from step to step
-  Tensor weight_;                                                      // W, or W_m of multiplicative cells
+  Tensor weight_ih_, weight_mih_;                                      // as products read them
   Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_, d_bias_;  // d_weights_: of [U | W]
   BackwardStep<C, S> step_{};                                          // all that is the same for every step
 };

@@ -9,8 +9,12 @@ template <typename C, typename S>
 class Forward {
  public:
   Forward(const Sequence& q, Save save)
-      : q_(q), workspace_(q.input), saved_columns_(q.saved_columns(save)), joint_(joins_products(q)) {
-    const int64_t B = q.B, H = q.H, rows = chunk_steps(q) * B;
+      : q_(q),
+        workspace_(q.input),
+        saved_columns_(q.saved_columns(save)),
+        joint_(joins_products(q)),
+        modulates_input_(q.cell.modulates == Modulates::input) {
+    const int64_t B = q.B, H = q.H;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
     const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
       return columns ? torch::stable::new_empty(q.input, {q.T, B, columns}) : torch::stable::new_empty(q.input, {0});
@@ -21,7 +25,8 @@ class Forward {
     if (q.lengths) torch::stable::zero_(result_.saved);
     h_ = workspace_.tensor<C>({2 * B, H});
     c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
-    if (projects()) projected_ = workspace_.tensor<C>({rows, q.cell.multiplicative ? q.I : q.cell.gates * H});
+    if (!joint_ && !modulates_input_) w_ = projection(q.weights.weight_ih, q.weights.bias_ih);
+    if (q.cell.multiplicative()) w_m_ = projection(*q.weights.weight_mih, q.weights.bias_m);
     pack();
     step_.input_size = q.I;
     step_.hidden_size = H;
@@ -31,9 +36,9 @@ class Forward {
       step_.s = workspace_.array<C>(B * H);
       step_.z = workspace_.array<C>(B * H);
     }
-    if (q.cell.multiplicative) {
+    if (q.cell.multiplicative()) step_.x_hat = workspace_.array<C>(B * q.modulated_size());
+    if (modulates_input_) {
       if (!joint_) step_.wx = workspace_.array<C>(B * q.cell.gates * H);
-      step_.x_hat = workspace_.array<C>(B * q.I);
       step_.operand = step_.x_hat;
     }
   }
@@ -52,6 +57,17 @@ class Forward {
   }
 
  private:
+  // A product of the input with a weight, for all steps of a chunk.
+  struct Projection {
+    Tensor out, weight;
+    OptionalTensor bias;
+  };
+
+  Projection projection(const Tensor& weight, const OptionalTensor& bias) const {
+    const Tensor out = workspace_.tensor<C>({chunk_steps(q_) * q_.B, weight.size(0)});
+    return {out, transposed(computed<C>(weight)), bias ? OptionalTensor(computed<C>(*bias)) : std::nullopt};
+  }
+
   // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
   // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
   static bool joins_products(const Sequence& q) {
@@ -59,9 +75,6 @@ class Forward {
     const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * int64_t{sizeof(C)};
     return !q.cell.separates_x && bytes <= cached_bytes && q.B >= few * torch::stable::get_num_threads();
   }
-
-  // Whether the loop multiplies x with a matrix before the steps of a chunk: with W, or multiplicative cells with W_m.
-  bool projects() const { return q_.cell.multiplicative || !joint_; }
 
   void pack() {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, product_gates = q_.cell.reset_before ? 2 : G;
@@ -77,21 +90,19 @@ class Forward {
     };
     step_.recurrent = recurrent(0, product_gates);
     if (q_.cell.reset_before) step_.candidate = recurrent(2, 1);
-    if (q_.cell.multiplicative) {
-      step_.modulation = packed<C, S>(workspace_, 1, I, nullptr, nullptr, {{const_data<S>(*w.weight_mhh), 0, H, 1, H}});
-      if (!joint_) step_.projection = packed<C, S>(workspace_, 1, G * H, b_ih, nullptr, {{W, 0, I, 1, I}});
-    }
-    if (!projects()) return;
-    weight_ = transposed(computed<C>(q_.cell.multiplicative ? *w.weight_mih : w.weight_ih));
-    const OptionalTensor& b = q_.cell.multiplicative ? w.bias_m : w.bias_ih;
-    if (b) bias_ = computed<C>(*b);
+    if (q_.cell.multiplicative())
+      step_.modulation = packed<C, S>(workspace_, 1, q_.modulated_size(), nullptr, nullptr,
+                                      {{const_data<S>(*w.weight_mhh), 0, H, 1, H}});
+    if (modulates_input_ && !joint_)
+      step_.projection = packed<C, S>(workspace_, 1, G * H, b_ih, nullptr, {{W, 0, I, 1, I}});
   }
 
   void run(const Chunk& chunk) {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
-    if (projects()) {
-      const Tensor out = rows_of(projected_, {0, chunk.rows});
-      product(out, bias_ ? *bias_ : out, x, weight_, bias_ ? 1.0 : 0.0);
+    for (const auto& p : {w_, w_m_}) {
+      if (!p) continue;
+      const Tensor out = rows_of(p->out, {0, chunk.rows});
+      product(out, p->bias ? *p->bias : out, x, p->weight, p->bias ? 1.0 : 0.0);
     }
 
     const Kernels<C, S>& k = kernels<C, S>();
@@ -114,15 +125,14 @@ class Forward {
     const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = (t - chunk.begin) * B;
     ForwardStep<C, S> step = step_;
     step.active = active_at(q_, t);
-    if (q_.cell.multiplicative) {
-      step.wx_m = data<C>(projected_) + row * I;
+    if (w_) step.wx = data<C>(w_->out) + row * q_.cell.gates * H;
+    if (w_m_) step.wx_m = data<C>(w_m_->out) + row * q_.modulated_size();
+    if (modulates_input_)
       step.x = const_data<S>(q_.input) + t * B * I;
-    } else if (joint_) {
+    else
       step.operand = x + row * I;
-    } else {
-      step.wx = data<C>(projected_) + row * q_.cell.gates * H;
-    }
     step.h_prev = data<C>(h_) + s % 2 * B * H;
+    step.state = q_.cell.modulates == Modulates::hidden ? step.x_hat : step.h_prev;
     step.h = data<C>(h_) + (s + 1) % 2 * B * H;
     step.output = data<S>(result_.output) + t * B * H;
     step.cells = result_.cells.numel() ? data<S>(result_.cells) + t * B * H : nullptr;
@@ -133,14 +143,12 @@ class Forward {
   const Sequence& q_;
   Workspace workspace_;
   const int64_t saved_columns_;
-  const bool joint_;
+  const bool joint_, modulates_input_;
   ForwardResult result_;
-  Tensor h_;          // (2*B, H): the states before and after a step, in turn
-  Tensor c_;          // (B, H)
-  Tensor projected_;  // (rows of a chunk, G*H): W x + b; multiplicative (rows, I): W_m x + b_m
-  Tensor weight_;     // W or W_m, transposed
-  OptionalTensor bias_;
-  ForwardStep<C, S> step_{};  // all that is the same for every step
+  Tensor h_;                           // (2*B, H): the states before and after a step, in turn
+  Tensor c_;                           // (B, H)
+  std::optional<Projection> w_, w_m_;  // W x + b, unless joint or of x̂; W_m x + b_m of multiplicative cells
+  ForwardStep<C, S> step_{};           // all that is the same for every step
 };
 
 }  // namespace

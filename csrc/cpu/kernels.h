@@ -48,12 +48,13 @@ struct ForwardStep {
   Panels<C> recurrent;   // U and b'; where wx is null, W below U, and both biases; gru: the rows r and z of them
   Panels<C> candidate;   // gru: U_n, and W_n likewise
   Panels<C> modulation;  // multiplicative: U_m
-  Panels<C> projection;  // multiplicative, unless wx is null: W and b
-  C* wx;                 // [B, G*H] W x + b; multiplicative: made in this step. Null: part of the recurrent product
+  Panels<C> projection;  // where x is modulated, unless wx is null: W and b
+  C* wx;                 // [B, G*H] W x + b; of x̂ made in this step. Null: part of the recurrent product
   const C* operand;      // [B, I] x or x̂, where wx is null
-  const S* x;            // [B, I] multiplicative
-  const C* wx_m;         // [B, I] multiplicative: W_m x + b_m
-  C* x_hat;              // [B, I] multiplicative, scratch
+  const S* x;            // [B, I] where x is modulated
+  const C* wx_m;         // [B, M] multiplicative: W_m x + b_m
+  C* x_hat;              // [B, M] multiplicative, scratch
+  const C* state;        // [B, H] h₋, or x̂ in its place
   const C* h_prev;       // [B, H]
   C* h;                  // [B, H]
   C* c;                  // [B, H] cells with a cell state: c₋, then c
@@ -70,9 +71,9 @@ struct ForwardStep {
 template <typename C, typename S>
 struct BackwardStep {
   int64_t input_size, hidden_size;
-  Panels<C> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋
+  Panels<C> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋; where h₋ is modulated U_mᵀ alone
   Panels<C> reset;       // gru: U_nᵀ, from δa_n to δs
-  Panels<C> projection;  // multiplicative: Wᵀ, from δa to δx̂
+  Panels<C> projection;  // multiplicative: from δa to δx̂, which is by Wᵀ, or where h₋ is modulated by Uᵀ
   const S* saved;        // [B, saved_stride]
   int64_t saved_stride;
   const S* c;         // [B, H] cells with a cell state
@@ -81,16 +82,17 @@ struct BackwardStep {
   const S* h_0;       // [B, H] the state before a sequence's first step
   const S* c_0;       // [B, H]
   const S* x;         // [B, I]
+  const C* wx_m;      // [B, H] where h₋ is modulated: W_m x, else null
   const S* d_output;  // [B, H], or null for zeros
   const S* d_cells;   // [B, H] likewise
   C* dh;              // [B, H] δh from later steps, then δh₋
   C* dc;              // [B, H] likewise
   C* d;               // [B, d_stride] gradients of the pre-activations
   int64_t d_stride;
-  C* history;  // [B, operand_stride] h₋, and after it x or x̂: operands of the weight gradients
+  C* history;  // [B, operand_stride] h₋, and after it x̂ or x, or both: operands of the weight gradients
   int64_t operand_stride;
   C* s;                          // [B, H] gru: r⊙h₋, for the weight gradients
-  C* dx;                         // [B, I] multiplicative: the part of δx that does not pass through W_m
+  C* dx;                         // [B, M] multiplicative: the part of δx that does not pass through W_m, or δ(W_m x)
   Active active, active_before;  // in this step, and in the step before
 };
 

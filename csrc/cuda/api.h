@@ -2,7 +2,8 @@
 // torch header here, so that whoever launches (the CUDA runtime, or the host shim of the tests) compiles it quickly.
 //
 // Arrays are contiguous and of the call's type; they need no alignment beyond that of their elements. Every size is at
-// least 1. With G gates: arrays marked * exist in multiplicative cells only, and may be null in others.
+// least 1. With G gates: arrays marked * exist in multiplicative cells only, and may be null in others. Where h₋ is
+// modulated, I is H and `input` is W_m x; elsewhere it is x.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct Chip {
 
 struct Layer {
   CellId cell;
-  bool multiplicative;
+  Modulates modulates;
   Type type;
   bool reverse;
   int64_t T, B, I, H;
@@ -33,10 +34,10 @@ struct Layer {
 };
 
 struct ForwardCall : Layer {
-  const void* projected;              // [T, B, G*H] W x; multiplicative [T, B, I] W_m x
+  const void* projected;              // [T, B, G*H] W x; where x is modulated [T, B, I] W_m x
   const void* input;                  // [T, B, I] *
   const void *h_0, *c_0;              // [B, H]; c_0 for cells with a cell state
-  const void *weight_ih, *weight_hh;  // [G*H, I] *, [G*H, H]
+  const void *weight_ih, *weight_hh;  // [G*H, I] where x is modulated, [G*H, H]
   const void *weight_mhh, *bias_m;    // [I, H] *, [I] * or null
   const void *bias_ih, *bias_hh;      // [G*H] or null
   void *output, *h_n, *c_n;           // [T, B, H], [B, H], [B, H] for cells with a cell state

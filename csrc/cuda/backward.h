@@ -2,9 +2,10 @@
 // of all pre-activations in one matrix, from which the library makes every weight gradient and δx afterwards.
 //
 // Phases of a step: the cell's pointwise backward; in the reset-before GRU the product with U_nᵀ and the reset gate;
-// in multiplicative cells the product with Wᵀ and δm; then δh₋ = Uᵀδ + U_mᵀδm. A team meets before each product,
-// because a product reads gradients of all units. They are exchanged in two copies that take turns from step to step,
-// because a block may write those of a step while a slower one still reads those of the step before.
+// in multiplicative cells the product with Wᵀ (where h₋ is modulated, Uᵀ) and δm; then δh₋ = Uᵀδ + U_mᵀδm (where h₋ is
+// modulated, U_mᵀδm alone). A team meets before each product, because a product reads gradients of all units. They are
+// exchanged in two copies that take turns from step to step, because a block may write those of a step while a slower
+// one still reads those of the step before.
 #pragma once
 
 #include "block.h"
@@ -13,7 +14,7 @@ namespace fused_rnn::cuda {
 
 template <typename S>
 struct BackwardSequence : Sequence<S> {
-  const S* x;                                   // [T, B, I] multiplicative
+  const S* x;                                   // [T, B, I] multiplicative; where h₋ is modulated W_m x
   const S *h_0, *c_0;                           // [B, H]; c_0 in cells with a cell state
   const S *output, *cells, *saved;              // of the forward pass; cells in cells with a cell state
   const S *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null for zeros
@@ -22,16 +23,19 @@ struct BackwardSequence : Sequence<S> {
   S* d_x;  // [T, B, I] multiplicative: the part of δx that does not pass through W_m
   // What products read: δ of the gates that U multiplies alone; of n, beside W and beside U; δm.
   State<S> d_gates, d_n, d_q, d_m;
-  // Uᵀ and Wᵀ, without their columns for n where these multiply something of their own, and those; U_mᵀ
+  // Uᵀ and Wᵀ, without their columns for n where these multiply something of their own, and those; U_mᵀ. Where h₋ is
+  // modulated, `input` is Uᵀ, and there is no `recurrent`
   ProductPlan<S> recurrent, recurrent_n, input, input_n, modulation;
 };
 
-// Products of the kernel, and runs of columns that a step fetches ahead: what was saved, δ output; h₋ where part of δh₋
-// bypasses U; c, c₋ and δ of c.
-template <typename Cell, bool multiplicative>
-constexpr int backward_products = (1 + Cell::n_apart) * (1 + multiplicative) + multiplicative;
+// Products of the kernel, and runs of columns that a step fetches ahead: what was saved, δ output, h₋, and in cells
+// with a cell state, which do not read h₋, in its place c, then c₋ and δ of c.
+template <typename Cell, Modulates modulates>
+constexpr int backward_products = modulates == Modulates::nothing ? 1 + Cell::n_apart
+                                  : modulates == Modulates::input ? 2 * (1 + Cell::n_apart) + 1
+                                                                  : 2;
 template <typename Cell>
-constexpr int backward_staged = Cell::saved + 1 + Cell::bypasses_product + 3 * Cell::has_cell_state;
+constexpr int backward_staged = Cell::saved + 3 + Cell::has_cell_state;
 
 // Gates whose δ products read side by side, and whether U_n reads δq where W_n reads δa_n.
 template <typename Cell>
@@ -39,7 +43,7 @@ constexpr int gates_together = Cell::n_apart ? 2 : Cell::gates;
 template <typename Cell>
 constexpr bool has_q = Cell::n_apart && !Cell::reset_before;
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 class BackwardBlock : Block<BackwardSequence<S>, S> {
   using Base = Block<BackwardSequence<S>, S>;
   using C = Computed<S>;
@@ -47,10 +51,11 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       Base::for_units, Base::multiply, Base::part_, Base::place, Base::publish, Base::q_, Base::row, Base::rows_,
       Base::shared_, Base::team_, Base::time, Base::units_;
   template <bool exists, int nth>
-  using P =
-      std::conditional_t<exists, Product<S, held_blocks<S>(backward_products<Cell, multiplicative>, nth)>, NoProduct>;
-  static constexpr int d_output_run = Cell::saved, h_run = d_output_run + 1, c_run = h_run + Cell::bypasses_product,
-                       c_prev_run = c_run + 1, d_cells_run = c_run + 2;
+  using P = std::conditional_t<exists, Product<S, held_blocks<S>(backward_products<Cell, modulates>, nth)>, NoProduct>;
+  static constexpr bool multiplicative = modulates != Modulates::nothing, of_hidden = modulates == Modulates::hidden;
+  static constexpr int d_output_run = Cell::saved, h_run = Cell::saved + 1, c_run = h_run, c_prev_run = Cell::saved + 2,
+                       d_cells_run = Cell::saved + 3;
+  static_assert(!(Cell::has_cell_state && Cell::bypasses_product), "h₋ and c stand in the same place");
 
  public:
   FUSED_RNN_DEVICE BackwardBlock(const BackwardSequence<S>& q, unsigned char* shared)
@@ -111,7 +116,8 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       modulate();
       team_.arrive();
     }
-    multiply(recurrent_, q_.d_gates, turn_, sums());  // fills the time until the others come with δm
+    // fills the time until the others come with δm
+    if constexpr (!of_hidden) multiply(recurrent_, q_.d_gates, turn_, sums());
     if constexpr (has_q<Cell>) multiply(recurrent_n_, q_.d_q, turn_, sums(), q_.recurrent.parts);
     if constexpr (multiplicative) {
       if (!team_.wait()) return false;
@@ -171,12 +177,14 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   FUSED_RNN_DEVICE int64_t d_width() const { return int64_t{Cell::gradients} * q_.H + (multiplicative ? q_.I : 0); }
 
   FUSED_RNN_DEVICE Sums<C> sums() const {
-    return {at<C>(shared_, q_.sums), sums_stride(q_.recurrent.outputs), q_.sequences};
+    return {at<C>(shared_, q_.sums), sums_stride((of_hidden ? q_.modulation : q_.recurrent).outputs), q_.sequences};
   }
   FUSED_RNN_DEVICE Sums<C> sums_x() const {
     return {at<C>(shared_, q_.more_sums), sums_stride(q_.input.outputs), q_.sequences};
   }
-  FUSED_RNN_DEVICE int recurrent_parts() const { return q_.recurrent.parts + (has_q<Cell> ? q_.recurrent_n.parts : 0); }
+  FUSED_RNN_DEVICE int recurrent_parts() const {
+    return of_hidden ? 0 : q_.recurrent.parts + (has_q<Cell> ? q_.recurrent_n.parts : 0);
+  }
 
   // Put out the gradient of a pre-activation, and hand it to the products that read it.
   FUSED_RNN_DEVICE void put(int r, int gate, int u, C value) const {
@@ -230,7 +238,7 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     });
   }
 
-  // δx̂ = Wᵀ δ
+  // δx̂ = Wᵀ δ, or Uᵀ δ where it takes the place of h₋
   FUSED_RNN_DEVICE void modulate() {
     for_features([&](int, int r, int j) {
       if (!active(r, t_)) return;
@@ -271,17 +279,17 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
   C *dh_, *dc_;                      // [sequences, units]
   const Spread pieces_;              // of what is fetched ahead
   // numbered as the planner lists them
-  P<true, 0> recurrent_;
+  P<!of_hidden, 0> recurrent_;
   P<Cell::n_apart, 1> recurrent_n_;
-  P<multiplicative, 1 + Cell::n_apart> input_;
+  P<multiplicative, of_hidden ? 0 : 1 + Cell::n_apart> input_;
   P<multiplicative && Cell::n_apart, 3> input_n_;
-  P<multiplicative, 2 + 2 * Cell::n_apart> modulation_;
+  P<multiplicative, of_hidden ? 1 : 2 + 2 * Cell::n_apart> modulation_;
 };
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_backward(FUSED_RNN_PARAMETER BackwardSequence<S> q) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  BackwardBlock<Cell, multiplicative, S>(q, shared).run();
+  BackwardBlock<Cell, modulates, S>(q, shared).run();
 }
 
 }  // namespace fused_rnn::cuda

@@ -1,10 +1,11 @@
-// The forward kernel: a whole sequence in one launch, for every cell. W x (W_m x in multiplicative cells) is computed
-// before it, by the library.
+// The forward kernel: a whole sequence in one launch, for every cell. W x (W_m x where x is modulated, both where h₋
+// is) is computed before it, by the library.
 //
 // Phases of a step, each ended by a meeting of the team: multiplicative cells make m and x̂; the reset-before GRU makes
 // its gates and s = r⊙h₋; the last phase makes h. So one phase for RNN, LSTM and reset-after GRU, two for the
-// reset-before GRU and the multiplicative LSTM, three for the multiplicative GRU. h is exchanged in two copies that
-// take turns, because a block may write h while a slower one still reads h₋.
+// reset-before GRU and the multiplicative LSTMs, three for the multiplicative GRU. Where h₋ is modulated, x̂ is what U
+// multiplies. h is exchanged in two copies that take turns, because a block may write h while a slower one still reads
+// h₋.
 #pragma once
 
 #include "block.h"
@@ -13,8 +14,8 @@ namespace fused_rnn::cuda {
 
 template <typename S>
 struct ForwardSequence : Sequence<S> {
-  const S* projected;                                      // [T, B, G*H] W x; multiplicative [T, B, I] W_m x
-  const S* x;                                              // [T, B, I] multiplicative
+  const S* projected;                                      // [T, B, G*H] W x; where x is modulated [T, B, I] W_m x
+  const S* x;                                              // [T, B, I] multiplicative; where h₋ is modulated W_m x
   const S *h_0, *c_0;                                      // [B, H]; c_0 in cells with a cell state
   const S *bias_ih, *bias_hh, *bias_m;                     // [G*H], [G*H], [I]; or null
   S *output, *h_n, *c_n;                                   // [T, B, H], [B, H], [B, H]
@@ -25,13 +26,15 @@ struct ForwardSequence : Sequence<S> {
   ProductPlan<S> recurrent, candidate, input, modulation;  // candidate: U_n of the reset-before GRU
 };
 
-// Products of the kernel, and runs of columns that a step fetches ahead: W x of the gates, or W_m x and x.
-template <typename Cell, bool multiplicative>
-constexpr int forward_products = 1 + Cell::reset_before + 2 * multiplicative;
-template <typename Cell, bool multiplicative>
-constexpr int forward_staged = multiplicative ? 2 : Cell::gates;
+// Products of the kernel, and runs of columns that a step fetches ahead: W x of the gates, or W_m x and x; where h₋ is
+// modulated W x and W_m x.
+template <typename Cell, Modulates modulates>
+constexpr int forward_products =
+    1 + Cell::reset_before + (modulates != Modulates::nothing) + (modulates == Modulates::input);
+template <typename Cell, Modulates modulates>
+constexpr int forward_staged = modulates == Modulates::input ? 2 : Cell::gates + (modulates == Modulates::hidden);
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 class ForwardBlock : Block<ForwardSequence<S>, S> {
   using Base = Block<ForwardSequence<S>, S>;
   using C = Computed<S>;
@@ -39,9 +42,10 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       Base::for_units, Base::multiply, Base::part_, Base::place, Base::publish, Base::q_, Base::row, Base::rows_,
       Base::shared_, Base::team_, Base::time, Base::units_;
   template <bool exists, int nth>
-  using P =
-      std::conditional_t<exists, Product<S, held_blocks<S>(forward_products<Cell, multiplicative>, nth)>, NoProduct>;
+  using P = std::conditional_t<exists, Product<S, held_blocks<S>(forward_products<Cell, modulates>, nth)>, NoProduct>;
   static constexpr int G = Cell::gates;
+  static constexpr bool multiplicative = modulates != Modulates::nothing, of_input = modulates == Modulates::input;
+  static constexpr int x_run = of_input ? 1 : G;
 
  public:
   FUSED_RNN_DEVICE ForwardBlock(const ForwardSequence<S>& q, unsigned char* shared)
@@ -50,7 +54,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
         c_(h_ + q.sequences * q.units),
         z_(c_ + (Cell::has_cell_state ? q.sequences * q.units : 0)),
         bias_(at<C>(shared_, q.biases)),
-        pieces_(Spread::over((multiplicative ? features_.count : units_.count) * int{sizeof(S)} / 16)),
+        pieces_(Spread::over((of_input ? features_.count : units_.count) * int{sizeof(S)} / 16)),
         recurrent_(q.recurrent, part_, shared),
         candidate_(q.candidate, part_, shared),
         input_(q.input, part_, shared),
@@ -110,9 +114,13 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       multiply(modulation_, q_.h, turn_, sums(q_.modulation), 0, stage_next);
       make_input();
       team_.arrive();
-      multiply(recurrent_, q_.h, turn_, sums(q_.recurrent));  // needs no x̂, and so fills the time until the others come
+      // needs no x̂, and so fills the time until the others come
+      if constexpr (of_input) multiply(recurrent_, q_.h, turn_, sums(q_.recurrent));
       if (!team_.wait()) return false;
-      multiply(input_, q_.x_hat, 0, sums_x());
+      if constexpr (of_input)
+        multiply(input_, q_.x_hat, 0, sums_x());
+      else
+        multiply(recurrent_, q_.x_hat, 0, sums(q_.recurrent));
     } else {
       multiply(recurrent_, q_.h, turn_, sums(q_.recurrent), 0, stage_next);
     }
@@ -131,17 +139,18 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   // Inputs of a step, fetched during the step before -----------------------------------------------------------------
 
   FUSED_RNN_DEVICE S* staged(int step, int run) const {
-    const int stride = staged_stride<S>(multiplicative ? q_.features : q_.units);
-    return at<S>(shared_, q_.staged) + (step % 2 * forward_staged<Cell, multiplicative> + run) * q_.sequences * stride;
+    const int stride = staged_stride<S>(of_input ? q_.features : q_.units);
+    return at<S>(shared_, q_.staged) + (step % 2 * forward_staged<Cell, modulates> + run) * q_.sequences * stride;
   }
 
   FUSED_RNN_DEVICE void stage(int step) const {
     if (step >= q_.T || !any_active(time(step))) return;
     if constexpr (multiplicative) {
       const int64_t first = row(0, time(step)) * q_.I + features_.first;
-      copy_rows(staged(step, 0), q_.projected + first, q_.I, rows_, features_.count, pieces_);
-      copy_rows(staged(step, 1), q_.x + first, q_.I, rows_, features_.count, pieces_);
-    } else {
+      if constexpr (of_input) copy_rows(staged(step, 0), q_.projected + first, q_.I, rows_, features_.count, pieces_);
+      copy_rows(staged(step, x_run), q_.x + first, q_.I, rows_, features_.count, pieces_);
+    }
+    if constexpr (!of_input) {
       const S* const first = q_.projected + row(0, time(step)) * G * q_.H + units_.first;
       for (int g = 0; g < G; ++g)
         copy_rows(staged(step, g), first + int64_t{g} * q_.H, int64_t{G} * q_.H, rows_, units_.count, pieces_);
@@ -149,7 +158,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   }
 
   FUSED_RNN_DEVICE C staged_at(int run, int r, int column) const {
-    const int stride = staged_stride<S>(multiplicative ? features_.count : units_.count);
+    const int stride = staged_stride<S>(of_input ? features_.count : units_.count);
     return widen(staged(step_, run)[r * stride + column]);
   }
 
@@ -165,11 +174,11 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   // W x + b of n gates from `first` on.
   template <int n>
   FUSED_RNN_DEVICE void projections(int r, int u, int first, C (&wx)[n]) const {
-    if constexpr (multiplicative) sums_x().totals(q_.input.parts, r, first * q_.units + u, q_.units, wx);
+    if constexpr (of_input) sums_x().totals(q_.input.parts, r, first * q_.units + u, q_.units, wx);
     FUSED_RNN_UNROLL
     for (int g = 0; g < n; ++g) {
       const C bias = bias_[(first + g) * units_.count + u];
-      wx[g] = bias + (multiplicative ? wx[g] : staged_at(first + g, r, u));
+      wx[g] = bias + (of_input ? wx[g] : staged_at(first + g, r, u));
     }
   }
 
@@ -185,7 +194,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     for_features([&](int, int r, int j) {
       C m, x_hat;
       const C uh = sums(q_.modulation).total(q_.modulation.parts, r, j) + bias_[2 * G * q_.units + j];
-      Multiplicative::forward(staged_at(0, r, j), uh, staged_at(1, r, j), m, x_hat);
+      Multiplicative::forward(of_input ? staged_at(0, r, j) : C(0), uh, staged_at(x_run, r, j), m, x_hat);
       publish(q_.x_hat, 0, r, features_.first + j, x_hat);
       save(r, Cell::saved, features_.first + j, m);
     });
@@ -258,14 +267,14 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   // numbered as the planner lists them
   P<true, 0> recurrent_;
   P<Cell::reset_before, 1> candidate_;
-  P<multiplicative, 1 + Cell::reset_before> input_;
-  P<multiplicative, 2 + Cell::reset_before> modulation_;
+  P<of_input, 1 + Cell::reset_before> input_;
+  P<multiplicative, 1 + Cell::reset_before + of_input> modulation_;
 };
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_forward(FUSED_RNN_PARAMETER ForwardSequence<S> q) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  ForwardBlock<Cell, multiplicative, S>(q, shared).run();
+  ForwardBlock<Cell, modulates, S>(q, shared).run();
 }
 
 }  // namespace fused_rnn::cuda

@@ -23,10 +23,10 @@ using torch::stable::accelerator::DeviceGuard;
 // What both directions read, checked.
 struct Operands {
   CellSpec cell;
-  OptionalTensor input;                  // (T, B, I) multiplicative cells
+  OptionalTensor input;                  // (T, B, I) multiplicative cells; where h₋ is modulated (T, B, H) W_m x
   Tensor h_0;                            // (B, H)
   OptionalTensor c_0;                    // (B, H) cells with a cell state
-  OptionalTensor weight_ih, weight_mhh;  // (G*H, I), (I, H) multiplicative cells
+  OptionalTensor weight_ih, weight_mhh;  // (G*H, I) where x is modulated, (I, H) multiplicative cells
   Tensor weight_hh;                      // (G*H, H)
   OptionalTensor lengths;
   bool reverse;
@@ -38,17 +38,19 @@ Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor
                   const OptionalTensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& weight_mhh,
                   const OptionalTensor& lengths, const std::string& cell_name, bool reverse) {
   const CellSpec cell = cell_spec(cell_name);
-  if (cell.multiplicative && cell.id != CellId::lstm && cell.id != CellId::gru)
+  const bool modulates_input = cell.modulates == Modulates::input;
+  if (modulates_input && cell.id != CellId::lstm && cell.id != CellId::gru)
     fail("the CUDA kernels have no cell '", cell_name, "'");
   if (steps.dim() != 3 || steps.numel() == 0) fail("the steps must be a non-empty (T, B, columns) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
   if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
-  if (cell.multiplicative != (input && weight_ih && weight_mhh))
-    fail("input, weight_ih and weight_mhh go with multiplicative cells, and only with these");
-  if (cell.multiplicative && (input->dim() != 3 || input->size(2) == 0))
+  if (cell.multiplicative() != (input && weight_mhh) || modulates_input != weight_ih.has_value())
+    fail(
+        "input and weight_mhh go with multiplicative cells, weight_ih with those that modulate x, and only with these");
+  if (cell.multiplicative() && (input->dim() != 3 || input->size(2) == 0))
     fail("input must be a (T, B, I) tensor with I at least 1");
   const int64_t T = steps.size(0), B = steps.size(1), H = h_0.size(1), rows = cell.gates * H;
-  const int64_t I = cell.multiplicative ? input->size(2) : 1;
+  const int64_t I = modulates_input ? input->size(2) : cell.multiplicative() ? H : 1;
   return {cell,
           checked("input", input, {T, B, I}, steps),
           checked("h_0", h_0, {B, H}, steps),
@@ -87,7 +89,7 @@ template <typename Call>
 Call call_with(const Operands& o) {
   Call call{};
   call.cell = o.cell.id;
-  call.multiplicative = o.cell.multiplicative;
+  call.modulates = o.cell.modulates;
   call.type = type_of(o.h_0);
   call.reverse = o.reverse;
   call.T = o.T;
@@ -145,9 +147,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, Opt
   const Operands o = operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
   const Save kept = save_named(save);
   const int64_t rows = o.cell.gates * o.H;
-  if (bias_m && !o.cell.multiplicative) fail("bias_m goes with multiplicative cells");
+  const bool modulates_input = o.cell.modulates == Modulates::input;
+  if (bias_m && !modulates_input) fail("bias_m goes with multiplicative cells that modulate x");
   if (o.cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
-  const Tensor steps = checked("projected", projected, {o.T, o.B, o.cell.multiplicative ? o.I : rows}, projected);
+  const Tensor steps = checked("projected", projected, {o.T, o.B, modulates_input ? o.I : rows}, projected);
   const OptionalTensor b = checked("bias_ih", bias_ih, {rows}, projected);
   const OptionalTensor b_h = checked("bias_hh", bias_hh, {rows}, projected);
   const OptionalTensor b_m = checked("bias_m", bias_m, {o.I}, projected);
@@ -194,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   const OptionalTensor d_c = checked("d_c_n", d_c_n, {o.B, o.H}, output);
   const OptionalTensor d_states = checked("d_cells", d_cells, {o.T, o.B, o.H}, output);
 
-  const int64_t inputs = o.cell.multiplicative ? o.I : 0;
+  const int64_t inputs = o.cell.modulated_size(o.I, o.H);
   const Tensor d_h_0 = new_empty(output, {o.B, o.H});
   const Tensor d_c_0 = o.cell.has_cell_state ? new_empty(output, {o.B, o.H}) : new_empty(output, {0});
   const Tensor d = new_empty(output, {o.T, o.B, o.cell.gradients * o.H + inputs});

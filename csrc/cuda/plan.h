@@ -283,12 +283,13 @@ int64_t sums_size(const T& q, int parts, int outputs) {
   return int64_t{parts} * q.sequences * sums_stride(outputs);
 }
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
   using Base = Planner<ForwardSequence<S>, S>;
   using Weights = typename Base::Weights;
   using C = Computed<S>;
   using Base::q_;
+  static constexpr bool multiplicative = modulates != Modulates::nothing, of_input = modulates == Modulates::input;
 
  public:
   ForwardPlanner(const ForwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
@@ -322,12 +323,16 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
     const int G = Cell::reset_before ? 2 : Cell::gates, units = q_.units;
     const int64_t H = q_.H, I = q_.I;
     const S* const U = array(call_.weight_hh);
-    std::vector<Weights> all{{&q_.recurrent, &q_.h, {U, nullptr, 0, G, q_.H, units, 0, H * H, H, 1}}};
+    State<S>* const state = modulates == Modulates::hidden ? &q_.x_hat : &q_.h;
+    std::vector<Weights> all{{&q_.recurrent, state, {U, nullptr, 0, G, q_.H, units, 0, H * H, H, 1}}};
     if (Cell::reset_before)
       all.push_back({&q_.candidate, &q_.s, {U + 2 * H * H, nullptr, 0, 1, q_.H, units, 0, 0, H, 1}});
-    if (multiplicative) {
-      const S *const W = array(call_.weight_ih), *const U_m = array(call_.weight_mhh);
+    if (of_input) {
+      const S* const W = array(call_.weight_ih);
       all.push_back({&q_.input, &q_.x_hat, {W, nullptr, 0, Cell::gates, q_.H, units, 0, H * I, I, 1}});
+    }
+    if (multiplicative) {
+      const S* const U_m = array(call_.weight_mhh);
       all.push_back({&q_.modulation, &q_.h, {U_m, nullptr, 0, 1, q_.I, q_.features, 0, 0, H, 1}});
     }
     return all;
@@ -335,11 +340,11 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
 
   void place(Arena& arena) override {
     const int64_t n = q_.sequences, units = q_.units;
-    const int columns = staged_stride<S>(multiplicative ? q_.features : q_.units);
+    const int columns = staged_stride<S>(of_input ? q_.features : q_.units);
     const auto sums = [&](const ProductPlan<S>& p) { return sums_size(q_, p.parts, p.outputs); };
     q_.limits = static_cast<int>(arena.take<int>(n));
     q_.states = static_cast<int>(arena.take<C>(n * units * (1 + Cell::has_cell_state + Cell::reset_before)));
-    q_.staged = static_cast<int>(arena.take<S>(2 * forward_staged<Cell, multiplicative> * n * columns));
+    q_.staged = static_cast<int>(arena.take<S>(2 * forward_staged<Cell, modulates> * n * columns));
     q_.biases = static_cast<int>(arena.take<C>(2 * Cell::gates * units + q_.features));
     // of an absent product the sums take nothing
     q_.sums = static_cast<int>(arena.take<C>(std::max({sums(q_.recurrent), sums(q_.candidate), sums(q_.modulation)})));
@@ -349,12 +354,13 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
   const ForwardCall call_;
 };
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
   using Base = Planner<BackwardSequence<S>, S>;
   using Weights = typename Base::Weights;
   using C = Computed<S>;
   using Base::q_;
+  static constexpr bool multiplicative = modulates != Modulates::nothing, of_hidden = modulates == Modulates::hidden;
 
  public:
   BackwardPlanner(const BackwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
@@ -392,10 +398,11 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
     const auto of_features = [&](const S* from) {
       return Packing<S>{from, nullptr, 0, 1, q_.I, q_.features, 0, 0, 1, I};
     };
-    std::vector<Weights> all{{&q_.recurrent, &q_.d_gates, of_units(U)}};
+    std::vector<Weights> all;
+    if (!of_hidden) all.push_back({&q_.recurrent, &q_.d_gates, of_units(U)});
     if (Cell::n_apart) all.push_back({&q_.recurrent_n, has_q<Cell> ? &q_.d_q : &q_.d_n, of_units(U + 2 * H * H)});
     if (multiplicative) {
-      const S* const W = array(call_.weight_ih);
+      const S* const W = of_hidden ? U : array(call_.weight_ih);
       all.push_back({&q_.input, &q_.d_gates, of_features(W)});
       if (Cell::n_apart) all.push_back({&q_.input_n, &q_.d_n, of_features(W + 2 * H * I)});
       all.push_back({&q_.modulation, &q_.d_m, of_units(array(call_.weight_mhh))});
@@ -409,7 +416,7 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
     q_.states = static_cast<int>(arena.take<C>(n * units * (1 + Cell::has_cell_state)));
     q_.staged = static_cast<int>(arena.take<S>(2 * backward_staged<Cell> * n * staged_stride<S>(q_.units)));
     const int parts = q_.recurrent.parts + q_.recurrent_n.parts + q_.modulation.parts;
-    q_.sums = static_cast<int>(arena.take<C>(sums_size(q_, parts, q_.recurrent.outputs)));
+    q_.sums = static_cast<int>(arena.take<C>(sums_size(q_, parts, q_.units)));
     q_.more_sums = static_cast<int>(arena.take<C>(sums_size(q_, q_.input.parts + q_.input_n.parts, q_.input.outputs)));
   }
 

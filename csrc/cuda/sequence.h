@@ -8,13 +8,16 @@
 
 namespace fused_rnn::cuda {
 
-// f with a value of the cell's type and with true or false for the multiplicative modifier. Kernels are compiled for
-// the pairs that have a name, which are not all: see CELLS in fused_rnn/cells.py.
+// f with a value of the cell's type and with what the multiplicative modifier acts on, as a type. Kernels are compiled
+// for the pairs that have a name, which are not all: see CELLS in fused_rnn/cells.py.
 template <typename F>
 auto dispatch_kernel(const Layer& layer, const F& f) {
-  if (layer.multiplicative)
-    return layer.cell == CellId::lstm ? f(Lstm(), std::true_type()) : f(Gru(), std::true_type());
-  return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, std::false_type()); });
+  using Nothing = std::integral_constant<Modulates, Modulates::nothing>;
+  using Input = std::integral_constant<Modulates, Modulates::input>;
+  using Hidden = std::integral_constant<Modulates, Modulates::hidden>;
+  if (layer.modulates == Modulates::hidden) return f(Lstm(), Hidden());
+  if (layer.modulates == Modulates::input) return layer.cell == CellId::lstm ? f(Lstm(), Input()) : f(Gru(), Input());
+  return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, Nothing()); });
 }
 
 template <typename S>
@@ -22,8 +25,8 @@ auto dispatch_plan(const ForwardCall& call, const Chip& chip) {
   return [&](const auto& f) {
     return dispatch_kernel(call, [&](auto base, auto modified) {
       using Cell = decltype(base);
-      constexpr bool multiplicative = decltype(modified)::value;
-      return f(ForwardPlanner<Cell, multiplicative, S>(call, chip), run_forward<Cell, multiplicative, S>);
+      constexpr Modulates modulates = decltype(modified)::value;
+      return f(ForwardPlanner<Cell, modulates, S>(call, chip), run_forward<Cell, modulates, S>);
     });
   };
 }
@@ -33,8 +36,8 @@ auto dispatch_plan(const BackwardCall& call, const Chip& chip) {
   return [&](const auto& f) {
     return dispatch_kernel(call, [&](auto base, auto modified) {
       using Cell = decltype(base);
-      constexpr bool multiplicative = decltype(modified)::value;
-      return f(BackwardPlanner<Cell, multiplicative, S>(call, chip), run_backward<Cell, multiplicative, S>);
+      constexpr Modulates modulates = decltype(modified)::value;
+      return f(BackwardPlanner<Cell, modulates, S>(call, chip), run_backward<Cell, modulates, S>);
     });
   };
 }

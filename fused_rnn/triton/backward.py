@@ -5,8 +5,9 @@ They leave the gradients of all pre-activations in one matrix d, from which the 
 ``backward_streamed`` reads weights block by block in every step and keeps δh and δc in memory.
 
 Phases of a step: the cell's pointwise backward; in the reset-before GRU the product with U_nᵀ and the reset gate; in
-multiplicative cells the product with Wᵀ and δm; then δh₋ = Uᵀδ + U_mᵀδm. ``backward_streamed`` ends each with a
-barrier, because the next one reads what all threads of the program wrote.
+multiplicative cells the product with Wᵀ (where h₋ is modulated, Uᵀ) and δm; then δh₋ = Uᵀδ + U_mᵀδm (where h₋ is
+modulated, U_mᵀδm alone). ``backward_streamed`` ends each with a barrier, because the next one reads what all threads
+of the program wrote.
 
 Operands as of the forward kernels, and d_output (T, B, H), d_h_n, d_c_n (B, H), d_cells (T, B, H), each None where it
 is zero; output, cells * and saved of the forward call. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of
@@ -103,6 +104,7 @@ def backward_resident(
     S: tl.constexpr = h_0.dtype.element_ty
     COLUMNS: tl.constexpr = SAVED * H + (0 if x is None else I)
     WIDTH: tl.constexpr = GRADIENTS * H + (0 if x is None else I)
+    HIDDEN: tl.constexpr = False if x is None else weight_ih is None  # whether h₋ is modulated
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_B
     clock = (T, B, reverse, first_row)
     rows = (first_row + tl.arange(0, BLOCK_B) < B)[:, None]
@@ -114,7 +116,7 @@ def backward_resident(
     w = ()
     for g in tl.static_range(GATES):
         u = u + (load_weight(weight_hh, g * H, H, H, False, BLOCK_H, BLOCK_H),)
-        if x is not None:
+        if weight_ih is not None:
             w = w + (load_weight(weight_ih, g * H, H, I, False, BLOCK_H, BLOCK_I),)
     if x is not None:
         u_m = load_weight(weight_mhh, 0, I, H, False, BLOCK_I, BLOCK_H)
@@ -165,13 +167,14 @@ def backward_resident(
             dh_new, da_r = RESET(ds, values[0], h_prev, dh_new)
             gradients = (da_r, da_z, da_n)
         da = store_gradients(d, row, WIDTH, H, 0, gradients, active, units)
-        for g in tl.static_range(GATES if RESET is None else 2):
-            beside = da[g] if g < GATES - 1 else da[GRADIENTS - 1]
-            dh_new = tl.dot(beside, u[g], dh_new, input_precision=PRECISION)
+        if not HIDDEN:
+            for g in tl.static_range(GATES if RESET is None else 2):
+                beside = da[g] if g < GATES - 1 else da[GRADIENTS - 1]
+                dh_new = tl.dot(beside, u[g], dh_new, input_precision=PRECISION)
         if x is not None:
             dx_hat = tl.zeros((BLOCK_B, BLOCK_I), tl.float32)
             for g in tl.static_range(GATES):
-                dx_hat = tl.dot(da[g], w[g], dx_hat, input_precision=PRECISION)
+                dx_hat = tl.dot(da[g], u[g] if HIDDEN else w[g], dx_hat, input_precision=PRECISION)
             dm = store_gradients(d, row, WIDTH, H, GRADIENTS * H, (dx_hat * here_m[1],), active, inputs)
             store(d_input, row, I, 0, choose(active, dx_hat * here_m[0], 0.0), inputs)
             dh_new = tl.dot(dm[0], u_m, dh_new, input_precision=PRECISION)
@@ -195,6 +198,7 @@ def backward_streamed(
 ):  # fmt: skip
     columns = SAVED * H + (0 if x is None else I)
     width = GRADIENTS * H + (0 if x is None else I)
+    HIDDEN: tl.constexpr = False if x is None else weight_ih is None  # whether h₋ is modulated
     program = tl.program_id(0).to(tl.int64)
     first_row = program * BLOCK_B
     clock = (T, B, reverse, first_row)
@@ -286,7 +290,8 @@ def backward_streamed(
                 for g in tl.static_range(GATES):
                     da_g = plane(das, g, PADDED_H, BLOCK_B)
                     first = g * PADDED_H
-                    sums = add_products(sums, da_g, weight_ih, first, n, PADDED_H, PADDED_I, False, BLOCK_K, PRECISION)
+                    w = weight_hh if HIDDEN else weight_ih
+                    sums = add_products(sums, da_g, w, first, n, PADDED_H, PADDED_I, False, BLOCK_K, PRECISION)
                 here_m = widen(load_modulation(saved, x, I, columns, SAVED * H, n, step, clock, inputs))
                 dm = store_gradients(d, row, width, H, GRADIENTS * H + n, (sums[0] * here_m[1],), active, inputs)
                 hand_on(dms, 0, PADDED_I, offsets(PADDED_I, n, BLOCK_B, BLOCK_N), dm, BLOCK_B)
@@ -297,10 +302,13 @@ def backward_streamed(
             sums = (zeros,)
             if BYPASS:
                 sums = (tl.load(bypass_state + tile),)
-            for g in tl.static_range(GATES if RESET is None else 2):
-                beside = plane(das, g if g < GATES - 1 else GRADIENTS - 1, PADDED_H, BLOCK_B)
-                first = g * PADDED_H
-                sums = add_products(sums, beside, weight_hh, first, n, PADDED_H, PADDED_H, False, BLOCK_K, PRECISION)
+            if not HIDDEN:
+                for g in tl.static_range(GATES if RESET is None else 2):
+                    beside = plane(das, g if g < GATES - 1 else GRADIENTS - 1, PADDED_H, BLOCK_B)
+                    first = g * PADDED_H
+                    sums = add_products(
+                        sums, beside, weight_hh, first, n, PADDED_H, PADDED_H, False, BLOCK_K, PRECISION
+                    )
             if x is not None:
                 sums = add_products(sums, dms, weight_mhh, 0, n, PADDED_I, PADDED_H, False, BLOCK_K, PRECISION)
             dh = sums[0]

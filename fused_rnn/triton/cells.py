@@ -11,7 +11,8 @@ Cells without a cell state hand c on. The reset-before GRU needs all of s = r⊙
 functions each way: ``forward(wx, uh, h_prev) -> s, r, z`` and ``candidate(wx_n, us, z, h_prev) -> h, n``;
 ``backward(z, n, h_prev, dh) -> dh, da_z, da_n`` and ``reset(ds, r, h_prev, dh) -> dh, da_r``.
 
-The multiplicative modifier, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, goes with any of them.
+The multiplicative modifier of the input, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, goes with any of them; that of the
+hidden state, m = U_m h₋ and x̂ = m⊙(W_m x) in place of h₋, with the LSTM.
 """
 
 from dataclasses import dataclass

@@ -1,20 +1,21 @@
 """The forward kernels: a whole sequence in one launch, one program per batch tile, the time loop inside.
 
-What does not depend on the state, W x (or W_m x in multiplicative cells), is computed before, by the library. Two
-kernels do the same: ``forward_resident`` loads all weights of a step once, keeps them on the chip and the state in
-registers; ``forward_streamed`` reads the weights block by block in every step and keeps the state in memory, which in
-practice is the first- or second-level cache.
+What does not depend on the state, W x (W_m x where x is modulated, both where h₋ is), is computed before, by the
+library. Two kernels do the same: ``forward_resident`` loads all weights of a step once, keeps them on the chip and the
+state in registers; ``forward_streamed`` reads the weights block by block in every step and keeps the state in memory,
+which in practice is the first- or second-level cache.
 
-Phases of a step: multiplicative cells make m and x̂; then the gates, and with them h; the reset-before GRU makes only
-its gates and s = r⊙h₋ there, and h in a phase of its own. ``forward_streamed`` ends each with a barrier, because the
-next one reads what all threads of the program wrote. A barrier orders the memory accesses of a program's threads, and
-programs share nothing and never wait for each other. h is exchanged in two buffers that take turns, so that one
-barrier per phase is enough.
+Phases of a step: multiplicative cells make m and x̂, which U multiplies where h₋ is modulated; then the gates, and with
+them h; the reset-before GRU makes only its gates and s = r⊙h₋ there, and h in a phase of its own. ``forward_streamed``
+ends each with a barrier, because the next one reads what all threads of the program wrote. A barrier orders the memory
+accesses of a program's threads, and programs share nothing and never wait for each other. h is exchanged in two buffers
+that take turns, so that one barrier per phase is enough.
 
-Operands, contiguous and of one type; those marked * are None for cells without them: projected (T, B, G*H) W x, in
-multiplicative cells (T, B, I) W_m x; x * (T, B, I); h_0, c_0 * (B, H); weight_ih * (G*H, I), weight_hh (G*H, H),
-weight_mhh * (I, H); biases, or None; lengths (B) int64, or None. Results: output (T, B, H); h_n, c_n * (B, H); cells
-(T, B, H), the cell states of all steps, or None; saved (T, B, SAVED*H (+ I)), or None.
+Operands, contiguous and of one type; those marked * are None for cells without them: projected (T, B, G*H) W x, where x
+is modulated (T, B, I) W_m x; x * (T, B, I), where h₋ is modulated W_m x, with I = H; h_0, c_0 * (B, H); weight_ih
+(G*H, I) where x is modulated, elsewhere None; weight_hh (G*H, H), weight_mhh * (I, H); biases, or None; lengths (B)
+int64, or None. Results: output (T, B, H); h_n, c_n * (B, H); cells (T, B, H), the cell states of all steps, or None;
+saved (T, B, SAVED*H (+ I)), or None.
 """
 
 import triton
@@ -40,12 +41,15 @@ from .tiles import (
 
 
 @triton.jit
-def load_step(projected, x, row, units, inputs, I, H, GATES: tl.constexpr):
-    """What a step reads of its input: W x of all gates; multiplicative: W_m x, and x."""
-    if x is None:
-        return load_tiles(projected, row, GATES * H, 0, H, GATES, units)
+def load_step(projected, x, weight_ih, row, units, inputs, I, H, GATES: tl.constexpr):
+    """What a step reads of its input: W x of all gates, or W_m x where x is modulated; multiplicative: x at the end."""
+    if weight_ih is None:
+        tiles = load_tiles(projected, row, GATES * H, 0, H, GATES, units)
     else:
-        return load(projected, row, I, 0, inputs), load(x, row, I, 0, inputs)
+        tiles = (load(projected, row, I, 0, inputs),)
+    if x is not None:
+        tiles = tiles + (load(x, row, I, 0, inputs),)
+    return tiles
 
 
 @triton.jit
@@ -83,7 +87,7 @@ def forward_resident(
     w = ()
     for g in tl.static_range(GATES):
         u = u + (load_weight(weight_hh, g * H, H, H, True, BLOCK_H, BLOCK_H),)
-        if x is not None:
+        if weight_ih is not None:
             w = w + (load_weight(weight_ih, g * H, I, H, True, BLOCK_I, BLOCK_H),)
     if x is not None:
         u_m = load_weight(weight_mhh, 0, H, I, True, BLOCK_H, BLOCK_I)
@@ -92,21 +96,29 @@ def forward_resident(
     c = h  # a stand-in in cells without a cell state
     if c_0 is not None:
         c = load(c_0, first_row, H, 0, units).to(tl.float32)
-    ahead = load_step(projected, x, row_of(0, clock), units, inputs, I, H, GATES)
+    ahead = load_step(projected, x, weight_ih, row_of(0, clock), units, inputs, I, H, GATES)
     for step in range(T):
         row = row_of(step, clock)
         active = active_at(step, clock, length)
         here = widen(ahead)  # loaded a step ahead, so that nobody waits for memory
-        ahead = load_step(projected, x, row_of(tl.minimum(step + 1, T - 1), clock), units, inputs, I, H, GATES)
+        next = row_of(tl.minimum(step + 1, T - 1), clock)
+        ahead = load_step(projected, x, weight_ih, next, units, inputs, I, H, GATES)
         operand = h.to(S)
         wx = here
         if x is not None:
-            m = add_bias((tl.dot(operand, u_m, here[0], input_precision=PRECISION),), bias_m, 0, I)[0]
+            if weight_ih is None:
+                m = tl.dot(operand, u_m, input_precision=PRECISION)
+            else:
+                m = add_bias((tl.dot(operand, u_m, here[0], input_precision=PRECISION),), bias_m, 0, I)[0]
             save(saved, row, COLUMNS, SAVED * H, m, active, inputs)
-            x_hat = (m * here[1]).to(S)
-            wx = ()
-            for g in tl.static_range(GATES):
-                wx = wx + (tl.dot(x_hat, w[g], input_precision=PRECISION),)
+            x_hat = (m * here[len(here) - 1]).to(S)
+            if weight_ih is None:
+                wx = here[0:GATES]
+                operand = x_hat
+            else:
+                wx = ()
+                for g in tl.static_range(GATES):
+                    wx = wx + (tl.dot(x_hat, w[g], input_precision=PRECISION),)
         wx = add_bias(wx, bias_ih, 0, H)
         uh = ()
         for g in tl.static_range(TOGETHER):
@@ -140,6 +152,7 @@ def forward_streamed(
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
     TOGETHER: tl.constexpr = GATES if CANDIDATE is None else 2
+    HIDDEN: tl.constexpr = False if x is None else weight_ih is None  # whether h₋ is modulated
     columns = SAVED * H + (0 if x is None else I)
     program = tl.program_id(0).to(tl.int64)
     first_row = program * BLOCK_B
@@ -173,7 +186,9 @@ def forward_streamed(
         if x is not None:
             for n in range(0, PADDED_I, BLOCK_N):
                 inputs = rows & columns_before(I, n, BLOCK_N)
-                sums = (load(projected, row, I, n, inputs).to(tl.float32),)
+                sums = (zeros,)
+                if weight_ih is not None:
+                    sums = (load(projected, row, I, n, inputs).to(tl.float32),)
                 sums = add_products(sums, h_before, weight_mhh, 0, n, PADDED_H, PADDED_I, True, BLOCK_K, PRECISION)
                 m = add_bias(sums, bias_m, n, I)[0]
                 save(saved, row, columns, SAVED * H + n, m, active, inputs)
@@ -187,13 +202,16 @@ def forward_streamed(
             wx = ()
             for g in tl.static_range(TOGETHER):
                 uh = uh + (zeros,)
-                if x is None:
+                if weight_ih is None:
                     wx = wx + (load(projected, row, GATES * H, g * H + n, units).to(tl.float32),)
                 else:
                     wx = wx + (zeros,)
-            uh = add_products(uh, h_before, weight_hh, 0, n, PADDED_H, PADDED_H, True, BLOCK_K, PRECISION)
+            operand = h_before
+            if HIDDEN:
+                operand = x_hats
+            uh = add_products(uh, operand, weight_hh, 0, n, PADDED_H, PADDED_H, True, BLOCK_K, PRECISION)
             uh = add_bias(uh, bias_hh, n, H)
-            if x is not None:
+            if weight_ih is not None:
                 wx = add_products(wx, x_hats, weight_ih, 0, n, PADDED_I, PADDED_H, True, BLOCK_K, PRECISION)
             wx = add_bias(wx, bias_ih, n, H)
             h = tl.load(h_state + tile)
@@ -222,7 +240,7 @@ def forward_streamed(
                 units = rows & columns_before(H, n, BLOCK_N)
                 first = 2 * PADDED_H
                 us = add_products((zeros,), ss, weight_hh, first, n, PADDED_H, PADDED_H, True, BLOCK_K, PRECISION)
-                if x is None:
+                if weight_ih is None:
                     wx = (load(projected, row, GATES * H, 2 * H + n, units).to(tl.float32),)
                 else:
                     wx = add_products(

@@ -43,8 +43,8 @@ def forward(
     save: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(output (T, B, H), h_n (B, H), c_n (B, H), cells (T, B, H), saved (T, B, columns)), the last three or empty."""
-    base, multiplicative = split_name(cell)
-    spec, (T, B, _), H = CELLS[base], projected.shape, h_0.shape[1]
+    spec, (T, B, _), H = CELLS[split_name(cell)[0]], projected.shape, h_0.shape[1]
+    multiplicative = input is not None
     I = input.shape[2] if multiplicative else 1
     keeps_cells, saves = spec.has_cell_state and save != "nothing", save == "everything"
     output, h_n = projected.new_empty(T, B, H), projected.new_empty(B, H)
@@ -92,8 +92,8 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d_h_0 (B, H), d_c_0 (B, H) or empty, d (T, B, gradients*H (+ I)), d_input (T, B, I) or empty)."""
-    base, multiplicative = split_name(cell)
-    spec, (T, B, H) = CELLS[base], output.shape
+    spec, (T, B, H) = CELLS[split_name(cell)[0]], output.shape
+    multiplicative = input is not None
     I = input.shape[2] if multiplicative else 1
     d_h_0 = output.new_empty(B, H)
     d_c_0 = output.new_empty((B, H) if spec.has_cell_state else 0)

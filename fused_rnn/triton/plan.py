@@ -39,10 +39,12 @@ class Plan:
         return -(-size // self.padded) * self.padded
 
 
-def split_name(name: str) -> tuple[str, bool]:
-    """A cell's name as that of its base cell, and whether the multiplicative modifier is on it."""
+def split_name(name: str) -> tuple[str, str | None]:
+    """A cell's name as that of its base cell, and what the multiplicative modifier acts on, if anything."""
     base = name.removeprefix("multiplicative_")
-    return base, base != name
+    if base == name:
+        return name, None
+    return base.removesuffix("_hidden"), "hidden" if base.endswith("_hidden") else "input"
 
 
 def power_of_two(size: int) -> int:
@@ -57,9 +59,9 @@ def choose_plan(name: str, dtype: torch.dtype, backward: bool, I: int, H: int, s
     Raises:
         RuntimeError: none does.
     """
-    base, multiplicative = split_name(name)
+    base, modulates = split_name(name)
     gates, size = CELLS[base].gates, dtype.itemsize
-    plans = [] if size == 4 else resident_plans(gates, size, I if multiplicative else 0, H)
+    plans = [] if size == 4 else resident_plans(gates, size, I if modulates == "input" else 0, H, modulates == "hidden")
     plans += [streamed_plan(1 if backward else gates, size, stages) for stages in STAGES]
     for plan in plans:
         if plan.shared_bytes <= shared_bytes:
@@ -70,15 +72,16 @@ def choose_plan(name: str, dtype: torch.dtype, backward: bool, I: int, H: int, s
     )
 
 
-def resident_plans(gates: int, size: int, I: int, H: int) -> list[Plan]:
+def resident_plans(gates: int, size: int, I: int, H: int, modulates_hidden: bool) -> list[Plan]:
     """The plan with all weights on the chip, or none if they are too many. I is 0 if no input is modulated."""
-    h, i = power_of_two(H), power_of_two(I) if I else 16
+    h = power_of_two(H)
+    i = power_of_two(I) if I else h if modulates_hidden else 16
     warps = 4 if max(h, i) <= 32 else 8  # eight hide each other's waits where there are columns for all of them
     if I and warps == 8:
         h, i = max(h, 32), max(i, 32)
-    weights = size * (gates * h * h + (gates * h * i + i * h if I else 0))
+    weights = size * (gates * h * h + (gates * h * i + i * h if I else h * h if modulates_hidden else 0))
     exchanged = EXCHANGED * 4 * BLOCK_B * max(h, i)
-    if max(h, i) > WIDEST[I > 0] or weights > MOST_BYTES:
+    if max(h, i) > WIDEST[I > 0 or modulates_hidden] or weights > MOST_BYTES:
         return []
     return [Plan(True, weights + exchanged, warps, 1, (("BLOCK_B", BLOCK_B), ("BLOCK_H", h), ("BLOCK_I", i)))]
 

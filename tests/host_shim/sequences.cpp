@@ -141,14 +141,14 @@ class Memory {
   size_t drawn_ = 0;
 };
 
-template <typename Cell, bool multiplicative, typename S>
+template <typename Cell, Modulates modulates, typename S>
 void run_cell(const Chip& chip, unsigned seed) {
-  constexpr int64_t T = 3, B = 9, I = 3, H = 21, G = 4, saved = 4 * H + I;
+  constexpr int64_t T = 3, B = 9, H = 21, I = modulates == Modulates::hidden ? H : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
   lengths[0] = 1, lengths[B - 1] = 2;
   unsigned timed_out = 0;
-  const Layer layer{{}, multiplicative, {}, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out};
+  const Layer layer{{}, modulates, {}, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out};
   ForwardCall f{layer};
   f.projected = m.array(T * B * (G * H + I)), f.input = m.array(T * B * I);
   f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
@@ -163,10 +163,10 @@ void run_cell(const Chip& chip, unsigned seed) {
   b.weight_ih = f.weight_ih, b.weight_hh = f.weight_hh, b.weight_mhh = f.weight_mhh;
   b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
   b.d_input = m.array(T * B * I);
-  const ForwardPlanner<Cell, multiplicative, S> forward(f, chip);
-  const BackwardPlanner<Cell, multiplicative, S> backward(b, chip);
-  std::string error = run_in_workspace(forward, run_forward<Cell, multiplicative, S>, layer, chip, {seed});
-  if (error.empty()) error = run_in_workspace(backward, run_backward<Cell, multiplicative, S>, layer, chip, {seed});
+  const ForwardPlanner<Cell, modulates, S> forward(f, chip);
+  const BackwardPlanner<Cell, modulates, S> backward(b, chip);
+  std::string error = run_in_workspace(forward, run_forward<Cell, modulates, S>, layer, chip, {seed});
+  if (error.empty()) error = run_in_workspace(backward, run_backward<Cell, modulates, S>, layer, chip, {seed});
   if (error.empty() && timed_out) error = "a block did not come in time";
   if (error.empty() && !m.finite()) error = "NaN among the results";
   if (!error.empty()) throw std::runtime_error(error);
@@ -179,14 +179,15 @@ int main(int, char** arguments) try {
   const auto argument = [&](int i) { return std::atoi(arguments[i]); };
   const Chip chip{argument(1), argument(2), argument(3), argument(4)};
   const auto seed = static_cast<unsigned>(argument(5));
-  run_cell<Lstm, false, float>(chip, seed);
+  run_cell<Lstm, Modulates::nothing, float>(chip, seed);
 #  if RACES > 1
-  run_cell<Lstm, false, BFloat16>(chip, seed);
-  run_cell<Lstm, true, float>(chip, seed);
-  run_cell<Gru, false, float>(chip, seed);
-  run_cell<Gru, true, BFloat16>(chip, seed);
-  run_cell<GruResetAfter, false, BFloat16>(chip, seed);
-  run_cell<Rnn<Relu>, false, float>(chip, seed);
+  run_cell<Lstm, Modulates::nothing, BFloat16>(chip, seed);
+  run_cell<Lstm, Modulates::input, float>(chip, seed);
+  run_cell<Lstm, Modulates::hidden, BFloat16>(chip, seed);
+  run_cell<Gru, Modulates::nothing, float>(chip, seed);
+  run_cell<Gru, Modulates::input, BFloat16>(chip, seed);
+  run_cell<GruResetAfter, Modulates::nothing, BFloat16>(chip, seed);
+  run_cell<Rnn<Relu>, Modulates::nothing, float>(chip, seed);
 #  endif
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
