@@ -7,11 +7,12 @@ VENV ?= .venv
 TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.15.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
+PAGES := pdoc==16.0.0
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
 TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint format dist test-dist clean
+.PHONY: demo test bench lint format docs dist test-dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -20,6 +21,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make bench   measure speed and memory, and write the tables into README.md"
 	@echo "make lint    check style; make format repairs it"
+	@echo "make docs    make the reference page in build/docs"
 	@echo "make dist    build a source archive and wheels into dist/; make test-dist tries them in clean environments"
 
 $(BIN)/python:
@@ -63,6 +65,10 @@ format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
+
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(PAGES)
+	$(BIN)/python -m pdoc --docformat google --no-show-source --output-directory build/docs fused_rnn
 
 # The source archive, and of it a wheel without the CUDA kernels and, where there is nvcc, one with them.
 dist: $(VENV)/installed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .modules import CellBased
+from .modules import CellBased, check_variant
 
 __all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
 
@@ -61,6 +61,7 @@ class RecurrentCell(CellBased):
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
+        """Make the step: the call that the class describes."""
         self._check_rank("input", input)
         parts = None if hx is None else self._state_parts(hx)
         for index, part in enumerate(parts or ()):
@@ -114,6 +115,7 @@ class RNNCell(RecurrentCell):
 
     @property
     def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'.")
         return f"rnn_{self.nonlinearity}"
@@ -136,13 +138,24 @@ class GRUCell(RecurrentCell):
 
     @property
     def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
         return "gru_reset_after" if self.reset_after else "gru"
 
 
 class MultiplicativeLSTMCell(RecurrentCell):
-    """One step of ``fused_rnn.MultiplicativeLSTM``."""
+    """One step of ``fused_rnn.MultiplicativeLSTM``, of either ``variant``."""
 
-    cell = "multiplicative_lstm"
+    _defaults = RecurrentCell._defaults | {"variant": "input"}
+
+    def __init__(self, *args, variant: str = "input", **kw):
+        check_variant(variant)
+        self.variant = variant
+        super().__init__(*args, **kw)
+
+    @property
+    def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
+        return "multiplicative_lstm" if self.variant == "input" else "multiplicative_lstm_hidden"
 
 
 class MultiplicativeGRUCell(RecurrentCell):

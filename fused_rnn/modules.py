@@ -71,6 +71,7 @@ class CellBased(nn.Module):
         return parts if self._spec.has_cell_state else parts[0]
 
     def extra_repr(self) -> str:
+        """Sizes, and the options that are not as they are by default."""
         options = {name: getattr(self, name) for name in self._defaults}
         changed = [f"{name}={value}" for name, value in options.items() if value != self._defaults[name]]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
@@ -103,16 +104,18 @@ class Recurrent(CellBased):
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
     sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
     are those of the last real step, and the reverse direction starts there. A ``PackedSequence``, sorted or not, is
-    taken too, and returned as output: it is padded, and the kernels are given its lengths.
+    taken too, and returned as output: it is padded, and the kernels are given its lengths. With ``return_cells=True``
+    the call returns a third thing, the cell states of all steps of the last layer, formed as the output, of H features
+    in each direction; they are differentiable.
 
     ``recompute=True`` trades time for memory; results stay the same, and gradients too up to rounding (in bfloat16 also
     that of the stored states). For each step and unit the forward pass then saves, beside its output, one value in
     LSTMs (the cell state), none in other cells; without it 5 in LSTMs, 4 in the GRU, 3 in reset-before GRUs and 1 in
-    the RNN, and multiplicative cells I more per step. A value takes the bytes of the dtype, 4 in float32. The backward
-    pass computes what was not saved once more, at the cost of the products of a forward pass, for an eighth of the
-    steps at a time (but for at least 1024 steps times sequences), and while it does so holds about 16 values for each
-    of these steps and units. So it pays where sequences are long, or where several layers or calls wait for the same
-    backward pass. The reference takes no notice: there autograd saves what it needs.
+    the RNN, and multiplicative cells as many more per step as m has. A value takes the bytes of the dtype, 4 in
+    float32. The backward pass computes what was not saved once more, at the cost of the products of a forward pass, for
+    an eighth of the steps at a time (but for at least 1024 steps times sequences), and while it does so holds about 16
+    values for each of these steps and units. So it pays where sequences are long, or where several layers or calls wait
+    for the same backward pass. The reference takes no notice: there autograd saves what it needs.
 
     What is dropped depends on torch's generator alone, and what is kept is scaled by 1/(1 − probability), so that in
     eval mode nothing is drawn and the weights are used as they are. Gal & Ghahramani's second mask, of h₋ and for each
@@ -229,10 +232,15 @@ class Recurrent(CellBased):
         """Nothing to do here: torch.nn needs this for cuDNN, whose callers may go on calling it."""
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: ops.State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, ops.State]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: ops.State | None = None,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> tuple:
+        """Run all layers: the call that the class describes."""
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
+            return self._forward_packed(input, hx, lengths, return_cells)
         if input.dim() not in (2, 3):
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -244,16 +252,17 @@ class Recurrent(CellBased):
         elif self.batch_first:
             input = input.transpose(0, 1)
         initial = self._initial(hx, input.shape[1], batched)
-        output, final = self._run_layers(input, initial, lengths)
+        (output, *cells), final = self._run_layers(input, initial, lengths, return_cells)
         if not batched:
-            output, final = output.squeeze(1), tuple(part.squeeze(1) for part in final)
+            output, *cells = (sequence.squeeze(1) for sequence in (output, *cells))
+            final = tuple(part.squeeze(1) for part in final)
         elif self.batch_first:
-            output = output.transpose(0, 1)
-        return output, self._state_of(final)
+            output, *cells = (sequence.transpose(0, 1) for sequence in (output, *cells))
+        return output, self._state_of(final), *cells
 
     def _forward_packed(
-        self, input: PackedSequence, hx: ops.State | None, lengths: Tensor | None
-    ) -> tuple[PackedSequence, ops.State]:
+        self, input: PackedSequence, hx: ops.State | None, lengths: Tensor | None, return_cells: bool
+    ) -> tuple:
         """Runs in the order of packing, the longest sequence first; states are given and returned in the caller's."""
         if lengths is not None:
             raise ValueError("a PackedSequence brings its lengths along: lengths goes with a padded tensor")
@@ -265,30 +274,33 @@ class Recurrent(CellBased):
         initial = self._initial(hx, packing.batch, batched=True)
         if initial is not None and order is not None:
             initial = tuple(part.index_select(1, order) for part in initial)
-        output, final = self._run_layers(packing.pad(data), initial, packing.lengths)
+        padded, final = self._run_layers(packing.pad(data), initial, packing.lengths, return_cells)
         if inverse is not None:
             final = tuple(part.index_select(1, inverse) for part in final)
-        return PackedSequence(packing.pack(output), batch_sizes, order, inverse), self._state_of(final)
+        output, *cells = (PackedSequence(packing.pack(part), batch_sizes, order, inverse) for part in padded)
+        return output, self._state_of(final), *cells
 
     def _run_layers(
-        self, input: Tensor, initial: tuple[Tensor, ...] | None, lengths: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The last layer's outputs, and the final states of all layers and directions."""
+        self, input: Tensor, initial: tuple[Tensor, ...] | None, lengths: Tensor | None, return_cells: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions."""
         run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
         how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
         finals = []
         for layer in range(self.num_layers):
-            outputs = []
+            last = layer + 1 == self.num_layers
+            how["return_cells"] = return_cells and last
+            directions = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = None if states is None else states[len(finals)]
-                output, final = run(input, state, self._drawn_weights(suffix), reverse=direction == 1, **how)
-                outputs.append(output)
+                output, final, *cells = run(input, state, self._drawn_weights(suffix), reverse=direction == 1, **how)
+                directions.append((output, *cells))
                 finals.append(final if self._spec.has_cell_state else (final,))
-            input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            if layer + 1 < self.num_layers:
-                input = self._drop(input)
-        return input, tuple(torch.stack(parts) for parts in zip(*finals))
+            sequences = tuple(parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*directions))
+            if not last:
+                input = self._drop(sequences[0])
+        return sequences, tuple(torch.stack(parts) for parts in zip(*finals))
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
         """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""
@@ -359,6 +371,7 @@ class RNN(Recurrent):
 
     @property
     def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
         return f"rnn_{self.nonlinearity}"
 
 
@@ -393,17 +406,31 @@ class GRU(Recurrent):
 
     @property
     def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
         return "gru_reset_after" if self.reset_after else "gru"
 
 
 class MultiplicativeLSTM(Recurrent):
-    """LSTM on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
+    """LSTM of which the input or the hidden state is modulated in every step; one ``bias_ih``.
 
-    Parameters beside the LSTM's: ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I); one ``bias_ih``.
-    Neither Krause et al.'s mLSTM, which replaces h₋, nor xLSTM's matrix memory of the same name.
+    ``variant="input"`` (default): the LSTM's step on x̂ = m⊙x, with m = W_m x + U_m h₋ + b_m. Parameters beside the
+    LSTM's: ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I).
+    ``variant="hidden"`` is Krause et al. 2016 (arXiv:1609.07959): the LSTM's step with (W_m x)⊙(U_m h₋) in place of h₋.
+    Parameters beside the LSTM's: ``weight_mih`` (H, I), ``weight_mhh`` (H, H).
+    Neither is xLSTM's matrix memory, which is called mLSTM, too.
     """
 
-    cell = "multiplicative_lstm"
+    _defaults = Recurrent._defaults | {"variant": "input"}
+
+    def __init__(self, *args, variant: str = "input", **kw):
+        check_variant(variant)
+        self.variant = variant
+        super().__init__(*args, **kw)
+
+    @property
+    def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
+        return "multiplicative_lstm" if self.variant == "input" else "multiplicative_lstm_hidden"
 
 
 class MultiplicativeGRU(Recurrent):
@@ -417,6 +444,12 @@ def check_backend(backend: str) -> None:
     if backend != "auto" and backend not in ops.BACKENDS:
         known = ", ".join(map(repr, ops.BACKENDS))
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")
+
+
+def check_variant(variant: str) -> None:
+    """Raise ValueError unless the multiplicative LSTM has a variant of this name."""
+    if variant not in ("input", "hidden"):
+        raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
 
 
 def _refuse_projection(module: Recurrent, options: dict) -> None:

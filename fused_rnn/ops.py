@@ -355,7 +355,7 @@ def _double_backward(ctx, *d_grads):
     """
     create_graph = torch.is_grad_enabled()
     spec = CELLS[ctx.cell]
-    with torch.enable_grad(), autocast.off(ctx.saved_tensors[3].device.type):
+    with torch.enable_grad(), autocast.off(ctx.saved_tensors[4].device.type):
         # views, so that the derivative stops here and does not run on into whatever made a tensor
         tensors = [
             None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()

@@ -22,12 +22,13 @@ def run_lstm(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    return_cells: bool = False,
     backend: str = "auto",
     recompute: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple:
     """``ops.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P) and h_0 (B, P).
 
-    Returns the outputs (T, B, P) and the state (h_n (B, P), c_n (B, H)).
+    Returns the outputs (T, B, P), the state (h_n (B, P), c_n (B, H)) and, if asked for, the cell states (T, B, H).
     """
     recurrent, project = weights["weight_hh"], weights["weight_hr"]
     weights = {name: weight for name, weight in weights.items() if name != "weight_hr"}
@@ -39,11 +40,11 @@ def run_lstm(
         weights["weight_ih"] = torch.cat([weights["weight_ih"], recurrent], -1)
         state = torch.zeros_like(c_0), c_0
     how = {"reverse": reverse, "lengths": lengths, "backend": backend, "recompute": recompute}
-    output, (k_n, c_n) = ops.run("lstm", input, state, weights, **how)
+    output, (k_n, c_n), *cells = ops.run("lstm", input, state, weights, return_cells=return_cells, **how)
     h_n = k_n @ project.T
     if h_0 is not None and lengths is not None:  # a sequence without steps ends as it began
         h_n = torch.where((lengths > 0).unsqueeze(1), h_n, h_0)
-    return output @ project.T, (h_n, c_n)
+    return output @ project.T, (h_n, c_n), *cells
 
 
 def _in_first_step(h_0: Tensor, input: Tensor, reverse: bool, lengths: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ CELLS = {
     "gru_reset_after": fused_rnn.GRUCell,
     "gru": lambda *a, **kw: fused_rnn.GRUCell(*a, reset_after=False, **kw),
     "multiplicative_lstm": fused_rnn.MultiplicativeLSTMCell,
+    "multiplicative_lstm_hidden": lambda *a, **kw: fused_rnn.MultiplicativeLSTMCell(*a, variant="hidden", **kw),
     "multiplicative_gru": fused_rnn.MultiplicativeGRUCell,
 }
 PAIRS = {

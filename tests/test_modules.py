@@ -23,6 +23,7 @@ MODULES = {
     "gru_reset_after": fused_rnn.GRU,
     "gru": lambda *a, **kw: fused_rnn.GRU(*a, reset_after=False, **kw),
     "multiplicative_lstm": fused_rnn.MultiplicativeLSTM,
+    "multiplicative_lstm_hidden": lambda *a, **kw: fused_rnn.MultiplicativeLSTM(*a, variant="hidden", **kw),
     "multiplicative_gru": fused_rnn.MultiplicativeGRU,
 }
 I, H, T, B, P = 5, 7, 6, 3, 2
