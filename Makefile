@@ -8,11 +8,12 @@ TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.15.0
 LINTERS := clang-format==23.1.5 ruff==0.17.6
 PAGES := pdoc==16.0.0
+TYPES := mypy==2.4.1
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
 TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test bench lint format docs dist test-dist clean
+.PHONY: demo test bench lint format types docs dist test-dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -21,6 +22,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make bench   measure speed and memory, and write the tables into README.md"
 	@echo "make lint    check style; make format repairs it"
+	@echo "make types   check the type hints of what users call"
 	@echo "make docs    make the reference page in build/docs"
 	@echo "make dist    build a source archive and wheels into dist/; make test-dist tries them in clean environments"
 
@@ -65,6 +67,11 @@ format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
+
+# The type hints of the public face.
+types: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(TYPES)
+	$(BIN)/mypy
 
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(PAGES)

@@ -65,7 +65,7 @@ class RecurrentCell(CellBased):
         self._check_rank("input", input)
         parts = None if hx is None else self._state_parts(hx)
         for index, part in enumerate(parts or ()):
-            self._check_rank(f"hx[{index}]" if len(parts) > 1 else "hidden", part)
+            self._check_rank(f"hx[{index}]" if self._spec.has_cell_state else "hidden", part)
         batched = input.dim() == 2
         if not batched:
             input = input.unsqueeze(0)

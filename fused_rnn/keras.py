@@ -25,7 +25,7 @@ from .modules import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["from_keras", "to_keras"]
 
-_MODULES: dict[int, type[Recurrent]] = {1: RNN, 3: GRU, 4: LSTM}  # by gates
+_MODULES: dict[int, type[RNN] | type[LSTM] | type[GRU]] = {1: RNN, 3: GRU, 4: LSTM}  # by gates
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **options: Any) -> RNN | LSTM | GRU:

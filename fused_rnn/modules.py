@@ -32,7 +32,6 @@ class CellBased(nn.Module):
     are not as they are by default.
     """
 
-    cell: str
     _defaults: ClassVar[dict]
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool, backend: str) -> None:
@@ -42,6 +41,11 @@ class CellBased(nn.Module):
         self.hidden_size = hidden_size
         self.bias = bias
         self.backend = backend
+
+    @property
+    def cell(self) -> str:
+        """The key of ``ops.CELLS``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which cell it is")
 
     @property
     def _spec(self) -> ops.Cell:
@@ -65,10 +69,10 @@ class CellBased(nn.Module):
         if self._spec.has_cell_state and isinstance(state, tuple | list) and len(state) != 2:
             raise RuntimeError(f"this cell has two states, h_0 and c_0, got {len(state)} of them")
         ops.check_state_form(self._spec, state)
-        return tuple(state) if self._spec.has_cell_state else (state,)
+        return tuple(state) if isinstance(state, tuple | list) else (state,)
 
     def _state_of(self, parts: tuple[Tensor, ...]) -> ops.State:
-        return parts if self._spec.has_cell_state else parts[0]
+        return (parts[0], parts[1]) if self._spec.has_cell_state else parts[0]
 
     def extra_repr(self) -> str:
         """Sizes, and the options that are not as they are by default."""
@@ -223,7 +227,7 @@ class Recurrent(CellBased):
         return (shape[0], self._output_size) if name == "weight_hh" else shape
 
     @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
+    def all_weights(self) -> list[list[Tensor]]:
         """The parameters, one list per layer and direction, as torch.nn has it."""
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
         return [list(self._weights(suffix).values()) for suffix in suffixes]
@@ -287,7 +291,7 @@ class Recurrent(CellBased):
         run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
         how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
-        finals = []
+        finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             last = layer + 1 == self.num_layers
             how["return_cells"] = return_cells and last

@@ -209,9 +209,9 @@ def _scan_pair(
     return_cells: bool,
 ) -> PairResult:
     """Apply a step of cells whose state is (h, c)."""
-    states, state = _scan_all(step, input, state, reverse, lengths)
+    states, (h_n, c_n) = _scan_all(step, input, state, reverse, lengths)
     output = torch.stack([h for h, _ in states])
-    return (output, state, torch.stack([c for _, c in states])) if return_cells else (output, state)
+    return (output, (h_n, c_n), torch.stack([c for _, c in states])) if return_cells else (output, (h_n, c_n))
 
 
 def _scan_all(

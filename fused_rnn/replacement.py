@@ -91,7 +91,7 @@ def _fused(module: nn.Module, backend: str) -> CellBased:
     """The fused module with the parameters, the training state and whatever attributes ``module`` was given."""
     kind = _FUSED[type(module)]
     fused = kind(module.input_size, module.hidden_size, **_options(module), backend=backend, device="meta")
-    if isinstance(fused, Recurrent):
+    if isinstance(fused, Recurrent) and isinstance(module, nn.RNNBase):
         fused.dropout = module.dropout  # not by the constructor, which warned of it when the model was made
     for name, parameter in module.named_parameters(remove_duplicate=False):
         fused.register_parameter(name, parameter)
@@ -104,7 +104,8 @@ def _obstacle(module: nn.Module) -> str | None:
     """Why a fused module cannot stand in for this one, or None if it can."""
     kind = type(module)
     if parametrize.is_parametrized(module):
-        return f"{', '.join(module.parametrizations)}: parametrised, and parametrisations belong to their module"
+        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+        return f"{', '.join(names)}: parametrised, and parametrisations belong to their module"
     if kind not in _FUSED:
         return f"{kind.__module__}.{kind.__qualname__} is a subclass, which may do other things than torch.nn's"
     hooks = [name.strip("_") for name, value in vars(module).items() if name.endswith("_hooks") and value]
