@@ -14,8 +14,16 @@ from torch import Tensor
 
 
 def is_on(kind: str) -> bool:
-    """Whether autocast is on for this kind of device; of some, such as meta, it knows nothing."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    """Whether autocast is on for this kind of device."""
+    return _is_known(kind) and torch.is_autocast_enabled(kind)
+
+
+def _is_known(kind: str) -> bool:
+    """Whether autocast knows this kind of device: of some, such as meta, it does not."""
+    return torch.amp.is_autocast_available(kind)
+
+
+_is_known._dynamo_marked_constant = True  # torch 2.11 cannot trace it
 
 
 def off(kind: str) -> contextlib.AbstractContextManager:
