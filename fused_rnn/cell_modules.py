@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .modules import CellBased, check_variant
+from .modules import check_variant
+from .recurrent import CellBased
 
 __all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
 

@@ -13,7 +13,7 @@ zero, the final state is that of the last real step, and a reverse run starts th
 ``return_cells=True`` return a third result, the cell states of all steps (T, B, H), which are zero where outputs are.
 
 ``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
-same gradients up to rounding. ``fused_rnn.modules.Recurrent`` says how much of each.
+same gradients up to rounding. ``fused_rnn.recurrent.Recurrent`` says how much of each.
 
 All tensors share one device and one dtype (float32, float64 or bfloat16, float16 on GPUs); under torch.autocast they
 are cast to its dtype, but for float64. Wrong rank and unknown names raise ValueError, states of the wrong form

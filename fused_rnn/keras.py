@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modules import GRU, LSTM, RNN, Recurrent
+from .modules import GRU, LSTM, RNN
+from .recurrent import Recurrent
 
 __all__ = ["from_keras", "to_keras"]
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cell_modules, modules
-from .modules import CellBased, Recurrent, check_backend
+from .recurrent import CellBased, Recurrent, check_backend
 
 __all__ = ["Replacement", "replace"]
 

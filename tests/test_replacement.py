@@ -127,7 +127,7 @@ def test_the_model_itself(kind):
 
 def results(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     result = module(x)
-    if isinstance(module, (nn.RNNBase, fused_rnn.modules.Recurrent)):
+    if isinstance(module, (nn.RNNBase, fused_rnn.recurrent.Recurrent)):
         return flat(result)
     return list(result) if isinstance(result, tuple) else [result]
 
