@@ -1,16 +1,18 @@
 """Recurrent networks whose whole sequence, forward and backward, runs in one fused kernel.
 
 ``RNN``, ``LSTM`` and ``GRU`` are drop-ins for torch.nn's; ``MultiplicativeLSTM`` and ``MultiplicativeGRU`` are
-cells that torch.nn lacks; ``RNNCell`` and so on are single steps. ``replace`` exchanges torch.nn's modules inside a
-model. ``functional`` has the same with weights as arguments, ``reference`` the plain PyTorch oracle, ``backends()``
-what can run on this machine.
+cells that torch.nn lacks; ``RNNCell`` and so on are single steps. What all of them take and return stands in
+``Recurrent`` and ``RecurrentCell``. ``replace`` exchanges torch.nn's modules inside a model, ``from_keras`` takes the
+weights of one of Keras's. ``functional`` has the same with weights as arguments, ``reference`` the plain PyTorch
+oracle, ``backends()`` what can run on this machine.
 """
 
 from . import functional, reference
-from .cell_modules import GRUCell, LSTMCell, MultiplicativeGRUCell, MultiplicativeLSTMCell, RNNCell
+from .cell_modules import GRUCell, LSTMCell, MultiplicativeGRUCell, MultiplicativeLSTMCell, RecurrentCell, RNNCell
 from .keras import from_keras, to_keras
 from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
 from .ops import backends, choose_backend
+from .recurrent import Recurrent
 from .replacement import Replacement, replace
 from .version import __version__
 
@@ -25,6 +27,8 @@ __all__ = [
     "MultiplicativeLSTM",
     "MultiplicativeLSTMCell",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
     "Replacement",
     "__version__",
     "backends",

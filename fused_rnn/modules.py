@@ -2,8 +2,8 @@
 
 ``RNN``, ``LSTM`` and ``GRU`` take torch.nn's constructor and call, name and initialise their parameters as it
 does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``MultiplicativeLSTM`` and
-``MultiplicativeGRU`` work alike with the parameters that their equations have. All they do is in ``recurrent``; here
-stands which cell each is, and the options that it alone has.
+``MultiplicativeGRU`` work alike with the parameters that their equations have. What they all take and do is in
+``recurrent.Recurrent``; here stands which cell each is, and the options that it alone has.
 """
 
 from .recurrent import Recurrent
