@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .modules import check_variant
+from .cells import cell_of_variant
 from .recurrent import CellBased
 
 __all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
@@ -149,14 +149,14 @@ class MultiplicativeLSTMCell(RecurrentCell):
     _defaults = RecurrentCell._defaults | {"variant": "input"}
 
     def __init__(self, *args, variant: str = "input", **kw):
-        check_variant(variant)
+        cell_of_variant(variant)  # which refuses an unknown one
         self.variant = variant
         super().__init__(*args, **kw)
 
     @property
     def cell(self) -> str:
         """The key of ``ops.CELLS``."""
-        return "multiplicative_lstm" if self.variant == "input" else "multiplicative_lstm_hidden"
+        return cell_of_variant(self.variant)
 
 
 class MultiplicativeGRUCell(RecurrentCell):

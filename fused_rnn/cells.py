@@ -81,3 +81,10 @@ CELLS = {
         reference.multiplicative_gru, gates=3, saved=3, gradients=3, reset_before=True, modulates="input"
     ),
 }
+
+
+def cell_of_variant(variant: str) -> str:
+    """The key of ``CELLS`` for a variant of the multiplicative LSTM; ValueError if there is none of this name."""
+    if variant not in ("input", "hidden"):
+        raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
+    return "multiplicative_lstm" if variant == "input" else "multiplicative_lstm_hidden"

@@ -24,6 +24,7 @@ are not looked at, and taken as the nearest in range.
 from torch import Tensor
 
 from . import ops
+from .cells import cell_of_variant
 
 __all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
@@ -138,14 +139,12 @@ def multiplicative_lstm(
     ``variant="input"`` scales the input; ``variant="hidden"`` is Krause et al.'s mLSTM and takes no ``bias_m``. Neither
     is xLSTM's. Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
     """
-    if variant not in ("input", "hidden"):
-        raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
     return ops.run(
-        "multiplicative_lstm" if variant == "input" else "multiplicative_lstm_hidden",
+        cell_of_variant(variant),
         input,
         state,
         weights,

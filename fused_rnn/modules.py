@@ -6,6 +6,7 @@ does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``Multi
 ``recurrent.Recurrent``; here stands which cell each is, and the options that it alone has.
 """
 
+from .cells import cell_of_variant
 from .recurrent import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN", "MultiplicativeGRU", "MultiplicativeLSTM"]
@@ -75,26 +76,20 @@ class MultiplicativeLSTM(Recurrent):
     _defaults = Recurrent._defaults | {"variant": "input"}
 
     def __init__(self, *args, variant: str = "input", **kw):
-        check_variant(variant)
+        cell_of_variant(variant)  # which refuses an unknown one
         self.variant = variant
         super().__init__(*args, **kw)
 
     @property
     def cell(self) -> str:
         """The key of ``ops.CELLS``."""
-        return "multiplicative_lstm" if self.variant == "input" else "multiplicative_lstm_hidden"
+        return cell_of_variant(self.variant)
 
 
 class MultiplicativeGRU(Recurrent):
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as MultiplicativeLSTM's."""
 
     cell = "multiplicative_gru"
-
-
-def check_variant(variant: str) -> None:
-    """Raise ValueError unless the multiplicative LSTM has a variant of this name."""
-    if variant not in ("input", "hidden"):
-        raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
 
 
 def _refuse_projection(module: Recurrent, options: dict) -> None:
