@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
@@ -77,6 +78,18 @@ inline OptionalTensor checked(const char* name, const OptionalTensor& tensor, st
                               const Tensor& like) {
   if (!tensor) return std::nullopt;
   return checked(name, *tensor, shape, like);
+}
+
+inline OptionalTensor checked_keep_c(const OptionalTensor& keep_c, const CellSpec& cell,
+                                     std::initializer_list<int64_t> shape, const Tensor& like) {
+  if (keep_c && !cell.has_cell_state) fail("keep_c goes with cells that have a cell state");
+  return checked("keep_c", keep_c, shape, like);
+}
+
+// The largest magnitude of a gradient of a pre-activation; 0 says that there is none.
+inline double checked_gradient_clip(double limit) {
+  if (!(limit >= 0)) fail("gradient_clip must be positive, or 0 for none, got ", limit);
+  return limit > 0 ? limit : std::numeric_limits<double>::infinity();
 }
 
 // All but the values, which are where the tensor is.

@@ -20,7 +20,8 @@ OptionalTensor checked_lengths_and_values(const OptionalTensor& lengths, int64_t
 Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
                   const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                   const OptionalTensor& weight_mih, const OptionalTensor& weight_mhh, const OptionalTensor& bias_m,
-                  const OptionalTensor& lengths, const std::string& cell_name, bool reverse) {
+                  const OptionalTensor& lengths, const OptionalTensor& keep_h, const OptionalTensor& keep_c,
+                  const std::string& cell_name, bool reverse) {
   const CellSpec cell = cell_spec(cell_name);
   if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
@@ -40,6 +41,8 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
            checked("weight_mih", weight_mih, {M, I}, input), checked("weight_mhh", weight_mhh, {M, H}, input),
            checked("bias_m", bias_m, {M}, input)},
           checked_lengths_and_values(lengths, T, input),
+          checked("keep_h", keep_h, {T, B, H}, input),
+          checked_keep_c(keep_c, cell, {T, B, H}, input),
           reverse,
           T,
           B,
@@ -55,11 +58,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor 
                                                            Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
                                                            OptionalTensor bias_hh, OptionalTensor weight_mih,
                                                            OptionalTensor weight_mhh, OptionalTensor bias_m,
-                                                           OptionalTensor lengths, std::string cell, bool reverse,
-                                                           std::string save) {
+                                                           OptionalTensor lengths, OptionalTensor keep_h,
+                                                           OptionalTensor keep_c, std::string cell, bool reverse,
+                                                           double gradient_clip, std::string save) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              lengths, cell, reverse);
+                              lengths, keep_h, keep_c, cell, reverse);
+  checked_gradient_clip(gradient_clip);  // which the backward pass will read
   ForwardResult r = cpu::forward(q, save_named(save));
   return {r.output, r.h_n, r.c_n, r.cells, r.saved};
 }
@@ -68,11 +73,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cells, Tensor output,
     Tensor cells, Tensor saved, Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
     OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor weight_mih, OptionalTensor weight_mhh,
-    OptionalTensor bias_m, OptionalTensor lengths, std::string cell, bool reverse, bool input_gradient,
-    bool weight_gradients) {
+    OptionalTensor bias_m, OptionalTensor lengths, OptionalTensor keep_h, OptionalTensor keep_c, std::string cell,
+    bool reverse, double gradient_clip, bool input_gradient, bool weight_gradients) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              lengths, cell, reverse);
+                              lengths, keep_h, keep_c, cell, reverse);
   if (!q.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
@@ -81,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         checked("output", output, {q.T, q.B, q.H}, input),
                         q.cell.has_cell_state ? checked("cells", cells, {q.T, q.B, q.H}, input) : cells,
                         checked("saved", saved, {q.T, q.B, q.saved_columns(Save::everything)}, input),
+                        checked_gradient_clip(gradient_clip),
                         input_gradient,
                         weight_gradients};
   BackwardResult r = cpu::backward(q, b);
@@ -106,7 +112,8 @@ std::string cpu_instruction_set() {
 
 #define FUSED_RNN_OPERANDS                                                                                        \
   "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
-  "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
+  "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, Tensor? keep_h, Tensor? keep_c, "     \
+  "str cell, bool reverse, float gradient_clip, "
 
 #define FUSED_RNN_BACKWARD                                                                            \
   "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, "                 \

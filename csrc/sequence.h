@@ -49,7 +49,8 @@ struct Sequence {
   Tensor h_0;          // (B, H)
   OptionalTensor c_0;  // (B, H), cells with a cell state
   Weights weights;
-  OptionalTensor lengths;  // (B) int64, steps of each sequence, at most T
+  OptionalTensor lengths;         // (B) int64, steps of each sequence, at most T
+  OptionalTensor keep_h, keep_c;  // (T, B, H) zoneout: the part of its old state that each unit keeps
   bool reverse;
   int64_t T, B, I, H;
 
@@ -67,6 +68,7 @@ struct ForwardResult {
 struct BackwardInput {
   OptionalTensor d_output, d_h_n, d_c_n, d_cells;  // gradients of the results, missing ones count as zero
   Tensor output, cells, saved;                     // of the forward pass, which saved everything
+  double gradient_clip;                            // the largest magnitude of gradients of pre-activations, or infinity
   bool input_gradient, weight_gradients;           // which of the products after the loop are wanted
 };
 

@@ -12,6 +12,10 @@ outputs in input order.
 zero, the final state is that of the last real step, and a reverse run starts there. The LSTMs with
 ``return_cells=True`` return a third result, the cell states of all steps (T, B, H), which are zero where outputs are.
 
+``keep_h`` and in the LSTMs ``keep_c`` (T, B, H), zoneout, are the part of its old state that each unit keeps in each
+step, and ``gradient_clip`` limits the magnitude of the gradients of all pre-activations: formulas in ``reference``.
+Masks may have any dtype, and no gradient.
+
 ``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
 same gradients up to rounding. ``fused_rnn.recurrent.Recurrent`` says how much of each.
 
@@ -43,6 +47,8 @@ def rnn(
     nonlinearity: str = "tanh",
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> Pair:
@@ -57,6 +63,8 @@ def rnn(
         weights,
         reverse=reverse,
         lengths=lengths,
+        keep_h=keep_h,
+        gradient_clip=gradient_clip,
         backend=backend,
         recompute=recompute,
     )
@@ -73,6 +81,9 @@ def lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> PairResult:
@@ -89,6 +100,9 @@ def lstm(
         reverse=reverse,
         lengths=lengths,
         return_cells=return_cells,
+        keep_h=keep_h,
+        keep_c=keep_c,
+        gradient_clip=gradient_clip,
         backend=backend,
         recompute=recompute,
     )
@@ -105,6 +119,8 @@ def gru(
     reset_after: bool = True,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> Pair:
@@ -113,8 +129,18 @@ def gru(
     ``reset_after=True`` is torch.nn.GRU; ``reset_after=False`` is Chung et al. 2014 and takes no ``bias_hh``.
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    cell = "gru_reset_after" if reset_after else "gru"
-    return ops.run(cell, input, state, weights, reverse=reverse, lengths=lengths, backend=backend, recompute=recompute)
+    return ops.run(
+        "gru_reset_after" if reset_after else "gru",
+        input,
+        state,
+        weights,
+        reverse=reverse,
+        lengths=lengths,
+        keep_h=keep_h,
+        gradient_clip=gradient_clip,
+        backend=backend,
+        recompute=recompute,
+    )
 
 
 def multiplicative_lstm(
@@ -131,6 +157,9 @@ def multiplicative_lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> PairResult:
@@ -151,6 +180,9 @@ def multiplicative_lstm(
         reverse=reverse,
         lengths=lengths,
         return_cells=return_cells,
+        keep_h=keep_h,
+        keep_c=keep_c,
+        gradient_clip=gradient_clip,
         backend=backend,
         recompute=recompute,
     )
@@ -168,6 +200,8 @@ def multiplicative_gru(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> Pair:
@@ -183,6 +217,8 @@ def multiplicative_gru(
         weights,
         reverse=reverse,
         lengths=lengths,
+        keep_h=keep_h,
+        gradient_clip=gradient_clip,
         backend=backend,
         recompute=recompute,
     )

@@ -150,6 +150,9 @@ def run(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
@@ -164,6 +167,9 @@ def run(
         lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all. On a GPU the values
             are not looked at, because that would mean waiting for it: out of range they count as the nearest in range.
         return_cells: also return the cell states of all steps; for cells that have one.
+        keep_h, keep_c: (T, B, H), zoneout: the part of its old state that each unit keeps, as in ``reference``; masks,
+            which have no gradient. keep_c is for cells that have a cell state.
+        gradient_clip: the largest magnitude of the gradients of the pre-activations, as in ``reference``; more than 0.
         backend: as in ``choose_backend``.
         recompute: save only states for the backward pass, which rebuilds the gates.
 
@@ -173,8 +179,8 @@ def run(
 
     Raises:
         ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight, cell states of a cell that
-            has none.
-        TypeError: a state or lengths of the wrong type.
+            has none, a mask with a gradient, a limit that is not positive.
+        TypeError: a state, lengths or mask of the wrong type.
         RuntimeError: sizes, dtypes or devices that do not fit each other, or a backend that cannot run the call.
     """
     if cell_name not in CELLS:
@@ -186,6 +192,10 @@ def run(
     _check_input(cell, input, weights)
     _check_lengths(lengths, input)
     h_0, c_0 = _split_state(cell, input, state, weights["weight_hh"].shape[1])
+    if keep_c is not None and not cell.has_cell_state:
+        raise ValueError(f"keep_c is of cells that have a cell state, and cell {cell_name!r} has none")
+    keep_h, keep_c = (_checked_mask(*mask, input, h_0.shape[1]) for mask in (("keep_h", keep_h), ("keep_c", keep_c)))
+    check_gradient_clip(gradient_clip)
     choice = choose_backend(input.device, input.dtype, backend)
     # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
     if choice.backend == "reference" or input.shape[1] == 0 or _differentiates_forward(backend):
@@ -193,13 +203,16 @@ def run(
             _warn_of_reference(choice.reason)
         _check_length_values(lengths, input)
         state = (h_0, c_0) if cell.has_cell_state else h_0
-        options = {**cell.options, "return_cells": True} if return_cells else cell.options
-        return cell.reference(input, state, **weights, reverse=reverse, lengths=lengths, **options)
+        options = {"reverse": reverse, "lengths": lengths, "keep_h": keep_h, "gradient_clip": gradient_clip}
+        if cell.has_cell_state:
+            options |= {"keep_c": keep_c, "return_cells": return_cells}
+        return cell.reference(input, state, **weights, **options, **cell.options)
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
-    output, h_n, c_n, cells, _ = operators.forward(*arguments, lengths, cell_name, reverse, save)
+    arguments = (*arguments, lengths, keep_h, keep_c, cell_name, reverse, gradient_clip or 0.0, save)
+    output, h_n, c_n, cells, _ = operators.forward(*arguments)
     last = (h_n, c_n) if cell.has_cell_state else h_n
     return (output, last, cells) if return_cells else (output, last)
 
@@ -256,6 +269,26 @@ def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
             raise RuntimeError(f"lengths must be between 0 and T = {input.shape[0]}, got {length}")
 
 
+def _checked_mask(name: str, mask: Tensor | None, input: Tensor, hidden_size: int) -> Tensor | None:
+    """keep_h or keep_c in the dtype of the input."""
+    if mask is None:
+        return None
+    shape = (*input.shape[:2], hidden_size)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor (T, B, H) or None, got {type(mask).__name__}")
+    if mask.requires_grad:
+        raise ValueError(f"{name} is a mask, which has no gradient, but requires one: pass {name}.detach()")
+    mask = mask.to(input.dtype)
+    _check_tensor(name, mask, shape, input, T=shape[0], B=shape[1], H=shape[2])
+    return mask
+
+
+def check_gradient_clip(limit: float | None) -> None:
+    """Raise ValueError unless the limit is positive, or None."""
+    if limit is not None and not limit > 0:
+        raise ValueError(f"gradient_clip must be greater than 0, or None for no limit, got {limit}")
+
+
 def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: int) -> tuple[Tensor, Tensor | None]:
     """Check the initial state, or make it of zeros, and return (h_0, c_0), c_0 None for cells without one."""
     shape = (input.shape[1], hidden_size)
@@ -293,7 +326,8 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
 # Shape functions and autograd -------------------------------------------------------------------------------
 
 
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, lengths, cell, reverse, save):
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, *rest):
+    _, _, _, cell, _, _, save = rest
     spec = CELLS[cell]
     steps, batch, input_size = input.shape
     hidden_size = w_hh.shape[1]
@@ -310,7 +344,7 @@ def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, le
 
 
 def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.save = inputs  # the last tensor is lengths
+    *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, ctx.save = inputs
     result, _, _, cells, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
@@ -323,18 +357,20 @@ def _forward_backward(operators, ctx, *d_results):
     d_results = d_results[:4]  # without that of saved
     if not CELLS[ctx.cell].has_cell_state:
         d_results = (*d_results[:2], None, None)  # c_n and cells are empty placeholders
-    if all(d is None for d in d_results):
-        return (None,) * 14
     needs = ctx.needs_input_grad
+    if all(d is None for d in d_results):
+        return (None,) * len(needs)
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
     saved = ctx.saved_tensors
     with autocast.off(saved[0].device.type):
-        grads = backward(*d_results, *saved, ctx.cell, ctx.reverse, needs[0], any(needs[3:10]))
-    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None, None
+        how = ctx.cell, ctx.reverse, ctx.gradient_clip
+        grads = backward(*d_results, *saved, *how, needs[0], any(needs[3:10]))
+    wanted = tuple(grad if need else None for grad, need in zip(grads, needs))
+    return *wanted, *(None,) * (len(needs) - len(wanted))
 
 
 def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest):
-    *tensors, _, _, _, input_gradient, weight_gradients = rest
+    *tensors, _, _, _, _, _, _, input_gradient, weight_gradients = rest
     wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
@@ -343,7 +379,7 @@ def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest)
 
 
 def _backward_setup(ctx, inputs, output):
-    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, _, _ = inputs
+    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(d_output, d_h_n, d_c_n, d_cells, *tensors)
 
@@ -353,26 +389,28 @@ def _double_backward(ctx, *d_grads):
 
     ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
     """
+    if ctx.gradient_clip:
+        raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
     create_graph = torch.is_grad_enabled()
     spec = CELLS[ctx.cell]
     with torch.enable_grad(), autocast.off(ctx.saved_tensors[4].device.type):
         # views, so that the derivative stops here and does not run on into whatever made a tensor
         tensors = [
             None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors[:-1]
+            for t in ctx.saved_tensors[:-3]
         ]
-        lengths = ctx.saved_tensors[-1]
+        lengths, keep_h, keep_c = ctx.saved_tensors[-3:]
         d_results, (input, h_0, c_0, *weights) = tensors[:4], tensors[4:]
         how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
-        how |= {"reverse": ctx.reverse, "lengths": lengths, **spec.options}
+        how |= {"reverse": ctx.reverse, "lengths": lengths, "keep_h": keep_h, **spec.options}
         if spec.has_cell_state:
-            output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, return_cells=True)
+            output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, keep_c=keep_c, return_cells=True)
             results = output, h_n, c_n, cells
         else:
             results = *spec.reference(input, h_0, **how), None, None
         first = _grad(results, tensors[4:], d_results, create_graph=True)
         second = _grad(first, tensors, d_grads, create_graph=create_graph)
-    return *second[:4], None, None, None, *second[4:], *(None,) * 5
+    return *second[:4], None, None, None, *second[4:], *(None,) * 8  # from lengths on
 
 
 def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]:

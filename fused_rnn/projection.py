@@ -23,6 +23,8 @@ def run_lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple:
@@ -40,6 +42,7 @@ def run_lstm(
         weights["weight_ih"] = torch.cat([weights["weight_ih"], recurrent], -1)
         state = torch.zeros_like(c_0), c_0
     how = {"reverse": reverse, "lengths": lengths, "backend": backend, "recompute": recompute}
+    how |= {"keep_c": keep_c, "gradient_clip": gradient_clip}
     output, (k_n, c_n), *cells = ops.run("lstm", input, state, weights, return_cells=return_cells, **how)
     h_n = k_n @ project.T
     if h_0 is not None and lengths is not None:  # a sequence without steps ends as it began

@@ -21,7 +21,7 @@ def backward_from_states(
 
     δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
     """
-    *weights, lengths, cell, reverse, input_gradient, weight_gradients = rest
+    *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip, input_gradient, weight_gradients = rest
     d_input = input.new_empty(input.shape if input_gradient else (0,))
     d_weights: list[Tensor] = []
     for begin, end in _parts(*input.shape[:2], reverse):
@@ -39,8 +39,10 @@ def backward_from_states(
             *(None if state is None else state[-1 if reverse else 0] for state in before),
             *weights,
             part_lengths,
+            *(None if keep is None else keep[begin:end] for keep in (keep_h, keep_c)),
             cell,
             reverse,
+            gradient_clip,
             input_gradient,
             weight_gradients,
         )
@@ -94,5 +96,6 @@ def _rebuild(
     if lengths is not None:  # a row is a sequence of one step, or of none past its end
         active = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).long().flatten()
     rows = input.reshape(1, steps * batch, features)
-    saved = operators.forward(rows, *states, *weights, active, cell, False, "everything")[4]
+    # what is saved is what the cell made of the states, before zoneout
+    saved = operators.forward(rows, *states, *weights, active, None, None, cell, False, 0.0, "everything")[4]
     return saved.view(steps, batch, -1)

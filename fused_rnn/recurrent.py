@@ -95,6 +95,11 @@ class Recurrent(CellBased):
             & Ghahramani 2016), in place of one for each step.
         weight_drop: probability of dropping an element of ``weight_hh`` or ``weight_mhh`` (DropConnect; Merity, Keskar
             & Socher 2018), in training mode only: drawn once a call for each layer and direction.
+        zoneout: probability with which a unit keeps its hidden state in a step (Krueger et al. 2016); not with
+            ``proj_size``.
+        zoneout_cell: the same of cell states, for modules that have them.
+        gradient_clip: the largest magnitude of the gradients of the pre-activations in each step (Graves 2013,
+            arXiv:1308.0850, section 2.1), more than 0; None for no limit.
         learn_initial_state: add parameters ``h_0`` (num_layers * directions, 1, H), with projections P for H, and where
             the cell has a cell state ``c_0``, zero at first, which every sequence begins with unless given ``hx``.
 
@@ -117,8 +122,11 @@ class Recurrent(CellBased):
     for the same backward pass. The reference takes no notice: there autograd saves what it needs.
 
     What is dropped depends on torch's generator alone, and what is kept is scaled by 1/(1 − probability), so that in
-    eval mode nothing is drawn and the weights are used as they are. Gal & Ghahramani's second mask, of h₋ and for each
-    sequence, is not to be had: the kernels multiply all sequences with the same weights. ``weight_drop`` drops those.
+    eval mode nothing is drawn and the weights are used as they are. Zoneout likewise: a step ends with k⊙h₋ + (1−k)⊙h
+    in place of h, where k is drawn from 0 and 1 for each layer, direction, step, sequence and unit, and in eval mode is
+    the probability, the expectation; likewise with c, h being made of the c before that. The k of a layer and direction
+    take as much memory as its output. Gal & Ghahramani's second mask, of h₋ and for each sequence, is not to be had:
+    the kernels multiply all sequences with the same weights. ``weight_drop`` drops those.
 
     Under torch.autocast the module computes in autocast's dtype, but for float64, on every device.
 
@@ -129,7 +137,8 @@ class Recurrent(CellBased):
     _defaults: ClassVar[dict] = {
         **{"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False},
         **{"backend": "auto", "recompute": False},
-        **{"variational": False, "weight_drop": 0.0, "learn_initial_state": False},
+        **{"variational": False, "weight_drop": 0.0, "zoneout": 0.0, "zoneout_cell": 0.0, "gradient_clip": None},
+        **{"learn_initial_state": False},
     }
 
     def __init__(
@@ -149,14 +158,19 @@ class Recurrent(CellBased):
         recompute: bool = False,
         variational: bool = False,
         weight_drop: float = 0.0,
+        zoneout: float = 0.0,
+        zoneout_cell: float = 0.0,
+        gradient_clip: float | None = None,
         learn_initial_state: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, backend)
         _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         _check_bools(bias=bias, batch_first=batch_first, recompute=recompute)
         _check_bools(variational=variational, learn_initial_state=learn_initial_state)
-        _check_probabilities(dropout=dropout, weight_drop=weight_drop)
+        _check_probabilities(dropout=dropout, weight_drop=weight_drop, zoneout=zoneout, zoneout_cell=zoneout_cell)
+        ops.check_gradient_clip(gradient_clip)
         self._check_projection(proj_size)
+        self._check_zoneout(zoneout, zoneout_cell, proj_size)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout acts on the outputs of all but the last layer, so non-zero dropout expects num_layers "
@@ -171,6 +185,9 @@ class Recurrent(CellBased):
         self.recompute = recompute
         self.variational = variational
         self.weight_drop = float(weight_drop)
+        self.zoneout = float(zoneout)
+        self.zoneout_cell = float(zoneout_cell)
+        self.gradient_clip = gradient_clip
         self.learn_initial_state = learn_initial_state
         for layer in range(num_layers):
             layer_input = input_size if layer == 0 else self._output_size * self._directions
@@ -285,6 +302,7 @@ class Recurrent(CellBased):
         """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions."""
         run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
         how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
+        how["gradient_clip"] = self.gradient_clip
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
@@ -293,7 +311,8 @@ class Recurrent(CellBased):
             directions = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = None if states is None else states[len(finals)]
-                output, final, *cells = run(input, state, self._drawn_weights(suffix), reverse=direction == 1, **how)
+                weights, masks = self._drawn_weights(suffix), self._drawn_masks(input)
+                output, final, *cells = run(input, state, weights, reverse=direction == 1, **masks, **how)
                 directions.append((output, *cells))
                 finals.append(final if self._spec.has_cell_state else (final,))
             sequences = tuple(parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*directions))
@@ -309,6 +328,16 @@ class Recurrent(CellBased):
                 if name in weights:
                     weights[name] = nn.functional.dropout(weights[name], self.weight_drop)
         return weights
+
+    def _drawn_masks(self, input: Tensor) -> dict[str, Tensor]:
+        """What zoneout keeps of the states of one layer and direction, for one call."""
+        shape = (*input.shape[:2], self.hidden_size)
+        masks = {}
+        for name, probability in (("keep_h", self.zoneout), ("keep_c", self.zoneout_cell)):
+            if probability > 0:
+                expected = input.new_full(shape, probability)
+                masks[name] = torch.bernoulli(expected) if self.training else expected
+        return masks
 
     def _drop(self, outputs: Tensor) -> Tensor:
         """A layer's outputs (T, B, features) as the next one reads them: in training mode with ``dropout``."""
@@ -355,6 +384,14 @@ class Recurrent(CellBased):
             raise ValueError(
                 f"proj_size must be 0, for no projection, or positive and smaller than hidden_size={self.hidden_size}, "
                 f"got {proj_size}"
+            )
+
+    def _check_zoneout(self, zoneout: float, zoneout_cell: float, proj_size: int) -> None:
+        if zoneout > 0 and proj_size > 0:
+            raise ValueError(f"zoneout={zoneout} goes with proj_size=0, got {proj_size}: zoneout_cell goes with either")
+        if zoneout_cell > 0 and not self._spec.has_cell_state:
+            raise ValueError(
+                f"zoneout_cell={zoneout_cell} is of cell states, which {type(self).__name__} does not have"
             )
 
 

@@ -12,16 +12,25 @@ input's order, and the final state is that of step 0. A missing ``state`` is zer
 device. The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
 ``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
+
+Two options regularise any cell. ``keep_h`` and, in the LSTMs, ``keep_c`` (T, B, H) are zoneout (Krueger et al. 2016,
+arXiv:1606.01305): the part k, from 0 to 1, of its old state that each unit keeps in each step; a step ends with
+k⊙h₋ + (1−k)⊙h and k⊙c₋ + (1−k)⊙c in place of h and c, h being made of the c before that. They are masks: 0 and 1 where
+drawn at random, the probability itself for the expectation. ``gradient_clip`` limits the magnitude of the gradient of
+every product of a weight with x or a state in every step (Graves 2013, arXiv:1308.0850, section 2.1), which are those
+of the pre-activations, before it goes on to states, inputs and weights; None is no limit. Clipped gradients cannot be
+differentiated again.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import functional as F
 
 __all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
+Linear = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
 PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
 
@@ -37,17 +46,20 @@ def rnn(
     nonlinearity: str = "tanh",
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> Pair:
     """Elman network (Elman 1990): h = tanh(W x + b + U h₋), or relu in place of tanh.
 
     Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
     """
     activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+    linear = _linear(gradient_clip)
 
     def step(x: Tensor, h: Tensor) -> Tensor:
         return activation(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
 
 
 def lstm(
@@ -61,17 +73,22 @@ def lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> PairResult:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
     Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
+    linear = _linear(gradient_clip)
 
     def step(x: Tensor, state: Pair) -> Pair:
-        return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+        return _lstm_step(linear, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, return_cells)
+    keep = keep_h, keep_c
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, keep, return_cells)
 
 
 def gru(
@@ -85,6 +102,8 @@ def gru(
     reset_after: bool = True,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> Pair:
     """Gated recurrent unit, with the reset gate applied after or before the recurrent product.
 
@@ -94,17 +113,18 @@ def gru(
     r, z = σ(W x + U h₋ + b); n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n.
     Note that z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
     """
+    linear = _linear(gradient_clip)
 
     def step(x: Tensor, h: Tensor) -> Tensor:
         if not reset_after:
-            return _gru_step(x, h, weight_ih, weight_hh, bias_ih)
+            return _gru_step(linear, x, h, weight_ih, weight_hh, bias_ih)
         r_x, z_x, n_x = linear(x, weight_ih, bias_ih).chunk(3, -1)
         r_h, z_h, n_h = linear(h, weight_hh, bias_hh).chunk(3, -1)
         r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
         n = torch.tanh(n_x + r * n_h)
         return (1 - z) * n + z * h
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
 
 
 def multiplicative_lstm(
@@ -121,6 +141,9 @@ def multiplicative_lstm(
     reverse: bool = False,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> PairResult:
     """LSTM of which the input or the hidden state is modulated in every step. Not xLSTM's matrix memory.
 
@@ -129,21 +152,21 @@ def multiplicative_lstm(
     m in place of h₋. That step is ``lstm``'s, h = o⊙tanh(c); some write tanh(o⊙c) there, which gives other values.
     Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
-
     if bias_m is not None and variant == "hidden":
         raise ValueError("bias_m goes with variant='input', and variant='hidden' has no bias there")
+    linear = _linear(gradient_clip)
 
     def modulate_input(x: Tensor, state: Pair) -> Pair:
-        x = _modulate(x, state[0], weight_mih, weight_mhh, bias_m)
-        return _lstm_step(x, state, weight_ih, weight_hh, bias_ih, None)
+        x = _modulate(linear, x, state[0], weight_mih, weight_mhh, bias_m)
+        return _lstm_step(linear, x, state, weight_ih, weight_hh, bias_ih, None)
 
     def modulate_hidden(x: Tensor, state: Pair) -> Pair:
         m = linear(x, weight_mih) * linear(state[0], weight_mhh)
-        return _lstm_step(x, (m, state[1]), weight_ih, weight_hh, bias_ih, None)
+        return _lstm_step(linear, x, (m, state[1]), weight_ih, weight_hh, bias_ih, None)
 
     step = {"input": modulate_input, "hidden": modulate_hidden}[variant]
-
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, return_cells)
+    keep = keep_h, keep_c
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, keep, return_cells)
 
 
 def multiplicative_gru(
@@ -158,21 +181,77 @@ def multiplicative_gru(
     *,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> Pair:
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
 
     Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
     """
+    linear = _linear(gradient_clip)
 
     def step(x: Tensor, h: Tensor) -> Tensor:
-        x = _modulate(x, h, weight_mih, weight_mhh, bias_m)
-        return _gru_step(x, h, weight_ih, weight_hh, bias_ih)
+        x = _modulate(linear, x, h, weight_mih, weight_mhh, bias_m)
+        return _gru_step(linear, x, h, weight_ih, weight_hh, bias_ih)
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
+
+
+class _ClipGradient(torch.autograd.Function):
+    """The identity, whose gradient is clipped; a Function, and not a hook, so that forward-mode AD knows it too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, limit: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx, d: Tensor) -> tuple[Tensor, None]:
+        return _Clip.apply(d, ctx.limit), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+class _Clip(torch.autograd.Function):
+    """A clipped gradient. Its own gradient would be clipped once more on its way through the forward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(d: Tensor, limit: float) -> Tensor:
+        return d.clamp(-limit, limit)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, d: Tensor) -> None:
+        raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
+
+
+def _linear(gradient_clip: float | None) -> Linear:
+    """torch's linear, with the gradient of its result clipped."""
+    if gradient_clip is None:
+        return F.linear
+    return lambda *operands: _ClipGradient.apply(F.linear(*operands), gradient_clip)
 
 
 def _lstm_step(
-    x: Tensor, state: Pair, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+    linear: Linear,
+    x: Tensor,
+    state: Pair,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
 ) -> Pair:
     h, c = state
     i, f, g, o = (linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh)).chunk(4, -1)
@@ -180,7 +259,9 @@ def _lstm_step(
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def _gru_step(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None) -> Tensor:
+def _gru_step(
+    linear: Linear, x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None
+) -> Tensor:
     r_x, z_x, n_x = linear(x, weight_ih, bias_ih).chunk(3, -1)
     u_r, u_z, u_n = weight_hh.chunk(3, 0)
     r, z = torch.sigmoid(r_x + linear(h, u_r)), torch.sigmoid(z_x + linear(h, u_z))
@@ -188,15 +269,22 @@ def _gru_step(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_i
     return (1 - z) * h + z * n
 
 
-def _modulate(x: Tensor, h: Tensor, weight_mih: Tensor, weight_mhh: Tensor, bias_m: Tensor | None) -> Tensor:
+def _modulate(
+    linear: Linear, x: Tensor, h: Tensor, weight_mih: Tensor, weight_mhh: Tensor, bias_m: Tensor | None
+) -> Tensor:
     return (linear(x, weight_mih, bias_m) + linear(h, weight_mhh)) * x
 
 
 def _scan(
-    step: Callable[[Tensor, Tensor], Tensor], input: Tensor, h: Tensor, reverse: bool, lengths: Tensor | None
+    step: Callable[[Tensor, Tensor], Tensor],
+    input: Tensor,
+    h: Tensor,
+    reverse: bool,
+    lengths: Tensor | None,
+    keep_h: Tensor | None,
 ) -> Pair:
     """Apply a step of cells whose state is h alone."""
-    states, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths)
+    states, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths, (keep_h,))
     return torch.stack([h for (h,) in states]), h
 
 
@@ -206,30 +294,36 @@ def _scan_pair(
     state: Pair,
     reverse: bool,
     lengths: Tensor | None,
+    keep: tuple[Tensor | None, Tensor | None],
     return_cells: bool,
 ) -> PairResult:
     """Apply a step of cells whose state is (h, c)."""
-    states, (h_n, c_n) = _scan_all(step, input, state, reverse, lengths)
+    states, (h_n, c_n) = _scan_all(step, input, state, reverse, lengths, keep)
     output = torch.stack([h for h, _ in states])
     return (output, (h_n, c_n), torch.stack([c for _, c in states])) if return_cells else (output, (h_n, c_n))
 
 
 def _scan_all(
-    step: Callable, input: Tensor, state: tuple[Tensor, ...], reverse: bool, lengths: Tensor | None
+    step: Callable,
+    input: Tensor,
+    state: tuple[Tensor, ...],
+    reverse: bool,
+    lengths: Tensor | None,
+    keep: tuple[Tensor | None, ...],
 ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """The state after each step, in the order of the input, zero past the end of a sequence; and the final state."""
     states = []
     times = range(len(input))
     for t in reversed(times) if reverse else times:
-        if lengths is None:
-            state = step(input[t], state)
-            states.append(state)
-        else:
-            active = (t < lengths).unsqueeze(1)
-            # what stands past the end must not matter, not even as NaN times zero in a gradient
-            x = torch.where(active, input[t], 0)
-            state = tuple(torch.where(active, new, old) for new, old in zip(step(x, state), state))
-            states.append(tuple(torch.where(active, part, 0) for part in state))
+        active = None if lengths is None else (t < lengths).unsqueeze(1)
+        # what stands past the end must not matter, not even as NaN times zero in a gradient
+        x = input[t] if active is None else torch.where(active, input[t], 0)
+        parts = zip(step(x, state), state, keep)
+        after = tuple(new if k is None else k[t] * old + (1 - k[t]) * new for new, old, k in parts)
+        if active is not None:
+            after = tuple(torch.where(active, new, old) for new, old in zip(after, state))
+        state = after
+        states.append(state if active is None else tuple(torch.where(active, part, 0) for part in state))
     return states[::-1] if reverse else states, state
 
 

@@ -21,7 +21,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST, TOO_NEW, OLDEST_GPU = (3, 6), (4, 0), (8, 0)
 _OPERANDS = (
     "Tensor input, Tensor h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
-    "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, str cell, bool reverse, "
+    "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, Tensor? keep_h, Tensor? keep_c, "
+    "str cell, bool reverse, float gradient_clip, "
 )
 _BACKWARD = (
     "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, Tensor cells, Tensor saved, "
@@ -111,8 +112,8 @@ def _kernels() -> cuda.Kernels:
 
 def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fused_rnn_triton::forward``."""
-    *operands, cell, _, save = arguments
-    _check(operands, cell)
+    *operands, cell, _, gradient_clip, save = arguments
+    _check(operands, cell, gradient_clip)
     if save not in ("nothing", "states", "everything"):
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return cuda.forward(*arguments, _kernels())
@@ -120,8 +121,8 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def backward(*arguments) -> tuple[Tensor, ...]:
     """``fused_rnn_triton::backward``."""
-    *operands, cell, _, _, _ = arguments[7:]
-    _check(operands, cell)
+    *operands, cell, _, gradient_clip, _, _ = arguments[7:]
+    _check(operands, cell, gradient_clip)
     input, h_0, spec = operands[0], operands[1], CELLS[cell]
     T, B, I, H = *input.shape, h_0.shape[1]
     columns = spec.saved * H + spec.modulated_size(I, H)
@@ -133,9 +134,9 @@ def backward(*arguments) -> tuple[Tensor, ...]:
     return cuda.backward(*arguments, _kernels())
 
 
-def _check(operands: tuple[Tensor | None, ...], cell: str) -> None:
+def _check(operands: tuple[Tensor | None, ...], cell: str, gradient_clip: float) -> None:
     """Keep a direct caller from reading or writing out of bounds; ``ops.run`` explains wrong arguments to people."""
-    input, h_0, c_0, *weights, lengths = operands
+    input, h_0, c_0, *weights, lengths, keep_h, keep_c = operands
     if cell not in CELLS:
         raise RuntimeError(f"fused_rnn: unknown cell {cell!r}")
     spec = CELLS[cell]
@@ -156,6 +157,12 @@ def _check(operands: tuple[Tensor | None, ...], cell: str) -> None:
         _check_tensor(name, weight, spec.weight_shape(name, I, H), input)
     if weights[3] is not None and spec.reset_before:
         raise RuntimeError("fused_rnn: this cell has one bias, bias_ih")
+    if keep_c is not None and not spec.has_cell_state:
+        raise RuntimeError("fused_rnn: keep_c goes with cells that have a cell state")
+    for name, keep in (("keep_h", keep_h), ("keep_c", keep_c)):
+        _check_tensor(name, keep, (len(input), B, H), input)
+    if not gradient_clip >= 0:
+        raise RuntimeError(f"fused_rnn: gradient_clip must be positive, or 0 for none, got {gradient_clip}")
     if lengths is not None and (lengths.dtype != torch.int64 or lengths.shape != (B,)):
         raise RuntimeError(f"fused_rnn: lengths must be an int64 tensor of shape ({B},)")
 

@@ -53,6 +53,9 @@ class Operands:
     lengths: Tensor | None = None
     recompute: bool = False
     return_cells: bool = True  # from cells that have them
+    keep_h: Tensor | None = None
+    keep_c: Tensor | None = None
+    gradient_clip: float | None = None
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
         """[output, h_n], or [output, h_n, c_n, cell states]."""
@@ -61,8 +64,15 @@ class Operands:
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
         how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend, "recompute": self.recompute}
         how["return_cells"] = self.return_cells and ops.CELLS[self.cell].has_cell_state
+        how |= {"keep_h": self.keep_h, "keep_c": self.keep_c, "gradient_clip": self.gradient_clip}
         output, last, *cells = ops.run(self.cell, tensors["input"], state, weights, **how)
         return [output, *(last if isinstance(last, tuple) else (last,)), *cells]
+
+    def arguments(self) -> tuple:
+        """Of the operators, up to the last tensor."""
+        tensors = [self.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)]
+        masks = [None if t is None else t.to(tensors[0].dtype) for t in (self.keep_h, self.keep_c)]
+        return *tensors, self.lengths, *masks
 
     def function(self, backend: str) -> Callable[..., tuple[Tensor, ...]]:
         """The run as a function of the tensors in order, as gradcheck wants it."""
@@ -74,8 +84,9 @@ class Operands:
 
     def on(self, device: torch.device) -> "Operands":
         tensors = {name: t.detach().to(device).requires_grad_() for name, t in self.tensors.items()}
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return replace(self, tensors=tensors, lengths=lengths)
+        constants = ("lengths", "keep_h", "keep_c")
+        moved = {name: t.to(device) for name in constants if (t := getattr(self, name)) is not None}
+        return replace(self, tensors=tensors, **moved)
 
     def results_and_gradients(self, backend: str, d_results: list[Tensor]) -> list[Tensor]:
         results = self.run(backend)
@@ -99,6 +110,15 @@ def operands(
         value = factor * torch.randn(size, dtype=torch.float64, generator=generator)
         tensors[name] = value.to(dtype).requires_grad_()
     return Operands(cell, tensors, reverse, None if lengths is None else torch.tensor(lengths))
+
+
+def regularised(op: Operands, drawn: bool = True, seed: int = 2) -> Operands:
+    """With zoneout, drawn from 0 and 1 or keeping any parts between, and with a limit that clips many gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    T, B, H = *op.tensors["input"].shape[:2], op.tensors["h_0"].shape[1]
+    masks = torch.rand(2, T, B, H, dtype=torch.float64, generator=generator)
+    keep_h, keep_c = (masks < 0.3).double() if drawn else masks
+    return replace(op, keep_h=keep_h, keep_c=keep_c if "c_0" in op.tensors else None, gradient_clip=0.05)
 
 
 def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:

@@ -16,7 +16,6 @@ from fused_rnn import cuda, ops
 from fused_rnn.cells import CELLS, WEIGHTS
 
 from .conftest import Operands, Shape, operands, random_like, relative_error
-from .test_ops import arguments
 
 
 class PlainKernels:
@@ -30,7 +29,8 @@ class PlainKernels:
     def __init__(self) -> None:
         self.pair = cuda.Kernels(self.forward, self.backward)
 
-    def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, save):
+    def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, keep_h, keep_c, cell, reverse, save):
+        assert (keep_h, keep_c) == (None, None)
         self.kept = projected, b_m, b, b_h
         *results, cells, saved = self.run(projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse)
         cells = cells.new_empty(0) if save == "nothing" else cells
@@ -38,9 +38,9 @@ class PlainKernels:
         return tuple(t.to(h_0.dtype) for t in (*results, cells, saved))
 
     @torch.enable_grad()
-    def backward(
-        self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, w, u, u_m, lengths, cell, reverse
-    ):
+    def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, w, u, u_m, lengths, *rest):
+        keep_h, keep_c, cell, reverse, gradient_clip = rest
+        assert (keep_h, keep_c, gradient_clip) == (None, None, 0)
         projected, b_m, b, b_h = self.kept
         assert cells.shape == ((0,) if c_0 is None else output.shape)
         assert saved.shape == (*output.shape[:2], CELLS[cell].saved * h_0.shape[1] + (0 if x is None else x.shape[2]))
@@ -116,10 +116,10 @@ def results_and_gradients(
     op: Operands, d_results: list[Tensor], kernels: cuda.Kernels, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The results of the backend's forward, and all ten of its backward, with the kernels given."""
-    *results, saved = cuda.forward(*arguments(op), op.cell, op.reverse, "everything", kernels)
+    *results, saved = cuda.forward(*op.arguments(), op.cell, op.reverse, 0.0, "everything", kernels)
     d_results = [*d_results, None, None][:4]
-    how = (op.cell, op.reverse, *wanted, kernels)
-    return results, cuda.backward(*d_results, results[0], results[3], saved, *arguments(op), *how)
+    how = (op.cell, op.reverse, 0.0, *wanted, kernels)
+    return results, cuda.backward(*d_results, results[0], results[3], saved, *op.arguments(), *how)
 
 
 def compare(op: Operands, allowed: float, kernels: cuda.Kernels | None = None) -> None:
@@ -191,7 +191,7 @@ def test_only_what_is_wanted(cell, wanted):
     d_results = random_like(op.run("reference"))
     results, gradients = results_and_gradients(op, d_results, PlainKernels().pair, wanted)
     _, all_gradients = results_and_gradients(op, d_results, PlainKernels().pair)
-    fake = ops._backward_fake(*[None] * 4, results[0], *[None] * 2, *arguments(op), cell, False, *wanted)
+    fake = ops._backward_fake(*[None] * 4, results[0], *[None] * 2, *op.arguments(), cell, False, 0.0, *wanted)
     assert [g.shape for g in gradients] == [f.shape for f in fake]
     assert all(g.is_contiguous() for g in gradients)
     assert all(torch.equal(g, full) for g, full in zip(gradients, all_gradients) if g.numel())
@@ -213,7 +213,7 @@ def test_unknown_cell():
     op = operands("lstm", Shape(1, 1, 1, 1))
     op.cell = "lstn"
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        cuda.forward(*arguments(op), op.cell, False, "nothing", PlainKernels().pair)
+        cuda.forward(*op.arguments(), op.cell, False, 0.0, "nothing", PlainKernels().pair)
 
 
 # The choice of a backend ------------------------------------------------------------------------------------

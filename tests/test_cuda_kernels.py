@@ -1,6 +1,7 @@
 """The CUDA kernels, run on the CPU by the host shim, against the float64 reference; races, hangs and compilation."""
 
 import ctypes
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from torch import Tensor
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS, WEIGHTS
 
-from .conftest import Operands, Shape, operands, random_like, relative_error
+from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
 
 HERE = Path(__file__).parent / "host_shim"
 COMPILER = os.environ.get("CXX", "g++")
@@ -51,12 +52,13 @@ LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
 FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n cells saved"
 BACKWARD = "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
 BACKWARD += "d_h_0 d_c_0 d d_input"
+CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
 
 
 def structure(names: str) -> type[ctypes.Structure]:
-    fields = [(name, ctypes.c_void_p) for name in ["lengths", "timed_out", *names.split()]]
-    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *fields]})
+    fields = [(name, ctypes.c_void_p) for name in [*CONSTANTS, *names.split()]]
+    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *fields, ("gradient_clip", ctypes.c_double)]})
 
 
 CALLS = {"forward": structure(FORWARD), "backward": structure(BACKWARD)}
@@ -105,7 +107,7 @@ class HostKernels:
     missing: int = 0
 
     def forward(self, projected, input, h_0, c_0, *rest):
-        *weights, lengths, cell, reverse, save = rest
+        *weights, lengths, keep_h, keep_c, cell, reverse, save = rest
         spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
         state = (B, H) if spec.has_cell_state else (0,)
         cells = (T, B, H) if spec.has_cell_state and save != "nothing" else (0,)
@@ -115,29 +117,31 @@ class HostKernels:
         results = [self.unwritten(h_0, *shape) for shape in ((T, B, H), (B, H), state, cells, saved)]
         results[4] = results[4] if lengths is None else results[4].zero_()
         operands = [projected, input, h_0, c_0, *weights, *(t if t.numel() else None for t in results)]
-        self.launch("forward", FORWARD, operands, cell, reverse, lengths, (T, B, H))
+        self.launch("forward", FORWARD, operands, cell, reverse, (lengths, keep_h, keep_c), (T, B, H))
         return tuple(results)
 
     def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest):
-        *weights, lengths, cell, reverse = rest
+        *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip = rest
         spec, (T, B, H) = CELLS[cell], output.shape
         inputs = input.shape[2] if spec.multiplicative else 0
         shapes = (B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)
         results = [self.unwritten(h_0, *shape) for shape in shapes]
         operands = [d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *weights, *results]
-        self.launch("backward", BACKWARD, operands, cell, reverse, lengths, (T, B, H))
+        constants = lengths, keep_h, keep_c
+        self.launch("backward", BACKWARD, operands, cell, reverse, constants, (T, B, H), gradient_clip or math.inf)
         return results[0], results[1] if spec.has_cell_state else h_0.new_empty(0), *results[2:]
 
     def unwritten(self, like: Tensor, *shape: int) -> Tensor:
         """Memory whose every value must become another: NaN, or a number where NaN is expected."""
         return torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype)
 
-    def launch(self, direction, names, operands, cell, reverse, lengths, sizes) -> None:
+    def launch(self, direction, names, operands, cell, reverse, constants, sizes, gradient_clip=math.inf) -> None:
         """Run a kernel; fails if it does not come to its end, or if it should not and says nothing."""
         timed_out = torch.zeros(1, dtype=torch.int32)
         # contiguous, as the operator makes them, and alive until the kernel has run
-        tensors = [None if t is None else t.contiguous() for t in (*operands, lengths, timed_out)]
-        names = [*names.split(), "lengths", "timed_out"]
+        lengths, *keep = constants
+        tensors = [None if t is None else t.contiguous() for t in (*operands, lengths, timed_out, *keep)]
+        names = [*names.split(), *CONSTANTS]
         pointers = {name: None if t is None else t.data_ptr() for name, t in zip(names, tensors, strict=True)}
         input = tensors[names.index("input")]
         call = CALLS[direction](
@@ -147,6 +151,7 @@ class HostKernels:
             **dict(zip("TBH", sizes)),
             I=1 if input is None else input.shape[2],
             **pointers,
+            gradient_clip=gradient_clip,
         )
         run = getattr(self.library, f"run_{direction}_call")
         error = run(ctypes.byref(call), ctypes.byref(self.chip), self.seed, self.missing)
@@ -159,7 +164,8 @@ def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> 
     """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
     t = {name: tensor.detach() for name, tensor in op.tensors.items()}
     names = ["input", "h_0", "c_0", *WEIGHTS]
-    operands = [*(t.get(name) for name in names), op.lengths, op.cell, op.reverse]
+    operands = [None if value is None else value.detach() for value in op.arguments()]
+    operands += [op.cell, op.reverse, op.gradient_clip or 0.0]
     *results, saved = cuda.forward(*operands, "everything", kernels=kernels)
     output, *_, cells = results
     results = results[: len(d_results)]
@@ -242,6 +248,12 @@ def test_sizes_beyond_32_bits_are_refused(library, direction, size):
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(4, 3, 2, 5), Shape(3, 11, 5, 23)], ids=str)
 def test_float64_equals_reference(library, cell, shape, chip, reverse):
     compare(library, operands(cell, shape, reverse=reverse), 1e-11, CHIPS[chip])
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_zoneout_and_clipping(library, cell, chip, reverse):
+    op = operands(cell, Shape(3, 11, 5, 23), reverse=reverse, lengths=[3, 0, 1, 2, 3, 3, 1, 2, 3, 3, 2])
+    compare(library, regularised(op, drawn=reverse), 1e-11, CHIPS[chip])
 
 
 def test_states_larger_than_shared_memory(library, cell):

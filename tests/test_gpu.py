@@ -22,9 +22,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fused_rnn
 from fused_rnn import cuda, functional, ops
 
-from .conftest import ODD_SHAPES, Operands, Shape, operands, random_like, relative_error
+from .conftest import ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error
 from .test_functional import call
-from .test_ops import LENGTHS, arguments, backward_arguments, torch_results_and_gradients
+from .test_ops import LENGTHS, backward_arguments, torch_results_and_gradients
 from .test_serving import in_threads
 
 pytestmark = pytest.mark.gpu
@@ -216,6 +216,16 @@ def test_saturated_gates(place, cell, dtype, value):
         torch.testing.assert_close(result.double(), expected, rtol=allowed, atol=allowed)
 
 
+def test_zoneout_and_clipping(place, cell, reverse):
+    op = operands(cell, Shape(7, len(LENGTHS), 5, 40), reverse=reverse, lengths=LENGTHS)
+    op = regularised(op, drawn=reverse).on(place.device)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    assert relative_error(op.results_and_gradients(place.backend, d_results), exact) < 1e-11
+    op.recompute = True
+    assert relative_error(op.results_and_gradients(place.backend, d_results), exact) < 1e-11
+
+
 @pytest.mark.parametrize("hidden", [18, sized(Shape(1, 1, 1, 600), Shape(1, 1, 1, 60)).H])
 def test_lengths(place, cell, reverse, hidden):
     """Also: NaN past the end of a sequence, or in the gradient of an output there, reaches nothing."""
@@ -357,7 +367,7 @@ def test_saved_values_are_the_same_bits_twice(place, cell, save):
         torch.full(
             (10**6,), float("nan"), dtype=torch.float64, device=place.device
         )  # into memory that is given out next
-        runs.append(torch.ops.fused_rnn.forward(*arguments(op), cell, False, save)[3:])
+        runs.append(torch.ops.fused_rnn.forward(*op.arguments(), cell, False, 0.0, save)[3:])
     assert all(torch.equal(a, b) for a, b in zip(*runs))
 
 
@@ -637,7 +647,7 @@ def test_compile_without_a_graph_break(place):
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
 def test_opcheck(place, cell, lengths):
     op = place.operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
-    args = (*arguments(op), cell, False, "everything")
+    args = (*op.arguments(), cell, False, 0.0, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     torch.library.opcheck(torch.ops.fused_rnn.backward.default, backward_arguments(op, args))
 
@@ -659,13 +669,13 @@ def test_the_backend_of_another_device_is_refused(place):
 def test_operators_refuse_what_they_cannot_read(place):
     """A direct caller gets an error and never reads out of bounds."""
     op = place.operands("lstm", Shape(2, 2, 3, 4))
-    good = arguments(op)
+    good = op.arguments()
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
+        torch.ops.fused_rnn.forward(*good, "lstn", False, 0.0, "nothing")
     for index in range(1, 7):
         for wrong in (good[index].detach()[..., :-1], good[index].detach().float()):
             with pytest.raises(RuntimeError):
-                torch.ops.fused_rnn.forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, "nothing")
+                torch.ops.fused_rnn.forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, 0.0, "nothing")
     place.wait()
 
 

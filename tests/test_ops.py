@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import fused_rnn
 from fused_rnn import ops
 
-from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, relative_error
+from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error
 
 # sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
 LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]
@@ -304,15 +304,13 @@ def test_wrong_lengths(backend):
             op.run(backend)
 
 
-def arguments(op: Operands) -> tuple:
-    return *(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)), op.lengths
-
-
-@pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["whole", "lengths"])
-def test_opcheck(cell, lengths):
-    op = operands(cell, Shape(3, 2, 3, 4), lengths=lengths, dtype=torch.float32)
-    args = (*arguments(op), cell, False, "everything")
+@pytest.mark.parametrize("kind", ["whole", "lengths", "regularised"])
+def test_opcheck(cell, kind):
+    op = operands(cell, Shape(3, 2, 3, 4), lengths=[3, 1] if kind == "lengths" else None, dtype=torch.float32)
+    op = regularised(op) if kind == "regularised" else op
+    args = (*op.arguments(), cell, False, op.gradient_clip or 0.0, "everything")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
+    op.gradient_clip = None  # opcheck would differentiate clipped gradients
     torch.library.opcheck(torch.ops.fused_rnn.backward.default, backward_arguments(op, args))
 
 
@@ -321,12 +319,12 @@ def backward_arguments(op: Operands, forward_arguments: tuple) -> tuple:
     output, h_n, c_n, cells, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*forward_arguments))
     d_states = (c_n.clone(), cells.clone()) if ops.CELLS[op.cell].has_cell_state else (None, None)
     d_results = output.clone().requires_grad_(), h_n.clone(), *d_states
-    return *d_results, output, cells, saved, *arguments(op), op.cell, op.reverse, True, True
+    return *d_results, output, cells, saved, *op.arguments(), op.cell, op.reverse, op.gradient_clip or 0.0, True, True
 
 
 def test_opcheck_where_nothing_is_saved():
-    frozen = [None if t is None else t.detach() for t in arguments(operands("lstm", Shape(3, 2, 3, 4)))]
-    torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, "lstm", False, "nothing"))
+    frozen = [None if t is None else t.detach() for t in operands("lstm", Shape(3, 2, 3, 4)).arguments()]
+    torch.library.opcheck(torch.ops.fused_rnn.forward.default, (*frozen, "lstm", False, 0.0, "nothing"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
@@ -334,10 +332,10 @@ def test_opcheck_where_nothing_is_saved():
 def test_saved_states(cell, dtype, reverse, lengths):
     """With save="states" only cell states are given out, with "nothing" not even these; the results are the same."""
     op = operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=lengths, dtype=dtype)
-    *results, cells, _ = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, "everything")
+    *results, cells, _ = torch.ops.fused_rnn.forward(*op.arguments(), cell, reverse, 0.0, "everything")
     assert cells.shape == ((7, len(LENGTHS), 18) if ops.CELLS[cell].has_cell_state else (0,))
     for save in ("states", "nothing"):
-        *others, states, saved = torch.ops.fused_rnn.forward(*arguments(op), cell, reverse, save)
+        *others, states, saved = torch.ops.fused_rnn.forward(*op.arguments(), cell, reverse, 0.0, save)
         assert all(torch.equal(a, b) for a, b in zip(results, others))
         assert torch.equal(states, cells if save == "states" else cells.new_empty(0))
         assert saved.shape == (0,)
@@ -363,7 +361,7 @@ def test_cell_states(cell, backend, reverse):
 
 def test_backward_needs_what_forward_saved():
     op = operands("lstm", Shape(2, 1, 1, 1))
-    output, *_ = torch.ops.fused_rnn.forward(*arguments(op), "lstm", False, "nothing")
+    output, *_ = torch.ops.fused_rnn.forward(*op.arguments(), "lstm", False, 0.0, "nothing")
     with pytest.raises(RuntimeError, match="save='nothing'"):
         output.sum().backward()
 
@@ -371,27 +369,27 @@ def test_backward_needs_what_forward_saved():
 def test_operator_refuses_what_it_cannot_read():
     """A direct caller gets an error and never reads out of bounds."""
     op = operands("lstm", Shape(2, 2, 3, 4))
-    good = arguments(op)
+    good = op.arguments()
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        torch.ops.fused_rnn.forward(*good, "lstn", False, "nothing")
-    backward = list(backward_arguments(op, (*good, "lstm", False, "everything")))
+        torch.ops.fused_rnn.forward(*good, "lstn", False, 0.0, "nothing")
+    backward = list(backward_arguments(op, (*good, "lstm", False, 0.0, "everything")))
     for index, name in enumerate(("d_output", "d_h_n", "d_c_n", "d_cells", "output", "cells", "saved")):
         wrong = [*backward[:index], backward[index].detach()[..., :-1], *backward[index + 1 :]]
         with pytest.raises(RuntimeError, match=f"{name} must have shape"):
             torch.ops.fused_rnn.backward(*wrong)
     with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
-        torch.ops.fused_rnn.forward(*good, "lstm", False, "all")
+        torch.ops.fused_rnn.forward(*good, "lstm", False, 0.0, "all")
     meta = [None if t is None else t.to("meta") for t in good]
     with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
-        torch.ops.fused_rnn.forward(*meta, "lstm", False, "all")
+        torch.ops.fused_rnn.forward(*meta, "lstm", False, 0.0, "all")
     for index, name in ((1, "h_0"), (2, "c_0"), (3, "weight_ih"), (4, "weight_hh"), (5, "bias_ih"), (6, "bias_hh")):
         wrong = list(good)
         wrong[index] = good[index].detach()[..., :-1]
         with pytest.raises(RuntimeError, match=r"must have shape|c_0"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, 0.0, "nothing")
         wrong[index] = good[index].detach().float()
         with pytest.raises(RuntimeError, match=f"{name} and input must have the same dtype"):
-            torch.ops.fused_rnn.forward(*wrong, "lstm", False, "nothing")
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, 0.0, "nothing")
 
 
 INSTRUCTION_SETS = {"generic": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}

@@ -17,7 +17,7 @@ from fused_rnn import functional, ops, recompute
 from .conftest import Operands, Shape, operands, random_like, relative_error
 from .test_functional import call
 from .test_modules import MODULES, B, H, I, T, flat
-from .test_ops import LENGTHS, arguments, backward_arguments, torch_results_and_gradients
+from .test_ops import LENGTHS, backward_arguments, torch_results_and_gradients
 
 
 @pytest.fixture(params=[1, 3], ids=["one-part", "parts"])
@@ -145,7 +145,7 @@ def test_what_is_saved(cell, backend, dtype):
 @pytest.mark.parametrize("cell", ["lstm", "multiplicative_gru"])
 def test_opcheck(cell):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=[3, 1], dtype=torch.float32)
-    args = (*arguments(op), cell, False, "states")
+    args = (*op.arguments(), cell, False, 0.0, "states")
     torch.library.opcheck(torch.ops.fused_rnn.forward.default, args)
     torch.library.opcheck(torch.ops.fused_rnn.backward_from_states.default, backward_arguments(op, args))
 

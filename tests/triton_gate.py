@@ -87,16 +87,17 @@ def call_kernel(launch, case: Case) -> None:
     x, h_0, c_0, w = (operands[name] for name in ("input", "h_0", "c_0", "weights"))
     recurrent = (x if spec.multiplicative else None, h_0, c_0, w["weight_ih"], w["weight_hh"], w["weight_mhh"])
     lengths = torch.ones(B, dtype=torch.int64)
+    keep = x.new_empty(T, B, case.H), x.new_empty(T, B, case.H) if spec.has_cell_state else None
     if not case.backward:
         projected = x.new_empty(T, B, case.I if spec.modulates == "input" else spec.gates * case.H)
         biases = (w["bias_m"], w["bias_ih"], w["bias_hh"])
-        launch.forward(projected, *recurrent, *biases, lengths, case.cell, False, "everything")
+        launch.forward(projected, *recurrent, *biases, lengths, *keep, case.cell, False, "everything")
         return
     output = x.new_empty(T, B, case.H)
     saved = x.new_empty(T, B, spec.saved * case.H + spec.modulated_size(case.I, case.H))
     cells = output if spec.has_cell_state else x.new_empty(0)
     d_states = (c_0, cells) if spec.has_cell_state else (None, None)
-    launch.backward(output, h_0, *d_states, output, cells, saved, *recurrent, lengths, case.cell, False)
+    launch.backward(output, h_0, *d_states, output, cells, saved, *recurrent, lengths, *keep, case.cell, False, 1.0)
 
 
 def make_operands(spec: Cell, case: Case, T: int, B: int) -> dict:

@@ -3,6 +3,8 @@
 Not collected with the other tests: TRITON_INTERPRET=1 is for a whole process, and test_triton.py runs this file in one.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -12,7 +14,7 @@ import fused_rnn
 from fused_rnn import ops
 from fused_rnn.triton import launch, math, plan
 
-from .conftest import Operands, Shape, operands, random_like, relative_error
+from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
 from .test_math import X, units_in_the_last_place
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -65,6 +67,28 @@ def test_lengths(cell, reverse):
     op = operands(cell, Shape(4, 4, 6, 9), reverse=reverse, lengths=[2, 0, 4, 1], dtype=torch.bfloat16)
     assert is_resident(op)
     assert_as_exact_as_pytorch(op)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["streamed", "resident"])
+def test_zoneout_and_clipping(cell, reverse, dtype):
+    op = regularised(operands(cell, Shape(3, 3, 5, 7), reverse=reverse, lengths=[3, 1, 2], dtype=dtype), drawn=reverse)
+    assert is_resident(op) == (dtype != torch.float32)
+    op.gradient_clip = 0.05 if dtype == torch.float32 else None  # where a clipped gradient leaps, rounding decides
+    assert_as_exact_as_pytorch(op)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "multiplicative_lstm_hidden"])
+def test_clipping_on_the_chip(cell):
+    """In bfloat16 a limit that none or all of the gradients pass, by far."""
+    op = regularised(operands(cell, SMALL, dtype=torch.bfloat16))
+    d_results = random_like(op.run("reference"))
+    free, wide, narrow = (
+        replace(op, gradient_clip=limit).results_and_gradients("triton", d_results) for limit in (None, 1e4, 2.0**-20)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(free, wide))
+    for name, gradient in zip(op.tensors, narrow[-len(op.tensors) :]):
+        if name.startswith("bias"):
+            assert 0 < gradient.abs().max() <= SMALL.T * SMALL.B * 2.0**-20
 
 
 def test_what_stands_past_the_end_does_not_matter(cell):
@@ -143,20 +167,16 @@ def test_double_backward():
     assert relative_error(*seconds) < 1e-5
 
 
-def arguments(op: Operands) -> tuple:
-    return *(op.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)), op.lengths
-
-
 def test_opcheck():
     name = "multiplicative_lstm"
     op = operands(name, Shape(1, 1, 2, 3), lengths=[1], dtype=torch.bfloat16)
-    args = (*arguments(op), name, False, "everything")
+    args = (*op.arguments(), name, False, 0.0, "everything")
     torch.library.opcheck(torch.ops.fused_rnn_triton.forward.default, args)
     results = [t.detach() for t in torch.ops.fused_rnn_triton.forward(*args)]
     d_results = [t.clone() for t in results[:4]]
     d_results[0].requires_grad_()
     output, _, _, cells, saved = results
-    args = (*d_results, output, cells, saved, *arguments(op), name, False, True, True)
+    args = (*d_results, output, cells, saved, *op.arguments(), name, False, 0.0, True, True)
     torch.library.opcheck(torch.ops.fused_rnn_triton.backward.default, args)
 
 
@@ -206,28 +226,33 @@ def test_the_schemas_are_those_of_the_compiled_operators():
 
 def test_operator_refuses_what_it_cannot_read():
     op = operands("lstm", Shape(2, 2, 3, 4), dtype=torch.float32)
-    good = arguments(op)
+    good = op.arguments()
     forward, backward = torch.ops.fused_rnn_triton.forward, torch.ops.fused_rnn_triton.backward
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        forward(*good, "lstn", False, "nothing")
+        forward(*good, "lstn", False, 0.0, "nothing")
     with pytest.raises(RuntimeError, match="save must be 'nothing', 'states' or 'everything', got 'all'"):
-        forward(*good, "lstm", False, "all")
+        forward(*good, "lstm", False, 0.0, "all")
     with pytest.raises(RuntimeError, match="c_0 goes with cells that have a cell state"):
-        forward(*good, "gru", False, "nothing")
+        forward(*good, "gru", False, 0.0, "nothing")
     with pytest.raises(RuntimeError, match="weight_mih is missing"):
-        forward(*good[:6], None, *good[7:], "multiplicative_lstm", False, "nothing")
+        forward(*good[:6], None, *good[7:], "multiplicative_lstm", False, 0.0, "nothing")
     for index in range(1, 7):
         for wrong in (good[index].detach()[..., :-1], good[index].detach().double()):
             with pytest.raises(RuntimeError, match=r"must have (the same )?(shape|dtype)"):
-                forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, "nothing")
+                forward(*good[:index], wrong, *good[index + 1 :], "lstm", False, 0.0, "nothing")
     with pytest.raises(RuntimeError, match="lengths must be an int64 tensor"):
-        forward(*good[:-1], torch.ones(3, dtype=torch.int64), "lstm", False, "nothing")
-    output, h_n, c_n, cells, saved = (t.detach() for t in forward(*good, "lstm", False, "everything"))
+        forward(*good[:-3], torch.ones(3, dtype=torch.int64), None, None, "lstm", False, 0.0, "nothing")
+    for name, masks in (("keep_h", (torch.ones(2, 4), None)), ("keep_c", (None, torch.ones(2, 4)))):
+        with pytest.raises(RuntimeError, match=f"{name} must have shape"):
+            forward(*good[:-2], *masks, "lstm", False, 0.0, "nothing")
+    with pytest.raises(RuntimeError, match="gradient_clip must be positive, or 0 for none, got -1"):
+        forward(*good, "lstm", False, -1.0, "nothing")
+    output, h_n, c_n, cells, saved = (t.detach() for t in forward(*good, "lstm", False, 0.0, "everything"))
     results = {"d_output": output, "d_h_n": h_n, "d_c_n": c_n, "d_cells": cells}
     results |= {"output": output, "cells": cells, "saved": saved}
     for name, result in results.items():
         with pytest.raises(RuntimeError, match=f"{name} must have shape"):
-            backward(*({**results, name: result[..., 1:]}).values(), *good, "lstm", False, True, True)
+            backward(*({**results, name: result[..., 1:]}).values(), *good, "lstm", False, 0.0, True, True)
 
 
 def test_float64_is_refused_with_the_reason():

@@ -5,6 +5,7 @@
 #include "gru_reset_after.h"
 #include "lstm.h"
 #include "multiplicative.h"
+#include "regularise.h"
 #include "rnn.h"
 
 namespace fused_rnn {

@@ -22,12 +22,18 @@ struct Lstm {
     const T f = sigmoid(wx[1] + uh[1]);
     const T g = tanh(wx[2] + uh[2]);
     const T o = sigmoid(wx[3] + uh[3]);
-    c = f * c + i * g;
-    h = o * tanh(c);
     saved[0] = i;
     saved[1] = f;
     saved[2] = g;
     saved[3] = o;
+    c = cell_state(saved, c);
+    h = o * tanh(c);
+  }
+
+  // c once more, for the backward pass of zoneout, which changes c after the cell.
+  template <typename T>
+  HOST_DEVICE static T cell_state(const T (&saved)[4], T c_prev) {
+    return saved[1] * c_prev + saved[0] * saved[2];
   }
 
   // dc: on entry the part of δc that does not come through h, on return δc₋.

@@ -30,6 +30,7 @@ class Backward {
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns(Save::everything);
+    step_.gradient_clip = static_cast<C>(in.gradient_clip);
     step_.h_0 = const_data<S>(q.h_0);
     step_.c_0 = q.c_0 ? const_data<S>(*q.c_0) : nullptr;
     step_.dh = data<C>(dh_);
@@ -129,6 +130,8 @@ class Backward {
     step.saved = const_data<S>(in_.saved) + t * B * columns;
     step.d_output = in_.d_output ? const_data<S>(*in_.d_output) + t * B * H : nullptr;
     step.d_cells = in_.d_cells ? const_data<S>(*in_.d_cells) + t * B * H : nullptr;
+    step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
+    step.keep_c = q_.keep_c ? const_data<S>(*q_.keep_c) + t * B * H : nullptr;
     if (q_.cell.has_cell_state) step.c = const_data<S>(in_.cells) + t * B * H;
     step.d = data<C>(d_) + row * columns_;
     step.history = data<C>(operands_) + row * operand_columns();

@@ -136,6 +136,8 @@ class Forward {
     step.h = data<C>(h_) + (s + 1) % 2 * B * H;
     step.output = data<S>(result_.output) + t * B * H;
     step.cells = result_.cells.numel() ? data<S>(result_.cells) + t * B * H : nullptr;
+    step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
+    step.keep_c = q_.keep_c ? const_data<S>(*q_.keep_c) + t * B * H : nullptr;
     step.saved = saved_columns_ ? data<S>(result_.saved) + t * B * saved_columns_ : nullptr;
     return step;
   }

@@ -62,6 +62,8 @@ struct ForwardStep {
   C* z;                  // [B, H] gru, scratch
   S* output;             // [B, H]
   S* cells;              // [B, H] the cell state once more, for who asks for those of all steps; or null
+  const S* keep_h;       // [B, H] zoneout: the part of its old state that each unit keeps; or null
+  const S* keep_c;       // [B, H] likewise, cells with a cell state
   S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; or null
   int64_t saved_stride;
   Active active;
@@ -85,6 +87,9 @@ struct BackwardStep {
   const C* wx_m;      // [B, H] where h₋ is modulated: W_m x, else null
   const S* d_output;  // [B, H], or null for zeros
   const S* d_cells;   // [B, H] likewise
+  const S* keep_h;    // [B, H] as in the forward step
+  const S* keep_c;    // [B, H] likewise
+  C gradient_clip;    // the largest magnitude that a gradient of a pre-activation may have
   C* dh;              // [B, H] δh from later steps, then δh₋
   C* dc;              // [B, H] likewise
   C* d;               // [B, d_stride] gradients of the pre-activations

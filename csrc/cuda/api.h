@@ -29,8 +29,9 @@ struct Layer {
   Type type;
   bool reverse;
   int64_t T, B, I, H;
-  const int64_t* lengths;  // [B] steps of each sequence, at most T, or null
-  unsigned* timed_out;     // becomes 1 if a block waited in vain; the host may read it at any time
+  const int64_t* lengths;       // [B] steps of each sequence, at most T, or null
+  unsigned* timed_out;          // becomes 1 if a block waited in vain; the host may read it at any time
+  const void *keep_h, *keep_c;  // [T, B, H] zoneout: the part of its old state that each unit keeps; or null
 };
 
 struct ForwardCall : Layer {
@@ -50,9 +51,10 @@ struct BackwardCall : Layer {
   const void *output, *cells, *saved;              // of the forward call; cells for cells with a cell state
   const void *input, *h_0, *c_0;                   // as above
   const void *weight_ih, *weight_hh, *weight_mhh;
-  void *d_h_0, *d_c_0;  // [B, H]; d_c_0 for cells with a cell state
-  void* d;              // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m
-  void* d_input;        // [T, B, I] *, the part that does not pass through W_m
+  void *d_h_0, *d_c_0;   // [B, H]; d_c_0 for cells with a cell state
+  void* d;               // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m
+  void* d_input;         // [T, B, I] *, the part that does not pass through W_m
+  double gradient_clip;  // the largest magnitude of a gradient of a pre-activation, or infinity
 };
 
 // Bytes of device memory that a call needs beside its arrays, to be aligned to 256 bytes; it need not be cleared. None

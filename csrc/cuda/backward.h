@@ -20,7 +20,8 @@ struct BackwardSequence : Sequence<S> {
   const S *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null for zeros
   S *d_h_0, *d_c_0;                             // [B, H]; d_c_0 in cells with a cell state
   S* d;                                         // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then δm
-  S* d_x;  // [T, B, I] multiplicative: the part of δx that does not pass through W_m
+  S* d_x;                     // [T, B, I] multiplicative: the part of δx that does not pass through W_m
+  Computed<S> gradient_clip;  // the largest magnitude of a gradient of a pre-activation
   // What products read: δ of the gates that U multiplies alone; of n, beside W and beside U; δm.
   State<S> d_gates, d_n, d_q, d_m;
   // Uᵀ and Wᵀ, without their columns for n where these multiply something of their own, and those; U_mᵀ. Where h₋ is
@@ -186,9 +187,10 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     return of_hidden ? 0 : q_.recurrent.parts + (has_q<Cell> ? q_.recurrent_n.parts : 0);
   }
 
-  // Put out the gradient of a pre-activation, and hand it to the products that read it.
+  // Clip the gradient of a pre-activation, put it out, and hand it to the products that read it.
   FUSED_RNN_DEVICE void put(int r, int gate, int u, C value) const {
     const int unit = units_.first + u;
+    value = clip(value, q_.gradient_clip);
     q_.d[row(r, t_) * d_width() + int64_t{gate} * q_.H + unit] = narrow<S>(value);
     if (gate < gates_together<Cell>)
       publish(q_.d_gates, turn_, r, gate * q_.H + unit, value);
@@ -198,17 +200,23 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       publish(q_.d_n, turn_, r, unit, value);
   }
 
-  // The cell's pointwise backward: all of it, or up to the reset gate.
+  // What goes past the cell, by zoneout, of the gradient of a state; d becomes what goes through it.
+  FUSED_RNN_DEVICE C kept(const S* keep, int r, int u, C& d) const {
+    return keep ? Zoneout::backward(C(widen(keep[row(r, t_) * q_.H + units_.first + u])), d) : C(0);
+  }
+
+  // Zoneout, and the cell's pointwise backward: all of it, or up to the reset gate.
   FUSED_RNN_DEVICE void make_gradients() {
     for_units([&](int i, int r, int u) {
       C d[Cell::gradients] = {};
       if (active(r, t_)) {
         C dh = dh_[i], dc = C(0);
         if (q_.d_output) dh += staged_at(d_output_run, r, u);
+        const C kept_dh = kept(q_.keep_h, r, u, dh);
         if constexpr (Cell::reset_before) {
           Cell::backward_candidate(staged_at(1, r, u), staged_at(2, r, u), h_prev(r, u), dh, d[1], d[2]);
         } else {
-          C values[Cell::saved], before = C(0), c = C(0);
+          C values[Cell::saved], before = C(0), c = C(0), kept_dc = C(0);
           FUSED_RNN_UNROLL
           for (int k = 0; k < Cell::saved; ++k) values[k] = staged_at(k, r, u);
           if constexpr (Cell::has_cell_state) {
@@ -216,11 +224,13 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
             c = staged_at(c_run, r, u);
             dc = dc_[i];
             if (q_.d_cells) dc += staged_at(d_cells_run, r, u);
+            kept_dc = kept(q_.keep_c, r, u, dc);
+            if (q_.keep_c) c = Cell::cell_state(values, before);  // that which the cell made
           }
           Cell::backward(values, h_prev(r, u), before, c, dh, dc, d);
-          if constexpr (Cell::has_cell_state) dc_[i] = dc;
+          if constexpr (Cell::has_cell_state) dc_[i] = dc + kept_dc;
         }
-        dh_[i] = dh;
+        dh_[i] = (Cell::bypasses_product ? dh : C(0)) + kept_dh;
       }
       FUSED_RNN_UNROLL
       for (int g = 0; g < Cell::gradients; ++g) put(r, g, u, alive_ ? d[g] : not_a_number<C>());
@@ -247,6 +257,8 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
       const C m = widen(q_.saved[row(r, t_) * saved_width() + int64_t{Cell::saved} * q_.H + feature]);
       C dm, dx;
       Multiplicative::backward(dx_hat, C(widen(q_.x[row(r, t_) * q_.I + feature])), m, dm, dx);
+      dm = clip(dm, q_.gradient_clip);
+      if (of_hidden) dx = clip(dx, q_.gradient_clip);  // of W_m x, a pre-activation too
       put_feature(r, feature, dm, dx);
       publish(q_.d_m, turn_, r, feature, dm);
     });
@@ -264,13 +276,12 @@ class BackwardBlock : Block<BackwardSequence<S>, S> {
     });
   }
 
-  // δh₋ = what bypassed the product + Uᵀ δ + U_mᵀ δm
+  // δh₋ = what bypassed the product, in the cell or by zoneout, + Uᵀ δ + U_mᵀ δm
   FUSED_RNN_DEVICE void recur() {
     const int parts = recurrent_parts() + (multiplicative ? q_.modulation.parts : 0);
     for_units([&](int i, int r, int u) {
       if (!active(r, t_)) return;
-      const C sum = sums().total(parts, r, u);
-      dh_[i] = Cell::bypasses_product ? dh_[i] + sum : sum;
+      dh_[i] += sums().total(parts, r, u);
     });
   }
 

@@ -18,6 +18,7 @@ struct Sequence {
   int T, B, I, H;
   bool reverse;
   const int64_t* lengths;                                 // [B] steps of each sequence, or null
+  const S *keep_h, *keep_c;                               // [T, B, H] zoneout, or null
   int sequences;                                          // of a tile, a multiple of 8
   int teams, parts;                                       // parts: blocks of a team
   int units, features;                                    // that a part owns, at most

@@ -208,6 +208,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       if constexpr (Cell::has_cell_state) c = c_[i];
       Cell::forward(wx, uh, h_[i], c, h, saved);
       if constexpr (Cell::has_cell_state) {
+        c = zone_out(q_.keep_c, r, u, c_[i], c);
         if (active(r, t_)) c_[i] = c;
         if (q_.cells) q_.cells[result(r, u)] = narrow<S>(active(r, t_) ? c : C(0));
       }
@@ -252,8 +253,14 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     q_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
   }
 
+  // What zoneout makes of a state that the cell changed.
+  FUSED_RNN_DEVICE C zone_out(const S* keep, int r, int u, C before, C after) const {
+    return keep ? Zoneout::forward(C(widen(keep[result(r, u)])), before, after) : after;
+  }
+
   // Hand on the state of a unit, and put out its output.
   FUSED_RNN_DEVICE void finish(int i, int r, int u, C h) {
+    h = zone_out(q_.keep_h, r, u, h_[i], h);
     if (active(r, t_)) h_[i] = h;
     publish(q_.h, 1 - turn_, r, units_.first + u, h_[i]);
     q_.output[result(r, u)] = narrow<S>(active(r, t_) ? h : C(0));

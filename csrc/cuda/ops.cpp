@@ -29,6 +29,7 @@ struct Operands {
   OptionalTensor weight_ih, weight_mhh;  // (G*H, I) where x is modulated, (I, H) multiplicative cells
   Tensor weight_hh;                      // (G*H, H)
   OptionalTensor lengths;
+  OptionalTensor keep_h, keep_c;  // (T, B, H)
   bool reverse;
   int64_t T, B, I, H;
 };
@@ -36,7 +37,8 @@ struct Operands {
 // steps: any tensor (T, B, ...) of the call.
 Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor& h_0, const OptionalTensor& c_0,
                   const OptionalTensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& weight_mhh,
-                  const OptionalTensor& lengths, const std::string& cell_name, bool reverse) {
+                  const OptionalTensor& lengths, const OptionalTensor& keep_h, const OptionalTensor& keep_c,
+                  const std::string& cell_name, bool reverse) {
   const CellSpec cell = cell_spec(cell_name);
   const bool modulates_input = cell.modulates == Modulates::input;
   if (modulates_input && cell.id != CellId::lstm && cell.id != CellId::gru)
@@ -59,6 +61,8 @@ Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor
           checked("weight_mhh", weight_mhh, {I, H}, steps),
           checked("weight_hh", weight_hh, {rows, H}, steps),
           checked_lengths(lengths, steps),
+          checked("keep_h", keep_h, {T, B, H}, steps),
+          checked_keep_c(keep_c, cell, {T, B, H}, steps),
           reverse,
           T,
           B,
@@ -98,6 +102,8 @@ Call call_with(const Operands& o) {
   call.H = o.H;
   call.lengths = static_cast<const int64_t*>(address(o.lengths));
   call.timed_out = cuda::timed_out_word();
+  call.keep_h = address(o.keep_h);
+  call.keep_c = address(o.keep_c);
   call.input = address(o.input);
   call.h_0 = address(o.h_0);
   call.c_0 = address(o.c_0);
@@ -142,9 +148,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, Opt
                                                            Tensor weight_hh, OptionalTensor weight_mhh,
                                                            OptionalTensor bias_m, OptionalTensor bias_ih,
                                                            OptionalTensor bias_hh, OptionalTensor lengths,
+                                                           OptionalTensor keep_h, OptionalTensor keep_c,
                                                            std::string cell, bool reverse, std::string save) {
   const DeviceGuard guard = ready(projected);
-  const Operands o = operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
+  const Operands o =
+      operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c, cell, reverse);
   const Save kept = save_named(save);
   const int64_t rows = o.cell.gates * o.H;
   const bool modulates_input = o.cell.modulates == Modulates::input;
@@ -184,10 +192,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
                                                     OptionalTensor d_cells, Tensor output, Tensor cells, Tensor saved,
                                                     OptionalTensor input, Tensor h_0, OptionalTensor c_0,
                                                     OptionalTensor weight_ih, Tensor weight_hh,
-                                                    OptionalTensor weight_mhh, OptionalTensor lengths, std::string cell,
-                                                    bool reverse) {
+                                                    OptionalTensor weight_mhh, OptionalTensor lengths,
+                                                    OptionalTensor keep_h, OptionalTensor keep_c, std::string cell,
+                                                    bool reverse, double gradient_clip) {
   const DeviceGuard guard = ready(output);
-  const Operands o = operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, cell, reverse);
+  const Operands o =
+      operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c, cell, reverse);
   if (!o.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const Tensor hidden = checked("output", output, {o.T, o.B, o.H}, output);
   const Tensor c = o.cell.has_cell_state ? checked("cells", cells, {o.T, o.B, o.H}, output) : cells;
@@ -214,6 +224,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   call.d_h_0 = d_h_0.mutable_data_ptr();
   call.d_c_0 = o.cell.has_cell_state ? d_c_0.mutable_data_ptr() : nullptr;
   call.d = d.mutable_data_ptr();
+  call.gradient_clip = checked_gradient_clip(gradient_clip);
   call.d_input = inputs ? d_input.mutable_data_ptr() : nullptr;
   queue(call, output);
   return {d_h_0, d_c_0, d, d_input};
@@ -233,12 +244,14 @@ std::tuple<std::string, std::string> device(int64_t index) {
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def(
       "cuda_forward(Tensor projected, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, "
-      "Tensor? weight_mhh, Tensor? bias_m, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, str cell, bool reverse, "
-      "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+      "Tensor? weight_mhh, Tensor? bias_m, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? keep_h, Tensor? "
+      "keep_c, "
+      "str cell, bool reverse, str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "cuda_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, Tensor cells, "
       "Tensor saved, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, "
-      "Tensor? lengths, str cell, bool reverse) -> (Tensor d_h_0, Tensor d_c_0, Tensor d, Tensor d_input)");
+      "Tensor? lengths, Tensor? keep_h, Tensor? keep_c, str cell, bool reverse, float gradient_clip) -> (Tensor d_h_0, "
+      "Tensor d_c_0, Tensor d, Tensor d_input)");
   m.def("cuda_device(int index) -> (str name, str obstacle)");
   m.def("cuda_raise_timed_out() -> ()");
 }

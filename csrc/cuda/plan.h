@@ -117,6 +117,7 @@ class Planner {
     q_.reverse = layer.reverse;
     q_.lengths = layer.lengths;
     q_.timed_out = layer.timed_out;
+    q_.keep_h = static_cast<const S*>(layer.keep_h), q_.keep_c = static_cast<const S*>(layer.keep_c);
   }
 
   // The states and products that the cell has; weights of the first products are the first to stay on the chip.
@@ -371,6 +372,7 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
     q_.d_cells = array(call.d_cells);
     q_.d_h_0 = static_cast<S*>(call.d_h_0), q_.d_c_0 = static_cast<S*>(call.d_c_0);
     q_.d = static_cast<S*>(call.d), q_.d_x = static_cast<S*>(call.d_input);
+    q_.gradient_clip = static_cast<C>(call.gradient_clip);
     static std::map<typename Base::Key, typename Base::Candidate> known;
     this->choose(divide_up(q_.H, block_outputs), 1 + Cell::reset_before + multiplicative, known);
   }

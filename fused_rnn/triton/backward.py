@@ -10,9 +10,10 @@ modulated, U_mᵀδm alone). ``backward_streamed`` ends each with a barrier, bec
 of the program wrote.
 
 Operands as of the forward kernels, and d_output (T, B, H), d_h_n, d_c_n (B, H), d_cells (T, B, H), each None where it
-is zero; output, cells * and saved of the forward call. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of
-the pre-activations, then of m; d_input * (T, B, I), the part of δx that does not pass through W_m. BYPASS: part of δh₋
-does not pass through U, and the cell reads h₋.
+is zero; output, cells * and saved of the forward call; gradient_clip, the largest magnitude of a gradient of a
+pre-activation. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of the pre-activations, then of m; d_input
+* (T, B, I), the part of δx that does not pass through W_m. BYPASS: part of δh₋ does not pass through U, and the cell
+reads h₋.
 """
 
 import triton
@@ -76,11 +77,27 @@ def load_modulation(saved, x, I, columns, column, n, step, clock, inputs):
 
 
 @triton.jit
-def store_gradients(d, row, width, H, start, gradients, active, mask):
-    """Store gradients of pre-activations, zero past the end of a sequence; returns them as stored."""
+def split(keep, row, H, n, mask, d):
+    """Of the gradient of a state, what goes on through the cell, and what zoneout leads past it."""
+    if keep is None:
+        return d, tl.zeros_like(d)
+    else:
+        part = load(keep, row, H, n, mask).to(tl.float32)
+        return (1.0 - part) * d, part * d
+
+
+@triton.jit
+def clip(x, limit):
+    """x, or the limit with the sign of x if that is nearer to zero; NaN stays NaN."""
+    return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+
+
+@triton.jit
+def store_gradients(d, row, width, H, start, gradients, limit, active, mask):
+    """Store gradients of pre-activations, clipped, zero past the end of a sequence; returns them as stored."""
     stored = ()
     for g in tl.static_range(len(gradients)):
-        value = choose(active, gradients[g], 0.0).to(d.dtype.element_ty)
+        value = choose(active, clip(gradients[g], limit), 0.0).to(d.dtype.element_ty)
         store(d, row, width, g * H + start, value, mask)
         stored = stored + (value,)
     return stored
@@ -93,12 +110,12 @@ def hand_on(operands, first: tl.constexpr, width, tile, gradients, BLOCK_B: tl.c
         tl.store(plane(operands, first + g, width, BLOCK_B) + tile, gradients[g])
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "reverse", "gradient_clip"])
 def backward_resident(
     d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
-    d_h_0, d_c_0, d, d_input, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
+    keep_h, keep_c, d_h_0, d_c_0, d, d_input, T, B, reverse, gradient_clip, I: tl.constexpr, H: tl.constexpr,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
-    BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
+    CELL_STATE: tl.constexpr, BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
@@ -158,15 +175,21 @@ def backward_resident(
         dh_here = dh
         if d_output is not None:
             dh_here = dh + here[len(here) - 1]
+        dh_here, kept_dh = split(keep_h, row, H, 0, units, dh_here)
         if RESET is None:
-            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh_here, dc_here)
-            dc = choose(active, dc_new, dc)
+            c_made = c
+            if keep_c is not None:
+                c_made = CELL_STATE(values, c_prev)
+            dc_here, kept_dc = split(keep_c, row, H, 0, units, dc_here)
+            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c_made, dh_here, dc_here)
+            dc = choose(active, dc_new + kept_dc, dc)
         else:
             dh_new, da_z, da_n = BACKWARD(values[1], values[2], h_prev, dh_here)
-            ds = tl.dot(choose(active, da_n, 0.0).to(S), u[2], input_precision=PRECISION)
+            ds = tl.dot(choose(active, clip(da_n, gradient_clip), 0.0).to(S), u[2], input_precision=PRECISION)
             dh_new, da_r = RESET(ds, values[0], h_prev, dh_new)
             gradients = (da_r, da_z, da_n)
-        da = store_gradients(d, row, WIDTH, H, 0, gradients, active, units)
+        dh_new += kept_dh
+        da = store_gradients(d, row, WIDTH, H, 0, gradients, gradient_clip, active, units)
         if not HIDDEN:
             for g in tl.static_range(GATES if RESET is None else 2):
                 beside = da[g] if g < GATES - 1 else da[GRADIENTS - 1]
@@ -175,8 +198,11 @@ def backward_resident(
             dx_hat = tl.zeros((BLOCK_B, BLOCK_I), tl.float32)
             for g in tl.static_range(GATES):
                 dx_hat = tl.dot(da[g], u[g] if HIDDEN else w[g], dx_hat, input_precision=PRECISION)
-            dm = store_gradients(d, row, WIDTH, H, GRADIENTS * H, (dx_hat * here_m[1],), active, inputs)
-            store(d_input, row, I, 0, choose(active, dx_hat * here_m[0], 0.0), inputs)
+            dm = store_gradients(d, row, WIDTH, H, GRADIENTS * H, (dx_hat * here_m[1],), gradient_clip, active, inputs)
+            dx = dx_hat * here_m[0]
+            if HIDDEN:
+                dx = clip(dx, gradient_clip)  # of W_m x, a pre-activation too
+            store(d_input, row, I, 0, choose(active, dx, 0.0), inputs)
             dh_new = tl.dot(dm[0], u_m, dh_new, input_precision=PRECISION)
         dh = choose(active, dh_new, dh)
         if c_0 is not None:
@@ -188,17 +214,18 @@ def backward_resident(
 
 # Padding, ``states`` and ``operands`` as in forward_streamed, but ``operands`` has BLOCK_B * (GRADIENTS * PADDED_H +
 # PADDED_I) values per program.
-@triton.jit(do_not_specialize=["T", "B", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "reverse", "gradient_clip"])
 def backward_streamed(
     d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
-    d_h_0, d_c_0, d, d_input, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
+    keep_h, keep_c, d_h_0, d_c_0, d, d_input, T, B, reverse, gradient_clip, I, H, PADDED_I, PADDED_H, states, operands,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
-    BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
+    CELL_STATE: tl.constexpr, BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     columns = SAVED * H + (0 if x is None else I)
     width = GRADIENTS * H + (0 if x is None else I)
     HIDDEN: tl.constexpr = False if x is None else weight_ih is None  # whether h₋ is modulated
+    PASSES: tl.constexpr = BYPASS if keep_h is None else True  # whether part of δh₋ does not pass through U
     program = tl.program_id(0).to(tl.int64)
     first_row = program * BLOCK_B
     clock = (T, B, reverse, first_row)
@@ -256,18 +283,22 @@ def backward_streamed(
                 h_prev = here[SAVED]
             if d_output is not None:
                 dh += here[len(here) - 1]
+            dh, kept_dh = split(keep_h, row, H, n, units, dh)
             if RESET is None:
+                if keep_c is not None:
+                    c = CELL_STATE(values, c_prev)  # that which the cell made
+                dc_here, kept_dc = split(keep_c, row, H, n, units, dc_here)
                 bypass, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh, dc_here)
-                da = store_gradients(d, row, width, H, n, gradients, active, units)
+                da = store_gradients(d, row, width, H, n, gradients, gradient_clip, active, units)
                 hand_on(das, 0, PADDED_H, tile, da, BLOCK_B)
                 if c_0 is not None:
-                    tl.store(dc_state + tile, choose(active, dc_new, dc))
+                    tl.store(dc_state + tile, choose(active, dc_new + kept_dc, dc))
             else:
                 bypass, da_z, da_n = BACKWARD(values[1], values[2], h_prev, dh)
-                da = store_gradients(d, row, width, H, H + n, (da_z, da_n), active, units)
+                da = store_gradients(d, row, width, H, H + n, (da_z, da_n), gradient_clip, active, units)
                 hand_on(das, 1, PADDED_H, tile, da, BLOCK_B)
-            if BYPASS:
-                tl.store(bypass_state + tile, bypass)
+            if PASSES:
+                tl.store(bypass_state + tile, bypass + kept_dh)
         tl.debug_barrier()
         if RESET is not None:
             for n in range(0, PADDED_H, BLOCK_N):
@@ -280,7 +311,7 @@ def backward_streamed(
                 r = load(saved, row, columns, n, units).to(tl.float32)
                 bypass, da_r = RESET(ds[0], r, h_prev, tl.load(bypass_state + tile))
                 tl.store(bypass_state + tile, bypass)
-                da = store_gradients(d, row, width, H, n, (da_r,), active, units)
+                da = store_gradients(d, row, width, H, n, (da_r,), gradient_clip, active, units)
                 hand_on(das, 0, PADDED_H, tile, da, BLOCK_B)
             tl.debug_barrier()
         if x is not None:
@@ -293,14 +324,18 @@ def backward_streamed(
                     w = weight_hh if HIDDEN else weight_ih
                     sums = add_products(sums, da_g, w, first, n, PADDED_H, PADDED_I, False, BLOCK_K, PRECISION)
                 here_m = widen(load_modulation(saved, x, I, columns, SAVED * H, n, step, clock, inputs))
-                dm = store_gradients(d, row, width, H, GRADIENTS * H + n, (sums[0] * here_m[1],), active, inputs)
+                dm = (sums[0] * here_m[1],)
+                dm = store_gradients(d, row, width, H, GRADIENTS * H + n, dm, gradient_clip, active, inputs)
                 hand_on(dms, 0, PADDED_I, offsets(PADDED_I, n, BLOCK_B, BLOCK_N), dm, BLOCK_B)
-                store(d_input, row, I, n, choose(active, sums[0] * here_m[0], 0.0), inputs)
+                dx = sums[0] * here_m[0]
+                if HIDDEN:
+                    dx = clip(dx, gradient_clip)
+                store(d_input, row, I, n, choose(active, dx, 0.0), inputs)
             tl.debug_barrier()
         for n in range(0, PADDED_H, BLOCK_N):
             tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
             sums = (zeros,)
-            if BYPASS:
+            if PASSES:
                 sums = (tl.load(bypass_state + tile),)
             if not HIDDEN:
                 for g in tl.static_range(GATES if RESET is None else 2):

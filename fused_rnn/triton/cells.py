@@ -54,8 +54,14 @@ def lstm_forward(wx, uh, h_prev, c_prev):
     f = sigmoid(wx[1] + uh[1])
     g = tanh(wx[2] + uh[2])
     o = sigmoid(wx[3] + uh[3])
-    c = f * c_prev + i * g
-    return o * tanh(c), c, (i, f, g, o)
+    saved = (i, f, g, o)
+    c = lstm_cell_state(saved, c_prev)
+    return o * tanh(c), c, saved
+
+
+@triton.jit
+def lstm_cell_state(saved, c_prev):
+    return saved[1] * c_prev + saved[0] * saved[2]
 
 
 @triton.jit
@@ -127,16 +133,21 @@ class Cell:
     gates: int  # rows of W and U
     saved: int  # values that backward reads beside h and c
     gradients: int  # of pre-activations
-    has_cell_state: bool = False
+    cell_state: triton.JITFunction | None = None  # (saved, c_prev) -> c, for cells with a cell state
     bypass: bool = False  # whether h₋ reaches h other than through U
     candidate: triton.JITFunction | None = None  # the second halves of the reset-before GRU
     reset: triton.JITFunction | None = None
+
+    @property
+    def has_cell_state(self) -> bool:
+        """Whether the cell has a state c beside h."""
+        return self.cell_state is not None
 
 
 CELLS = {
     "rnn_tanh": Cell(rnn_tanh_forward, rnn_tanh_backward, gates=1, saved=1, gradients=1),
     "rnn_relu": Cell(rnn_relu_forward, rnn_relu_backward, gates=1, saved=1, gradients=1),
-    "lstm": Cell(lstm_forward, lstm_backward, gates=4, saved=4, gradients=4, has_cell_state=True),
+    "lstm": Cell(lstm_forward, lstm_backward, gates=4, saved=4, gradients=4, cell_state=lstm_cell_state),
     "gru": Cell(
         gru_forward, gru_backward, gates=3, saved=3, gradients=3, bypass=True, candidate=gru_candidate, reset=gru_reset
     ),

@@ -14,8 +14,8 @@ that take turns, so that one barrier per phase is enough.
 Operands, contiguous and of one type; those marked * are None for cells without them: projected (T, B, G*H) W x, where x
 is modulated (T, B, I) W_m x; x * (T, B, I), where h₋ is modulated W_m x, with I = H; h_0, c_0 * (B, H); weight_ih
 (G*H, I) where x is modulated, elsewhere None; weight_hh (G*H, H), weight_mhh * (I, H); biases, or None; lengths (B)
-int64, or None. Results: output (T, B, H); h_n, c_n * (B, H); cells (T, B, H), the cell states of all steps, or None;
-saved (T, B, SAVED*H (+ I)), or None.
+int64, or None; keep_h, keep_c (T, B, H) what zoneout keeps of the states, or None. Results: output (T, B, H); h_n,
+c_n * (B, H); cells (T, B, H), the cell states of all steps, or None; saved (T, B, SAVED*H (+ I)), or None.
 """
 
 import triton
@@ -53,6 +53,16 @@ def load_step(projected, x, weight_ih, row, units, inputs, I, H, GATES: tl.const
 
 
 @triton.jit
+def zone_out(keep, row, H, n, mask, before, after):
+    """What zoneout makes of a state that the cell changed."""
+    if keep is None:
+        return after
+    else:
+        part = load(keep, row, H, n, mask).to(tl.float32)
+        return part * before + (1.0 - part) * after
+
+
+@triton.jit
 def save(saved, row, columns, column, value, active, mask):
     """Keep a value of a step, where it is wanted; zero past the end of a sequence."""
     if saved is not None:
@@ -69,7 +79,7 @@ def save_values(saved, row, columns, start, values, active, units, H):
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_resident(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    output, h_n, c_n, cells, saved, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
+    keep_h, keep_c, output, h_n, c_n, cells, saved, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
     GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -126,12 +136,14 @@ def forward_resident(
         uh = add_bias(uh, bias_hh, 0, H)
         if CANDIDATE is None:
             h_new, c_new, values = FORWARD(wx, uh, h, c)
+            c_new = zone_out(keep_c, row, H, 0, units, c, c_new)
             c = choose(active, c_new, c)
             save(cells, row, H, 0, c_new, active, units)
         else:
             s, r, z = FORWARD(wx, uh, h)
             h_new, n = CANDIDATE(wx[2], tl.dot(s.to(S), u[2], input_precision=PRECISION), z, h)
             values = (r, z, n)
+        h_new = zone_out(keep_h, row, H, 0, units, h, h_new)
         h = choose(active, h_new, h)
         store(output, row, H, 0, choose(active, h, 0.0), units)
         save_values(saved, row, COLUMNS, 0, values, active, units, H)
@@ -146,7 +158,7 @@ def forward_resident(
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_streamed(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    output, h_n, c_n, cells, saved, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
+    keep_h, keep_c, output, h_n, c_n, cells, saved, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
     GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -220,9 +232,11 @@ def forward_streamed(
                 if c_0 is not None:
                     c = tl.load(c_state + tile)
                 h_new, c_new, values = FORWARD(wx, uh, h, c)
+                c_new = zone_out(keep_c, row, H, n, units, c, c_new)
                 if c_0 is not None:
                     tl.store(c_state + tile, choose(active, c_new, c))
                 save(cells, row, H, n, c_new, active, units)
+                h_new = zone_out(keep_h, row, H, n, units, h, h_new)
                 h = choose(active, h_new, h)
                 tl.store(h_state + tile, h)
                 tl.store(h_after + tile, h.to(S))
@@ -251,6 +265,7 @@ def forward_streamed(
                     wx_n += load_bias(bias_ih, 2 * H, H, n, BLOCK_N)
                 h = tl.load(h_state + tile)
                 h_new, candidate = CANDIDATE(wx_n, us[0], tl.load(z_state + tile), h)
+                h_new = zone_out(keep_h, row, H, n, units, h, h_new)
                 h = choose(active, h_new, h)
                 tl.store(h_state + tile, h)
                 tl.store(h_after + tile, h.to(S))

@@ -6,6 +6,7 @@ the layouts of ``saved`` and ``d``. Nothing here waits for the device.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,8 @@ def forward(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     lengths: Tensor | None,
+    keep_h: Tensor | None,
+    keep_c: Tensor | None,
     cell: str,
     reverse: bool,
     save: str,
@@ -60,7 +63,7 @@ def forward(
         B,
         *(_readable(t) for t in (projected, input, h_0, c_0)),
         *weights,
-        *(_readable(t) for t in (bias_ih, bias_hh, bias_m, lengths)),
+        *(_readable(t) for t in (bias_ih, bias_hh, bias_m, lengths, keep_h, keep_c)),
         *(output, h_n, c_n if spec.has_cell_state else None),
         *(cells if keeps_cells else None, saved if saves else None),
         *(T, B, int(reverse), I, H),
@@ -88,8 +91,11 @@ def backward(
     weight_hh: Tensor,
     weight_mhh: Tensor | None,
     lengths: Tensor | None,
+    keep_h: Tensor | None,
+    keep_c: Tensor | None,
     cell: str,
     reverse: bool,
+    gradient_clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d_h_0 (B, H), d_c_0 (B, H) or empty, d (T, B, gradients*H (+ I)), d_input (T, B, I) or empty)."""
     spec, (T, B, H) = CELLS[split_name(cell)[0]], output.shape
@@ -109,14 +115,15 @@ def backward(
         *(_readable(t) for t in (d_output, d_h_n, d_c_n, d_cells, output, cells if spec.has_cell_state else None)),
         *(_readable(t) for t in (saved, input, h_0, c_0)),
         *weights,
-        _readable(lengths),
+        *(_readable(t) for t in (lengths, keep_h, keep_c)),
         *(d_h_0, d_c_0 if spec.has_cell_state else None, d, d_input if multiplicative else None),
-        *(T, B, int(reverse), I, H),
+        *(T, B, int(reverse), gradient_clip or math.inf, I, H),
         *memory,
         GATES=spec.gates,
         SAVED=spec.saved,
         GRADIENTS=spec.gradients,
         BYPASS=spec.bypass,
+        CELL_STATE=spec.cell_state,
         BACKWARD=spec.backward,
         RESET=spec.reset,
     )

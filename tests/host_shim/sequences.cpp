@@ -148,7 +148,8 @@ void run_cell(const Chip& chip, unsigned seed) {
   std::vector<int64_t> lengths(B, T);
   lengths[0] = 1, lengths[B - 1] = 2;
   unsigned timed_out = 0;
-  const Layer layer{{}, modulates, {}, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out};
+  const Layer layer{
+      {}, modulates, {}, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out, m.array(T * B * H), m.array(T * B * H)};
   ForwardCall f{layer};
   f.projected = m.array(T * B * (G * H + I)), f.input = m.array(T * B * I);
   f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
@@ -163,6 +164,7 @@ void run_cell(const Chip& chip, unsigned seed) {
   b.weight_ih = f.weight_ih, b.weight_hh = f.weight_hh, b.weight_mhh = f.weight_mhh;
   b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
   b.d_input = m.array(T * B * I);
+  b.gradient_clip = 0.01;
   const ForwardPlanner<Cell, modulates, S> forward(f, chip);
   const BackwardPlanner<Cell, modulates, S> backward(b, chip);
   std::string error = run_in_workspace(forward, run_forward<Cell, modulates, S>, layer, chip, {seed});

@@ -1,0 +1,32 @@
+// What regularises a step of any cell: zoneout, which acts on the states, and the clipping of gradients.
+#pragma once
+
+#include "math.h"
+
+namespace fused_rnn {
+
+// Zoneout (Krueger et al. 2016, arXiv:1606.01305): a unit keeps the part k of its old state, all or nothing where k is
+// drawn at random, or the probability of that in place of k.
+struct Zoneout {
+  template <typename T>
+  HOST_DEVICE static T forward(T keep, T before, T after) {
+    return keep * before + (T(1) - keep) * after;
+  }
+
+  // d: on entry the gradient of the state, on return that of the state that the cell made. Returns what goes past it.
+  template <typename T>
+  HOST_DEVICE static T backward(T keep, T& d) {
+    const T kept = keep * d;
+    d = (T(1) - keep) * d;
+    return kept;
+  }
+};
+
+// x, or the limit with the sign of x if that is nearer to zero; NaN stays NaN. Graves 2013 (arXiv:1308.0850), section
+// 2.1, clips so the gradients of all pre-activations in every step.
+template <typename T>
+HOST_DEVICE T clip(T x, T limit) {
+  return x > limit ? limit : x < -limit ? -limit : x;
+}
+
+}  // namespace fused_rnn
