@@ -23,7 +23,7 @@ def runs_on(device: str, backend: str) -> bool:
     return True
 
 
-# Fused backends that tests can give tensors of the CPU; test_gpu.py has those of a GPU.
+# Fused backends that tests can give tensors of the CPU; tests/gpu has those of a GPU.
 FUSED = [name for name in ops.BACKENDS if name != "reference" and runs_on("cpu", name)]
 
 
