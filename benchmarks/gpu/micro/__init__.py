@@ -3,7 +3,7 @@
 The kernels of whole sequences spend a step on three things: the product, the exchange of the state, and the meeting
 that orders it. Each number here decides a choice between ways to do one of them; ``MEASUREMENTS`` says which.
 ``exchange.h`` runs on the host shim too, ``cluster.h`` and ``throughput.h`` only on a GPU, ``ptx.h`` holds all inline
-PTX, ``micro.cu`` is the program that launches and checks them.
+PTX, ``micro.cu`` is the program that launches and checks them, by means of ``harness.h``.
 """
 
 # By name: what one value is, and what it is for in tuning.
