@@ -187,6 +187,8 @@ def _check(options: Namespace) -> None:
             f"--grow-from {options.grow_from} does not go with --protocol echo, which has one set of sequences to "
             "train on"
         )
+    if options.grow_from is None and options.grow_at != COMMON["grow_at"]:
+        raise InputError(f"--grow-at {options.grow_at} says when sequences grow, and without --grow-from none does")
     if options.ascend:
         options.length.sort()
     if options.vocabulary < 2:

@@ -55,6 +55,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--minutes", "0"], "--minutes"),
         (["--schedule", "linear"], "linear"),
         (["--protocol", "echo", "--grow-from", "5"], "--grow-from 5"),
+        (["--grow-at", "0.9"], "--grow-at 0.9 says when sequences grow, and without --grow-from none does"),
         (["--demo", "--longest"], "--longest"),
         (["--protocol", "echo", "--longest"], "--longest does not go with --protocol echo"),
         (["--device", "abacus"], "abacus"),
