@@ -61,17 +61,17 @@ inline Save save_named(std::string_view name) {
 // A contiguous version of a tensor that has this shape and the type and device of `like`.
 inline Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                       const Tensor& like) {
-  std::ostringstream expected, given;
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
   for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = tensor.size(i) == shape.begin()[i];
   if (!fits) {
+    std::ostringstream expected, given;
     for (const int64_t size : shape) expected << " " << size;
     for (int64_t i = 0; i < tensor.dim(); ++i) given << " " << tensor.size(i);
     fail(name, " must have shape (", expected.str(), " ), got (", given.str(), " )");
   }
   if (tensor.scalar_type() != like.scalar_type()) fail(name, " and input must have the same dtype");
   if (!(tensor.device() == like.device())) fail(name, " and input must be on the same device");
-  return torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // which costs a call
 }
 
 inline OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::initializer_list<int64_t> shape,

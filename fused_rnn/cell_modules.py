@@ -1,8 +1,8 @@
 """Single steps of the cells, for loops in which the next input depends on the last state.
 
 ``RNNCell``, ``LSTMCell`` and ``GRUCell`` are drop-ins for torch.nn's; ``GRUCell(reset_after=False)``,
-``MultiplicativeLSTMCell`` and ``MultiplicativeGRUCell`` work alike. A step is one call of ``ops.run`` with T = 1, so
-each packs the weights anew: where all inputs are known beforehand, the modules of whole sequences are faster.
+``MultiplicativeLSTMCell`` and ``MultiplicativeGRUCell`` work alike. A step is one call of ``ops.run`` with T = 1:
+where all inputs are known beforehand, the modules of whole sequences are faster.
 """
 
 from typing import ClassVar

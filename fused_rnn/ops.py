@@ -233,7 +233,8 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"input must be (T, B, I), three-dimensional, but has shape {tuple(input.shape)}")
     if input.shape[0] == 0 or input.shape[2] == 0:
         raise RuntimeError(f"input (T, B, I) must have at least one step and one feature, got {tuple(input.shape)}")
-    required = [name for name in cell.weights if name.startswith("weight")]
+    taken = cell.weights  # once, for single steps' sake
+    required = [name for name in taken if name.startswith("weight")]
     for name in required:
         if name not in weights:
             raise ValueError(f"{name} is missing: this cell needs {', '.join(required)}")
@@ -241,8 +242,8 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
         raise RuntimeError(f"weight_hh must be (gates*H, H) with H >= 1, got {tuple(weights['weight_hh'].shape)}")
     input_size, hidden_size = input.shape[2], weights["weight_hh"].shape[1]
     for name, weight in weights.items():
-        if name not in cell.weights:
-            raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
+        if name not in taken:
+            raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(taken)}")
         shape = cell.weight_shape(name, input_size, hidden_size)
         _check_tensor(name, weight, shape, input, I=input_size, H=hidden_size)
 

@@ -19,6 +19,8 @@ from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like,
 
 # sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
 LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]
+# single steps, and as many rows (steps x sequences) as the CPU backend multiplies with unpacked weights, and one more
+SHORT_SHAPES = [Shape(1, 1, 35, 33), Shape(1, 8, 7, 70), Shape(8, 1, 19, 34), Shape(3, 3, 19, 34)]
 
 
 def test_the_cpu_backend_is_built():
@@ -42,7 +44,7 @@ def test_gradcheck_without_bias(cell, backend):
     assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
 
 
-@pytest.mark.parametrize("shape", [*ODD_SHAPES, *LARGER_SHAPES], ids=str)
+@pytest.mark.parametrize("shape", [*ODD_SHAPES, *LARGER_SHAPES, *SHORT_SHAPES], ids=str)
 def test_float64_equals_reference(cell, backend, shape, reverse):
     op = operands(cell, shape, reverse=reverse)
     d_results = random_like(op.run("reference"))
@@ -63,7 +65,7 @@ def test_any_shape_equals_reference(data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [Shape(20, 8, 12, 40), Shape(50, 33, 11, 64)], ids=str)
+@pytest.mark.parametrize("shape", [Shape(20, 8, 12, 40), Shape(50, 33, 11, 64), Shape(2, 4, 37, 133)], ids=str)
 def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
     """Against float64 on the same rounded operands, the error is at most twice that of PyTorch in this dtype.
 
@@ -230,7 +232,7 @@ def test_same_bits_twice(cell, backend):
 
 
 # threads share sequences in the first shape; in the others panels, for want of sequences or because of large weights
-THREADED = [Shape(30, 21, 7, 19), Shape(4, 1, 5, 200), Shape(3, 3, 210, 190), Shape(2, 20, 3, 270)]
+THREADED = [Shape(30, 21, 7, 19), Shape(9, 1, 5, 200), Shape(3, 3, 210, 190), Shape(2, 20, 3, 270), Shape(1, 2, 9, 390)]
 
 
 @pytest.mark.parametrize("shape", THREADED, ids=str)
@@ -253,6 +255,14 @@ LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
 
 def test_lengths_equal_reference(cell, backend, reverse):
     op = operands(cell, Shape(7, len(LENGTHS), 5, 18), reverse=reverse, lengths=LENGTHS)
+    d_results = random_like(op.run("reference"))
+    exact = op.results_and_gradients("reference", d_results)
+    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [4, 0], [1, 3]], ids=str)
+def test_lengths_equal_reference_in_short_calls(cell, backend, reverse, lengths):
+    op = operands(cell, Shape(4, len(lengths), 5, 18), reverse=reverse, lengths=lengths)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
     assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11

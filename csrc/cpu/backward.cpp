@@ -23,7 +23,7 @@ class Backward {
       wx_m_ = workspace_.tensor<C>({rows, H});
       d_wx_m_ = workspace_.tensor<C>({rows, H});
     }
-    pack();
+    make_matrices();
     if (in.input_gradient && !modulates_input()) weight_ih_ = computed<C>(q.weights.weight_ih);
     if (in.input_gradient ? q.cell.multiplicative() : modulates_hidden())
       weight_mih_ = computed<C>(*q.weights.weight_mih);
@@ -69,25 +69,25 @@ class Backward {
     return out;
   }
 
-  void pack() {
+  void make_matrices() {
     const int64_t H = q_.H, M = q_.modulated_size(), G = q_.cell.gates;
     const S* U = const_data<S>(q_.weights.weight_hh);
     const S* W = const_data<S>(q_.weights.weight_ih);
     const S* U_m = q_.cell.multiplicative() ? const_data<S>(*q_.weights.weight_mhh) : nullptr;
     // rows of U that the gradient columns beside it meet; the reset-before GRU's U_n has a phase of its own
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
-    const PackSource<S> u{U, 0, rows, H, 1};
+    const MatrixPart<S> u{U, rows, H, 1}, u_m{U_m, M, H, 1};
+    const auto transposed = [&](int64_t columns, std::initializer_list<MatrixPart<S>> parts) {
+      return matrix<C, S>(workspace_, leaves_unpacked(q_), 1, columns, nullptr, nullptr, parts);
+    };
     if (modulates_hidden())
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U_m, 0, M, H, 1}});
+      step_.recurrent = transposed(H, {u_m});
     else if (U_m)
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u, {U_m, rows, M, H, 1}});
+      step_.recurrent = transposed(H, {u, u_m});
     else
-      step_.recurrent = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {u});
-    if (q_.cell.reset_before)
-      step_.reset = packed<C, S>(workspace_, 1, H, nullptr, nullptr, {{U + 2 * H * H, 0, H, H, 1}});
-    if (U_m)
-      step_.projection =
-          packed<C, S>(workspace_, 1, M, nullptr, nullptr, {{modulates_hidden() ? U : W, 0, G * H, M, 1}});
+      step_.recurrent = transposed(H, {u});
+    if (q_.cell.reset_before) step_.reset = transposed(H, {{U + 2 * H * H, H, H, 1}});
+    if (U_m) step_.projection = transposed(M, {{modulates_hidden() ? U : W, G * H, M, 1}});
   }
 
   void allocate_results() {
@@ -110,8 +110,8 @@ class Backward {
     }
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
-    const auto add = [&](BackwardPhase phase, const Panels<C>& m) {
-      if (m.data) phases.push_back({phase, k.panel_count(m.gates, m.units)});
+    const auto add = [&](BackwardPhase phase, const Matrix<C, S>& m) {
+      if (m.exists()) phases.push_back({phase, k.panel_count(m.gates, m.units)});
     };
     add(BackwardPhase::reset, step_.reset);
     add(BackwardPhase::modulate, step_.projection);

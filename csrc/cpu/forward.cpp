@@ -12,7 +12,8 @@ class Forward {
       : q_(q),
         workspace_(q.input),
         saved_columns_(q.saved_columns(save)),
-        joint_(joins_products(q)),
+        unpacked_(leaves_unpacked(q)),
+        joint_(!unpacked_ && joins_products(q)),
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
     result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
@@ -27,7 +28,7 @@ class Forward {
     c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
     if (!joint_ && !modulates_input_) w_ = projection(q.weights.weight_ih, q.weights.bias_ih);
     if (q.cell.multiplicative()) w_m_ = projection(*q.weights.weight_mih, q.weights.bias_m);
-    pack();
+    make_matrices();
     step_.input_size = q.I;
     step_.hidden_size = H;
     step_.c = data<C>(c_);
@@ -57,15 +58,32 @@ class Forward {
   }
 
  private:
-  // A product of the input with a weight, for all steps of a chunk.
+  // A product of the input with a weight, for all steps of a chunk: by the library, or where weights are left unpacked
+  // by our own, which for few rows starts sooner and converts no weights.
   struct Projection {
-    Tensor out, weight;
+    Tensor out;           // (rows, columns)
+    Matrix<C, S> matrix;  // where weights are left unpacked
+    Tensor weight;        // as the library takes it, (I, columns)
     OptionalTensor bias;
   };
 
-  Projection projection(const Tensor& weight, const OptionalTensor& bias) const {
+  Projection projection(const Tensor& weight, const OptionalTensor& bias) {
     const Tensor out = workspace_.tensor<C>({chunk_steps(q_) * q_.B, weight.size(0)});
-    return {out, transposed(computed<C>(weight)), bias ? OptionalTensor(computed<C>(*bias)) : std::nullopt};
+    if (!unpacked_)
+      return {out, {}, transposed(computed<C>(weight)), bias ? OptionalTensor(computed<C>(*bias)) : std::nullopt};
+    const MatrixPart<S> part{const_data<S>(weight), q_.I, 1, q_.I};
+    return {out, made(1, weight.size(0), data_or_null<S>(bias), nullptr, {part}), {}, {}};
+  }
+
+  void project(const Projection& p, const Tensor& x, Split split) const {
+    const Tensor out = rows_of(p.out, {0, x.size(0)});
+    if (!unpacked_) return product(out, p.bias ? *p.bias : out, x, p.weight, p.bias ? 1.0 : 0.0);
+    const Kernels<C, S>& k = kernels<C, S>();
+    const int64_t panels = k.panel_count(1, p.matrix.units);
+    torch::stable::parallel_for(0, panels, split == Split::none ? panels : share(panels),
+                                [&](int64_t begin, int64_t end) {
+                                  k.multiply(p.matrix, const_data<C>(x), {0, x.size(0)}, {begin, end}, data<C>(out));
+                                });
   }
 
   // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
@@ -76,45 +94,44 @@ class Forward {
     return !q.cell.separates_x && bytes <= cached_bytes && q.B >= few * torch::stable::get_num_threads();
   }
 
-  void pack() {
+  void make_matrices() {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, product_gates = q_.cell.reset_before ? 2 : G;
     const Weights& w = q_.weights;
     const S *U = const_data<S>(w.weight_hh), *W = const_data<S>(w.weight_ih);
     const S *b_hh = data_or_null<S>(w.bias_hh), *b_ih = data_or_null<S>(w.bias_ih);
     const auto recurrent = [&](int64_t first, int64_t gates) {  // rows of U, and of W below it
       const int64_t row = first * H;
-      std::vector<PackSource<S>> sources{{U + row * H, 0, H, 1, H}};
-      if (joint_) sources.push_back({W + row * I, H, I, 1, I});
-      return packed<C, S>(workspace_, gates, H, b_hh ? b_hh + row : nullptr, joint_ && b_ih ? b_ih + row : nullptr,
-                          sources);
+      const MatrixPart<S> u{U + row * H, H, 1, H}, w{W + row * I, I, 1, I};
+      const S *b = b_hh ? b_hh + row : nullptr, *other = joint_ && b_ih ? b_ih + row : nullptr;
+      return joint_ ? made(gates, H, b, other, {u, w}) : made(gates, H, b, nullptr, {u});
     };
     step_.recurrent = recurrent(0, product_gates);
     if (q_.cell.reset_before) step_.candidate = recurrent(2, 1);
     if (q_.cell.multiplicative())
-      step_.modulation = packed<C, S>(workspace_, 1, q_.modulated_size(), nullptr, nullptr,
-                                      {{const_data<S>(*w.weight_mhh), 0, H, 1, H}});
-    if (modulates_input_ && !joint_)
-      step_.projection = packed<C, S>(workspace_, 1, G * H, b_ih, nullptr, {{W, 0, I, 1, I}});
+      step_.modulation = made(1, q_.modulated_size(), nullptr, nullptr, {{const_data<S>(*w.weight_mhh), H, 1, H}});
+    if (modulates_input_ && !joint_) step_.projection = made(1, G * H, b_ih, nullptr, {{W, I, 1, I}});
+  }
+
+  Matrix<C, S> made(int64_t gates, int64_t units, const S* bias, const S* other_bias,
+                    std::initializer_list<MatrixPart<S>> parts) {
+    return matrix<C, S>(workspace_, unpacked_, gates, units, bias, other_bias, parts);
   }
 
   void run(const Chunk& chunk) {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
-    for (const auto& p : {w_, w_m_}) {
-      if (!p) continue;
-      const Tensor out = rows_of(p->out, {0, chunk.rows});
-      product(out, p->bias ? *p->bias : out, x, p->weight, p->bias ? 1.0 : 0.0);
-    }
+    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
+    for (const auto& p : {w_, w_m_})
+      if (p) project(*p, x, split);
 
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<ForwardPhase>> phases;
-    const auto add = [&](ForwardPhase phase, const Panels<C>& m) {
-      if (m.data) phases.push_back({phase, k.panel_count(m.gates, m.units)});
+    const auto add = [&](ForwardPhase phase, const Matrix<C, S>& m) {
+      if (m.exists()) phases.push_back({phase, k.panel_count(m.gates, m.units)});
     };
     add(ForwardPhase::modulate, step_.modulation);
     add(ForwardPhase::project, step_.projection);
     add(ForwardPhase::recur, step_.recurrent);
     add(ForwardPhase::candidate, step_.candidate);
-    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
     run_steps(
         split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, const_data<C>(x)); },
         k.cell(q_.cell.id).forward);
@@ -145,7 +162,7 @@ class Forward {
   const Sequence& q_;
   Workspace workspace_;
   const int64_t saved_columns_;
-  const bool joint_, modulates_input_;
+  const bool unpacked_, joint_, modulates_input_;
   ForwardResult result_;
   Tensor h_;                           // (2*B, H): the states before and after a step, in turn
   Tensor c_;                           // (B, H)

@@ -1,4 +1,4 @@
-// What the time loop and the kernels agree on: packed matrices, the operands of one time step, and the table of
+// What the time loop and the kernels agree on: matrices, the operands of one time step, and the table of
 // kernels. kernels.inc implements the table once per instruction set; the fastest that the processor has is taken
 // at run time. Nothing here depends on torch.
 //
@@ -17,19 +17,26 @@ struct Range {
   int64_t begin, end;
 };
 
-// A matrix of `depth` rows and `gates` x `units` columns with one bias per column, packed for multiplication from
-// the right: panels of a few vectors of units, with all gates of a unit in the same panel.
-template <typename C>
-struct Panels {
-  C* data = nullptr;
-  int64_t depth = 0, gates = 0, units = 0;
+// Rows of a matrix as the caller's tensors hold them: entry (k, g, j) is data[k * depth_stride + (g * units + j) *
+// unit_stride].
+template <typename S>
+struct MatrixPart {
+  const S* data;
+  int64_t depth, depth_stride, unit_stride;
 };
 
-// Source rows for a packed matrix: entry (k, g, j) is source[k * depth_stride + (g * units + j) * unit_stride].
-template <typename S>
-struct PackSource {
-  const S* source;
-  int64_t depth_offset, depth, depth_stride, unit_stride;
+// A matrix of `depth` rows, those of its parts one below the other, and `gates` x `units` columns with one bias per
+// column, the sum of two where null counts as zeros, for multiplication from the right. It is read in panels of a few
+// vectors of units, with all gates of a unit in the same panel: from `packed`, which holds them one after the other, or
+// where that is null from the caller's tensors. One of the strides is 1, in all parts the same one.
+template <typename C, typename S>
+struct Matrix {
+  C* packed = nullptr;
+  int64_t depth = 0, gates = 0, units = 0;
+  const S *bias = nullptr, *other_bias = nullptr;
+  MatrixPart<S> parts[2] = {};
+
+  bool exists() const { return units > 0; }
 };
 
 // Which sequences take part in a step: those with more than `time` steps, or all where there are no lengths. For the
@@ -45,26 +52,26 @@ struct Active {
 template <typename C, typename S>
 struct ForwardStep {
   int64_t input_size, hidden_size;
-  Panels<C> recurrent;   // U and b'; where wx is null, W below U, and both biases; gru: the rows r and z of them
-  Panels<C> candidate;   // gru: U_n, and W_n likewise
-  Panels<C> modulation;  // multiplicative: U_m
-  Panels<C> projection;  // where x is modulated, unless wx is null: W and b
-  C* wx;                 // [B, G*H] W x + b; of x̂ made in this step. Null: part of the recurrent product
-  const C* operand;      // [B, I] x or x̂, where wx is null
-  const S* x;            // [B, I] where x is modulated
-  const C* wx_m;         // [B, M] multiplicative: W_m x + b_m
-  C* x_hat;              // [B, M] multiplicative, scratch
-  const C* state;        // [B, H] h₋, or x̂ in its place
-  const C* h_prev;       // [B, H]
-  C* h;                  // [B, H]
-  C* c;                  // [B, H] cells with a cell state: c₋, then c
-  C* s;                  // [B, H] gru, scratch: r⊙h₋
-  C* z;                  // [B, H] gru, scratch
-  S* output;             // [B, H]
-  S* cells;              // [B, H] the cell state once more, for who asks for those of all steps; or null
-  const S* keep_h;       // [B, H] zoneout: the part of its old state that each unit keeps; or null
-  const S* keep_c;       // [B, H] likewise, cells with a cell state
-  S* saved;              // [B, saved_stride] the cell's saved values, H each, then m; or null
+  Matrix<C, S> recurrent;   // U and b'; where wx is null, W below U, and both biases; gru: the rows r and z of them
+  Matrix<C, S> candidate;   // gru: U_n, and W_n likewise
+  Matrix<C, S> modulation;  // multiplicative: U_m
+  Matrix<C, S> projection;  // where x is modulated, unless wx is null: W and b
+  C* wx;                    // [B, G*H] W x + b; of x̂ made in this step. Null: part of the recurrent product
+  const C* operand;         // [B, I] x or x̂, where wx is null
+  const S* x;               // [B, I] where x is modulated
+  const C* wx_m;            // [B, M] multiplicative: W_m x + b_m
+  C* x_hat;                 // [B, M] multiplicative, scratch
+  const C* state;           // [B, H] h₋, or x̂ in its place
+  const C* h_prev;          // [B, H]
+  C* h;                     // [B, H]
+  C* c;                     // [B, H] cells with a cell state: c₋, then c
+  C* s;                     // [B, H] gru, scratch: r⊙h₋
+  C* z;                     // [B, H] gru, scratch
+  S* output;                // [B, H]
+  S* cells;                 // [B, H] the cell state once more, for who asks for those of all steps; or null
+  const S* keep_h;          // [B, H] zoneout: the part of its old state that each unit keeps; or null
+  const S* keep_c;          // [B, H] likewise, cells with a cell state
+  S* saved;                 // [B, saved_stride] the cell's saved values, H each, then m; or null
   int64_t saved_stride;
   Active active;
 };
@@ -73,10 +80,10 @@ struct ForwardStep {
 template <typename C, typename S>
 struct BackwardStep {
   int64_t input_size, hidden_size;
-  Panels<C> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋; where h₋ is modulated U_mᵀ alone
-  Panels<C> reset;       // gru: U_nᵀ, from δa_n to δs
-  Panels<C> projection;  // multiplicative: from δa to δx̂, which is by Wᵀ, or where h₋ is modulated by Uᵀ
-  const S* saved;        // [B, saved_stride]
+  Matrix<C, S> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋; where h₋ is modulated U_mᵀ alone
+  Matrix<C, S> reset;       // gru: U_nᵀ, from δa_n to δs
+  Matrix<C, S> projection;  // multiplicative: from δa to δx̂, which is by Wᵀ, or where h₋ is modulated by Uᵀ
+  const S* saved;           // [B, saved_stride]
   int64_t saved_stride;
   const S* c;         // [B, H] cells with a cell state
   const S* h_prev;    // [B, H] outputs of the step before; null in the first step
@@ -104,7 +111,7 @@ struct BackwardStep {
 enum class ForwardPhase { modulate, project, recur, candidate };
 enum class BackwardPhase { pointwise, reset, modulate, recur };
 
-// Kernels of one cell in one pair of types. A phase is a product with a packed matrix and the pointwise work on its
+// Kernels of one cell in one pair of types. A phase is a product with a matrix and the pointwise work on its
 // results, over some rows and some panels of that matrix; phases of a step run in the order of their enumeration.
 // The backward phase `pointwise` has no product and ignores `panels`.
 template <typename C, typename S>
@@ -117,8 +124,9 @@ template <typename C, typename S>
 struct Kernels {
   int64_t (*panel_count)(int64_t gates, int64_t units);
   int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
-  void (*pack)(const Panels<C>&, const PackSource<S>&);
-  void (*pack_bias)(const Panels<C>&, const S* bias, const S* other);  // their sum, null counting as zeros
+  void (*pack)(const Matrix<C, S>&);                                    // from its parts and biases to `packed`
+  // rows of [rows, depth] times panels of a matrix of one gate, to [rows, units]
+  void (*multiply)(const Matrix<C, S>&, const C* rows, Range, Range panels, C* results);
   CellKernels<C, S> (*cell)(CellId);
   // Add the sums over rows of a matrix, in some of its columns, to sums[column]. In double, because a bias gradient
   // is a sum of T*B terms of either sign.

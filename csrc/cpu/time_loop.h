@@ -106,17 +106,27 @@ const S* data_or_null(const OptionalTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
-// A packed matrix of the given size, with the sum of two biases (or zeros) and the rows of all sources.
+// Whether a call is too short for packing to pay: then every product reads the weights where the caller has them. A
+// step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
+// with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
+// between 8 rows (H=64) and 32 (H=256).
+inline bool leaves_unpacked(const Sequence& q) {
+  constexpr int64_t few = 8;
+  return q.T * q.B <= few;
+}
+
+// A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
 template <typename C, typename S>
-Panels<C> packed(Workspace& workspace, int64_t gates, int64_t units, const S* bias, const S* other_bias,
-                 const std::vector<PackSource<S>>& sources) {
+Matrix<C, S> matrix(Workspace& workspace, bool unpacked, int64_t gates, int64_t units, const S* bias,
+                    const S* other_bias, std::initializer_list<MatrixPart<S>> parts) {
+  Matrix<C, S> m{nullptr, 0, gates, units, bias, other_bias};
+  std::copy(parts.begin(), parts.end(), m.parts);
+  for (const auto& part : parts) m.depth += part.depth;
+  if (unpacked) return m;
   const Kernels<C, S>& k = kernels<C, S>();
-  Panels<C> panels{nullptr, 0, gates, units};
-  for (const auto& source : sources) panels.depth += source.depth;
-  panels.data = workspace.array<C>(k.packed_size(panels.depth, gates, units));
-  k.pack_bias(panels, bias, other_bias);
-  for (const auto& source : sources) k.pack(panels, source);
-  return panels;
+  m.packed = workspace.array<C>(k.packed_size(m.depth, gates, units));
+  k.pack(m);
+  return m;
 }
 
 // A phase of every step; `panels` is how many panels its matrix has, or 0 if it has none.
