@@ -1,39 +1,136 @@
 """The speed harness and its report: what is timed is right, results are whole, the README shows what was measured."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import common, report
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape, candidates, fused, make_step
-from benchmarks.speed.check import build, mistake
+from benchmarks.speed.candidates import RIVALS, candidates, compiled, eager, fused, obstacle
+from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape
+from benchmarks.speed.check import Bench
 from benchmarks.speed.timing import measure_case
 
 SMALL = Shape("small", batch=3, input_size=5, hidden_size=7, steps=6)
 REFERENCE = Plan(backend="reference", warm_up=1, rounds=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["training", "forward"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_candidate_computes_what_the_reference_does(cell, mode):
-    case = Case(cell, SMALL, mode)
-    for candidate in candidates(cell, "reference"):
-        assert mistake(candidate, build(candidate, SMALL), case) is None, candidate.title
+def test_every_candidate_computes_what_the_reference_does(monkeypatch, cell, mode, dtype):
+    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "aot_eager")
+    bench, case = Bench(SMALL, dtype), Case(cell, SMALL, mode)
+    found = candidates(cell, "reference", all_rivals=True)
+    assert [candidate.name for candidate in found][-3:] == ["eager", "script", "compiled"]
+    for candidate in found:
+        error = bench.error(candidate, bench.ready(candidate, case))
+        assert not error.wrong, f"{candidate.title}: {error}"
+
+
+@pytest.mark.parametrize("steps", [1, 7, 32, 34])
+def test_the_compiled_loop_takes_few_steps_at_a_time(monkeypatch, steps):
+    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "eager")
+    shape = replace(SMALL, steps=steps)
+    bench, candidate = Bench(shape, torch.float32), compiled("lstm")
+    ready = bench.ready(candidate, Case("lstm", shape, "forward"))
+    lengths = []
+    loop = ready.module.loop
+    ready.module.loop = lambda part, *rest: (lengths.append(len(part)), loop(part, *rest))[1]
+    assert not bench.error(candidate, ready).wrong
+    assert sum(lengths) == steps
+    assert set(lengths) == {{1: 1, 7: 7, 32: 16, 34: 2}[steps]}
+
+
+class TheirLayer(torch.nn.Module):
+    """haste's layer in PyTorch: transposed weights, gates in the order that its documentation gives."""
+
+    def __init__(self, gates: int, input_size: int, hidden_size: int):
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.empty(input_size, gates * hidden_size))
+        self.recurrent_kernel = torch.nn.Parameter(torch.empty(hidden_size, gates * hidden_size))
+        self.bias = torch.nn.Parameter(torch.empty(gates * hidden_size))
+        if gates == 3:
+            self.recurrent_bias = torch.nn.Parameter(torch.empty(gates * hidden_size))
+
+    def forward(self, input):
+        h = c = input.new_zeros(input.shape[1], self.recurrent_kernel.shape[0])
+        output = []
+        for x in input @ self.kernel + self.bias:
+            if hasattr(self, "recurrent_bias"):
+                (xz, xr, xn), (uz, ur, un) = (
+                    x.chunk(3, 1),
+                    (h @ self.recurrent_kernel + self.recurrent_bias).chunk(3, 1),
+                )
+                z, n = torch.sigmoid(xz + uz), torch.tanh(xn + torch.sigmoid(xr + ur) * un)
+                h = z * h + (1 - z) * n
+            else:
+                i, g, f, o = (x + h @ self.recurrent_kernel).chunk(4, 1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+            output.append(h)
+        return torch.stack(output), h
+
+
+def their_function(projected, recurrent, bias, states=None, *, function, backend, dtype):
+    """flashrnn's function in PyTorch: (B, T, G, N, D), (G, N, D, D) and (G, N, D) give (S, B, T, N, D)."""
+    assert (backend, dtype) == ("cuda_fused", "float32")
+    h = c = torch.zeros_like(projected[:, 0, 0])
+    states = []
+    for x in (projected + bias).unbind(1):
+        gates = (x + torch.einsum("gndk,bnk->bgnd", recurrent, h)).unbind(1)
+        if function == "lstm":
+            i, f, g, o = gates
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        else:
+            h = torch.tanh(gates[0])
+        states.append(torch.stack((h, c)))
+    return torch.stack(states, 2), states[-1]
+
+
+@pytest.mark.parametrize("mode", ["training", "forward"])
+@pytest.mark.parametrize(
+    ("library", "cell"), [("haste", "lstm"), ("haste", "gru_reset_after"), ("flashrnn", "lstm"), ("flashrnn", "rnn")]
+)
+def test_other_peoples_libraries_get_our_weights_and_give_our_results(monkeypatch, library, cell, mode):
+    layers = {"LSTM": partial(TheirLayer, 4), "GRU": partial(TheirLayer, 3)}
+    monkeypatch.setitem(sys.modules, "haste_pytorch", SimpleNamespace(**layers))
+    monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=their_function))
+    bench, candidate = Bench(SMALL, torch.float32), RIVALS[library](cell)
+    ready = bench.ready(candidate, Case(cell, SMALL, mode))
+    error = bench.error(candidate, ready)
+    assert not error.wrong, str(error)
+    names = set(candidate.translate(ready.run()))
+    assert names == set(bench.ready(eager(cell), Case(cell, SMALL, mode)).run())
+
+
+def test_rivals_that_cannot_run_here_say_why(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert obstacle("haste", "cpu") == "haste needs a CUDA device"
+    assert obstacle("haste", "cuda") == "haste_pytorch is not installed"
+    assert obstacle("flashrnn", "cuda") == "flashrnn is not installed"
+    assert obstacle("eager", "cpu") is obstacle("graphed", "cuda") is None
 
 
 def test_a_training_step_differentiates_input_and_every_parameter():
     candidate = fused("multiplicative_lstm", "reference")
-    results = make_step(build(candidate, SMALL), Case("multiplicative_lstm", SMALL, "training"))()
+    bench = Bench(SMALL, torch.float32)
+    results = bench.ready(candidate, Case("multiplicative_lstm", SMALL, "training")).run()
     parameters = {f"{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "weight_mih", "weight_mhh", "bias_m")}
     assert set(results) == {"output", "gradient of input", *(f"gradient of {name}" for name in parameters)}
 
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_a_wrong_candidate_is_not_timed(monkeypatch, factor):
-    def spoiled(cell, backend):
+    def spoiled(cell, backend, all_rivals):
         class Spoiled(torch.nn.LSTM):
             def forward(self, input):
                 output, state = super().forward(input)
@@ -65,16 +162,35 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     assert "| MultiplicativeGRU | 1 | eager loop |" in report.block("speed", [result])
 
 
+def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
+    selected = "multiplicative_gru and eager and -d- and float32 or haste and H128B16"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-rs", "--benchmark-enable", "-p", "no:cacheprovider"]
+    path = tmp_path / "benchmark.json"
+    command += ["-k", selected, f"--benchmark-json={path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=report.README.parent, env=environment
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (found,) = json.loads(path.read_text())["benchmarks"]
+    assert found["param"] == "multiplicative_gru-eager-on_cpu-d-float32-forward"
+    assert found["stats"]["rounds"] == Plan.rounds
+    assert found["extra_info"]["threads"] == 1
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in ended.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--cells", "elman"], "invalid choice: 'elman'"),
+        (["--dtype", "float64"], "invalid choice: 'float64'"),
         (["--shapes", "z"], "invalid choice: 'z'"),
         (["--rounds", "0"], "must be at least 1"),
         (["--backend", "cuda"], "cannot run here"),
         (["--backend", "reference", "--threads", "100000"], "--threads 100000 is too many"),
     ],
-    ids=["cell", "shape", "rounds", "backend", "threads"],
+    ids=["cell", "dtype", "shape", "rounds", "backend", "threads"],
 )
 def test_wrong_input_ends_with_one_sentence_and_status_2(capsys, arguments, complaint):
     with pytest.raises(SystemExit) as stopped:
@@ -85,12 +201,20 @@ def test_wrong_input_ends_with_one_sentence_and_status_2(capsys, arguments, comp
 
 
 def test_only_the_whole_table_goes_where_the_report_looks():
-    folders = {}
-    for name, arguments in {"whole": [], "part": ["--cells", "lstm"], "quick": ["--quick"]}.items():
-        options = speed.parse([*arguments, "--backend", "cpu"])
-        plan = replace(Plan(), cells=tuple(options.cells), most_steps=8 if options.quick else None)
-        folders[name] = speed.output_path(options, plan).parent
-    assert folders == {"whole": report.RESULTS, "part": speed.ROOT / "runs", "quick": speed.ROOT / "runs"}
+    paths = {}
+    chosen = {"whole": [], "rivals": ["--all-rivals"], "bfloat16": ["--dtype", "bfloat16"]}
+    chosen |= {"part": ["--cells", "lstm"], "quick": ["--quick"]}
+    for name, arguments in chosen.items():
+        options = speed.parse([*arguments, "--backend", "reference"])
+        plan = replace(speed.plan_from(options), backend=Plan.backend)
+        paths[name] = speed.output_path(options, plan)
+    assert paths == {
+        "whole": report.RESULTS / "speed-resident.json",
+        "rivals": report.RESULTS / "rivals-resident.json",
+        "bfloat16": report.RESULTS / "speed-resident-bfloat16.json",
+        "part": speed.ROOT / "runs" / "speed-resident.json",
+        "quick": speed.ROOT / "runs" / "speed-resident.json",
+    }
 
 
 # The report -------------------------------------------------------------------------------------------------

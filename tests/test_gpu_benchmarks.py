@@ -9,13 +9,14 @@ import torch
 
 from benchmarks import common, report
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import candidates, machine, points
+from benchmarks.gpu import machine, points
 from benchmarks.gpu import report as gpu_report
-from benchmarks.gpu.candidates import FUSED_FACTOR, MODES, Compiled, Ready, Way, ways
-from benchmarks.gpu.clock import HostClock
-from benchmarks.gpu.measure import Plan, measure_point, ratios, saved_bytes
+from benchmarks.gpu.candidates import MODES, backends_for, candidates
+from benchmarks.gpu.measure import Plan, measure_point, ratios
 from benchmarks.gpu.points import Budget, Point, chosen_points
-from benchmarks.speed.cases import CELLS, Candidate
+from benchmarks.speed.candidates import FUSED_FACTOR, Candidate, CompiledLoop
+from benchmarks.speed.cases import CELLS
+from benchmarks.speed.clock import HostClock, saved_bytes
 
 CPU = torch.device("cpu")
 PLAN = Plan(warm_up=1, rounds=3, least_rounds=1)
@@ -24,13 +25,13 @@ POINT = Point("lstm", "float32", hidden=7, batch=3, steps=5)
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def measure(*rivals: Way, point: Point = POINT, plan: Plan = PLAN) -> dict:
+def measure(*rivals: Candidate, point: Point = POINT, plan: Plan = PLAN) -> dict:
     """The record of a point with the eager loop and these."""
-    return measure_point(point, [*ways(point, CPU, ["eager"]), *rivals], HostClock(), plan, left=100)
+    return measure_point(point, [*candidates(point, CPU, ["eager"]), *rivals], HostClock(), plan, left=100)
 
 
-def rival(build, ready=Ready) -> Way:
-    return Way(Candidate("rival", "a rival", "lstm", build), FUSED_FACTOR, ready)
+def rival(build) -> Candidate:
+    return Candidate("rival", "a rival", "lstm", build, FUSED_FACTOR)
 
 
 def by_mode(record: dict, name: str) -> dict[str, dict]:
@@ -85,8 +86,8 @@ def test_a_budget_skips_what_does_not_fit_and_says_so():
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_candidate_is_right_and_timed(cell, dtype):
     point = replace(POINT, cell=cell, dtype=dtype)
-    record = measure_point(point, ways(point, CPU, ["recompute", *RIVALS]), HostClock(), PLAN, left=100)
-    fused = candidates.backends_for(CPU, getattr(torch, dtype))
+    record = measure_point(point, candidates(point, CPU, ["recompute", *RIVALS]), HostClock(), PLAN, left=100)
+    fused = backends_for(CPU, getattr(torch, dtype))
     rivals = ["torch", "eager"] if cell in ("rnn", "lstm", "gru", "gru_reset_after") else ["eager"]
     measured = {mode: [time["candidate"] for time in record["times"] if time["mode"] == mode] for mode in MODES}
     assert measured["forward"] == [*fused, *rivals]
@@ -160,11 +161,13 @@ def test_rounds_end_when_their_time_is_over():
 
 
 def test_the_compiled_loop_is_right(monkeypatch):
-    monkeypatch.setattr(candidates, "COMPILER", "aot_eager")
+    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "aot_eager")
     point = replace(POINT, steps=2)
-    (way,) = (way for way in ways(point, CPU, ["compiled"]) if way.name == "compiled")
-    assert way.ready is Compiled
-    record = measure(way, point=point)
+    (unrolled,) = (found for found in candidates(point, CPU, ["compiled"]) if found.name == "compiled")
+    module = unrolled.build(3, 4)
+    assert isinstance(module, CompiledLoop)
+    assert module.at_once is None
+    record = measure(unrolled, point=point)
     assert all(timed["us_per_step"] > 0 for timed in by_mode(record, "compiled").values())
 
 
@@ -252,7 +255,7 @@ def test_a_point_that_fails_is_recorded_and_ends_the_command_with_an_error(tmp_p
         (["--dtypes", "float64"], "invalid choice: 'float64'"),
         (["--hidden", "0"], "must be at least 1"),
         (["--minutes", "0"], "must be a finite number above 0"),
-        (["--candidates", "haste"], "invalid choice: 'haste'"),
+        (["--candidates", "keras"], "invalid choice: 'keras'"),
         (["--device", "tpu"], "--device tpu is unknown"),
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
     ],

@@ -19,10 +19,11 @@ import torch
 from benchmarks import common
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.cases import CELLS
+from benchmarks.speed.ceilings import ceilings
+from benchmarks.speed.clock import HostClock, clock_for
 
 from . import machine
-from .candidates import OPTIONAL, ways
-from .clock import HostClock, clock_for
+from .candidates import OPTIONAL, candidates
 from .measure import DeviceLostError, Plan, measure_point, message
 from .points import BATCHES, DTYPES, HIDDEN, MAIN_SIZES, STEPS, Budget, Point, chosen_points, tiny_points
 
@@ -106,7 +107,8 @@ class Run:
 
     def measure(self, budget: Budget) -> None:
         self.write()
-        self.result["ceilings"] = machine.ceilings(self.clock, small=self.clock.device.type == "cpu")
+        small = self.clock.device.type == "cpu"
+        self.result["ceilings"] = ceilings(self.clock, DTYPES, small) | machine.launch_costs(self.clock)
         wanted = self.options.candidates or OPTIONAL
         rivals = [name for name in wanted if name != "compiled"]
         for point, obstacle in budget.spend(list(self.records)):
@@ -130,7 +132,7 @@ class Run:
         if obstacle is None:
             before = budget.gone
             try:
-                found = ways(point, self.clock.device, rivals)
+                found = candidates(point, self.clock.device, rivals)
                 record |= measure_point(point, found, self.clock, self.plan, budget.left)
             except DeviceLostError as lost:
                 self.records[point] = {**record, "failed": str(lost)}

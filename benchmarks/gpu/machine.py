@@ -1,8 +1,4 @@
-"""The device that measures: its name and state, what code it runs, and how fast it can be at all.
-
-The ceilings are measured in the same run as the cells: the rate of a large matrix product in each dtype on random
-data, the bandwidth of a large copy (bytes read and bytes written), and what it costs to launch a kernel.
-"""
+"""The device that measures: its name and state, what code it runs, and what it costs to launch a kernel."""
 
 import contextlib
 import hashlib
@@ -16,9 +12,8 @@ import torch
 
 from benchmarks import common
 from benchmarks.speed import ROOT
-
-from .clock import HostClock
-from .points import DTYPES
+from benchmarks.speed.ceilings import attempt
+from benchmarks.speed.clock import HostClock
 
 KERNELS = ("csrc/cells", "csrc/cuda", "fused_rnn/triton")
 STATE = (
@@ -73,40 +68,9 @@ def digests(root: Path = ROOT) -> dict[str, str | None]:
     }
 
 
-def ceilings(clock: HostClock, small: bool = False) -> dict[str, float | None]:
-    """Rates in TFLOP/s, bandwidth in TB/s, launches in µs; None for what the device has not, or cannot."""
-    size, copied = (128, 1 << 16) if small else (8192, 1 << 31)
-    found: dict[str, float | None] = {"product_size": size, "copied_bytes": copied}
-    for dtype in DTYPES:
-        found[f"product_{dtype}_tflops"] = attempt(lambda dtype=dtype: product_rate(clock, getattr(torch, dtype), size))
-    found["copy_tb_per_s"] = attempt(lambda: copy_bandwidth(clock, copied))
-    found |= launch_costs(clock)
-    clock.free()
-    return found
-
-
-def attempt(measure: Callable[[], float]) -> float | None:
-    try:
-        return measure()
-    except RuntimeError:  # out of memory, or a dtype that the device does not multiply
-        return None
-
-
 def typical_ms(clock: HostClock, call: Callable[[], object], repeats: int = 10) -> float:
     readings = [clock.time(call) for _ in range(3 + repeats)]
     return median(reading.ms for reading in readings[3:])
-
-
-def product_rate(clock: HostClock, dtype: torch.dtype, size: int) -> float:
-    a, b = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * size**3 / typical_ms(clock, lambda: torch.mm(a, b, out=out)) / 1e9
-
-
-def copy_bandwidth(clock: HostClock, size: int) -> float:
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=clock.device)
-    target = torch.empty_like(source)
-    return 2 * size / typical_ms(clock, lambda: target.copy_(source)) / 1e9
 
 
 def launch_costs(clock: HostClock) -> dict[str, float | None]:

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
 
-from benchmarks.speed.cases import Case, random_operands
-from benchmarks.speed.timing import summary
+from benchmarks.speed.candidates import Candidate, CompiledLoop, Graphed, Ready
+from benchmarks.speed.cases import Case
+from benchmarks.speed.check import Bench
+from benchmarks.speed.clock import HostClock, Reading, saved_bytes, summary
 
-from .candidates import MODES, Graphed, Operands, Ready, Way, build
-from .check import Judge, judges
-from .clock import HostClock, Reading
+from .candidates import MODES
 from .points import Point
 
 
@@ -39,27 +38,12 @@ class Plan:
     patience: float = 120.0  # seconds until a candidate must have run once; torch.compile needs the most
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A point with all that its candidates share."""
-
-    point: Point
-    clock: HostClock
-    plan: Plan
-    sets: list[Operands]
-    judges: dict[str, Judge]
-
-    def ready(self, way: Way, mode: str) -> Ready:
-        weights = self.judges[way.candidate.equations].weights
-        module = build(way.candidate, self.point, weights, self.clock.device)
-        return way.ready(module, Case(self.point.cell, self.point.shape, mode), self.sets)
-
-
 @dataclass
 class Entry:
     """One candidate in one mode, and what is recorded of it."""
 
-    way: Way
+    candidate: Candidate
+    case: Case
     record: dict
     ready: Ready | None = None
     readings: list[Reading] = field(default_factory=list)
@@ -69,57 +53,59 @@ class Entry:
         return not {"wrong", "failed"} & self.record.keys()
 
 
-def measure_point(point: Point, ways: Sequence[Way], clock: HostClock, plan: Plan, left: float) -> dict:
+def measure_point(point: Point, candidates: Sequence[Candidate], clock: HostClock, plan: Plan, left: float) -> dict:
     """The record of a point; ``left`` is how many seconds the whole run still has."""
-    dtype = getattr(torch, point.dtype)
-    sets = [random_operands(point.shape, dtype, clock.device, seed) for seed in range(plan.sets)]
-    bench = Bench(point, clock, plan, sets, judges([way.candidate.equations for way in ways], point, sets[0]))
+    bench = Bench(point.shape, getattr(torch, point.dtype), clock.device, plan.sets)
+    for candidate in candidates:
+        bench.judge(candidate.equations)
     times, memory = [], []
     for mode in MODES:
-        entries = measure_mode(bench, mode, ways, left)
+        entries = measure_mode(bench, Case(point.cell, point.shape, mode), candidates, clock, plan, left)
         times += [entry.record for entry in entries]
         if mode == "training":
-            memory = [measure_memory(bench, entry) for entry in entries if entry.runs]
+            memory = [measure_memory(bench, entry, clock) for entry in entries if entry.runs]
         entries.clear()  # with all that they hold on the device
     return {"times": times, "memory": memory, "ratios": ratios(times)}
 
 
-def measure_mode(bench: Bench, mode: str, ways: Sequence[Way], left: float) -> list[Entry]:
+def measure_mode(
+    bench: Bench, case: Case, candidates: Sequence[Candidate], clock: HostClock, plan: Plan, left: float
+) -> list[Entry]:
     """Every candidate in one mode, those that run still ready to."""
     entries = []
-    limit = min(bench.plan.patience, max(left, 10.0))
-    for way in ways:
-        if mode not in way.modes:
+    limit = min(plan.patience, max(left, 10.0))
+    for candidate in candidates:
+        if candidate.training_only and case.mode != "training":
             continue
-        entry = Entry(way, {"mode": mode, "candidate": way.name, "title": way.candidate.title})
+        record = {"mode": case.mode, "candidate": candidate.name, "title": candidate.title}
+        entry = Entry(candidate, case, record)
         entries.append(entry)
-        with recorded(entry, bench.clock), time_limit(limit):
-            prepare(bench, entry, mode)
+        with recorded(entry, clock), time_limit(limit):
+            prepare(bench, entry, clock)
         if not entry.runs:
             entry.ready = None
-            bench.clock.free()
-    time_rounds(entries, bench.clock, bench.plan)
+            clock.free()
+    time_rounds(entries, clock, plan)
     for entry in entries:
-        with recorded(entry, bench.clock):
+        with recorded(entry, clock):
             finish(bench, entry)
     return entries
 
 
-def prepare(bench: Bench, entry: Entry, mode: str) -> None:
+def prepare(bench: Bench, entry: Entry, clock: HostClock) -> None:
     """Build a candidate, run it once and judge it."""
 
     def first_run() -> None:
-        entry.ready = bench.ready(entry.way, mode)
+        entry.ready = bench.ready(entry.candidate, entry.case)
         entry.ready.run()
-        bench.clock.wait()
+        clock.wait()
 
     entry.record["ready_s"] = round(HostClock().time(first_run).ms / 1000, 3)
     judge_results(bench, entry)
 
 
 def judge_results(bench: Bench, entry: Entry) -> None:
-    entry.ready.load(0)  # those that the judges know the results of
-    error = bench.judges[entry.way.candidate.equations].error(entry.ready.run(), entry.way.factor)
+    error = bench.error(entry.candidate, entry.ready)
     entry.record["error"] = error.record()
     if error.wrong:
         entry.record["wrong"] = str(error)
@@ -148,43 +134,25 @@ def finish(bench: Bench, entry: Entry) -> None:
         judge_results(bench, entry)
     if not entry.runs:
         return
-    steps = bench.point.steps
+    steps = bench.shape.steps
     device = summary([1000 * reading.ms / steps for reading in entry.readings])
     host = summary([1000 * reading.host_ms / steps for reading in entry.readings])
     entry.record |= {"us_per_step": device["median_ms"], "spread_us": device["spread_ms"]}
     entry.record |= {"host_us_per_step": host["median_ms"], "rounds": len(entry.readings)}
 
 
-def measure_memory(bench: Bench, entry: Entry) -> dict:
+def measure_memory(bench: Bench, entry: Entry, clock: HostClock) -> dict:
     """Peak memory of a training step, and what its forward pass keeps for the backward pass."""
-    way = entry.way
-    memory = Entry(way, {"candidate": way.name, "title": way.candidate.title})
-    with recorded(memory, bench.clock):
+    candidate = entry.candidate
+    memory = Entry(candidate, entry.case, {"candidate": candidate.name, "title": candidate.title})
+    with recorded(memory, clock):
         if isinstance(entry.ready, Graphed):  # takes its memory when it is captured, none when it is replayed
-            memory.record["peak_bytes"] = bench.clock.peak_bytes(lambda: bench.ready(way, "training").run())
-        else:
-            memory.record["peak_bytes"] = bench.clock.peak_bytes(entry.ready.run)
-        if type(entry.ready) is Ready:  # hooks would have a compiled module compiled again
+            memory.record["peak_bytes"] = clock.peak_bytes(lambda: bench.ready(candidate, entry.case).run())
+            return memory.record
+        memory.record["peak_bytes"] = clock.peak_bytes(entry.ready.run)
+        if not isinstance(entry.ready.module, CompiledLoop):  # hooks would have it compiled again
             memory.record["saved_bytes"] = saved_bytes(entry.ready.module, bench.sets[0][0])
     return memory.record
-
-
-def saved_bytes(module: nn.Module, input: Tensor) -> int:
-    """Bytes that autograd keeps of one forward pass, its outputs included, its input and the parameters not."""
-    operands = [input, *module.parameters()]
-    known = {tensor.untyped_storage().data_ptr() for tensor in operands}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(input.detach().requires_grad_())  # alive until here, so that no two storages share a place
-    del output
-    return sum(kept.values())
 
 
 def ratios(times: Sequence[dict]) -> dict[str, dict[str, float]]:
@@ -212,7 +180,7 @@ def recorded(entry: Entry, clock: HostClock) -> Iterator[None]:
         try:
             clock.wait()
         except RuntimeError as lost:
-            raise DeviceLostError(f"{entry.way.name}: {entry.record['failed']}") from lost
+            raise DeviceLostError(f"{entry.candidate.name}: {entry.record['failed']}") from lost
 
 
 def message(error: Exception) -> str:

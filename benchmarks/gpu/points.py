@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import product
 
 from benchmarks.speed.cases import CELLS, Shape
+from benchmarks.speed.cases import GPU_BATCHES as BATCHES
+from benchmarks.speed.cases import GPU_DTYPES as DTYPES
+from benchmarks.speed.cases import GPU_HIDDEN as HIDDEN
+from benchmarks.speed.cases import GPU_SIZES as MAIN_SIZES
+from benchmarks.speed.cases import GPU_STEPS as STEPS
 
-DTYPES = ("bfloat16", "float32", "float16")
-HIDDEN = (64, 128, 256, 512, 1024, 2048)
-BATCHES = (1, 16, 64, 256)
-STEPS = 256
-MAIN_SIZES = ((512, 64), (1024, 16), (128, 16), (256, 64))  # (H, B), what README.md shows
 LIBRARY_CELLS = ("lstm", "gru_reset_after")  # those for which cuDNN has persistent kernels, in float16
 SWEPT_CELLS = ("lstm", "gru", "multiplicative_lstm")
 

@@ -1,7 +1,8 @@
 """``python -m benchmarks.speed``: measure every case of ``cases`` and write one file of results.
 
-Times come from one process per thread count, memory from one process per candidate. The whole table goes to
-benchmarks/results/, where ``python -m benchmarks.report`` finds it; part of it, or a smoke run, goes to runs/.
+Times come from one process per thread count, memory from one process per candidate. The whole table of a dtype goes
+to benchmarks/results/, where ``python -m benchmarks.report`` finds it, and so does what --all-rivals measures by
+itself; part of that, or a smoke run, goes to runs/.
 """
 
 import argparse
@@ -17,55 +18,78 @@ import fused_rnn
 from benchmarks import common
 
 from . import RESULTS, ROOT
-from .cases import CELLS, SHAPES, Plan, candidates
+from .candidates import candidates
+from .cases import CELLS, CPU_DTYPES, SHAPES, Plan
 from .child import ALLOCATORS, records
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = tuple(count for count in (1, 2) if count <= CORES)
+# Compiling a loop takes half a minute, so few points have all rivals.
+ALL_RIVALS = Plan(cells=("lstm", "gru", "multiplicative_lstm"), shapes=("a", "d"), all_rivals=True)
 TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.speed", description=__doc__)
     shapes = "; ".join(f"{name}: {shape}" for name, shape in SHAPES.items())
-    parser.add_argument("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {shapes}")
-    parser.add_argument("--threads", nargs="+", type=common.positive, metavar="N", help="thread counts to measure at")
+    parser.add_argument(
+        "--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}; all if left out"
+    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {shapes}; all if left out")
+    counts = ", ".join(map(str, THREADS))
+    parser.add_argument(
+        "--threads", nargs="+", type=common.positive, metavar="N", help=f"thread counts; {counts} if left out"
+    )
+    parser.add_argument("--dtype", choices=CPU_DTYPES, default=Plan.dtype, help="of weights and operands")
+    few = f"{', '.join(ALL_RIVALS.cells)} at {', '.join(ALL_RIVALS.shapes)} by 1 thread"
+    parser.add_argument(
+        "--all-rivals",
+        action="store_true",
+        help=f"compare with every other way to run a cell, times alone; the points that are left out are then {few}",
+    )
     parser.add_argument("--rounds", type=common.positive, help="timed steps per candidate")
     parser.add_argument("--backend", choices=fused_rnn.backends(), help="what runs the fused cells")
     parser.add_argument("--allocator", choices=ALLOCATORS, default="resident", help="settings of malloc, for times")
     parser.add_argument("--quick", action="store_true", help="smoke run: 8 time steps, 1 round to warm up, 2 timed")
     parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
-    parser.set_defaults(cells=Plan.cells, shapes=Plan.shapes, threads=THREADS, rounds=Plan.rounds, backend=Plan.backend)
+    parser.set_defaults(rounds=Plan.rounds, backend=Plan.backend)
     return parser.parse_args(arguments)
 
 
 def plan_from(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for; raises InputError for what cannot run here."""
-    common.check_backend("cpu", "float32", options.backend)
+    common.check_backend("cpu", options.dtype, options.backend)
+    base, threads = (ALL_RIVALS, (1,)) if options.all_rivals else (Plan(), THREADS)
+    options.threads = tuple(dict.fromkeys(options.threads or threads))
     if max(options.threads) > CORES:
         raise common.InputError(f"--threads {max(options.threads)} is too many: there are {CORES} cores")
-    options.threads = tuple(dict.fromkeys(options.threads))
-    cells, shapes = tuple(dict.fromkeys(options.cells)), tuple(dict.fromkeys(options.shapes))
-    plan = Plan(cells=cells, shapes=shapes, backend=options.backend, rounds=options.rounds)
+    cells = tuple(dict.fromkeys(options.cells or base.cells))
+    shapes = tuple(dict.fromkeys(options.shapes or base.shapes))
+    chosen = {"cells": cells, "shapes": shapes, "backend": options.backend, "rounds": options.rounds}
+    plan = replace(base, dtype=options.dtype, **chosen)
     return replace(plan, most_steps=8, warm_up=1, rounds=2) if options.quick else plan
 
 
 def output_path(options: argparse.Namespace, plan: Plan) -> Path:
     """Only the whole table belongs with the results that the report reads."""
-    whole = plan == Plan(rounds=plan.rounds) and options.threads == THREADS
-    return options.out or (RESULTS if whole else ROOT / "runs") / f"speed-{options.allocator}.json"
+    base, threads = (ALL_RIVALS, (1,)) if plan.all_rivals else (Plan(), THREADS)
+    whole = plan == replace(base, rounds=plan.rounds, dtype=plan.dtype) and options.threads == threads
+    kind = "rivals" if plan.all_rivals else "speed"
+    dtype = "" if plan.dtype == Plan.dtype else f"-{plan.dtype}"
+    return options.out or (RESULTS if whole else ROOT / "runs") / f"{kind}-{options.allocator}{dtype}.json"
 
 
-def measure_times(plan: Plan, options: argparse.Namespace) -> list[dict]:
+def measure_times(plan: Plan, options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Records of the candidates, and the ceilings of the machine at each number of threads."""
     total = len(options.threads) * sum(case.cost for case in plan.cases())
-    times = []
+    times, ceilings = [], []
     with tqdm(total=total, desc="time", bar_format=TIME_LEFT) as bar:
         for threads in options.threads:
-            for case in records("timing", options.allocator, threads, plan):
-                times += case["records"]
-                bar.update(case["cost"])
-    return times
+            for part in records("speed.timing", options.allocator, threads, plan):
+                times += part.get("records", [])
+                ceilings += [{"threads": threads, **part["ceilings"]}] if "ceilings" in part else []
+                bar.update(part["cost"])
+    return times, ceilings
 
 
 def measure_memory(plan: Plan, threads: int, times: list[dict]) -> list[dict]:
@@ -74,26 +98,27 @@ def measure_memory(plan: Plan, threads: int, times: list[dict]) -> list[dict]:
     runs = [
         (replace(plan, cells=(cell,), shapes=(shape,)), candidate.name)
         for shape in plan.shapes
-        if SHAPES[shape].memory
+        if SHAPES[shape].memory and not plan.all_rivals
         for cell in plan.cells
         for candidate in candidates(cell, plan.backend)
         if (cell, shape, candidate.name) not in wrong
     ]
     bar = tqdm(runs, desc="memory", bar_format=TIME_LEFT)
-    return [record for run in bar for record in records("memory", "default", threads, *run)]
+    return [record for run in bar for record in records("speed.memory", "default", threads, *run)]
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     plan = plan_from(options)
     path = output_path(options, plan)
-    times = measure_times(plan, options)
+    times, ceilings = measure_times(plan, options)
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": {**common.hardware(), "threads": options.threads},
         "allocator": {"name": options.allocator, "environment": ALLOCATORS[options.allocator]},
         "plan": asdict(plan),
         "shapes": {name: asdict(plan.shape(name)) for name in plan.shapes},
+        "ceilings": ceilings,
         "times": times,
         "memory": measure_memory(plan, max(options.threads), times),
     }

@@ -1,21 +1,18 @@
-"""The one table of what is measured: shapes, cells, and for each cell the ways to run it.
+"""The one table of what is measured: cells, shapes, and what is done at each of them.
 
-A *case* is a cell at a shape in one mode (training: forward and backward; forward: no gradients). A *candidate*
-is one way to run a case: the fused cell, or a rival that a user would otherwise take. The command line, the
-pytest-benchmark suite and the report all read this file.
+A *case* is a cell at a shape in one mode (training: forward and backward; forward: no gradients). The ways to run a
+case are in ``candidates``. The commands, the pytest-benchmark suite and the report all read this file.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import fused_rnn
 from benchmarks import common
-
-from .eager import EagerLoop
+from fused_rnn import ops
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,18 @@ SHAPES = {
     )
 }
 
+# On a GPU, where I = H: (H, B) of the tables, then what else may be asked for.
+GPU_SIZES = ((512, 64), (1024, 16), (128, 16), (256, 64))
+GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)
+GPU_BATCHES = (1, 16, 64, 256)
+GPU_STEPS = 256
+GPU_DTYPES = ("bfloat16", "float32", "float16")
+
+GPU_SHAPES = {
+    f"H{hidden}B{batch}": Shape(f"H{hidden}B{batch}", batch, hidden, hidden, GPU_STEPS) for hidden, batch in GPU_SIZES
+}
+CPU_DTYPES = ("float32", "bfloat16")
+
 CELLS = {
     "rnn": "RNN",
     "lstm": "LSTM",
@@ -51,40 +60,7 @@ CELLS = {
     "multiplicative_gru": "MultiplicativeGRU",
 }
 MODULES = {**common.CELLS, "gru_reset_after": fused_rnn.GRU}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    name: str
-    title: str
-    equations: str  # the cell whose reference it must agree with
-    build: Callable[[int, int], nn.Module]  # from I and H
-
-
-def fused(cell: str, backend: str) -> Candidate:
-    return Candidate("fused", "fused_rnn", cell, partial(MODULES[cell], backend=backend))
-
-
-def eager(cell: str) -> Candidate:
-    return Candidate("eager", "eager loop", cell, partial(EagerLoop, "rnn_tanh" if cell == "rnn" else cell))
-
-
-TORCH_RNN = Candidate("torch", "torch.nn.RNN", "rnn", nn.RNN)
-TORCH_LSTM = Candidate("torch", "torch.nn.LSTM", "lstm", nn.LSTM)
-TORCH_GRU = Candidate("torch", "torch.nn.GRU", "gru_reset_after", nn.GRU)
-RIVALS = {
-    "rnn": (TORCH_RNN,),
-    "lstm": (TORCH_LSTM,),
-    "gru_reset_after": (TORCH_GRU,),
-    "gru": (TORCH_GRU, eager("gru")),  # another equation, but what a user would otherwise take
-    "multiplicative_lstm": (eager("multiplicative_lstm"),),
-    "multiplicative_gru": (eager("multiplicative_gru"),),
-}
-
-
-def candidates(cell: str, backend: str) -> tuple[Candidate, ...]:
-    """The fused cell on ``backend``, then its rivals."""
-    return fused(cell, backend), *RIVALS[cell]
+EQUATIONS = {cell: ops.CELLS["rnn_tanh" if cell == "rnn" else cell] for cell in CELLS}
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,8 @@ class Plan:
     warm_up: int = 5
     rounds: int = 15
     most_steps: int | None = None  # cuts every shape's T, for a smoke run
+    dtype: str = "float32"
+    all_rivals: bool = False  # every other way to run a cell, not only those of the main tables
 
     def shape(self, name: str) -> Shape:
         shape = SHAPES[name]

@@ -1,45 +1,105 @@
-"""Whether a candidate computes what it should: nothing is timed before ``mistake`` has found none.
+"""Whether a candidate computes what it should, judged by the errors of PyTorch's plain loop in the same dtype.
 
-Outputs and gradients are compared with the reference in float64. A gradient is a sum over all T·B rows; summed
-one after another in float32 their rounding errors walk at random, so √(T·B)·ε is what correct code may be off by.
+Both are compared with the plain loop in float64, on the same operands (those of the dtype, widened): a result may be
+off by a factor more than the plain loop's, and in any case by one rounding of the dtype, and by the random walk of
+the rounding errors of a sum in float32 over all T·B rows, as gradients of weights are.
 """
 
 import math
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .cases import MODULES, Candidate, Case, Shape, make_step
-
-
-def build(candidate: Candidate, shape: Shape) -> nn.Module:
-    """The candidate's module at ``shape``, with the weights that all candidates of these equations share."""
-    module = candidate.build(shape.input_size, shape.hidden_size)
-    module.load_state_dict(_weights(candidate.equations, shape))
-    return module
+from .candidates import Candidate, Operands, Ready, fused
+from .cases import MODULES, Case, Shape, make_step, random_operands
 
 
-def mistake(candidate: Candidate, module: nn.Module, case: Case) -> str | None:
-    """What is wrong with the candidate's results, or None."""
-    exact = _exact(candidate.equations, case.shape)
-    allowed = math.sqrt(case.shape.steps * case.shape.batch) * torch.finfo(torch.float32).eps
-    for name, tensor in make_step(module, case)().items():
-        error = ((tensor.double() - exact[name]).norm() / exact[name].norm()).item()
-        if not error <= allowed:  # so that a NaN is a mistake
-            return f"{name} is off by {error:.1e} of its norm, where rounding explains {allowed:.1e}"
-    return None
+@dataclass(frozen=True)
+class Error:
+    """Of the result that comes nearest to, or goes furthest beyond, what is allowed."""
+
+    result: str
+    relative: float  # in the Euclidean norm
+    pytorch: float  # of the plain loop
+    allowed: float
+
+    @property
+    def wrong(self) -> bool:
+        return not self.relative <= self.allowed  # so that a NaN is wrong
+
+    def __str__(self) -> str:
+        return (
+            f"{self.result} is off by {self.relative:.1e} of its norm, where PyTorch's plain loop is off by "
+            f"{self.pytorch:.1e} and {self.allowed:.1e} is allowed"
+        )
+
+    record = asdict
 
 
-@lru_cache(maxsize=2)  # the candidates and modes of one cell follow each other, and GRUs have two equations
-def _exact(cell: str, shape: Shape) -> dict[str, Tensor]:
-    """The results of a training step by name, from the reference in float64."""
-    module = MODULES[cell](shape.input_size, shape.hidden_size, backend="reference", dtype=torch.float64)
-    module.load_state_dict(_weights(cell, shape))
-    return make_step(module, Case(cell, shape, "training"))()
+class Judge:
+    """What is right at a shape, for one cell: its exact results, and how far PyTorch is from them."""
+
+    def __init__(self, cell: str, shape: Shape, operands: Operands, weights: dict[str, Tensor]) -> None:
+        self.dtype = operands[0].dtype
+        self._rows = shape.steps * shape.batch
+        case = Case(cell, shape, "training")
+
+        def results(dtype: torch.dtype) -> dict[str, Tensor]:
+            build = partial(fused(cell, "reference").build, device=operands[0].device, dtype=dtype)
+            loop = build(shape.input_size, shape.hidden_size)
+            loop.load_state_dict(weights)
+            return make_step(loop, case, tuple(operand.to(dtype) for operand in operands))()
+
+        self._exact = results(torch.float64)
+        self._own = self._relative(results(self.dtype))
+
+    def error(self, results: dict[str, Tensor], factor: float) -> Error:
+        """The worst error of some or all of the results."""
+        walk = math.sqrt(self._rows) * torch.finfo(torch.float32).eps
+        floor = max(walk, torch.finfo(self.dtype).eps)
+        errors = [
+            Error(name, relative, self._own[name], max(factor * self._own[name], floor))
+            for name, relative in self._relative(results).items()
+        ]
+        return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
+
+    def _relative(self, results: dict[str, Tensor]) -> dict[str, float]:
+        return {
+            name: ((result.double() - self._exact[name]).norm() / self._exact[name].norm()).item()
+            for name, result in results.items()
+        }
 
 
-def _weights(cell: str, shape: Shape) -> dict[str, Tensor]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MODULES[cell](shape.input_size, shape.hidden_size).state_dict()
+class Bench:
+    """A shape in a dtype on a device, with all that its candidates share: operands, weights and judges."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", sets: int = 1) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+        self.sets = [random_operands(shape, dtype, device, seed) for seed in range(sets)]
+        self._judges: dict[str, Judge] = {}
+
+    def ready(self, candidate: Candidate, case: Case) -> Ready:
+        """The candidate with the weights that all of its equations share."""
+        with self.device:
+            module = candidate.build(self.shape.input_size, self.shape.hidden_size)
+        module.load_state_dict(self._weights(candidate.equations))
+        return candidate.ready(module.to(self.dtype), case, self.sets)  # cuDNN's copy of weights is made by to()
+
+    def error(self, candidate: Candidate, ready: Ready) -> Error:
+        """How far the candidate is off on the first operands."""
+        judge = self.judge(candidate.equations)
+        ready.load(0)
+        return judge.error(candidate.translate(ready.run()), candidate.factor)
+
+    def judge(self, cell: str) -> Judge:
+        if cell not in self._judges:
+            self._judges[cell] = Judge(cell, self.shape, self.sets[0], self._weights(cell))
+        return self._judges[cell]
+
+    def _weights(self, cell: str) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.device:
+            torch.manual_seed(0)
+            module = MODULES[cell](self.shape.input_size, self.shape.hidden_size)
+        return module.to(self.dtype).state_dict()

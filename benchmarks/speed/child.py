@@ -1,8 +1,8 @@
 """Both ends of the pipe between the driver and the processes that measure.
 
 Each measurement runs in a process of its own, because an allocator reads its settings when a process starts.
-``records`` starts one, with the thread count and the plan as its arguments, and yields what it prints, one JSON
-object a line; ``serve`` is what runs in it.
+``records`` starts one, with the thread count and a plan (a dataclass) as its arguments, and yields what it prints, one
+JSON object a line; ``serve`` is what runs in it.
 """
 
 import json
@@ -16,7 +16,6 @@ from dataclasses import asdict
 import torch
 
 from . import ROOT
-from .cases import Plan
 
 # "resident" keeps freed memory in the process, in huge pages: no page faults, and so the least noise. It favours
 # code that allocates afresh in every call. "default" is what a program gets that sets nothing.
@@ -30,9 +29,9 @@ RESIDENT = {
 ALLOCATORS = {"resident": RESIDENT, "default": {}}
 
 
-def records(module: str, allocator: str, threads: int, plan: Plan, *arguments: str) -> Iterator[dict]:
-    """Run ``benchmarks.speed.<module>`` in a new process and yield the objects that it prints."""
-    command = [sys.executable, "-m", f"benchmarks.speed.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
+def records(module: str, allocator: str, threads: int, plan: object, *arguments: str) -> Iterator[dict]:
+    """Run ``benchmarks.<module>`` in a new process and yield the objects that it prints."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in RESIDENT}
     environment |= ALLOCATORS[allocator]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
@@ -45,10 +44,10 @@ def records(module: str, allocator: str, threads: int, plan: Plan, *arguments: s
         raise SystemExit(f"error: the process that measures ({module}) ended with status {process.returncode}")
 
 
-def serve(measure: Callable[..., Iterable[dict]]) -> None:
+def serve(measure: Callable[..., Iterable[dict]], plan_type: type) -> None:
     """Call ``measure`` with the plan and further arguments of the command line, and print what it yields."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the driver's to explain
     threads, plan, *arguments = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    for record in measure(Plan(**json.loads(plan)), *arguments):
+    for record in measure(plan_type(**json.loads(plan)), *arguments):
         print(json.dumps(record), flush=True)

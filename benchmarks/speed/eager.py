@@ -1,42 +1,52 @@
 """The cells as careful hand-written loops: the rivals that a good engineer would write.
 
-Where torch.nn has a cell, the CPU comparison takes torch.nn alone; the GPU comparison takes the loop as well.
+Where torch.nn has a cell, the main tables for CPUs take torch.nn alone; all other comparisons take the loop as well.
 
 What does not depend on the state is one product before the loop; each step then spends as few and as large
 operations as plain PyTorch allows: products through addmm with the bias or projection as its addend, gates
 computed together and chunked, [x̂ | h] joined so that both products are one. Weights are transposed once, as
-views: the library multiplies by a transposed view as fast as by a copy.
+views: the library multiplies by a transposed view as fast as by a copy. They stay within what TorchScript understands.
 
-Shapes: ``input`` (T, B, I); weights and biases as in ``fused_rnn.reference``; results (T, B, H) and the state.
+Shapes: ``input`` (T, B, I); ``state`` (B, H), or a pair of them, zeros if None; weights and biases as in
+``fused_rnn.reference``; results (T, B, H) and the state after the last step.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fused_rnn.ops import CELLS
+from .cases import EQUATIONS
+
+State = Tensor | tuple[Tensor, Tensor]
 
 
-class EagerLoop(nn.Module):
-    """A layer of ``cell`` that runs a loop of this file; its parameters are those of the fused module."""
+class Layer(nn.Module):
+    """A layer of ``cell`` with the parameters of the fused module, for somebody else's forward pass."""
 
     def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.loop = LOOPS[cell]
-        self.names = CELLS[cell].weights
-        for name in self.names:
-            shape = CELLS[cell].weight_shape(name, input_size, hidden_size)
+        self.equations = EQUATIONS[cell]
+        for name in self.equations.weights:
+            shape = self.equations.weight_shape(name, input_size, hidden_size)
             self.register_parameter(f"{name}_l0", nn.Parameter(torch.empty(shape)))
 
-    def forward(self, input: Tensor):
-        return self.loop(input, *(getattr(self, f"{name}_l0") for name in self.names))
+
+class EagerLoop(Layer):
+    """A layer that runs a loop of this file."""
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+        super().__init__(cell, input_size, hidden_size)
+        self.loop = LOOPS[cell]
+
+    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+        return self.loop(input, hx, *(getattr(self, f"{name}_l0") for name in self.equations.weights))
 
 
-def rnn_tanh(
-    input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+def rnn(
+    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     u = weight_hh.t()
-    h = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    h = input.new_zeros(input.shape[1], weight_hh.shape[1]) if state is None else state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih + bias_hh).unbind(0):
         h = torch.addmm(projected, h, u).tanh()
@@ -45,10 +55,16 @@ def rnn_tanh(
 
 
 def lstm(
-    input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+    input: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     u = weight_hh.t()
-    h = c = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    zeros = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    h, c = (zeros, zeros) if state is None else state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih + bias_hh).unbind(0):
         i, f, g, o = torch.addmm(projected, h, u).chunk(4, 1)
@@ -59,10 +75,10 @@ def lstm(
 
 
 def gru_reset_after(
-    input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     u, sizes = weight_hh.t(), (2 * weight_hh.shape[1], weight_hh.shape[1])
-    h = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    h = input.new_zeros(input.shape[1], weight_hh.shape[1]) if state is None else state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih).unbind(0):
         x_gates, x_candidate = projected.split(sizes, 1)
@@ -74,13 +90,15 @@ def gru_reset_after(
     return torch.stack(outputs), h
 
 
-def gru(input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor) -> tuple[Tensor, Tensor]:
+def gru(
+    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor
+) -> tuple[Tensor, Tensor]:
     hidden_size = weight_hh.shape[1]
-    gates, candidate = slice(2 * hidden_size), slice(2 * hidden_size, None)
-    u_gates, u_candidate = weight_hh[gates].t(), weight_hh[candidate].t()
-    x_gates = linear(input, weight_ih[gates], bias_ih[gates])
-    x_candidate = linear(input, weight_ih[candidate], bias_ih[candidate])
-    h = input.new_zeros(input.shape[1], hidden_size)
+    sizes = (2 * hidden_size, hidden_size)
+    u_gates, u_candidate = weight_hh.t().split(sizes, 1)
+    (w_gates, w_candidate), (b_gates, b_candidate) = weight_ih.split(sizes), bias_ih.split(sizes)
+    x_gates, x_candidate = linear(input, w_gates, b_gates), linear(input, w_candidate, b_candidate)
+    h = input.new_zeros(input.shape[1], hidden_size) if state is None else state
     outputs = []
     for gates_t, candidate_t in zip(x_gates.unbind(0), x_candidate.unbind(0)):
         r, z = torch.addmm(gates_t, h, u_gates).sigmoid().chunk(2, 1)
@@ -92,6 +110,7 @@ def gru(input: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor) ->
 
 def multiplicative_gru(
     input: Tensor,
+    state: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor,
@@ -104,7 +123,7 @@ def multiplicative_gru(
     w_gates, w_candidate = joined.split((2 * hidden_size, hidden_size), 1)
     b_gates, b_candidate = bias_ih.split((2 * hidden_size, hidden_size))
     u_m = weight_mhh.t()
-    h = input.new_zeros(input.shape[1], hidden_size)
+    h = input.new_zeros(input.shape[1], hidden_size) if state is None else state
     outputs = []
     for x, m in zip(input.unbind(0), linear(input, weight_mih, bias_m).unbind(0)):
         scaled = torch.addmm(m, h, u_m) * x
@@ -117,6 +136,7 @@ def multiplicative_gru(
 
 def multiplicative_lstm(
     input: Tensor,
+    state: tuple[Tensor, Tensor] | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor,
@@ -126,7 +146,8 @@ def multiplicative_lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     joined = torch.cat((weight_ih, weight_hh), 1).t()
     u_m = weight_mhh.t()
-    h = c = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    zeros = input.new_zeros(input.shape[1], weight_hh.shape[1])
+    h, c = (zeros, zeros) if state is None else state
     outputs = []
     for x, m in zip(input.unbind(0), linear(input, weight_mih, bias_m).unbind(0)):
         scaled = torch.addmm(m, h, u_m) * x
@@ -137,6 +158,4 @@ def multiplicative_lstm(
     return torch.stack(outputs), (h, c)
 
 
-LOOPS = {
-    loop.__name__: loop for loop in (rnn_tanh, lstm, gru_reset_after, gru, multiplicative_gru, multiplicative_lstm)
-}
+LOOPS = {loop.__name__: loop for loop in (rnn, lstm, gru_reset_after, gru, multiplicative_gru, multiplicative_lstm)}

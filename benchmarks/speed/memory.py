@@ -5,14 +5,15 @@ because allocators keep what an earlier step has freed.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from .cases import Case, Plan, candidates, make_step
-from .check import build
+from .candidates import candidates
+from .cases import Plan, make_step
+from .check import Bench
 from .child import serve
 
 
@@ -22,15 +23,14 @@ def measure_memory(plan: Plan, name: str) -> Iterator[dict]:
     (candidate,) = (candidate for candidate in candidates(case.cell, plan.backend) if candidate.name == name)
     record = {"cell": case.cell, "shape": case.shape.name, "threads": torch.get_num_threads()}
     record |= {"candidate": candidate.name, "title": candidate.title}
-    module = build(candidate, case.shape)
+    ready = Bench(case.shape, getattr(torch, plan.dtype)).ready(candidate, case)
     # a short sequence first: libraries load code and start threads in their first call
-    make_step(module, replace(case, shape=replace(case.shape, steps=2)))()
-    yield {**record, "peak_mib": round(peak_growth(module, case), 2)}
+    make_step(ready.module, replace(case, shape=replace(case.shape, steps=2)))()
+    yield {**record, "peak_mib": round(peak_growth(ready.run), 2)}
 
 
-def peak_growth(module: torch.nn.Module, case: Case) -> float:
+def peak_growth(step: Callable[[], object]) -> float:
     """MiB that the resident set grew by, at its peak, over its level just before the step."""
-    step = make_step(module, case)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -45,4 +45,4 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    serve(measure_memory)
+    serve(measure_memory, Plan)

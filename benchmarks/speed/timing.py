@@ -1,50 +1,51 @@
 """The process that measures time: yields, per case, its cost (for a progress bar) and a record per candidate.
 
-Candidates of a case take turns, so that a machine that slows down for a while slows all of them.
+Candidates of a case take turns, so that a machine that slows down for a while slows all of them. First come the
+ceilings of the machine at the same number of threads.
 """
 
-import time
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 
-from .cases import Case, Plan, candidates, make_step
-from .check import build, mistake
+from .candidates import candidates
+from .cases import Case, Plan
+from .ceilings import ceilings
+from .check import Bench
 from .child import serve
+from .clock import HostClock, summary
+
+bench_of = lru_cache(maxsize=1)(Bench)  # the cells of a shape follow each other
 
 
 def measure_times(plan: Plan) -> Iterator[dict]:
+    yield {"cost": 0, "ceilings": ceilings(HostClock(), [plan.dtype], small=plan.most_steps is not None)}
     for case in plan.cases():
         yield {"cost": case.cost, "records": measure_case(case, plan)}
 
 
 def measure_case(case: Case, plan: Plan) -> list[dict]:
     """One record per candidate: median and interquartile range in ms, or what is wrong with it."""
+    bench, clock = bench_of(case.shape, getattr(torch, plan.dtype)), HostClock()
     records, running = [], []
-    for candidate in candidates(case.cell, plan.backend):
+    for candidate in candidates(case.cell, plan.backend, plan.all_rivals):
         record = {"cell": case.cell, "shape": case.shape.name, "mode": case.mode, "threads": torch.get_num_threads()}
         record |= {"candidate": candidate.name, "title": candidate.title}
         records.append(record)
-        module = build(candidate, case.shape)
-        wrong = mistake(candidate, module, case)
-        if wrong:
-            record["wrong"] = wrong
+        ready = bench.ready(candidate, case)
+        error = bench.error(candidate, ready)
+        if error.wrong:
+            record["wrong"] = str(error)
         else:
-            running.append((record, make_step(module, case), []))
+            running.append((record, ready, []))
     for _ in range(plan.warm_up + plan.rounds):
-        for _, step, times in running:
-            start = time.perf_counter()
-            step()
-            times.append(1000 * (time.perf_counter() - start))
+        for _, ready, times in running:
+            times.append(clock.time(ready.run).ms)
     for record, _, times in running:
         record.update(summary(times[plan.warm_up :]))
     return records
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    quarter, median, three_quarters = torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return {"median_ms": round(median, 4), "spread_ms": round(three_quarters - quarter, 4)}
-
-
 if __name__ == "__main__":
-    serve(measure_times)
+    serve(measure_times, Plan)

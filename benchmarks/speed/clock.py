@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class HostClock:
         call()
         return None
 
+    def chill(self) -> None:
+        """Make caches cold, as far as the clock does that; queued, not waited for."""
+
     def wait(self) -> None:
         pass
 
@@ -57,7 +61,7 @@ class CudaClock(HostClock):
 
     def time(self, call: Callable[[], object]) -> Reading:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self._scratch.fill_(1)
+        self.chill()
         start.record()
         begun = time.perf_counter()
         call()
@@ -74,6 +78,9 @@ class CudaClock(HostClock):
         self.wait()
         return torch.cuda.max_memory_allocated() - before
 
+    def chill(self) -> None:
+        self._scratch.fill_(1)
+
     def wait(self) -> None:
         torch.cuda.synchronize()
 
@@ -82,5 +89,41 @@ class CudaClock(HostClock):
         torch.cuda.empty_cache()
 
 
+class Instant:
+    """A moment in the GPU's queue; what lies between two of them, in seconds, is waited for."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record()
+
+    def __sub__(self, earlier: "Instant") -> float:
+        self._event.synchronize()
+        return earlier._event.elapsed_time(self._event) / 1000
+
+
 def clock_for(device: torch.device) -> HostClock:
     return CudaClock(device) if device.type == "cuda" else HostClock()
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and interquartile range."""
+    quarter, median, three_quarters = torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return {"median_ms": round(median, 4), "spread_ms": round(three_quarters - quarter, 4)}
+
+
+def saved_bytes(module: nn.Module, input: Tensor) -> int:
+    """Bytes that autograd keeps of one forward pass, its outputs included, its input and the parameters not."""
+    operands = [input, *module.parameters()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in operands}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(input.detach().requires_grad_())  # alive until here, so that no two storages share a place
+    del output
+    return sum(kept.values())

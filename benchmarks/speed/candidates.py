@@ -1,0 +1,190 @@
+"""The ways to run a cell that are compared: fused, and what a user would otherwise take.
+
+Beside torch.nn (oneDNN on a CPU, cuDNN on a GPU) these are the careful loops of ``eager``: as they are, by TorchScript,
+by torch.compile, and replayed as a CUDA graph; and the libraries of ``others``. torch.nn.GRU stands beside the
+reset-before GRU too, whose equation it lacks. All multiply the input by its weights: that product is included.
+"""
+
+import importlib.util
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .cases import MODULES, Case, make_step
+from .eager import EagerLoop, State
+from .others import FlashRNN, Haste
+
+Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
+# A candidate may err by this factor more than PyTorch's plain loop in the same dtype. The arithmetic of a rival is its
+# own affair: it is held only to computing the same thing.
+FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
+COMPILER = "inductor"
+# torch.compile unrolls a loop, which takes it minutes at T=200. It gains by fusing what lies between two products, for
+# which a few steps are enough: so on a CPU these are compiled, as many as divide T, and called one after the other.
+STEPS_AT_ONCE = 16
+
+
+class Ready:
+    """A candidate that runs one case: ``load`` chooses the operands, ``run`` is what is timed."""
+
+    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        self.module = module
+        self._steps = [make_step(module, case, operands) for operands in sets]
+        self._step = self._steps[0]
+
+    def load(self, number: int) -> None:
+        self._step = self._steps[number % len(self._steps)]
+
+    def run(self) -> dict[str, Tensor]:
+        return self._step()
+
+
+class Graphed(Ready):
+    """The step captured as a CUDA graph, on operands that ``load`` overwrites. Results live until the next run."""
+
+    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        self.module = module
+        self._sets = sets
+        self._operands = tuple(operand.clone() for operand in sets[0])
+        step = make_step(module, case, self._operands)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries load code and take their workspaces before the capture
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = step()
+
+    def load(self, number: int) -> None:
+        for operand, value in zip(self._operands, self._sets[number % len(self._sets)]):
+            operand.copy_(value)
+
+    def run(self) -> dict[str, Tensor]:
+        self._graph.replay()
+        return self._results
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a cell, how far its results may be off, and what is done to its module before it runs."""
+
+    name: str
+    title: str
+    equations: str  # the cell whose reference it must agree with
+    build: Callable[..., nn.Module]  # from I and H
+    factor: float = RIVAL_FACTOR
+    ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
+    training_only: bool = False
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict  # its results by the names of the reference
+
+
+class ScriptedLoop(EagerLoop):
+    """The loop compiled by TorchScript, which keeps the loop and has no Python in it."""
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+        super().__init__(cell, input_size, hidden_size)
+        # of a copy, as TorchScript keeps what it compiles of a function, made for the sizes and the mode that it met
+        loop = types.FunctionType(self.loop.__code__, self.loop.__globals__, self.loop.__name__)
+        loop.__annotations__ = self.loop.__annotations__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.loop = torch.jit.script(loop)
+
+
+class CompiledLoop(EagerLoop):
+    """The loop compiled by torch.compile for ``at_once`` steps at most, or unrolled whole."""
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int, at_once: int | None = STEPS_AT_ONCE) -> None:
+        super().__init__(cell, input_size, hidden_size)
+        torch.compiler.reset()  # there is a limit to the sizes that one function is compiled for
+        self.loop = torch.compile(self.loop, backend=COMPILER, fullgraph=True, dynamic=False)
+        self.at_once, self.hidden_size = at_once, hidden_size
+
+    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+        steps = len(input)
+        at_once = max(n for n in range(1, min(steps, self.at_once or steps) + 1) if steps % n == 0)
+        zeros = input.new_zeros(input.shape[1], self.hidden_size)
+        state = hx if hx is not None else (zeros, zeros) if self.equations.has_cell_state else zeros
+        outputs = []
+        for part in input.split(at_once):
+            output, state = super().forward(part, state)
+            outputs.append(output)
+        return torch.cat(outputs), state
+
+
+def fused(cell: str, backend: str) -> Candidate:
+    return Candidate("fused", "fused_rnn", cell, partial(MODULES[cell], backend=backend), FUSED_FACTOR)
+
+
+def torch_nn(cell: str) -> Candidate | None:
+    """What torch.nn has for the cell, or in its place; None if it has nothing."""
+    modules = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru_reset_after": nn.GRU, "gru": nn.GRU}
+    if cell not in modules:
+        return None
+    equations = "gru_reset_after" if cell == "gru" else cell
+    return Candidate("torch", f"torch.nn.{modules[cell].__name__}", equations, modules[cell])
+
+
+def _loop(name: str, title: str, module: Callable[..., nn.Module], **options) -> Callable[[str], Candidate]:
+    def candidate(cell: str) -> Candidate:
+        return Candidate(name, title, cell, partial(module, cell), **options)
+
+    return candidate
+
+
+eager = _loop("eager", "eager loop", EagerLoop)
+scripted = _loop("script", "eager loop, TorchScript", ScriptedLoop)
+compiled = _loop("compiled", f"eager loop, torch.compile of up to {STEPS_AT_ONCE} steps", CompiledLoop)
+unrolled = _loop("compiled", "eager loop, torch.compile", partial(CompiledLoop, at_once=None))
+graphed = _loop("graphed", "eager loop as a CUDA graph", EagerLoop, ready=Graphed)
+
+
+def haste(cell: str) -> Candidate | None:
+    layout = Haste.LAYOUTS.get(cell)
+    return layout and Candidate("haste", "haste", cell, partial(Haste, cell), translate=partial(Haste.translate, cell))
+
+
+def flashrnn(cell: str) -> Candidate | None:
+    return Candidate("flashrnn", "FlashRNN", cell, partial(FlashRNN, cell)) if cell in FlashRNN.FUNCTIONS else None
+
+
+RIVALS: dict[str, Callable[[str], Candidate | None]] = {
+    "torch": torch_nn,
+    "eager": eager,
+    "script": scripted,
+    "compiled": compiled,
+    "graphed": graphed,
+    "haste": haste,
+    "flashrnn": flashrnn,
+}
+LIBRARIES = {"haste": "haste_pytorch", "flashrnn": "flashrnn"}
+ON_GPU_ONLY = ("graphed", *LIBRARIES)
+ON_CPU = tuple(name for name in RIVALS if name not in ON_GPU_ONLY)
+
+
+def candidates(cell: str, backend: str, all_rivals: bool = False) -> tuple[Candidate, ...]:
+    """The fused cell on ``backend``, then its rivals on a CPU.
+
+    Those of the main tables are torch.nn where it has the cell, and the eager loop where it has not.
+    """
+    found = {name: RIVALS[name](cell) for name in ON_CPU}
+    if not all_rivals:
+        same = found["torch"] is not None and found["torch"].equations == cell
+        found = {"torch": found["torch"], "eager": None if same else found["eager"]}
+    return fused(cell, backend), *(rival for rival in found.values() if rival is not None)
+
+
+def obstacle(rival: str, device: torch.device | str) -> str | None:
+    """Why a rival cannot run on a device, whatever the cell, or None if it can."""
+    if rival in ON_GPU_ONLY and torch.device(device).type != "cuda":
+        return f"{rival} needs a CUDA device"
+    if rival in LIBRARIES and importlib.util.find_spec(LIBRARIES[rival]) is None:
+        return f"{LIBRARIES[rival]} is not installed"
+    return None

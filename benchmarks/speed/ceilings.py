@@ -1,0 +1,75 @@
+"""How fast the device can be at all, measured in the same run as the cells, and what a case must take there at least.
+
+The ceilings are the rate of a large matrix product on random data and the bandwidth of a large copy, bytes read and
+bytes written. The floor of a case is the longer of two times: its multiplications at that rate, and its compulsory
+traffic at that bandwidth. Nonlinearities, saved gates and the order of the steps count nothing there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .cases import EQUATIONS, Case
+from .clock import HostClock
+
+SIZES = {"cpu": (2048, 1 << 28), "cuda": (8192, 1 << 31)}  # of the product, in rows, and of the copy, in bytes
+SMALL = (128, 1 << 16)  # for a smoke run
+ROUNDS = 10
+
+
+def ceilings(clock: HostClock, dtypes: Sequence[str], small: bool = False) -> dict[str, float | None]:
+    """Rates in TFLOP/s and bandwidth in TB/s, the best of some rounds; None for what the device has not, or cannot."""
+    size, copied = SMALL if small else SIZES[clock.device.type]
+    found: dict[str, float | None] = {"product_size": size, "copied_bytes": copied}
+    for dtype in dtypes:
+        found[f"product_{dtype}_tflops"] = attempt(lambda dtype=dtype: product_rate(clock, getattr(torch, dtype), size))
+    found["copy_tb_per_s"] = attempt(lambda: copy_bandwidth(clock, copied))
+    clock.free()
+    return found
+
+
+def attempt(measure: Callable[[], float]) -> float | None:
+    try:
+        return measure()
+    except RuntimeError:  # out of memory, or a dtype that the device does not multiply
+        return None
+
+
+def best_ms(clock: HostClock, call: Callable[[], object]) -> float:
+    return min(clock.time(call).ms for _ in range(ROUNDS))
+
+
+def product_rate(clock: HostClock, dtype: torch.dtype, size: int) -> float:
+    a, b = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / best_ms(clock, lambda: torch.mm(a, b, out=out)) / 1e9
+
+
+def copy_bandwidth(clock: HostClock, size: int) -> float:
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=clock.device)
+    target = torch.empty_like(source)
+    return 2 * size / best_ms(clock, lambda: target.copy_(source)) / 1e9
+
+
+def floor_ms(case: Case, layers: int, dtype: str, ceilings: dict[str, float | None]) -> float | None:
+    """The least time that the case can take, in ms; None where a ceiling was not measured."""
+    rate, bandwidth = ceilings.get(f"product_{dtype}_tflops"), ceilings.get("copy_tb_per_s")
+    if not rate or not bandwidth:
+        return None
+    sizes = [case.shape.input_size] + (layers - 1) * [case.shape.hidden_size]
+    work = [_work(case, size) for size in sizes]
+    width = getattr(torch, dtype).itemsize
+    flops, values = (sum(parts) for parts in zip(*work))
+    return max(flops / rate, width * values / bandwidth) / 1e9
+
+
+def _work(case: Case, input_size: int) -> tuple[int, int]:
+    """Floating-point operations of the products of a layer, and values that it must read or write."""
+    shape, equations = case.shape, EQUATIONS[case.cell]
+    sizes = [equations.weight_shape(name, input_size, shape.hidden_size) for name in equations.weights]
+    weights = sum(size[0] * size[1] for size in sizes if len(size) == 2)
+    rows = shape.steps * shape.batch
+    ends = rows * (input_size + shape.hidden_size)  # the input and the output
+    if case.mode == "training":  # δx and δW beside the product itself; gradients of both ends, both ends once more
+        return 6 * rows * weights, 3 * ends + 2 * weights
+    return 2 * rows * weights, ends + weights
