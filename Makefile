@@ -20,7 +20,7 @@ TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 help:
 	@echo "make demo    train every cell on the copy task and draw the pictures (about five minutes)"
 	@echo "make test    run the test suite"
-	@echo "make bench   measure speed and memory, and write the tables into README.md"
+	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of README.md"
 	@echo "make lint    check style; make format repairs it"
 	@echo "make types   check the type hints of what users call"
 	@echo "make docs    make the reference page in build/docs"
@@ -54,8 +54,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
 
+# Half an hour, on a machine that does nothing else.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed --all-rivals
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/linters

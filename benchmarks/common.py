@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -84,14 +85,22 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
 
 
+def open_device(name: str) -> torch.device:
+    """The device of this name; InputError if this machine lacks it."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} is not there: {str(error).splitlines()[0]}") from None
+
+
 def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.ops.Choice:
     """The backend that will run, and why; InputError if this machine lacks the device or the backend."""
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"--device {device} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
+    open_device(device)
     try:
-        torch.empty(0, device=device)
         return fused_rnn.choose_backend(device, DTYPES[dtype], backend)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {device} --backend {backend} cannot run here: {reason}") from None
 
@@ -147,6 +156,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial_path, path)
     finally:
         partial_path.unlink(missing_ok=True)
+
+
+def digits(number: float | None) -> str:
+    """Three significant digits, without an exponent; a dash for nothing."""
+    if number is None:
+        return "–"
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
+
+
+def file_name(kind: str, *parts: str) -> str:
+    """The name of a file of results: its kind, then ``parts`` in small letters, digits and hyphens."""
+    return "-".join([kind, *(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)]) + ".json"
 
 
 def write_json(path: Path, content: object) -> None:

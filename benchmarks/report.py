@@ -1,8 +1,8 @@
-"""``python -m benchmarks.report``: write what was measured into README.md.
+"""``python -m benchmarks.report``: write what was measured into README.md, and draw its pictures.
 
 Each kind of results has a block between two markers there, and files in benchmarks/results/ whose names begin with the
-kind. Every number, name and date of a block comes from these files; a test checks that the blocks are those that
-they give.
+kind; the pictures lie beside them. Every number, name and date of a block comes from these files; a test checks that
+the blocks are those that they give.
 """
 
 import json
@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common
+from benchmarks import common, pictures
 from benchmarks.copy_task import published as copy_task
+from benchmarks.gpu import pictures as gpu_pictures
 from benchmarks.gpu import report as gpu
 from benchmarks.language_model import published as language_model
+from benchmarks.scaling import pictures as scaling_pictures
+from benchmarks.scaling import report as scaling
 from benchmarks.speed import RESULTS, ROOT
+from benchmarks.speed import pictures as speed_pictures
 from benchmarks.speed import report as speed
 
 README = ROOT / "README.md"
@@ -22,13 +26,21 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "copy": copy_task.block,
     "language_model": language_model.block,
     "speed": speed.block,
+    "rivals": speed.rivals_block,
+    "scaling": scaling.block,
     "gpu": gpu.block,
+}
+PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
+    "speed": speed_pictures.pictures,
+    "scaling": scaling_pictures.pictures,
+    "gpu": gpu_pictures.pictures,
 }
 
 
 def load_results(kind: str, folder: Path = RESULTS) -> list[dict]:
-    """Every file of results of a kind, in a fixed order: none if nothing has been measured yet."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}-*.json"), reverse=True)]
+    """Every file of results of a kind with its name, in a fixed order: none if nothing has been measured yet."""
+    paths = sorted(folder.glob(f"{kind}-*.json"), reverse=True)
+    return [{**json.loads(path.read_text()), "file": path.stem} for path in paths]
 
 
 def block(kind: str, results: list[dict]) -> str:
@@ -55,13 +67,26 @@ def insert(readme: str, folder: Path = RESULTS) -> str:
     return readme
 
 
+def draw(folder: Path = RESULTS) -> None:
+    """Draw the pictures of all files of results beside them, and remove those of results that are gone."""
+    drawn = {
+        path
+        for kind, of in PICTURES.items()
+        for result in load_results(kind, folder)
+        for path in pictures.draw(of(result), result, folder)
+    }
+    for stale in set(folder.glob("*.svg")) - drawn:
+        stale.unlink()
+
+
 def main(readme: Path = README, folder: Path = RESULTS) -> None:
     if not readme.exists():
         raise common.InputError(f"there is no {readme} to write the tables into")
     text = insert(readme.read_text(), folder)
+    draw(folder)
     with common.replacing(readme) as partial_path:
         partial_path.write_text(text)
-    print(f"wrote the tables of the result files in {folder} into {readme}")
+    print(f"wrote the tables of the result files in {folder} into {readme}, and drew their pictures")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ In the README's figures they take turns: those come from ``python -m benchmarks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import pytest
 import torch
@@ -22,14 +21,13 @@ import fused_rnn
 
 from .speed.candidates import ON_CPU, RIVALS, Candidate, fused, obstacle
 from .speed.cases import CELLS, CPU_DTYPES, GPU_DTYPES, GPU_SHAPES, SHAPES, Case, Plan
-from .speed.check import Bench
+from .speed.check import bench_for
 from .speed.clock import Instant, clock_for, saved_bytes
 
 DEVICES = {
     "on_cpu": ("cpu", SHAPES, CPU_DTYPES, ("cpu", *ON_CPU)),
     "on_gpu": ("cuda", GPU_SHAPES, GPU_DTYPES, ("cuda", "triton", *RIVALS)),
 }
-bench_of = lru_cache(maxsize=1)(Bench)  # the cases of a shape and dtype follow each other
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def test_speed(benchmark, point: Point) -> None:
     if reason := point.obstacle():
         pytest.skip(reason)
     clock, candidate = clock_for(torch.device(point.device)), point.candidate()
-    bench = bench_of(point.case.shape, getattr(torch, point.dtype), clock.device, sets=2)
+    bench = bench_for(point.case.shape, getattr(torch, point.dtype), clock.device, sets=2)
     ready = bench.ready(candidate, point.case)
     error = bench.error(candidate, ready)
     assert not error.wrong, str(error)

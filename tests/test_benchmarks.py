@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,7 +148,7 @@ def test_a_wrong_candidate_is_not_timed(monkeypatch, factor):
 
 
 def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
-    path = tmp_path / "speed.json"
+    path = tmp_path / "speed-quick.json"
     chosen = ["--cells", "multiplicative_gru", "--shapes", "a", "d", "--threads", "1"]
     speed.main([*chosen, "--quick", "--backend", "reference", "--out", str(path)])
     result = json.loads(path.read_text())
@@ -159,7 +160,10 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     assert result["hardware"]["torch"] == torch.__version__
     assert result["allocator"]["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert "| MultiplicativeGRU | 1 | eager loop |" in report.block("speed", [result])
+    (ceilings,) = result["ceilings"]
+    assert ceilings["threads"] == 1
+    assert ceilings["product_float32_tflops"] > 0
+    assert "| MultiplicativeGRU | 1 | eager loop |" in report.block("speed", report.load_results("speed", tmp_path))
 
 
 def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
@@ -236,10 +240,11 @@ def example(**values) -> dict:
     shape = {name: getattr(SHAPES["a"], name) for name in Shape.__dataclass_fields__}
     times = [record("fused", median_ms=12.5, spread_ms=0.5), record("torch", median_ms=50.0, spread_ms=1.0)]
     return {
+        "file": "speed-resident",
         "date": "2026-01-02T03:04:05+00:00",
-        "hardware": common.hardware(),
+        "hardware": {**common.hardware(), "threads": [1]},
         "allocator": {"name": "resident"},
-        "plan": {"backend": "cpu", "rounds": 15, "warm_up": 5},
+        "plan": {"cells": ["lstm"], "backend": "cpu", "rounds": 15, "warm_up": 5},
         "shapes": {"a": shape},
         "times": times,
         "memory": [],
@@ -255,6 +260,42 @@ def test_the_report_divides_medians():
 def test_the_report_says_wrong_where_a_candidate_was_wrong():
     times = [record("fused", wrong="output is off"), record("torch", median_ms=50.0, spread_ms=1.0)]
     assert "| LSTM | 1 | torch.nn.LSTM | wrong |" in report.block("speed", [example(times=times)]).splitlines()
+
+
+def test_the_report_sets_times_beside_the_floor():
+    found = {"threads": 1, "product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}
+    text = report.block("speed", [example(ceilings=[found])])
+    flops = 6 * 32 * 200 * 512 * (11 + 128)
+    row = f"| LSTM | 1 | torch.nn.LSTM | {flops / 0.1e9 / 12.5:.0%} / {flops / 0.1e9 / 50:.0%} |"
+    assert row in text.splitlines()
+    assert "1: products at 100 GFLOP/s, copies at 10.0 GB/s" in text
+    assert "](benchmarks/results/speed-resident-floor.svg)" in text
+    assert "floor" not in report.block("speed", [example()])  # results from before ceilings were measured
+
+
+def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
+    times = [*example()["times"], {**record("torch", median_ms=8.0), "candidate": "script", "title": "TorchScript"}]
+    text = report.block("rivals", [example(times=times)])
+    assert "| | threads | fused | torch.nn | TorchScript |" in text.splitlines()
+    assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** |" in text.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["speed", "rivals", "scaling"])
+def test_the_report_says_what_has_not_been_measured(kind):
+    assert "Not measured yet." in report.block(kind, [])
+
+
+def test_pictures_are_drawn_beside_the_results_always_the_same(tmp_path):
+    memory = [{**record("fused", peak_mib=3.0)}, {**record("torch", peak_mib=9.0)}]
+    common.write_json(tmp_path / "speed-resident.json", example(memory=memory))
+    stale = tmp_path / "speed-default-faster.svg"
+    stale.write_text("of results that are gone")
+    drawn = []
+    for _ in range(2):
+        report.draw(tmp_path)
+        drawn.append({path.name: path.read_bytes() for path in tmp_path.glob("*.svg")})
+    assert drawn[0].keys() == {"speed-resident-faster.svg", "speed-resident-memory.svg"}
+    assert drawn[0] == drawn[1]
 
 
 def empty_readme() -> str:
@@ -283,3 +324,10 @@ def test_the_report_refuses_a_readme_without_its_two_markers(text, kind, tmp_pat
 def test_the_readme_shows_the_results_that_are_there():
     readme = report.README.read_text()
     assert report.insert(readme) == readme, "run 'python -m benchmarks.report'"
+
+
+def test_the_readme_shows_the_pictures_that_are_there():
+    shown = set(re.findall(r"\]\((benchmarks/results/[^)]+\.svg)\)", report.README.read_text()))
+    there = {str(path.relative_to(speed.ROOT)) for path in report.RESULTS.glob("*.svg")}
+    assert shown == there, "run 'python -m benchmarks.report'"
+    assert there

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks import common, report
+from benchmarks.budget import Budget
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import machine, points
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu.candidates import MODES, backends_for, candidates
 from benchmarks.gpu.measure import Plan, measure_point, ratios
-from benchmarks.gpu.points import Budget, Point, chosen_points
+from benchmarks.gpu.points import Point, chosen_points
 from benchmarks.speed.candidates import FUSED_FACTOR, Candidate, CompiledLoop
 from benchmarks.speed.cases import CELLS
 from benchmarks.speed.clock import HostClock, saved_bytes
@@ -310,6 +311,7 @@ def example(**changes) -> dict:
     hidden, batch = points.MAIN_SIZES[0]
     point = {"cell": "lstm", "dtype": "bfloat16", "hidden": hidden, "batch": batch, "steps": 256}
     return {
+        "file": "gpu-a-gpu",
         "date": "2026-01-02T03:04:05+00:00",
         "hardware": {**common.hardware(), "gpu": "A GPU", "cudnn": 90000, "state": {"driver_version": "580.1"}},
         "plan": {"rounds": 30, "clock": "CUDA events", "cold": "caches are cold"},
@@ -327,6 +329,13 @@ def test_the_report_shows_times_ratios_and_memory():
     assert "**Training step, bfloat16, µs per step**" in lines
     assert "A GPU, driver 580.1" in lines[0]
     assert "Points skipped for lack of time: 1." in lines[0]
+
+
+def test_the_report_draws_a_picture_for_each_dtype(tmp_path):
+    common.write_json(tmp_path / "gpu-a-gpu.json", example())
+    report.draw(tmp_path)
+    assert (tmp_path / "gpu-a-gpu-faster-bfloat16.svg").exists()
+    assert "](benchmarks/results/gpu-a-gpu-faster-bfloat16.svg)" in report.block("gpu", [example()])
 
 
 def test_the_report_says_where_nothing_was_measured(tmp_path):

@@ -5,32 +5,17 @@ A cell has the same colour everywhere. Lines are means over the trials; bands an
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # pictures go to files, and no display need be there
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import CELLS, replacing
+from benchmarks.common import CELLS
+from benchmarks.pictures import PALETTE, STYLE, plt, save
 
 from .data import Task
 from .report import label
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-PALETTE = ("#999999", "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#009e73", "#cc79a7")
 COLOURS = {cell: PALETTE[position % len(PALETTE)] for position, cell in enumerate(CELLS)}
-STYLE = {
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-}
 REFERENCE_LINE = {"color": "black", "linestyle": ":", "linewidth": 1}
 
 
@@ -45,7 +30,7 @@ def draw_pictures(trials: list[dict], rows: list[dict], task: Task, folder: Path
             figures[f"gradients-{length}.png"] = gradients_figure(same)
         if rows[0]["extra"]:
             figures["longer.png"] = longer_figure(rows, lengths)
-        return [_save(figure, folder / name) for name, figure in figures.items()]
+        return [save(figure, folder / name) for name, figure in figures.items()]
 
 
 def curves_figure(trials: list[dict], task: Task) -> Figure:
@@ -150,10 +135,3 @@ def _line_and_band(axes: Axes, values: list[list[float | None]], cell: str, line
 def _numbers(values: list[float | None]) -> np.ndarray:
     """As an array; None, a diverged model's figure, as NaN, which leaves a gap."""
     return np.array(values, dtype=float)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as partial_path:
-        figure.savefig(partial_path, format="png")
-    plt.close(figure)
-    return path

@@ -6,7 +6,6 @@ it; any other choice, and the CPU, to runs/. float32 means float32: TF32 is off 
 """
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
+from benchmarks.budget import Budget
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.cases import CELLS
 from benchmarks.speed.ceilings import ceilings
@@ -25,7 +25,7 @@ from benchmarks.speed.clock import HostClock, clock_for
 from . import machine
 from .candidates import OPTIONAL, candidates
 from .measure import DeviceLostError, Plan, measure_point, message
-from .points import BATCHES, DTYPES, HIDDEN, MAIN_SIZES, STEPS, Budget, Point, chosen_points, tiny_points
+from .points import BATCHES, DTYPES, HIDDEN, MAIN_SIZES, STEPS, Point, chosen_points, tiny_points
 
 TINY = Plan(warm_up=1, rounds=2, least_rounds=2)
 COMPILED = (("lstm", "bfloat16"), ("multiplicative_lstm", "bfloat16"))  # compiling costs minutes: last, at one size
@@ -66,23 +66,13 @@ def points_from(options: argparse.Namespace) -> list[Point]:
     return chosen_points(options.cells, options.dtypes, options.hidden, options.batch, options.steps)
 
 
-def open_device(name: str) -> torch.device:
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise common.InputError(f"--device {name} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise common.InputError(f"--device {name} is not there: {reason}; --device cpu --tiny runs anywhere") from None
-
-
 def output_path(options: argparse.Namespace, device: torch.device) -> Path:
     """Only the default subset, on a GPU, belongs with the results that the report reads."""
     selected = (options.cells, options.dtypes, options.hidden, options.batch, options.candidates, options.tiny)
     whole = not any(selected) and options.steps == STEPS
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return options.out or (RESULTS if whole and device.type == "cuda" else ROOT / "runs") / f"gpu-{slug}.json"
+    folder = RESULTS if whole and device.type == "cuda" else ROOT / "runs"
+    return options.out or folder / common.file_name("gpu", name)
 
 
 class Run:
@@ -179,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.list:
         print("\n".join(map(str, points)))
         return
-    device = open_device(options.device)
+    device = common.open_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     run = Run(output_path(options, device), points, clock_for(device), TINY if options.tiny else Plan(), options)
     run.measure(budget)

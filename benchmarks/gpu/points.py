@@ -1,7 +1,6 @@
-"""What is measured: cells, dtypes and sizes, the most telling first, and whether there is time for another."""
+"""What is measured: cells, dtypes and sizes, the most telling first."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -73,39 +72,3 @@ def chosen_points(
 def tiny_points() -> list[Point]:
     """Two points that any CPU runs in a moment."""
     return [Point("lstm", "float32", 8, 2, 4), Point("multiplicative_gru", "float32", 5, 3, 4)]
-
-
-class Budget:
-    """The time a run may take. What a job will take is told from all those before it."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._start = clock()
-        self._seconds = seconds
-        self._taken = self._cost = 0.0  # seconds and cost of the jobs so far
-
-    @property
-    def gone(self) -> float:
-        return self._clock() - self._start
-
-    @property
-    def left(self) -> float:
-        return self._seconds - self.gone
-
-    def obstacle(self, cost: float) -> str | None:
-        """Why a job does not fit the time that is left, or None if it does."""
-        if self.left <= 0:
-            return f"the {self._seconds:.0f} s of the run were over"
-        expected = cost * self._taken / self._cost if self._cost else 0.0
-        if expected > self.left:
-            return f"it would take about {expected:.0f} s, and {self.left:.0f} s were left"
-        return None
-
-    def spend(self, jobs: Sequence[Point]) -> Iterator[tuple[Point, str | None]]:
-        """Each job with the reason to skip it, or None; the time until the next is asked for is what it took."""
-        for job in jobs:
-            obstacle, start = self.obstacle(job.cost), self.gone
-            yield job, obstacle
-            if obstacle is None:
-                self._taken += self.gone - start
-                self._cost += job.cost

@@ -4,8 +4,11 @@ Every number comes from a file that ``python -m benchmarks.gpu`` wrote. Entries 
 the main sizes, a dash where there is no such candidate, with how many times faster (or smaller) fused is than each.
 """
 
+from benchmarks import pictures as shown
+from benchmarks.common import digits
 from benchmarks.speed.cases import CELLS
 
+from .pictures import pictures
 from .points import MAIN_SIZES
 
 NOT_RUN = "Not yet run on a GPU."
@@ -31,7 +34,8 @@ def section(result: dict) -> str:
             rows = table(of_dtype, name)
             if rows:
                 parts.append(f"**{heading.format(dtype=dtype)}**\n\n{rows}")
-    return "\n\n".join(parts)
+    drawn = shown.markdown(pictures(result), result)
+    return "\n\n".join([*parts, drawn] if drawn else parts)
 
 
 def preamble(result: dict) -> str:
@@ -100,10 +104,3 @@ def entry(records: dict[str, dict], backend: str) -> str:
     numbers = " / ".join(digits(number) for number in (mine, *theirs))
     times = ", ".join("–" if number is None else f"{number / mine:.2f}×" for number in theirs)
     return f"{numbers} (**{times}**)"
-
-
-def digits(number: float | None) -> str:
-    """Three significant digits, without an exponent; a dash for nothing."""
-    if number is None:
-        return "–"
-    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"

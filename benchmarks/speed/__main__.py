@@ -20,13 +20,14 @@ from benchmarks import common
 from . import RESULTS, ROOT
 from .candidates import candidates
 from .cases import CELLS, CPU_DTYPES, SHAPES, Plan
-from .child import ALLOCATORS, records
+from .child import ALLOCATORS, TIME_LEFT, records
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = tuple(count for count in (1, 2) if count <= CORES)
 # Compiling a loop takes half a minute, so few points have all rivals.
-ALL_RIVALS = Plan(cells=("lstm", "gru", "multiplicative_lstm"), shapes=("a", "d"), all_rivals=True)
-TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
+ALL_RIVALS = Plan(
+    cells=("lstm", "gru", "multiplicative_lstm", "multiplicative_gru"), shapes=("a", "d"), all_rivals=True
+)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -78,7 +78,7 @@ class Candidate:
     name: str
     title: str
     equations: str  # the cell whose reference it must agree with
-    build: Callable[..., nn.Module]  # from I and H
+    build: Callable[..., nn.Module]  # from I and H, and num_layers where there are more than one
     factor: float = RIVAL_FACTOR
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
     training_only: bool = False
@@ -88,8 +88,8 @@ class Candidate:
 class ScriptedLoop(EagerLoop):
     """The loop compiled by TorchScript, which keeps the loop and has no Python in it."""
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
-        super().__init__(cell, input_size, hidden_size)
+    def __init__(self, *sizes, **options) -> None:
+        super().__init__(*sizes, **options)
         # of a copy, as TorchScript keeps what it compiles of a function, made for the sizes and the mode that it met
         loop = types.FunctionType(self.loop.__code__, self.loop.__globals__, self.loop.__name__)
         loop.__annotations__ = self.loop.__annotations__
@@ -99,7 +99,7 @@ class ScriptedLoop(EagerLoop):
 
 
 class CompiledLoop(EagerLoop):
-    """The loop compiled by torch.compile for ``at_once`` steps at most, or unrolled whole."""
+    """One layer whose loop is compiled by torch.compile for ``at_once`` steps at most, or unrolled whole."""
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, at_once: int | None = STEPS_AT_ONCE) -> None:
         super().__init__(cell, input_size, hidden_size)
@@ -107,11 +107,11 @@ class CompiledLoop(EagerLoop):
         self.loop = torch.compile(self.loop, backend=COMPILER, fullgraph=True, dynamic=False)
         self.at_once, self.hidden_size = at_once, hidden_size
 
-    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, input: Tensor, hx: list[State] | None = None) -> tuple[Tensor, list[State]]:
         steps = len(input)
         at_once = max(n for n in range(1, min(steps, self.at_once or steps) + 1) if steps % n == 0)
         zeros = input.new_zeros(input.shape[1], self.hidden_size)
-        state = hx if hx is not None else (zeros, zeros) if self.equations.has_cell_state else zeros
+        state = hx or [(zeros, zeros) if self.equations.has_cell_state else zeros]
         outputs = []
         for part in input.split(at_once):
             output, state = super().forward(part, state)

@@ -24,6 +24,13 @@ class Shape:
     steps: int
     modes: tuple[str, ...] = ("training", "forward")
     memory: bool = False  # whether the peak memory of a training step is measured too
+    layers: int = 1
+
+    @property
+    def module_sizes(self) -> dict[str, int]:
+        """As constructors of modules take them."""
+        several = {"num_layers": self.layers} if self.layers > 1 else {}  # not every rival can have them
+        return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several}
 
     def __str__(self) -> str:
         return f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"

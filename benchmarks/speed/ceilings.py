@@ -51,20 +51,23 @@ def copy_bandwidth(clock: HostClock, size: int) -> float:
     return 2 * size / best_ms(clock, lambda: target.copy_(source)) / 1e9
 
 
-def floor_ms(case: Case, layers: int, dtype: str, ceilings: dict[str, float | None]) -> float | None:
+def floor_ms(case: Case, dtype: str, ceilings: dict[str, float | None]) -> float | None:
     """The least time that the case can take, in ms; None where a ceiling was not measured."""
     rate, bandwidth = ceilings.get(f"product_{dtype}_tflops"), ceilings.get("copy_tb_per_s")
     if not rate or not bandwidth:
         return None
-    sizes = [case.shape.input_size] + (layers - 1) * [case.shape.hidden_size]
-    work = [_work(case, size) for size in sizes]
-    width = getattr(torch, dtype).itemsize
-    flops, values = (sum(parts) for parts in zip(*work))
-    return max(flops / rate, width * values / bandwidth) / 1e9
+    flops, values = work(case)
+    return max(flops / rate, getattr(torch, dtype).itemsize * values / bandwidth) / 1e9
 
 
-def _work(case: Case, input_size: int) -> tuple[int, int]:
-    """Floating-point operations of the products of a layer, and values that it must read or write."""
+def work(case: Case) -> tuple[int, int]:
+    """Floating-point operations of the products of all layers, and values that these must read or write."""
+    sizes = [case.shape.input_size] + (case.shape.layers - 1) * [case.shape.hidden_size]
+    flops, values = zip(*(_work_of_layer(case, size) for size in sizes))
+    return sum(flops), sum(values)
+
+
+def _work_of_layer(case: Case, input_size: int) -> tuple[int, int]:
     shape, equations = case.shape, EQUATIONS[case.cell]
     sizes = [equations.weight_shape(name, input_size, shape.hidden_size) for name in equations.weights]
     weights = sum(size[0] * size[1] for size in sizes if len(size) == 2)

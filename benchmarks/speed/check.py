@@ -7,7 +7,7 @@ the rounding errors of a sum in float32 over all T·B rows, as gradients of weig
 
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Judge:
 
         def results(dtype: torch.dtype) -> dict[str, Tensor]:
             build = partial(fused(cell, "reference").build, device=operands[0].device, dtype=dtype)
-            loop = build(shape.input_size, shape.hidden_size)
+            loop = build(**shape.module_sizes)
             loop.load_state_dict(weights)
             return make_step(loop, case, tuple(operand.to(dtype) for operand in operands))()
 
@@ -83,7 +83,7 @@ class Bench:
     def ready(self, candidate: Candidate, case: Case) -> Ready:
         """The candidate with the weights that all of its equations share."""
         with self.device:
-            module = candidate.build(self.shape.input_size, self.shape.hidden_size)
+            module = candidate.build(**self.shape.module_sizes)
         module.load_state_dict(self._weights(candidate.equations))
         return candidate.ready(module.to(self.dtype), case, self.sets)  # cuDNN's copy of weights is made by to()
 
@@ -101,5 +101,8 @@ class Bench:
     def _weights(self, cell: str) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.device:
             torch.manual_seed(0)
-            module = MODULES[cell](self.shape.input_size, self.shape.hidden_size)
+            module = MODULES[cell](**self.shape.module_sizes)
         return module.to(self.dtype).state_dict()
+
+
+bench_for = lru_cache(maxsize=1)(Bench)  # the cases of a shape follow each other

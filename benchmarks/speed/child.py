@@ -27,6 +27,7 @@ RESIDENT = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 ALLOCATORS = {"resident": RESIDENT, "default": {}}
+TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 
 
 def records(module: str, allocator: str, threads: int, plan: object, *arguments: str) -> Iterator[dict]:

@@ -20,26 +20,32 @@ from .cases import EQUATIONS
 State = Tensor | tuple[Tensor, Tensor]
 
 
-class Layer(nn.Module):
-    """A layer of ``cell`` with the parameters of the fused module, for somebody else's forward pass."""
+class Layers(nn.Module):
+    """Layers of ``cell`` with the parameters of the fused module, for somebody else's forward pass."""
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+    def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__()
-        self.equations = EQUATIONS[cell]
-        for name in self.equations.weights:
-            shape = self.equations.weight_shape(name, input_size, hidden_size)
-            self.register_parameter(f"{name}_l0", nn.Parameter(torch.empty(shape)))
+        self.equations, self.num_layers = EQUATIONS[cell], num_layers
+        for layer in range(num_layers):
+            for name in self.equations.weights:
+                shape = self.equations.weight_shape(name, hidden_size if layer else input_size, hidden_size)
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
 
 
-class EagerLoop(Layer):
-    """A layer that runs a loop of this file."""
+class EagerLoop(Layers):
+    """Layers that run a loop of this file; the state is a list with that of each layer."""
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
-        super().__init__(cell, input_size, hidden_size)
+    def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
+        super().__init__(cell, input_size, hidden_size, num_layers)
         self.loop = LOOPS[cell]
 
-    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
-        return self.loop(input, hx, *(getattr(self, f"{name}_l0") for name in self.equations.weights))
+    def forward(self, input: Tensor, hx: list[State | None] | None = None) -> tuple[Tensor, list[State]]:
+        output, states = input, []
+        for layer in range(self.num_layers):
+            weights = (getattr(self, f"{name}_l{layer}") for name in self.equations.weights)
+            output, state = self.loop(output, hx[layer] if hx else None, *weights)
+            states.append(state)
+        return output, states
 
 
 def rnn(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .eager import Layer
+from .eager import Layers
 
 
 class Haste(nn.Module):
@@ -61,7 +61,7 @@ def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([gates[position] for position in order])
 
 
-class FlashRNN(Layer):
+class FlashRNN(Layers):
     """flashrnn's function with one head, on parameters in our layout, which is its own."""
 
     FUNCTIONS = {"lstm": "lstm", "rnn": "elman"}  # noqa: RUF012

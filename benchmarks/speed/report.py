@@ -4,14 +4,18 @@ Every number, name and date comes from a file that ``python -m benchmarks.speed`
 *ours / theirs = ratio*, more than 1 being in our favour.
 """
 
-from benchmarks.gpu.report import digits
+from benchmarks import pictures as shown
+from benchmarks.common import digits
 
 from .cases import CELLS, Shape
+from .pictures import pictures
+from .records import columns, found_at, shares
 
 HEADINGS = {
     "training": "Training step (forward and backward), ms",
     "forward": "Forward only, ms",
     "memory": "Peak memory of a training step, MiB",
+    "floor": "Share of the physical floor, fused / other",
 }
 MALLOC = {
     "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
@@ -19,9 +23,12 @@ MALLOC = {
 }
 
 
+NOT_MEASURED = "Not measured yet."
+
+
 def block(results: list[dict]) -> str:
     """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join(section(result) for result in results) if results else "Nothing has been measured yet."
+    return "\n\n".join(section(result) for result in results) if results else NOT_MEASURED
 
 
 def section(result: dict) -> str:
@@ -29,7 +36,9 @@ def section(result: dict) -> str:
     tables = {mode: [r for r in result["times"] if r["mode"] == mode] for mode in ("training", "forward")}
     tables["memory"] = result["memory"]
     parts = [f"**{HEADINGS[name]}**\n\n{table(records)}" for name, records in tables.items() if records]
-    return "\n\n".join([preamble(result), *parts])
+    if result.get("ceilings"):
+        parts.append(f"**{HEADINGS['floor']}**\n\n{ceilings(result)}\n\n{floor_table(result)}")
+    return "\n\n".join([preamble(result), *parts, shown.markdown(pictures(result), result)])
 
 
 def preamble(result: dict) -> str:
@@ -40,15 +49,48 @@ def preamble(result: dict) -> str:
     noise = (
         f"; half of them typically lie in a band {spreads[len(spreads) // 2]:.0%} of the median wide" if spreads else ""
     )
+    option = "" if dtype(result) == "float32" else f" --dtype {dtype(result)}"
     return (
-        f"Measured on {result['date'][:10]} with `python -m benchmarks.speed`: {machine['cpu']}, "
+        f"Measured on {result['date'][:10]} with `python -m benchmarks.speed{option}`: {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
-        f"fused_rnn {machine['fused_rnn']}, backend `{plan['backend']}`, float32. Times are medians of "
+        f"fused_rnn {machine['fused_rnn']}, backend `{plan['backend']}`, {dtype(result)}. Times are medians of "
         f"{plan['rounds']} interleaved rounds after {plan['warm_up']} to warm up{noise}; "
         f"{MALLOC[result['allocator']['name']]}. Shapes: {shapes}. "
         "Peak memory: growth of the resident set during one step, in a fresh process with malloc as it is by default. "
         "Entries: fused / other = how many times faster, or smaller."
     )
+
+
+def dtype(result: dict) -> str:
+    return result["plan"].get("dtype", "float32")
+
+
+def ceilings(result: dict) -> str:
+    """What the machine can do at all, as measured in the same run."""
+    rates = ", ".join(
+        f"{found['threads']}: products at {digits(1000 * found[f'product_{dtype(result)}_tflops'])} GFLOP/s, "
+        f"copies at {digits(1000 * found['copy_tb_per_s'])} GB/s"
+        for found in result["ceilings"]
+    )
+    return (
+        f"Ceilings by number of threads, from the same run: {rates}. The floor is the longer of the time for all "
+        "multiplications at the one rate and that for inputs, outputs, weights and their gradients at the other."
+    )
+
+
+def floor_table(result: dict) -> str:
+    """One row per cell, thread count and rival, one column per shape and mode."""
+    places, lines = columns(result), []
+    for cell, title in CELLS.items():
+        for count in result["hardware"]["threads"]:
+            found = {place: shares(result, cell, count, place) for place in places}
+            titles = {name: r["title"] for place in places for name, r in found_at(result, cell, count, place).items()}
+            for rival, rival_title in ((name, text) for name, text in titles.items() if name != "fused"):
+                pairs = [(found[place].get("fused"), found[place].get(rival)) for place in places]
+                entries = " | ".join(" / ".join("–" if s is None else f"{s:.0%}" for s in pair) for pair in pairs)
+                lines.append(f"| {title} | {count} | {rival_title} | {entries} |")
+    head = " | ".join(f"({place.shape}) {place.mode}" for place in places)
+    return "\n".join([f"| cell | threads | other | {head} |", "|---" * (3 + len(places)) + "|", *lines])
 
 
 def table(records: list[dict]) -> str:
@@ -78,3 +120,38 @@ def entry(ours: dict | None, theirs: dict | None) -> str:
     mine, other = (record.get("median_ms", record.get("peak_mib")) for record in (ours, theirs))
     ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in what was freed before
     return f"{digits(mine)} / {digits(other)} = {ratio}"
+
+
+def rivals_block(results: list[dict]) -> str:
+    """What ``python -m benchmarks.speed --all-rivals`` found; one sentence where it has not been run."""
+    return "\n\n".join(rivals_section(result) for result in results) if results else NOT_MEASURED
+
+
+def rivals_section(result: dict) -> str:
+    """A row per cell, shape and mode, a column per rival: its time, as a multiple of the fused cell's."""
+    machine, plan = result["hardware"], result["plan"]
+    titles = {record["candidate"]: record["title"] for record in result["times"] if record["candidate"] != "fused"}
+    rivals = {name: "torch.nn" if name == "torch" else title for name, title in titles.items()}
+    lines = []
+    for place in columns(result):
+        for cell in plan["cells"]:
+            for count in machine["threads"]:
+                found = found_at(result, cell, count, place)
+                ours = found.get("fused")
+                entries = " | ".join(_multiple(ours, found.get(name)) for name in rivals)
+                name = f"{CELLS[cell]}, ({place.shape}) {place.mode}"
+                lines.append(f"| {name} | {count} | {digits(ours and ours['median_ms'])} | {entries} |")
+    intro = (
+        f"Every other way to run a cell, measured on {result['date'][:10]} with `python -m benchmarks.speed "
+        f"--all-rivals`: {machine['cpu']}, torch {machine['torch']}, {dtype(result)}, medians of {plan['rounds']} "
+        f"interleaved rounds, {MALLOC[result['allocator']['name']]}. Entries: ms = times as long as the fused cell. "
+        "torch.compile has the loop in pieces of a few steps, as many as divide T: whole, it takes minutes to compile."
+    )
+    head = [f"| | threads | fused | {' | '.join(rivals.values())} |", "|---" * (3 + len(rivals)) + "|"]
+    return "\n\n".join([intro, "\n".join([*head, *lines])])
+
+
+def _multiple(ours: dict | None, theirs: dict | None) -> str:
+    if ours is None or theirs is None:
+        return "–"
+    return f"{digits(theirs['median_ms'])} = **{theirs['median_ms'] / ours['median_ms']:.2f}×**"

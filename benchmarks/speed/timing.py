@@ -5,18 +5,15 @@ ceilings of the machine at the same number of threads.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 
 from .candidates import candidates
 from .cases import Case, Plan
 from .ceilings import ceilings
-from .check import Bench
+from .check import bench_for
 from .child import serve
 from .clock import HostClock, summary
-
-bench_of = lru_cache(maxsize=1)(Bench)  # the cells of a shape follow each other
 
 
 def measure_times(plan: Plan) -> Iterator[dict]:
@@ -27,7 +24,7 @@ def measure_times(plan: Plan) -> Iterator[dict]:
 
 def measure_case(case: Case, plan: Plan) -> list[dict]:
     """One record per candidate: median and interquartile range in ms, or what is wrong with it."""
-    bench, clock = bench_of(case.shape, getattr(torch, plan.dtype)), HostClock()
+    bench, clock = bench_for(case.shape, getattr(torch, plan.dtype)), HostClock()
     records, running = [], []
     for candidate in candidates(case.cell, plan.backend, plan.all_rivals):
         record = {"cell": case.cell, "shape": case.shape.name, "mode": case.mode, "threads": torch.get_num_threads()}

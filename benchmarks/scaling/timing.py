@@ -1,0 +1,95 @@
+"""The process that measures: yields the ceilings of the device, then for each sweep its cost and its records."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.budget import Budget
+from benchmarks.speed.candidates import Candidate, Ready, candidates
+from benchmarks.speed.cases import Case
+from benchmarks.speed.ceilings import ceilings, floor_ms, work
+from benchmarks.speed.check import Bench, bench_for
+from benchmarks.speed.child import serve
+from benchmarks.speed.clock import HostClock, clock_for, summary
+
+from .sweeps import Plan, Sweep
+
+
+@dataclass
+class Entry:
+    """One candidate at one size in one mode; without ``ready`` it is not timed."""
+
+    record: dict
+    ready: Ready | None = None
+    times: list[float] = field(default_factory=list)
+
+
+def measure(plan: Plan) -> Iterator[dict]:
+    budget, clock = Budget(60 * plan.minutes), clock_for(torch.device(plan.device))
+    found = ceilings(clock, [plan.dtype], small=plan.quick)
+    yield {"ceilings": found}
+    for sweep, obstacle in budget.spend(plan.sweeps()):
+        if obstacle is None:
+            yield {"cost": sweep.cost, "records": measure_sweep(sweep, plan, clock, found)}
+        else:
+            yield {"cost": sweep.cost, "skipped": {"cell": sweep.cell, "axis": sweep.axis, "reason": obstacle}}
+        clock.free()
+
+
+def measure_sweep(sweep: Sweep, plan: Plan, clock: HostClock, ceilings: dict) -> list[dict]:
+    """One record per size, mode and candidate: median and interquartile range in ms, or why there is none."""
+    sizes = [prepare(case, sweep.axis, plan, ceilings) for case in sweep.cases()]
+    for _ in range(plan.passes):
+        for entries in sizes:
+            time_in_turn(entries, plan, clock)
+    for entry in (entry for entries in sizes for entry in entries):
+        if entry.times:
+            entry.record.update(summary(entry.times), rounds=len(entry.times))
+    return [entry.record for entries in sizes for entry in entries]
+
+
+def prepare(case: Case, axis: str, plan: Plan, ceilings: dict) -> list[Entry]:
+    """The candidates of a case, those that are right ready to run."""
+    shape = case.shape
+    sizes = {"batch": shape.batch, "hidden_size": shape.hidden_size, "steps": shape.steps, "layers": shape.layers}
+    record = {"cell": case.cell, "axis": axis, "value": sizes[axis], **sizes, "mode": case.mode}
+    record |= {"flops": work(case)[0], "floor_ms": floor_ms(case, plan.dtype, ceilings)}
+    entries = []
+    bench = bench_for(shape, getattr(torch, plan.dtype), plan.device)
+    for candidate in candidates(case.cell, plan.backend):
+        entry = Entry({**record, "candidate": candidate.name, "title": candidate.title})
+        try:
+            entry.ready = right(bench, candidate, case, entry.record)
+        except RuntimeError as error:  # as when a size does not fit the memory
+            entry.record["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        entries.append(entry)
+    return entries
+
+
+def right(bench: Bench, candidate: Candidate, case: Case, record: dict) -> Ready | None:
+    """The candidate ready to run, or None with the mistake in ``record``."""
+    ready = bench.ready(candidate, case)
+    error = bench.error(candidate, ready)
+    if error.wrong:
+        record["wrong"] = str(error)
+        return None
+    return ready
+
+
+def time_in_turn(entries: list[Entry], plan: Plan, clock: HostClock) -> None:
+    """Rounds of a size: as many as were planned, or as there is time for, but one."""
+    gone = 0.0
+    for number in range(plan.warm_up + plan.rounds):
+        for entry in entries:
+            if entry.ready:
+                ms = clock.time(entry.ready.run).ms
+                gone += ms / 1000
+                if number >= plan.warm_up:
+                    entry.times.append(ms)
+        if gone > plan.seconds and number >= plan.warm_up:
+            break
+
+
+if __name__ == "__main__":
+    serve(measure, Plan)
