@@ -27,7 +27,7 @@ REFERENCE = Plan(backend="reference", warm_up=1, rounds=3)
 @pytest.mark.parametrize("mode", ["training", "forward"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_candidate_computes_what_the_reference_does(monkeypatch, cell, mode, dtype):
-    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "aot_eager")
+    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "eager")
     bench, case = Bench(SMALL, dtype), Case(cell, SMALL, mode)
     found = candidates(cell, "reference", all_rivals=True)
     assert [candidate.name for candidate in found][-3:] == ["eager", "script", "compiled"]

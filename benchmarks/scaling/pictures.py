@@ -66,7 +66,7 @@ def _floor_figure(found: list[Curve], caption: str) -> Figure:
             _plot(axes, curve, [100 * (share or 0) for share in curve.shares])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(title=mode, xlabel="H", ylim=(0, 100))
+        axes.set(title=mode, xlabel="H", ylim=(0, None))
     panels[0].set_ylabel("% of the time")
     return _finish(figure, panels[0], caption)
 
