@@ -11,6 +11,7 @@ most 16 steps at a time here: a longer loop takes it minutes. pytest-benchmark m
 In the README's figures they take turns: those come from ``python -m benchmarks.speed`` and ``benchmarks.gpu``.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -81,12 +82,12 @@ def test_speed(benchmark, point: Point) -> None:
     error = bench.error(candidate, ready)
     assert not error.wrong, str(error)
 
+    rounds = itertools.count(1)
+
     def next_round() -> None:
-        next_round.number += 1
-        ready.load(next_round.number)
+        ready.load(next(rounds))
         clock.chill()
 
-    next_round.number = 0
     threads = f", threads: {torch.get_num_threads()}" if point.device == "cpu" else ""
     benchmark.group = f"{point.case.cell} {point.case.shape} {point.dtype} {point.case.mode}{threads}"
     benchmark.extra_info |= {"threads": torch.get_num_threads(), "error": error.record()}

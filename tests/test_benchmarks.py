@@ -274,10 +274,11 @@ def test_the_report_sets_times_beside_the_floor():
 
 
 def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
-    times = [*example()["times"], {**record("torch", median_ms=8.0), "candidate": "script", "title": "TorchScript"}]
-    text = report.block("rivals", [example(times=times)])
-    assert "| | threads | fused | torch.nn | TorchScript |" in text.splitlines()
-    assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** |" in text.splitlines()
+    script = {**record("torch", median_ms=8.0), "candidate": "script", "title": "TorchScript"}
+    wrong = {**record("torch", wrong="output is off"), "candidate": "compiled", "title": "torch.compile"}
+    text = report.block("rivals", [example(times=[*example()["times"], script, wrong])])
+    assert "| | threads | fused | torch.nn | TorchScript | torch.compile |" in text.splitlines()
+    assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** | wrong |" in text.splitlines()
 
 
 @pytest.mark.parametrize("kind", ["speed", "rivals", "scaling"])
@@ -287,14 +288,15 @@ def test_the_report_says_what_has_not_been_measured(kind):
 
 def test_pictures_are_drawn_beside_the_results_always_the_same(tmp_path):
     memory = [{**record("fused", peak_mib=3.0)}, {**record("torch", peak_mib=9.0)}]
-    common.write_json(tmp_path / "speed-resident.json", example(memory=memory))
+    ceilings = [{"threads": 1, "product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}]
+    common.write_json(tmp_path / "speed-resident.json", example(memory=memory, ceilings=ceilings))
     stale = tmp_path / "speed-default-faster.svg"
     stale.write_text("of results that are gone")
     drawn = []
     for _ in range(2):
         report.draw(tmp_path)
         drawn.append({path.name: path.read_bytes() for path in tmp_path.glob("*.svg")})
-    assert drawn[0].keys() == {"speed-resident-faster.svg", "speed-resident-memory.svg"}
+    assert drawn[0].keys() == {f"speed-resident-{name}.svg" for name in ("faster", "memory", "floor")}
     assert drawn[0] == drawn[1]
 
 

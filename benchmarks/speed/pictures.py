@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.pictures import PALETTE, Picture, heat_map, plt
 
 from .cases import CELLS
-from .records import Column, columns, fastest_rival, found_at, shares
+from .records import Column, columns, fastest_rival, shares, timed_at
 
 COLOURS = {"fused": PALETTE[1], "torch": PALETTE[4], "eager": PALETTE[0]}
 LABELS = {"fused": "fused", "torch": "torch.nn", "eager": "eager loop"}
@@ -44,7 +44,7 @@ def _map_figure(
 
 
 def _times_faster(result: dict, cell: str, threads: int, place: Column) -> float | None:
-    ours, theirs = found_at(result, cell, threads, place).get("fused"), fastest_rival(result, cell, threads, place)
+    ours, theirs = timed_at(result, cell, threads, place).get("fused"), fastest_rival(result, cell, threads, place)
     return theirs["median_ms"] / ours["median_ms"] if ours and theirs else None
 
 

@@ -19,17 +19,23 @@ def columns(result: dict) -> list[Column]:
 
 
 def found_at(result: dict, cell: str, threads: int, column: Column) -> dict[str, dict]:
-    """The records of the candidates that were timed there, by their names."""
+    """The records of all candidates there, by their names."""
     place = (cell, threads, *column)
     return {
         record["candidate"]: record
         for record in result["times"]
-        if (record["cell"], record["threads"], record["shape"], record["mode"]) == place and record.get("median_ms")
+        if (record["cell"], record["threads"], record["shape"], record["mode"]) == place
     }
 
 
+def timed_at(result: dict, cell: str, threads: int, column: Column) -> dict[str, dict]:
+    """Those of the candidates that were right, and so were timed."""
+    records = found_at(result, cell, threads, column)
+    return {name: record for name, record in records.items() if record.get("median_ms")}
+
+
 def fastest_rival(result: dict, cell: str, threads: int, column: Column) -> dict | None:
-    rivals = [record for name, record in found_at(result, cell, threads, column).items() if name != "fused"]
+    rivals = [record for name, record in timed_at(result, cell, threads, column).items() if name != "fused"]
     return min(rivals, key=lambda record: record["median_ms"], default=None)
 
 
@@ -38,5 +44,5 @@ def shares(result: dict, cell: str, threads: int, column: Column) -> dict[str, f
     ceilings = next((found for found in result.get("ceilings", []) if found["threads"] == threads), {})
     case = Case(cell, Shape(**result["shapes"][column.shape]), column.mode)
     floor = floor_ms(case, result["plan"].get("dtype", "float32"), ceilings)
-    records = found_at(result, cell, threads, column) if floor else {}
+    records = timed_at(result, cell, threads, column) if floor else {}
     return {name: floor / record["median_ms"] for name, record in records.items()}

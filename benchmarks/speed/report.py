@@ -21,8 +21,6 @@ MALLOC = {
     "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
     "default": "malloc as it is by default",
 }
-
-
 NOT_MEASURED = "Not measured yet."
 
 
@@ -140,7 +138,7 @@ def rivals_section(result: dict) -> str:
                 ours = found.get("fused")
                 entries = " | ".join(_multiple(ours, found.get(name)) for name in rivals)
                 name = f"{CELLS[cell]}, ({place.shape}) {place.mode}"
-                lines.append(f"| {name} | {count} | {digits(ours and ours['median_ms'])} | {entries} |")
+                lines.append(f"| {name} | {count} | {_time(ours)} | {entries} |")
     intro = (
         f"Every other way to run a cell, measured on {result['date'][:10]} with `python -m benchmarks.speed "
         f"--all-rivals`: {machine['cpu']}, torch {machine['torch']}, {dtype(result)}, medians of {plan['rounds']} "
@@ -151,7 +149,11 @@ def rivals_section(result: dict) -> str:
     return "\n\n".join([intro, "\n".join([*head, *lines])])
 
 
+def _time(record: dict | None) -> str:
+    return "wrong" if record and "wrong" in record else digits(record and record["median_ms"])
+
+
 def _multiple(ours: dict | None, theirs: dict | None) -> str:
-    if ours is None or theirs is None:
-        return "–"
-    return f"{digits(theirs['median_ms'])} = **{theirs['median_ms'] / ours['median_ms']:.2f}×**"
+    if not ours or not theirs or "wrong" in ours or "wrong" in theirs:
+        return _time(theirs)
+    return f"{_time(theirs)} = **{theirs['median_ms'] / ours['median_ms']:.2f}×**"
