@@ -9,9 +9,9 @@ import torch
 import fused_rnn
 from benchmarks.speed.candidates import RIVALS, Candidate, fused, obstacle, unrolled
 
-from .points import Point
+from .points import MAIN_SIZES, Point
 
-GRAPHED_UP_TO = 1024 * 64  # H * B: beyond, the launches that a graph saves are not what takes the time
+GRAPHED_UP_TO = 1024 * 64  # H * B
 MODES = ("forward", "training")
 OPTIONAL = ("recompute", *RIVALS)
 
@@ -40,7 +40,14 @@ def candidates(point: Point, device: torch.device, wanted: Sequence[str] = OPTIO
             title = f"{candidate.title}, recompute"
             found.append(replace(candidate, name=f"{backend}-recompute", title=title, build=saving, training_only=True))
     for name, rival in {**RIVALS, "compiled": unrolled}.items():
-        too_large = name == "graphed" and point.hidden * point.batch > GRAPHED_UP_TO
-        if name in wanted and not too_large and obstacle(name, device) is None:
+        if name in wanted and worthwhile(name, point) and obstacle(name, device) is None:
             found.append(rival(point.cell))
     return [candidate for candidate in found if candidate is not None]
+
+
+def worthwhile(rival: str, point: Point) -> bool:
+    """Whether a rival is worth its time at a point."""
+    if rival == "graphed":  # beyond, the launches that a graph saves are not what takes the time
+        return point.hidden * point.batch <= GRAPHED_UP_TO
+    # TorchScript takes longer to compile than all the rest of a point
+    return rival != "script" or (point.hidden, point.batch) in MAIN_SIZES

@@ -39,7 +39,7 @@ def measure(plan: Plan) -> Iterator[dict]:
 
 def measure_sweep(sweep: Sweep, plan: Plan, clock: HostClock, ceilings: dict) -> list[dict]:
     """One record per size, mode and candidate: median and interquartile range in ms, or why there is none."""
-    sizes = [prepare(case, sweep.axis, plan, ceilings) for case in sweep.cases()]
+    sizes = [prepare(case, sweep.axis, plan, clock, ceilings) for case in sweep.cases()]
     for _ in range(plan.passes):
         for entries in sizes:
             time_in_turn(entries, plan, clock)
@@ -49,14 +49,14 @@ def measure_sweep(sweep: Sweep, plan: Plan, clock: HostClock, ceilings: dict) ->
     return [entry.record for entries in sizes for entry in entries]
 
 
-def prepare(case: Case, axis: str, plan: Plan, ceilings: dict) -> list[Entry]:
+def prepare(case: Case, axis: str, plan: Plan, clock: HostClock, ceilings: dict) -> list[Entry]:
     """The candidates of a case, those that are right ready to run."""
     shape = case.shape
     sizes = {"batch": shape.batch, "hidden_size": shape.hidden_size, "steps": shape.steps, "layers": shape.layers}
     record = {"cell": case.cell, "axis": axis, "value": sizes[axis], **sizes, "mode": case.mode}
     record |= {"flops": work(case)[0], "floor_ms": floor_ms(case, plan.dtype, ceilings)}
     entries = []
-    bench = bench_for(shape, getattr(torch, plan.dtype), plan.device)
+    bench = bench_for(shape, getattr(torch, plan.dtype), clock.device)
     for candidate in candidates(case.cell, plan.backend):
         entry = Entry({**record, "candidate": candidate.name, "title": candidate.title})
         try:

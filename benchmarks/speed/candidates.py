@@ -116,7 +116,7 @@ class CompiledLoop(EagerLoop):
         for part in input.split(at_once):
             output, state = super().forward(part, state)
             outputs.append(output)
-        return torch.cat(outputs), state
+        return torch.cat(outputs) if len(outputs) > 1 else output, state
 
 
 def fused(cell: str, backend: str) -> Candidate:
