@@ -158,6 +158,9 @@ def replacing(path: Path) -> Iterator[Path]:
         partial_path.unlink(missing_ok=True)
 
 
+NOT_MEASURED = "Not measured yet."  # what the README says of results that are not there
+
+
 def digits(number: float | None) -> str:
     """Three significant digits, without an exponent; a dash for nothing."""
     if number is None:

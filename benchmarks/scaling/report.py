@@ -4,7 +4,7 @@ Every number comes from a file that ``python -m benchmarks.scaling`` wrote.
 """
 
 from benchmarks import pictures as shown
-from benchmarks.common import digits
+from benchmarks.common import NOT_MEASURED, digits
 from benchmarks.speed.cases import CELLS
 
 from .findings import CLIFF, STRAIGHT, Curve, curves, deviation, failures, leap
@@ -14,7 +14,7 @@ from .sweeps import AXES, MODES
 
 def block(results: list[dict]) -> str:
     """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join(section(result) for result in results) if results else "Not measured yet."
+    return "\n\n".join(section(result) for result in results) if results else NOT_MEASURED
 
 
 def section(result: dict) -> str:

@@ -5,7 +5,7 @@ Every number, name and date comes from a file that ``python -m benchmarks.speed`
 """
 
 from benchmarks import pictures as shown
-from benchmarks.common import digits
+from benchmarks.common import NOT_MEASURED, digits
 
 from .cases import CELLS, Shape
 from .pictures import pictures
@@ -21,7 +21,6 @@ MALLOC = {
     "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
     "default": "malloc as it is by default",
 }
-NOT_MEASURED = "Not measured yet."
 
 
 def block(results: list[dict]) -> str:
