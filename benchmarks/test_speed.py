@@ -6,9 +6,9 @@ An id reads cell-candidate-device-shape-dtype-mode; sizes are those of ``speed/c
 included. What cannot run on a machine is skipped with the reason, what is wrong fails and is not timed. Without
 ``--benchmark-enable`` each case runs once: that it is right is then all that is tested. Nothing here asserts a time.
 
-On a GPU each round has other operands, starts with cold caches and is timed by CUDA events. torch.compile unrolls at
-most 16 steps at a time here: a longer loop takes it minutes. pytest-benchmark measures one candidate after the other.
-In the README's figures they take turns: those come from ``python -m benchmarks.speed`` and ``benchmarks.gpu``.
+On a GPU each round has other operands, starts with cold caches and is timed by CUDA events. torch.compile gets the
+loop in pieces here (``STEPS_AT_ONCE``): whole, it takes many minutes. pytest-benchmark measures one candidate after the
+other; in the README's figures they take turns: those come from ``python -m benchmarks.speed`` and ``benchmarks.gpu``.
 """
 
 import itertools

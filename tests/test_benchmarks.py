@@ -36,8 +36,8 @@ def test_every_candidate_computes_what_the_reference_does(monkeypatch, cell, mod
         assert not error.wrong, f"{candidate.title}: {error}"
 
 
-@pytest.mark.parametrize("steps", [1, 7, 32, 34])
-def test_the_compiled_loop_takes_few_steps_at_a_time(monkeypatch, steps):
+@pytest.mark.parametrize(("steps", "at_once"), [(1, 1), (7, 7), (32, 16), (58, 2)])
+def test_the_compiled_loop_takes_few_steps_at_a_time(monkeypatch, steps, at_once):
     monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "eager")
     shape = replace(SMALL, steps=steps)
     bench, candidate = Bench(shape, torch.float32), compiled("lstm")
@@ -47,7 +47,7 @@ def test_the_compiled_loop_takes_few_steps_at_a_time(monkeypatch, steps):
     ready.module.loop = lambda part, *rest: (lengths.append(len(part)), loop(part, *rest))[1]
     assert not bench.error(candidate, ready).wrong
     assert sum(lengths) == steps
-    assert set(lengths) == {{1: 1, 7: 7, 32: 16, 34: 2}[steps]}
+    assert set(lengths) == {at_once}
 
 
 class TheirLayer(torch.nn.Module):

@@ -24,7 +24,7 @@ from .child import ALLOCATORS, TIME_LEFT, records
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = tuple(count for count in (1, 2) if count <= CORES)
-# Compiling a loop takes half a minute, so few points have all rivals.
+# Compiling a loop takes a minute, so few points have all rivals.
 ALL_RIVALS = Plan(
     cells=("lstm", "gru", "multiplicative_lstm", "multiplicative_gru"), shapes=("a", "d"), all_rivals=True
 )

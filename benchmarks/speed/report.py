@@ -142,7 +142,8 @@ def rivals_section(result: dict) -> str:
         f"Every other way to run a cell, measured on {result['date'][:10]} with `python -m benchmarks.speed "
         f"--all-rivals`: {machine['cpu']}, torch {machine['torch']}, {dtype(result)}, medians of {plan['rounds']} "
         f"interleaved rounds, {MALLOC[result['allocator']['name']]}. Entries: ms = times as long as the fused cell. "
-        "torch.compile has the loop in pieces of a few steps, as many as divide T: whole, it takes minutes to compile."
+        "torch.compile has the loop in pieces of as many steps as divide T: longer ones run a little faster, but the "
+        "whole loop takes many minutes to compile."
     )
     head = [f"| | threads | fused | {' | '.join(rivals.values())} |", "|---" * (3 + len(rivals)) + "|"]
     return "\n\n".join([intro, "\n".join([*head, *lines])])
