@@ -24,9 +24,9 @@ Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
 # own affair: it is held only to computing the same thing.
 FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
 COMPILER = "inductor"
-# torch.compile unrolls a loop: many minutes at T=200, once for each T. So on a CPU it gets the loop in pieces, of as many
-# steps as divide T, which are called one after the other. It gains by fusing what lies between two products; pieces
-# twice as long run a little faster still.
+# torch.compile unrolls a loop: many minutes at T=200, and again for each T. So on a CPU it gets the loop in pieces, of
+# as many steps as divide T, which are called one after the other. It gains by fusing what lies between two products;
+# pieces twice as long run a little faster still.
 STEPS_AT_ONCE = 25
 
 
