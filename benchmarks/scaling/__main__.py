@@ -1,7 +1,7 @@
 """``python -m benchmarks.scaling``: measure how cost grows with T, B, H and the number of layers; write one file.
 
 The whole of it goes to benchmarks/results/, where ``python -m benchmarks.report`` finds it; part of it, or a smoke run,
-goes to runs/. Sweeps that do not fit --minutes are recorded as skipped.
+goes to runs/. Sweeps that --minutes leave no time to begin are recorded as skipped.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     common.add_backend_options(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=Plan.dtype, help="of weights and operands")
     parser.add_argument("--threads", type=common.positive, default=1, metavar="N", help="of the CPU")
-    parser.add_argument("--minutes", type=common.positive_number, default=Plan.minutes, help="time for the whole run")
+    parser.add_argument(
+        "--minutes", type=common.positive_number, default=Plan.minutes, help="until which sweeps are begun"
+    )
     parser.add_argument("--quick", action="store_true", help="smoke run: a few tiny sizes, 2 rounds")
     parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
     return parser.parse_args(arguments)
