@@ -21,26 +21,29 @@ class Cell:
     modulates: str | None = None  # by the multiplicative modifier: "input", x̂ in place of x, or "hidden", of h₋
     recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
     options: dict = field(default_factory=dict)  # passed on to the reference
+    weights: tuple[str, ...] = field(init=False)  # the parameters it takes, in the order in which modules register them
+    required_weights: tuple[str, ...] = field(init=False)  # those that are no biases
 
     @property
     def multiplicative(self) -> bool:
         return self.modulates is not None
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The parameter names this cell takes, in the order in which modules register them."""
+    def __post_init__(self) -> None:
         absent = set() if self.recurrent_bias else {"bias_hh"}
         if not self.multiplicative:
             absent |= {"weight_mih", "weight_mhh"}
         if self.modulates != "input":
             absent.add("bias_m")
-        return tuple(name for name in WEIGHTS if name not in absent)
+        names = tuple(name for name in WEIGHTS if name not in absent)
+        object.__setattr__(self, "weights", names)  # once, for single steps' sake
+        object.__setattr__(self, "required_weights", tuple(name for name in names if name.startswith("weight")))
 
     def modulated_size(self, input_size: int, hidden_size: int) -> int:
         """Values of m per step and sequence."""
         return {None: 0, "input": input_size, "hidden": hidden_size}[self.modulates]
 
-    def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
+    def weight_shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, also of weights that this cell does not take."""
         rows, modulated = self.gates * hidden_size, self.modulated_size(input_size, hidden_size)
         return {
             "weight_ih": (rows, input_size),
@@ -50,7 +53,10 @@ class Cell:
             "weight_mih": (modulated, input_size),
             "weight_mhh": (modulated, hidden_size),
             "bias_m": (modulated,),
-        }[name]
+        }
+
+    def weight_shape(self, name: str, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        return self.weight_shapes(input_size, hidden_size)[name]
 
 
 CELLS = {
