@@ -24,7 +24,7 @@ REFERENCE = Plan(backend="reference", warm_up=1, rounds=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", ["training", "forward"])
+@pytest.mark.parametrize("mode", ["training", "forward", "stream"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_candidate_computes_what_the_reference_does(monkeypatch, cell, mode, dtype):
     monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "eager")
@@ -154,7 +154,7 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     result = json.loads(path.read_text())
     assert {(r["shape"], r["mode"], r["candidate"]) for r in result["times"]} == {
         *(("a", mode, name) for mode in ("training", "forward") for name in ("fused", "eager")),
-        *(("d", "forward", name) for name in ("fused", "eager")),
+        *(("d", mode, name) for mode in ("forward", "stream") for name in ("fused", "eager")),
     }
     assert all(record["peak_mib"] >= 0 for record in result["memory"])
     assert result["hardware"]["torch"] == torch.__version__
@@ -167,7 +167,7 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
 
 
 def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
-    selected = "multiplicative_gru and eager and -d- and float32 or haste and H128B16"
+    selected = "multiplicative_gru and eager and -d- and float32-forward or haste and H128B16"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-rs", "--benchmark-enable", "-p", "no:cacheprovider"]
     path = tmp_path / "benchmark.json"
     command += ["-k", selected, f"--benchmark-json={path}"]

@@ -1,7 +1,8 @@
 """The one table of what is measured: cells, shapes, and what is done at each of them.
 
-A *case* is a cell at a shape in one mode (training: forward and backward; forward: no gradients). The ways to run a
-case are in ``candidates``. The commands, the pytest-benchmark suite and the report all read this file.
+A *case* is a cell at a shape in one mode: training, forward and backward; forward, no gradients; stream, the same with
+a call for each step, which is handed the state of the one before. The ways to run a case are in ``candidates``. The
+commands, the pytest-benchmark suite and the report all read this file.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ SHAPES = {
         Shape("a", batch=32, input_size=11, hidden_size=128, steps=200, memory=True),
         Shape("b", batch=64, input_size=128, hidden_size=256, steps=128, memory=True),
         Shape("c", batch=20, input_size=650, hidden_size=650, steps=35),
-        Shape("d", batch=1, input_size=128, hidden_size=256, steps=100, modes=("forward",)),
+        Shape("d", batch=1, input_size=128, hidden_size=256, steps=100, modes=("forward", "stream")),
     )
 }
 
@@ -137,8 +138,16 @@ def make_step(
         with torch.no_grad():
             return {"output": module(input)[0]}
 
+    def stream() -> dict[str, Tensor]:
+        outputs, state = [], None
+        with torch.no_grad():
+            for step in input.split(1):
+                output, state = module(step, state)
+                outputs.append(output)
+        return {"output": torch.cat(outputs)}
+
     def training() -> dict[str, Tensor]:
         output, _ = module(input)
         return {"output": output.detach(), **dict(zip(names, torch.autograd.grad(output, tensors, d_output)))}
 
-    return {"forward": forward, "training": training}[case.mode]
+    return {"forward": forward, "stream": stream, "training": training}[case.mode]

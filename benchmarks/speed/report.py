@@ -14,6 +14,7 @@ from .records import columns, found_at, shares
 HEADINGS = {
     "training": "Training step (forward and backward), ms",
     "forward": "Forward only, ms",
+    "stream": "Forward with a call for each step, ms for all",
     "memory": "Peak memory of a training step, MiB",
     "floor": "Share of the physical floor, fused / other",
 }
@@ -29,8 +30,8 @@ def block(results: list[dict]) -> str:
 
 
 def section(result: dict) -> str:
-    """One file of results: where it was measured, then a table each for training, forward and memory."""
-    tables = {mode: [r for r in result["times"] if r["mode"] == mode] for mode in ("training", "forward")}
+    """One file of results: where it was measured, then a table for each mode and for memory."""
+    tables = {mode: [r for r in result["times"] if r["mode"] == mode] for mode in ("training", "forward", "stream")}
     tables["memory"] = result["memory"]
     parts = [f"**{HEADINGS[name]}**\n\n{table(records)}" for name, records in tables.items() if records]
     if result.get("ceilings"):
