@@ -171,7 +171,9 @@ def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
     command = [sys.executable, "-m", "pytest", "benchmarks", "-rs", "--benchmark-enable", "-p", "no:cacheprovider"]
     path = tmp_path / "benchmark.json"
     command += ["-k", selected, f"--benchmark-json={path}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # pytest-benchmark measures nothing where it finds itself among the processes of pytest-xdist
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["OMP_NUM_THREADS"] = "1"
     ended = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=report.README.parent, env=environment
     )
