@@ -142,6 +142,7 @@ class Backward {
       step.h_prev = const_data<S>(in_.output) + before * B * H;
       if (q_.cell.has_cell_state) step.c_prev = const_data<S>(in_.cells) + before * B * H;
     }
+    add_upcoming(step, s - 1);
     if (q_.cell.reset_before) step.s = data<C>(s_) + row * H;
     if (modulates_input()) step.dx = data<C>(dx_) + row * I;
     if (modulates_hidden()) {
@@ -149,6 +150,20 @@ class Backward {
       step.dx = data<C>(d_wx_m_) + row * H;
     }
     return step;
+  }
+
+  // What the pointwise phase of step s will be the first to read.
+  void add_upcoming(BackwardStep<C, S>& step, int64_t s) const {
+    UpcomingRows* next = step.upcoming;
+    const auto add = [&](const Tensor& matrix, int64_t at) {
+      const int64_t width = matrix.size(2);
+      if (at >= 0) *next++ = {const_data<S>(matrix) + q_.time(at) * q_.B * width, width * int64_t{sizeof(S)}};
+    };
+    add(in_.saved, s);
+    add(q_.input, s);
+    if (in_.d_output) add(*in_.d_output, s);
+    add(in_.output, s - 1);
+    if (q_.cell.has_cell_state) add(in_.cells, s - 1);
   }
 
   // Columns of d of this chunk, in units of H from column `begin` on.

@@ -39,6 +39,13 @@ struct Matrix {
   bool exists() const { return units > 0; }
 };
 
+// A matrix of B contiguous rows that will be read soon, or null.
+struct UpcomingRows {
+  const void* rows;
+  int64_t row_bytes;
+};
+constexpr int most_upcoming = 5;
+
 // Which sequences take part in a step: those with more than `time` steps, or all where there are no lengths. For the
 // others a step leaves the state as it is, and their output is zero.
 struct Active {
@@ -106,6 +113,7 @@ struct BackwardStep {
   C* s;                          // [B, H] gru: r⊙h₋, for the weight gradients
   C* dx;                         // [B, M] multiplicative: the part of δx that does not pass through W_m, or δ(W_m x)
   Active active, active_before;  // in this step, and in the step before
+  UpcomingRows upcoming[most_upcoming];  // what the step before will be the first to read
 };
 
 enum class ForwardPhase { modulate, project, recur, candidate };
