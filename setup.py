@@ -34,10 +34,12 @@ TORCH_TARGET = "0x020b000000000000"  # the stable ABI of that version
 CXXFLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 # The kernels are compiled once per instruction set, told by the end of the file's name, and chosen at run time.
 KERNEL_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 ISA_FLAGS = {
     "_generic": [],
     "_avx2": ["-mavx2", "-mfma"],
-    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "_avx512": AVX512,
+    "_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # --resource-usage: what each kernel takes, of which the tests read that nothing is spilled
 NVCCFLAGS = ["-std=c++17", "-O3", "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden", "--resource-usage"]
@@ -196,7 +198,7 @@ def run(command: list[str], report: Path = Path(os.devnull)) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     except FileNotFoundError:
         raise SystemExit(
-            f"fused_rnn needs a C++17 compiler (g++ 11 or clang 9, or newer) to build, and {command[0]!r} was not found"
+            f"fused_rnn needs a C++17 compiler (g++ 11, clang 11 or newer) to build, and {command[0]!r} was not found"
         ) from None
     report.write_text(done.stdout)
     if done.returncode != 0 or "warning" in done.stdout:
@@ -216,7 +218,7 @@ class AnyPythonWheel(bdist_wheel):
 def sources() -> list[str]:
     found = sorted(str(path) for path in Path("csrc").rglob("*.c[pu]*"))
     if platform.machine() not in ("x86_64", "AMD64"):
-        found = [path for path in found if not re.search(r"_avx\d+\.cpp$", path)]
+        found = [path for path in found if not re.search(r"_(avx\d+|amx)\.cpp$", path)]
     return found
 
 

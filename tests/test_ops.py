@@ -80,6 +80,29 @@ def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
     assert relative_error(op.results_and_gradients(backend, d_results), exact) <= 2 * min(theirs)
 
 
+# bfloat16 has a product of its own where the processor has AMX: sizes around its tiles of 16 x 32, more rows than it
+# takes at a time, parts of a matrix that begin within a tile of another part, and threads that share panels
+TILED_SHAPES = [Shape(4, 33, 5, 35), Shape(3, 150, 35, 17), Shape(6, 9, 67, 16), Shape(9, 17, 1, 65)]
+TILED_SHAPES += [Shape(4, 3, 9, 200)]
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize("shape", TILED_SHAPES, ids=str)
+def test_bfloat16_of_any_size(cell, reverse, shape, ends):
+    """As exact as above, with one thread and with two."""
+    lengths = [row % (shape.T + 1) for row in range(shape.B)] if ends else None
+    op = operands(cell, shape, scale=1.0, reverse=reverse, lengths=lengths, dtype=torch.bfloat16)
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    theirs = relative_error(op.results_and_gradients("reference", d_results), exact)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert relative_error(op.results_and_gradients("cpu", d_results), exact) <= 2 * theirs
+    finally:
+        torch.set_num_threads(1)
+
+
 def torch_results_and_gradients(op: Operands, d_results: list[torch.Tensor]) -> list[torch.Tensor]:
     """What torch.nn's module of the same cell computes from the same operands."""
     t = op.tensors
@@ -402,11 +425,26 @@ def test_operator_refuses_what_it_cannot_read():
             torch.ops.fused_rnn.forward(*wrong, "lstm", False, 0.0, "nothing")
 
 
-INSTRUCTION_SETS = {"generic": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}
+INSTRUCTION_SETS = {
+    "generic": [],
+    "avx2": ["avx2", "fma"],
+    "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"],
+    "amx": ["avx512_bf16", "amx_tile", "amx_bf16"],
+}
 
 
-def run_python(arguments: list[str], instruction_set: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "FUSED_RNN_CPU_ISA": instruction_set}
+TELL = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
+
+
+def has_instruction_set(name: str) -> bool:
+    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(INSTRUCTION_SETS[name]) <= set(flags[0].split() if flags else [])
+
+
+def run_python(arguments: list[str], instruction_set: str | None = None) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "FUSED_RNN_CPU_ISA"}
+    if instruction_set:
+        environment["FUSED_RNN_CPU_ISA"] = instruction_set
     command = [sys.executable, *arguments]
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
@@ -414,15 +452,31 @@ def run_python(arguments: list[str], instruction_set: str) -> subprocess.Complet
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_every_instruction_set(instruction_set):
     """The tests of results and gradients pass with the kernels of each instruction set that this processor has."""
-    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    if not set(INSTRUCTION_SETS[instruction_set]) <= set(flags[0].split() if flags else []):
+    if not has_instruction_set(instruction_set):
         pytest.skip(f"this processor has no {instruction_set}")
-    code = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
-    assert run_python(["-c", code], instruction_set).stdout.strip() == instruction_set
+    assert run_python(["-c", TELL], instruction_set).stdout.strip() == instruction_set
     chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels or saved_states"
+    if instruction_set == "amx":  # which is for bfloat16
+        chosen = "bfloat16 or bf16"
     run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout
+
+
+def test_without_leave_to_use_amx():
+    """Linux gives no leave where a thread's stack for signals cannot hold the registers: AVX-512 is taken instead."""
+    if not has_instruction_set("amx"):
+        pytest.skip("this processor has no amx")
+    small_stack = """if True:
+        import ctypes
+        class Stack(ctypes.Structure):
+            _fields_ = [("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+        memory = ctypes.create_string_buffer(8192)
+        stack = Stack(ctypes.addressof(memory), 0, len(memory))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+        """
+    assert run_python(["-c", small_stack + TELL]).stdout.strip() == "avx512"
+    assert run_python(["-c", TELL]).stdout.strip() == "amx"
 
 
 def test_unknown_instruction_set_is_told():

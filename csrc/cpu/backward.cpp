@@ -24,9 +24,9 @@ class Backward {
       d_wx_m_ = workspace_.tensor<C>({rows, H});
     }
     make_matrices();
-    if (in.input_gradient && !modulates_input()) weight_ih_ = computed<C>(q.weights.weight_ih);
+    if (in.input_gradient && !modulates_input()) weight_ih_ = factor<C, S>(q.weights.weight_ih);
     if (in.input_gradient ? q.cell.multiplicative() : modulates_hidden())
-      weight_mih_ = computed<C>(*q.weights.weight_mih);
+      weight_mih_ = factor<C, S>(*q.weights.weight_mih);
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns(Save::everything);
@@ -45,6 +45,7 @@ class Backward {
     for (int64_t first = (q_.T - 1) / steps * steps; first >= 0; first -= steps) {
       const Chunk chunk = chunk_at(q_, first);
       run_steps(chunk);
+      d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
       if (in_.input_gradient) add_input_gradient(chunk);
       if (in_.weight_gradients) add_weight_gradients(chunk);
     }
@@ -106,7 +107,7 @@ class Backward {
   void run_steps(const Chunk& chunk) {
     if (modulates_hidden()) {
       const Tensor out = rows_of(wx_m_, {0, chunk.rows});
-      product(out, out, computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk))), transposed(weight_mih_), 0.0);
+      product(out, out, factor<C, S>(rows_of(flattened(q_.input), rows_at(q_, chunk))), transposed(weight_mih_), 0.0);
     }
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
@@ -116,7 +117,7 @@ class Backward {
     add(BackwardPhase::reset, step_.reset);
     add(BackwardPhase::modulate, step_.projection);
     add(BackwardPhase::recur, step_.recurrent);
-    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
+    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, k.weight_bytes);
     cpu::run_steps(
         split, q_.B, chunk.last - 1, chunk.first - 1, phases, [&](int64_t s) { return step_at(s, chunk); },
         k.cell(q_.cell.id).backward);
@@ -167,23 +168,21 @@ class Backward {
   }
 
   // Columns of d of this chunk, in units of H from column `begin` on.
-  Tensor gradients(const Chunk& chunk, int64_t begin, int64_t gates) const {
-    return columns_of(rows_of(d_, {0, chunk.rows}), {begin * q_.H, (begin + gates) * q_.H});
+  Tensor gradients(int64_t begin, int64_t gates) const {
+    return columns_of(d_factor_, {begin * q_.H, (begin + gates) * q_.H});
   }
 
-  Tensor modulation_gradients(const Chunk& chunk) const {
-    return columns_of(rows_of(d_, {0, chunk.rows}), {q_.cell.gradients * q_.H, columns_});
-  }
+  Tensor modulation_gradients() const { return columns_of(d_factor_, {q_.cell.gradients * q_.H, columns_}); }
 
   void add_input_gradient(const Chunk& chunk) {
     Tensor out = rows_of(d_input_, rows_at(q_, chunk));
     const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
     const Tensor target = same_type ? out : in_steps;
     if (modulates_input())
-      product(target, in_steps, modulation_gradients(chunk), weight_mih_, 1.0);
+      product(target, in_steps, modulation_gradients(), weight_mih_, 1.0);
     else
-      product(target, target, gradients(chunk, 0, q_.cell.gates), weight_ih_, 0.0);
-    if (modulates_hidden()) product(target, target, rows_of(d_wx_m_, {0, chunk.rows}), weight_mih_, 1.0);
+      product(target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0);
+    if (modulates_hidden()) product(target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0);
     if (!same_type) torch::stable::copy_(out, in_steps);
   }
 
@@ -193,22 +192,22 @@ class Backward {
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
       product(sum, sum, transposed(d), a, beta);
     };
-    const Tensor operands = rows_of(operands_, {0, chunk.rows});
+    const Tensor operands = factor<C, S>(rows_of(operands_, {0, chunk.rows}));
     const Tensor history = columns_of(operands, {0, H});
     const Tensor x = columns_of(operands, {operand_columns() - q_.I, operand_columns()});
     if (q_.cell.n_apart) {
-      add(rows_of(d_weights_, {0, 2 * H}), gradients(chunk, 0, 2), operands);
+      add(rows_of(d_weights_, {0, 2 * H}), gradients(0, 2), operands);
       const Tensor n = rows_of(d_weights_, {2 * H, 3 * H});
-      add(columns_of(n, {0, H}), gradients(chunk, q_.cell.gradients - 1, 1),
-          q_.cell.reset_before ? rows_of(s_, {0, chunk.rows}) : history);
-      add(columns_of(n, {H, H + q_.I}), gradients(chunk, 2, 1), x);
+      add(columns_of(n, {0, H}), gradients(q_.cell.gradients - 1, 1),
+          q_.cell.reset_before ? factor<C, S>(rows_of(s_, {0, chunk.rows})) : history);
+      add(columns_of(n, {H, H + q_.I}), gradients(2, 1), x);
     } else {
       // [x̂ | x] takes the place of [h₋ | x] where h₋ is modulated
-      add(d_weights_, gradients(chunk, 0, G), columns_of(operands, {operand_columns() - H - q_.I, operand_columns()}));
+      add(d_weights_, gradients(0, G), columns_of(operands, {operand_columns() - H - q_.I, operand_columns()}));
     }
-    if (modulates_input()) add(d_weight_mih_, modulation_gradients(chunk), active_input(chunk));
-    if (modulates_hidden()) add(d_weight_mih_, rows_of(d_wx_m_, {0, chunk.rows}), x);
-    if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(chunk), history);
+    if (modulates_input()) add(d_weight_mih_, modulation_gradients(), factor<C, S>(active_input(chunk)));
+    if (modulates_hidden()) add(d_weight_mih_, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), x);
+    if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(), history);
     torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
       kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, data<double>(d_bias_));
     });
@@ -216,11 +215,11 @@ class Backward {
 
   // x of this chunk where it is modulated, with zeros past the ends of sequences, where it may hold anything.
   Tensor active_input(const Chunk& chunk) const {
-    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    const Tensor x = rows_of(flattened(q_.input), rows_at(q_, chunk));
     if (!q_.lengths) return x;
     Tensor masked = torch::stable::clone(x);
     for (int64_t row = 0; row < chunk.rows; ++row)
-      if (!active_at(q_, chunk.begin + row / q_.B)(row % q_.B)) std::fill_n(data<C>(masked) + row * q_.I, q_.I, C(0));
+      if (!active_at(q_, chunk.begin + row / q_.B)(row % q_.B)) std::fill_n(data<S>(masked) + row * q_.I, q_.I, S{});
     return masked;
   }
 
@@ -270,6 +269,7 @@ class Backward {
   // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
   // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
   Tensor d_, operands_, s_, dx_, wx_m_, d_wx_m_;
+  Tensor d_factor_;                                                    // d of this chunk, as products read it
   Tensor dh_, dc_;                                                     // (B, H): carried from step to step
   Tensor weight_ih_, weight_mih_;                                      // as products read them
   Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_, d_bias_;  // d_weights_: of [U | W]

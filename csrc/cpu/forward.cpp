@@ -13,6 +13,7 @@ class Forward {
         workspace_(q.input),
         saved_columns_(q.saved_columns(save)),
         unpacked_(leaves_unpacked(q)),
+        own_projections_(unpacked_ || kernels<C, S>().weight_bytes < int64_t{sizeof(C)}),
         joint_(!unpacked_ && joins_products(q)),
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
@@ -58,18 +59,18 @@ class Forward {
   }
 
  private:
-  // A product of the input with a weight, for all steps of a chunk: by the library, or where weights are left unpacked
-  // by our own, which for few rows starts sooner and converts no weights.
+  // A product of the input with a weight, for all steps of a chunk: by the library, or by our own where weights are
+  // left unpacked, because for few rows it starts sooner and converts no weights, and where it rounds to bfloat16.
   struct Projection {
     Tensor out;           // (rows, columns)
-    Matrix<C, S> matrix;  // where weights are left unpacked
+    Matrix<C, S> matrix;  // where it is our own
     Tensor weight;        // as the library takes it, (I, columns)
     OptionalTensor bias;
   };
 
   Projection projection(const Tensor& weight, const OptionalTensor& bias) {
     const Tensor out = workspace_.tensor<C>({chunk_steps(q_) * q_.B, weight.size(0)});
-    if (!unpacked_)
+    if (!own_projections_)
       return {out, {}, transposed(computed<C>(weight)), bias ? OptionalTensor(computed<C>(*bias)) : std::nullopt};
     const MatrixPart<S> part{const_data<S>(weight), q_.I, 1, q_.I};
     return {out, made(1, weight.size(0), data_or_null<S>(bias), nullptr, {part}), {}, {}};
@@ -77,7 +78,7 @@ class Forward {
 
   void project(const Projection& p, const Tensor& x, Split split) const {
     const Tensor out = rows_of(p.out, {0, x.size(0)});
-    if (!unpacked_) return product(out, p.bias ? *p.bias : out, x, p.weight, p.bias ? 1.0 : 0.0);
+    if (!own_projections_) return product(out, p.bias ? *p.bias : out, x, p.weight, p.bias ? 1.0 : 0.0);
     const Kernels<C, S>& k = kernels<C, S>();
     const int64_t panels = k.panel_count(1, p.matrix.units);
     torch::stable::parallel_for(0, panels, split == Split::none ? panels : share(panels),
@@ -90,7 +91,7 @@ class Forward {
   // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
   static bool joins_products(const Sequence& q) {
     constexpr int64_t few = 4;
-    const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * int64_t{sizeof(C)};
+    const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * kernels<C, S>().weight_bytes;
     return !q.cell.separates_x && bytes <= cached_bytes && q.B >= few * torch::stable::get_num_threads();
   }
 
@@ -119,7 +120,7 @@ class Forward {
 
   void run(const Chunk& chunk) {
     const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
-    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, sizeof(C));
+    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, kernels<C, S>().weight_bytes);
     for (const auto& p : {w_, w_m_})
       if (p) project(*p, x, split);
 
@@ -162,7 +163,7 @@ class Forward {
   const Sequence& q_;
   Workspace workspace_;
   const int64_t saved_columns_;
-  const bool unpacked_, joint_, modulates_input_;
+  const bool unpacked_, own_projections_, joint_, modulates_input_;
   ForwardResult result_;
   Tensor h_;                           // (2*B, H): the states before and after a step, in turn
   Tensor c_;                           // (B, H)

@@ -130,6 +130,7 @@ struct CellKernels {
 
 template <typename C, typename S>
 struct Kernels {
+  int64_t weight_bytes;  // of each packed weight: 2 where products round both operands to bfloat16
   int64_t (*panel_count)(int64_t gates, int64_t units);
   int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
   void (*pack)(const Matrix<C, S>&);                                    // from its parts and biases to `packed`
@@ -141,11 +142,12 @@ struct Kernels {
   void (*add_column_sums)(const C* matrix, int64_t rows, int64_t stride, Range columns, double* sums);
 };
 
-// The kernels for this processor; FUSED_RNN_CPU_ISA=generic, avx2 or avx512 in the environment forces a choice.
+// The kernels for this processor; FUSED_RNN_CPU_ISA=generic, avx2, avx512 or amx in the environment forces a choice.
+// AMX serves bfloat16 alone: beside it float and double take AVX-512.
 template <typename C, typename S>
 const Kernels<C, S>& kernels();
 
-// "generic", "avx2" or "avx512". An unknown or unsupported name in the environment gives null.
+// "generic", "avx2", "avx512" or "amx". An unknown or unsupported name in the environment gives null.
 const char* instruction_set();
 
 }  // namespace fused_rnn::cpu

@@ -15,6 +15,13 @@
 #include "../sequence.h"
 #include "kernels.h"
 
+// MKL's product of bfloat16 matrices to a float matrix, where torch is built with MKL.
+extern "C" __attribute__((weak)) void gemm_bf16bf16f32_64_(const char* transposed_a, const char* transposed_b,
+                                                           const int64_t* m, const int64_t* n, const int64_t* k,
+                                                           const float* alpha, const void* a, const int64_t* a_stride,
+                                                           const void* b, const int64_t* b_stride, const float* beta,
+                                                           float* c, const int64_t* c_stride);
+
 namespace fused_rnn::cpu {
 
 template <typename C>
@@ -58,6 +65,14 @@ Tensor computed(const Tensor& tensor) {
   return tensor.scalar_type() == scalar_type<C> ? tensor : torch::stable::to(tensor, scalar_type<C>);
 }
 
+// The tensor itself, or its values as the library multiplies them: in bfloat16 where our own products do that too.
+template <typename C, typename S>
+Tensor factor(const Tensor& tensor) {
+  const bool rounds = kernels<C, S>().weight_bytes < int64_t{sizeof(C)} && gemm_bf16bf16f32_64_;
+  const ScalarType type = rounds ? ScalarType::BFloat16 : scalar_type<C>;
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
 // The tensor itself, or its values in the type of `like`.
 inline Tensor stored(const Tensor& tensor, const Tensor& like) {
   return tensor.scalar_type() == like.scalar_type() ? tensor : torch::stable::to(tensor, like.scalar_type());
@@ -72,8 +87,31 @@ inline Tensor columns_of(const Tensor& matrix, Range r) {
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 inline Tensor flattened(const Tensor& t) { return torch::stable::view(t, {t.size(0) * t.size(1), t.size(2)}); }
 
-// out = a b + beta addend, by the BLAS library
+// A matrix as BLAS takes it, to which columns are rows.
+struct BlasMatrix {
+  explicit BlasMatrix(const Tensor& m)
+      : data(m.const_data_ptr()),
+        order(m.stride(1) == 1 ? 'N' : 'T'),
+        // of a single row or column the stride says nothing
+        stride(m.stride(1) == 1 ? std::max(m.stride(0), m.size(1)) : std::max(m.stride(1), m.size(0))) {}
+
+  const void* data;
+  char order;
+  int64_t stride;
+};
+
+// out = a b + beta out of bfloat16 operands, whose sums are float like `out`
+inline void add_rounded_product(const Tensor& out, const Tensor& a, const Tensor& b, float beta) {
+  const BlasMatrix left(b), right(a), result(out);
+  const int64_t rows = out.size(1), columns = out.size(0), depth = a.size(1);
+  const float alpha = 1;
+  gemm_bf16bf16f32_64_(&left.order, &right.order, &rows, &columns, &depth, &alpha, left.data, &left.stride, right.data,
+                       &right.stride, &beta, static_cast<float*>(out.mutable_data_ptr()), &result.stride);
+}
+
+// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone
 inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
+  if (a.scalar_type() != out.scalar_type()) return add_rounded_product(out, a, b, static_cast<float>(beta));
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
 }
 
