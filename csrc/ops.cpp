@@ -51,7 +51,8 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
 }
 
 void check_instruction_set() {
-  if (!cpu::instruction_set()) fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512, amx that this processor has");
+  if (!cpu::instruction_set())
+    fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512, amx that this processor has");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0,
