@@ -301,8 +301,8 @@ class Recurrent(CellBased):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions."""
         run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
-        how = {"lengths": lengths, "backend": self.backend, "recompute": self.recompute}
-        how["gradient_clip"] = self.gradient_clip
+        how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
+        how |= {"backend": self.backend, "recompute": self.recompute}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):

@@ -1,11 +1,6 @@
 """The fused operators, as they ship, against the float64 reference: results, gradients, autograd's odd corners."""
 
-import os
-import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -423,65 +418,10 @@ def test_operator_refuses_what_it_cannot_read():
         wrong[index] = good[index].detach().float()
         with pytest.raises(RuntimeError, match=f"{name} and input must have the same dtype"):
             torch.ops.fused_rnn.forward(*wrong, "lstm", False, 0.0, "nothing")
-
-
-INSTRUCTION_SETS = {
-    "generic": [],
-    "avx2": ["avx2", "fma"],
-    "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"],
-    "amx": ["avx512_bf16", "amx_tile", "amx_bf16"],
-}
-
-
-TELL = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
-
-
-def has_instruction_set(name: str) -> bool:
-    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return set(INSTRUCTION_SETS[name]) <= set(flags[0].split() if flags else [])
-
-
-def run_python(arguments: list[str], instruction_set: str | None = None) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "FUSED_RNN_CPU_ISA"}
-    if instruction_set:
-        environment["FUSED_RNN_CPU_ISA"] = instruction_set
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_every_instruction_set(instruction_set):
-    """The tests of results and gradients pass with the kernels of each instruction set that this processor has."""
-    if not has_instruction_set(instruction_set):
-        pytest.skip(f"this processor has no {instruction_set}")
-    assert run_python(["-c", TELL], instruction_set).stdout.strip() == instruction_set
-    chosen = "float64_equals_reference or lengths_equal or low_precision or saturated or across_panels or saved_states"
-    if instruction_set == "amx":  # which is for bfloat16
-        chosen = "bfloat16 or bf16"
-    run = run_python(["-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen], instruction_set)
-    assert run.returncode == 0, run.stdout
-    assert " passed" in run.stdout
-
-
-def test_without_leave_to_use_amx():
-    """Linux gives no leave where a thread's stack for signals cannot hold the registers: AVX-512 is taken instead."""
-    if not has_instruction_set("amx"):
-        pytest.skip("this processor has no amx")
-    small_stack = """if True:
-        import ctypes
-        class Stack(ctypes.Structure):
-            _fields_ = [("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
-        memory = ctypes.create_string_buffer(8192)
-        stack = Stack(ctypes.addressof(memory), 0, len(memory))
-        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
-        """
-    assert run_python(["-c", small_stack + TELL]).stdout.strip() == "avx512"
-    assert run_python(["-c", TELL]).stdout.strip() == "amx"
-
-
-def test_unknown_instruction_set_is_told():
-    code = "import torch, fused_rnn; print(fused_rnn.backends()['cpu']); fused_rnn.LSTM(1, 1, backend='cpu')"
-    run = run_python(["-c", code + "(torch.zeros(1, 1, 1))"], "mmx")
-    assert run.returncode != 0
-    assert run.stdout.startswith("fused_rnn: FUSED_RNN_CPU_ISA names none of")
-    assert "FUSED_RNN_CPU_ISA" in run.stderr
+    for index, name in ((11, "keep_h"), (12, "keep_c")):
+        wrong = list(good)
+        wrong[index] = torch.ones(2, 2, 3, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match=f"{name} must have shape"):
+            torch.ops.fused_rnn.forward(*wrong, "lstm", False, 0.0, "nothing")
+    with pytest.raises(RuntimeError, match="gradient_clip must be positive, or 0 for none, got -1"):
+        torch.ops.fused_rnn.forward(*good, "lstm", False, -1.0, "nothing")
