@@ -265,11 +265,11 @@ def test_states_larger_than_shared_memory(library, cell):
 
 def test_gives_out_cell_states_alone_or_nothing(library):
     op = operands("lstm", Shape(3, 2, 3, 5))
-    t = [op.tensors.get(name) for name in ("input", "h_0", "c_0", *WEIGHTS)]
     kernels = HostKernels(library, CHIPS["block"])
     with torch.no_grad():
         expected, *runs = (
-            cuda.forward(*t, None, "lstm", False, save, kernels=kernels) for save in ("everything", "states", "nothing")
+            cuda.forward(*op.arguments(), "lstm", False, 0.0, save, kernels=kernels)
+            for save in ("everything", "states", "nothing")
         )
     assert [[r.numel() > 0 for r in run[3:]] for run in runs] == [[True, False], [False, False]]
     for run in runs:

@@ -207,13 +207,13 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       recurrences(q_.recurrent, r, u, 0, uh);
       if constexpr (Cell::has_cell_state) c = c_[i];
       Cell::forward(wx, uh, h_[i], c, h, saved);
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < Cell::saved; ++k) save(r, k, units_.first + u, saved[k]);
       if constexpr (Cell::has_cell_state) {
         c = zone_out(q_.keep_c, r, u, c_[i], c);
         if (active(r, t_)) c_[i] = c;
         if (q_.cells) q_.cells[result(r, u)] = narrow<S>(active(r, t_) ? c : C(0));
       }
-      FUSED_RNN_UNROLL
-      for (int k = 0; k < Cell::saved; ++k) save(r, k, units_.first + u, saved[k]);
       finish(i, r, u, h);
     });
   }
