@@ -287,7 +287,9 @@ def _checked_mask(name: str, mask: Tensor | None, input: Tensor, hidden_size: in
 
 
 def check_gradient_clip(limit: float | None) -> None:
-    """Raise ValueError unless the limit is positive, or None."""
+    """Raise TypeError unless the limit is a number or None, ValueError unless it is positive."""
+    if limit is not None and not isinstance(limit, int | float):
+        raise TypeError(f"gradient_clip must be a number, or None for no limit, got {type(limit).__name__}")
     if limit is not None and not limit > 0:
         raise ValueError(f"gradient_clip must be greater than 0, or None for no limit, got {limit}")
 

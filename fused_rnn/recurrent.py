@@ -420,6 +420,4 @@ def _check_probabilities(**values: float) -> None:
     for name, value in values.items():
         float(value)  # TypeError, as from torch.nn, for what is nothing like a number
         if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ValueError(
-                f"{name} should be a number in range [0, 1], the probability of an element being zeroed, got {value!r}"
-            )
+            raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {value!r}")

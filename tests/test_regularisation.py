@@ -266,6 +266,7 @@ def test_repr_shows_the_options():
         (ValueError, "keep_c is of cells that have a cell state, and cell 'gru' has none", {"keep_c": (3, 2, 4)}),
         (TypeError, r"keep_h must be a tensor \(T, B, H\) or None, got float", {"keep_h": 0.5}),
         (ValueError, "gradient_clip must be greater than 0", {"gradient_clip": -1.0}),
+        (TypeError, "gradient_clip must be a number, or None for no limit, got str", {"gradient_clip": "1"}),
     ],
 )
 def test_calls_refuse(backend, error, message, changed):
