@@ -88,7 +88,8 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str 
         ValueError: the name is unknown.
         RuntimeError: the named backend cannot run such a call here.
     """
-    device = torch.device(device)
+    if isinstance(device, str):
+        device = torch.device(device)
     if backend == "auto":
         obstacles = []
         for fused, kernels in _CANDIDATES.get(device.type, _CANDIDATES["cpu"]).items():
@@ -194,7 +195,8 @@ def run(
     h_0, c_0 = _split_state(cell, input, state, weights["weight_hh"].shape[1])
     if keep_c is not None and not cell.has_cell_state:
         raise ValueError(f"keep_c is of cells that have a cell state, and cell {cell_name!r} has none")
-    keep_h, keep_c = (_checked_mask(*mask, input, h_0.shape[1]) for mask in (("keep_h", keep_h), ("keep_c", keep_c)))
+    keep_h = None if keep_h is None else _checked_mask("keep_h", keep_h, input, h_0.shape[1])
+    keep_c = None if keep_c is None else _checked_mask("keep_c", keep_c, input, h_0.shape[1])
     check_gradient_clip(gradient_clip)
     choice = choose_backend(input.device, input.dtype, backend)
     # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
@@ -235,19 +237,23 @@ def _differentiates_forward(backend: str) -> bool:
 def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
     if input.dim() != 3:
         raise ValueError(f"input must be (T, B, I), three-dimensional, but has shape {tuple(input.shape)}")
-    if input.shape[0] == 0 or input.shape[2] == 0:
+    steps, _, input_size = input.shape
+    if steps == 0 or input_size == 0:
         raise RuntimeError(f"input (T, B, I) must have at least one step and one feature, got {tuple(input.shape)}")
     for name in cell.required_weights:
         if name not in weights:
             raise ValueError(f"{name} is missing: this cell needs {', '.join(cell.required_weights)}")
-    if weights["weight_hh"].dim() != 2 or weights["weight_hh"].shape[1] == 0:
-        raise RuntimeError(f"weight_hh must be (gates*H, H) with H >= 1, got {tuple(weights['weight_hh'].shape)}")
-    input_size, hidden_size = input.shape[2], weights["weight_hh"].shape[1]
+    shape = weights["weight_hh"].shape
+    if len(shape) != 2 or shape[1] == 0:
+        raise RuntimeError(f"weight_hh must be (gates*H, H) with H >= 1, got {tuple(shape)}")
+    hidden_size = shape[1]
     shapes = cell.weight_shapes(input_size, hidden_size)
+    dtype, device = input.dtype, input.device
     for name, weight in weights.items():
         if name not in cell.weights:
             raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
-        _check_tensor(name, weight, shapes[name], input, I=input_size, H=hidden_size)
+        if weight.shape != shapes[name] or weight.dtype != dtype or weight.device != device:
+            _check_tensor(name, weight, shapes[name], input, I=input_size, H=hidden_size)  # which says what is wrong
 
 
 def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
@@ -272,10 +278,8 @@ def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
             raise RuntimeError(f"lengths must be between 0 and T = {input.shape[0]}, got {length}")
 
 
-def _checked_mask(name: str, mask: Tensor | None, input: Tensor, hidden_size: int) -> Tensor | None:
+def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> Tensor:
     """keep_h or keep_c in the dtype of the input."""
-    if mask is None:
-        return None
     shape = (*input.shape[:2], hidden_size)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a tensor (T, B, H) or None, got {type(mask).__name__}")
@@ -319,7 +323,7 @@ def check_state_form(cell: Cell, state: State) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, **sizes: int) -> None:
-    if tuple(tensor.shape) != shape:  # only here are sizes written out: for torch.compile that would fix their values
+    if tensor.shape != shape:  # only here are sizes written out: for torch.compile that would fix their values
         given = " and ".join(f"{size}={value}" for size, value in sizes.items())
         raise RuntimeError(f"{name} must have shape {shape} for {given}, got {tuple(tensor.shape)}")
     if tensor.dtype != input.dtype:

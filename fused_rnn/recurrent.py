@@ -47,11 +47,17 @@ class CellBased(nn.Module):
         return ops.CELLS[self.cell]
 
     def _weight_names(self) -> list[str]:
-        return [name for name in self._spec.weights if self.bias or not name.startswith("bias")]
+        names = self._spec.weights
+        return list(names) if self.bias else [name for name in names if not name.startswith("bias")]
 
     def _weights(self, suffix: str = "") -> dict[str, Tensor]:
-        """The weights of one layer and direction by name; as attributes, so that parametrisations take part."""
-        return {name: getattr(self, name + suffix) for name in self._weight_names()}
+        """The weights of one layer and direction by name; parametrised ones are attributes, but no parameters."""
+        weights = {}
+        parameters = self._parameters  # which is looked up several times sooner than an attribute
+        for name in self._weight_names():
+            key = name + suffix
+            weights[name] = parameters[key] if key in parameters else getattr(self, key)
+        return weights
 
     def reset_parameters(self) -> None:
         """Draw every parameter uniformly from ±1/√H, as torch.nn does."""
@@ -318,7 +324,7 @@ class Recurrent(CellBased):
             sequences = tuple(parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*directions))
             if not last:
                 input = self._drop(sequences[0])
-        return sequences, tuple(torch.stack(parts) for parts in zip(*finals))
+        return sequences, tuple(_stacked(parts) for parts in zip(*finals))
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
         """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""
@@ -331,8 +337,10 @@ class Recurrent(CellBased):
 
     def _drawn_masks(self, input: Tensor) -> dict[str, Tensor]:
         """What zoneout keeps of the states of one layer and direction, for one call."""
+        masks: dict[str, Tensor] = {}
+        if self.zoneout == 0 and self.zoneout_cell == 0:
+            return masks
         shape = (*input.shape[:2], self.hidden_size)
-        masks = {}
         for name, probability in (("keep_h", self.zoneout), ("keep_c", self.zoneout_cell)):
             if probability > 0:
                 expected = input.new_full(shape, probability)
@@ -393,6 +401,10 @@ class Recurrent(CellBased):
             raise ValueError(
                 f"zoneout_cell={zoneout_cell} is of cell states, which {type(self).__name__} does not have"
             )
+
+
+def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def check_backend(backend: str) -> None:

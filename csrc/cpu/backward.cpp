@@ -9,7 +9,7 @@ namespace {
 template <typename C, typename S>
 class Backward {
  public:
-  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in), workspace_(q.input) {
+  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in) {
     const int64_t B = q.B, H = q.H, I = q.I, rows = chunk_steps(q) * B;
     columns_ = q.cell.gradients * H + q.modulated_size();
     d_ = workspace_.tensor<C>({rows, columns_});
@@ -93,7 +93,7 @@ class Backward {
 
   void allocate_results() {
     const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
-    if (in_.input_gradient) d_input_ = torch::stable::new_empty(q_.input, {q_.T * q_.B, I});
+    if (in_.input_gradient) d_input_ = empty({q_.T * q_.B, I}, q_.input.scalar_type());
     if (!in_.weight_gradients) return;
     d_weights_ = workspace_.tensor<C>({rows, H + I});
     if (q_.cell.multiplicative()) {
@@ -225,7 +225,7 @@ class Backward {
 
   BackwardResult finish() const {
     // results must not share memory, so each absent one is an empty tensor of its own
-    const auto none = [&] { return torch::stable::new_empty(q_.input, {0}); };
+    const auto none = [&] { return empty({0}, q_.input.scalar_type()); };
     BackwardResult r{none(), stored(dh_, q_.input), none(), none(), none(), none(), none(), none(), none(), none()};
     if (q_.cell.has_cell_state) r.c_0 = stored(dc_, q_.input);
     if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
@@ -249,7 +249,7 @@ class Backward {
   }
 
   Tensor weight_columns(Range r) const {
-    Tensor out = torch::stable::new_empty(q_.input, {d_weights_.size(0), r.end - r.begin});
+    Tensor out = empty({d_weights_.size(0), r.end - r.begin}, q_.input.scalar_type());
     torch::stable::copy_(out, columns_of(d_weights_, r));
     return out;
   }
@@ -257,7 +257,7 @@ class Backward {
   Tensor bias(int64_t begin, int64_t gates) const { return bias_columns({begin * q_.H, (begin + gates) * q_.H}); }
 
   Tensor bias_columns(Range r) const {
-    Tensor out = torch::stable::new_empty(q_.input, {1, r.end - r.begin});
+    Tensor out = empty({1, r.end - r.begin}, q_.input.scalar_type());
     torch::stable::copy_(out, columns_of(d_bias_, r));
     return torch::stable::view(out, {r.end - r.begin});
   }

@@ -10,29 +10,29 @@ class Forward {
  public:
   Forward(const Sequence& q, Save save)
       : q_(q),
-        workspace_(q.input),
         saved_columns_(q.saved_columns(save)),
         unpacked_(leaves_unpacked(q)),
         own_projections_(unpacked_ || kernels<C, S>().weight_bytes < int64_t{sizeof(C)}),
         joint_(!unpacked_ && joins_products(q)),
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
-    result_.output = torch::stable::new_empty(q.input, {q.T, B, H});
+    const ScalarType type = q.input.scalar_type();
     const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
-      return columns ? torch::stable::new_empty(q.input, {q.T, B, columns}) : torch::stable::new_empty(q.input, {0});
+      return columns ? empty({q.T, B, columns}, type) : empty({0}, type);
     };
-    result_.cells = per_step(q.cell.cell_columns(save, H));
-    result_.saved = per_step(saved_columns_);
+    // each a tensor of its own, because operators must not return views of each other's results
+    result_ = {per_step(H), empty({B, H}, type), q.cell.has_cell_state ? empty({B, H}, type) : empty({0}, type),
+               per_step(q.cell.cell_columns(save, H)), per_step(saved_columns_)};
     // nothing is saved past the end of a sequence, but the same call must give the same bits
     if (q.lengths) torch::stable::zero_(result_.saved);
-    h_ = workspace_.tensor<C>({2 * B, H});
-    c_ = workspace_.tensor<C>({q.cell.has_cell_state ? B : 0, H});
+    h_ = workspace_.array<C>(2 * B * H);
+    load<S>(q.h_0, h_);
+    if (q.c_0) load<S>(*q.c_0, step_.c = workspace_.array<C>(B * H));
     if (!joint_ && !modulates_input_) w_ = projection(q.weights.weight_ih, q.weights.bias_ih);
     if (q.cell.multiplicative()) w_m_ = projection(*q.weights.weight_mih, q.weights.bias_m);
     make_matrices();
     step_.input_size = q.I;
     step_.hidden_size = H;
-    step_.c = data<C>(c_);
     step_.saved_stride = saved_columns_;
     if (q.cell.reset_before) {
       step_.s = workspace_.array<C>(B * H);
@@ -46,19 +46,16 @@ class Forward {
   }
 
   ForwardResult run() {
-    Tensor h_0 = rows_of(h_, {0, q_.B});
-    torch::stable::copy_(h_0, q_.h_0);
-    if (q_.c_0) torch::stable::copy_(c_, *q_.c_0);
     for (int64_t first = 0; first < q_.T; first += chunk_steps(q_)) run(chunk_at(q_, first));
-    const int64_t last = q_.T % 2;
-    // a tensor of its own, because operators must not return views of each other's results
-    result_.h_n = torch::stable::new_empty(q_.input, {q_.B, q_.H});
-    torch::stable::copy_(result_.h_n, rows_of(h_, {last * q_.B, (last + 1) * q_.B}));
-    result_.c_n = q_.cell.has_cell_state ? stored(c_, q_.input) : torch::stable::new_empty(q_.input, {0});
+    store<S>(state(q_.T), result_.h_n);
+    if (step_.c) store<S>(step_.c, result_.c_n);
     return result_;
   }
 
  private:
+  // h before a step.
+  C* state(int64_t step) const { return h_ + step % 2 * q_.B * q_.H; }
+
   // A product of the input with a weight, for all steps of a chunk: by the library, or by our own where weights are
   // left unpacked, because for few rows it starts sooner and converts no weights, and where it rounds to bfloat16.
   struct Projection {
@@ -66,6 +63,12 @@ class Forward {
     Matrix<C, S> matrix;  // where it is our own
     Tensor weight;        // as the library takes it, (I, columns)
     OptionalTensor bias;
+  };
+
+  // The input of a chunk as products read it: (rows, I), and as a tensor where the library is to read it.
+  struct Input {
+    const C* values;
+    Tensor tensor;
   };
 
   Projection projection(const Tensor& weight, const OptionalTensor& bias) {
@@ -76,15 +79,23 @@ class Forward {
     return {out, made(1, weight.size(0), data_or_null<S>(bias), nullptr, {part}), {}, {}};
   }
 
-  void project(const Projection& p, const Tensor& x, Split split) const {
-    const Tensor out = rows_of(p.out, {0, x.size(0)});
-    if (!own_projections_) return product(out, p.bias ? *p.bias : out, x, p.weight, p.bias ? 1.0 : 0.0);
+  void project(const Projection& p, const Input& x, int64_t rows, Split split) const {
+    if (!own_projections_) {
+      const Tensor out = rows_of(p.out, {0, rows});
+      return product(out, p.bias ? *p.bias : out, x.tensor, p.weight, p.bias ? 1.0 : 0.0);
+    }
     const Kernels<C, S>& k = kernels<C, S>();
     const int64_t panels = k.panel_count(1, p.matrix.units);
-    torch::stable::parallel_for(0, panels, split == Split::none ? panels : share(panels),
-                                [&](int64_t begin, int64_t end) {
-                                  k.multiply(p.matrix, const_data<C>(x), {0, x.size(0)}, {begin, end}, data<C>(out));
-                                });
+    torch::stable::parallel_for(
+        0, panels, split == Split::none ? panels : share(panels),
+        [&](int64_t begin, int64_t end) { k.multiply(p.matrix, x.values, {0, rows}, {begin, end}, data<C>(p.out)); });
+  }
+
+  Input input_of(const Chunk& chunk) const {
+    if constexpr (std::is_same_v<C, S>)
+      if (own_projections_ || !(w_ || w_m_)) return {const_data<C>(q_.input) + chunk.begin * q_.B * q_.I, {}};
+    const Tensor rows = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    return {const_data<C>(rows), rows};
   }
 
   // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
@@ -119,10 +130,10 @@ class Forward {
   }
 
   void run(const Chunk& chunk) {
-    const Tensor x = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+    const Input x = input_of(chunk);
     const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, kernels<C, S>().weight_bytes);
     for (const auto& p : {w_, w_m_})
-      if (p) project(*p, x, split);
+      if (p) project(*p, x, chunk.rows, split);
 
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<ForwardPhase>> phases;
@@ -134,7 +145,7 @@ class Forward {
     add(ForwardPhase::recur, step_.recurrent);
     add(ForwardPhase::candidate, step_.candidate);
     run_steps(
-        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, const_data<C>(x)); },
+        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, x.values); },
         k.cell(q_.cell.id).forward);
   }
 
@@ -149,9 +160,9 @@ class Forward {
       step.x = const_data<S>(q_.input) + t * B * I;
     else
       step.operand = x + row * I;
-    step.h_prev = data<C>(h_) + s % 2 * B * H;
+    step.h_prev = state(s);
     step.state = q_.cell.modulates == Modulates::hidden ? step.x_hat : step.h_prev;
-    step.h = data<C>(h_) + (s + 1) % 2 * B * H;
+    step.h = state(s + 1);
     step.output = data<S>(result_.output) + t * B * H;
     step.cells = result_.cells.numel() ? data<S>(result_.cells) + t * B * H : nullptr;
     step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
@@ -165,8 +176,7 @@ class Forward {
   const int64_t saved_columns_;
   const bool unpacked_, own_projections_, joint_, modulates_input_;
   ForwardResult result_;
-  Tensor h_;                           // (2*B, H): the states before and after a step, in turn
-  Tensor c_;                           // (B, H)
+  C* h_;                               // (2*B, H): the states before and after a step, in turn
   std::optional<Projection> w_, w_m_;  // W x + b, unless joint or of x̂; W_m x + b_m of multiplicative cells
   ForwardStep<C, S> step_{};           // all that is the same for every step
 };

@@ -9,6 +9,8 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
+#include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -38,26 +40,61 @@ const S* const_data(const Tensor& tensor) {
   return static_cast<const S*>(tensor.const_data_ptr());
 }
 
-// Memory for the duration of a call.
+// An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
+// looks its operator up by name in every call, which single steps notice.
+inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
+  const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
+                        : type == ScalarType::Double ? aoti_torch_dtype_float64()
+                                                     : aoti_torch_dtype_bfloat16();
+  const auto dimensions = static_cast<int64_t>(shape.size());
+  int64_t strides[3] = {1, 1, 1};
+  for (int64_t i = dimensions - 2; i >= 0; --i)
+    strides[i] = strides[i + 1] * std::max<int64_t>(1, shape.begin()[i + 1]);
+  AtenTensorHandle tensor = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dimensions, shape.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &tensor));
+  return Tensor(tensor);
+}
+
+// Memory for the duration of a call: tensors for products by the library, arrays for our own.
 class Workspace {
  public:
-  explicit Workspace(const Tensor& like) : like_(like) {}
-
   template <typename C>
   Tensor tensor(std::initializer_list<int64_t> shape) const {
-    return torch::stable::new_empty(like_, shape, scalar_type<C>);
+    return empty(shape, scalar_type<C>);
   }
 
   template <typename C>
   C* array(int64_t size) {
-    kept_.push_back(tensor<C>({size}));
-    return data<C>(kept_.back());
+    kept_.emplace_back(::operator new(static_cast<size_t>(size) * sizeof(C), line));
+    return static_cast<C*>(kept_.back().get());
   }
 
  private:
-  Tensor like_;
-  std::vector<Tensor> kept_;
+  static constexpr std::align_val_t line{64};
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, line); }
+  };
+
+  std::vector<std::unique_ptr<void, Free>> kept_;
 };
+
+// The values of a tensor to an array, and so many of an array to a tensor.
+template <typename S, typename C>
+void load(const Tensor& from, C* to) {
+  const S* values = const_data<S>(from);
+  if constexpr (std::is_same_v<C, S>)
+    std::copy_n(values, from.numel(), to);
+  else
+    std::transform(values, values + from.numel(), to, bfloat16_to_float);
+}
+template <typename S, typename C>
+void store(const C* from, const Tensor& to) {
+  if constexpr (std::is_same_v<C, S>)
+    std::copy_n(from, to.numel(), data<S>(to));
+  else
+    std::transform(from, from + to.numel(), data<S>(to), float_to_bfloat16);
+}
 
 // The tensor itself, or its values in the type that is computed in.
 template <typename C>
