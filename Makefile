@@ -52,7 +52,7 @@ demo: $(VENV)/installed
 
 # A process for each core; threads that wait do not spin, or the tests of threads would wait for the other processes.
 test: $(VENV)/installed
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Half an hour, on a machine that does nothing else.
 bench: $(VENV)/installed

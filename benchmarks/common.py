@@ -168,6 +168,11 @@ def digits(number: float | None) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
+def folded(title: str, *parts: str) -> str:
+    """Paragraphs of Markdown that are shown when the reader opens them."""
+    return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
+
+
 def file_name(kind: str, *parts: str) -> str:
     """The name of a file of results: its kind, then ``parts`` in small letters, digits and hyphens."""
     return "-".join([kind, *(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)]) + ".json"

@@ -15,6 +15,12 @@ from fused_rnn import ops
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test come first: last, they would have nothing to run beside."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def runs_on(device: str, backend: str) -> bool:
     try:
         fused_rnn.choose_backend(device, torch.float64, backend)

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import torch
 from benchmarks import common, report
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed.candidates import RIVALS, candidates, compiled, eager, fused, obstacle
-from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape
+from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape, random_operands
 from benchmarks.speed.check import Bench
 from benchmarks.speed.timing import measure_case
 
@@ -259,9 +259,33 @@ def test_the_report_divides_medians():
     assert row in report.block("speed", [example()]).splitlines()
 
 
+def test_the_report_begins_with_the_least_and_the_greatest_ratio():
+    slower = [{**record(name, median_ms=ms, spread_ms=1.0), "threads": 2} for name, ms in (("fused", 10), ("torch", 9))]
+    memory = [record("fused", peak_mib=3.0), record("torch", peak_mib=9.0)]
+    lines = report.block("speed", [example(times=[*example()["times"], *slower], memory=memory)]).splitlines()
+    assert "| cell | compared with | training | memory, training |" in lines
+    assert "| LSTM | torch.nn.LSTM | 0.90 to 4.00× | 3.00× |" in lines
+
+
+def test_a_gradient_of_the_last_output_alone_has_a_table_of_its_own():
+    shape = replace(SMALL, last_only=True)
+    input, d_output = random_operands(shape, torch.float32)
+    assert input.all()
+    assert not d_output[:-1].any()
+    assert d_output[-1].all()
+    shapes = {"a": asdict(SHAPES["a"]), "e": asdict(SHAPES["e"])}
+    last = [{**record(name, median_ms=ms, spread_ms=1.0), "shape": "e"} for name, ms in (("fused", 10), ("torch", 90))]
+    lines = report.block("speed", [example(times=[*example()["times"], *last], shapes=shapes)]).splitlines()
+    assert "| cell | compared with | training | training from the last output |" in lines
+    assert "| LSTM | torch.nn.LSTM | 4.00× | 9.00× |" in lines
+    assert {"| cell | threads | other | (a) |", "| cell | threads | other | (e) |"} <= set(lines)
+
+
 def test_the_report_says_wrong_where_a_candidate_was_wrong():
     times = [record("fused", wrong="output is off"), record("torch", median_ms=50.0, spread_ms=1.0)]
-    assert "| LSTM | 1 | torch.nn.LSTM | wrong |" in report.block("speed", [example(times=times)]).splitlines()
+    lines = report.block("speed", [example(times=times)]).splitlines()
+    assert "| LSTM | torch.nn.LSTM | wrong |" in lines
+    assert "| LSTM | 1 | torch.nn.LSTM | wrong |" in lines
 
 
 def test_the_report_sets_times_beside_the_floor():

@@ -174,6 +174,19 @@ def test_a_part_that_fails_does_not_stop_the_next(tmp_path, failing):
     assert statuses == [str(int(name == failing)) for name in ("pytest", "benchmarks.gpu.micro", "benchmarks.gpu")]
 
 
+def test_parts_can_be_chosen(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "ran $*"\n')
+    python.chmod(0o755)
+    script, out = ROOT / "benchmarks" / "gpu" / "run_all.sh", tmp_path / "out"
+    environment = {**os.environ, "PYTHON": str(python), "PARTS": "scaling all"}
+    result = subprocess.run([script, out], check=False, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert "PARTS names all, and must be of tests, micro, benchmarks, scaling" in result.stderr
+    assert {path.name for path in out.iterdir()} == {"scaling.log", "status.txt"}
+    assert "--device cuda --dtype bfloat16 --minutes 8" in (out / "scaling.log").read_text()
+
+
 def test_a_part_that_takes_too_long_is_ended(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\ntest "$2" != pytest || exec sleep 60\n')

@@ -1,5 +1,6 @@
 """The fused operators, as they ship, against the float64 reference: results, gradients, autograd's odd corners."""
 
+import platform
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,30 @@ def test_saturated_gates(cell, backend, dtype, value):
     exact = op.run("reference", **replaced)
     for result, expected in zip(op.run(backend, **replaced), exact):
         torch.testing.assert_close(result, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others compute with them as fast as ever")
+@pytest.mark.parametrize(
+    ("batch", "size", "threads"), [(1, 4, 1), (8, 4, 2), (2, 256, 2)], ids=["alone", "rows", "panels"]
+)
+def test_vanishing_gradients_pass_over_subnormal_numbers(batch, size, threads):
+    """On the CPU, where these would slow every step down a hundredfold. Outside of the call nothing changes."""
+    x, weights = torch.zeros(60, batch, size), (torch.eye(size), 0.1 * torch.eye(size))
+    smallest = torch.finfo(torch.float32).tiny
+
+    def subnormal(run, **how) -> int:
+        given = x.clone().requires_grad_()
+        run(given, None, *weights, **how)[0][-1].sum().backward()
+        sizes = given.grad.abs()
+        assert sizes[-1].min() == 1  # the gradient falls from 1 to 1e-59
+        return int(((sizes > 0) & (sizes < smallest)).sum())
+
+    torch.set_num_threads(threads)
+    try:
+        assert subnormal(fused_rnn.functional.rnn, backend="cpu") == 0
+        assert subnormal(fused_rnn.reference.rnn) > 0
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])

@@ -1,6 +1,7 @@
 """The scaling harness: what it measures is right, its findings are those of the numbers, the report hides nothing."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from benchmarks.speed.candidates import candidates
 from benchmarks.speed.cases import CELLS, Case, Shape
 from benchmarks.speed.ceilings import floor_ms, work
 from benchmarks.speed.check import Bench
-from benchmarks.speed.clock import HostClock
+from benchmarks.speed.clock import HostClock, Reading
 
 QUICK = Plan(cells=("multiplicative_gru",), backend="reference", quick=True, passes=1, rounds=2)
 CEILINGS = {"product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}
@@ -77,7 +78,7 @@ def test_a_wrong_candidate_and_one_that_raises_are_not_timed(monkeypatch):
 
     monkeypatch.setattr(timing, "candidates", spoiled)
     plan = replace(QUICK, cells=("lstm",), axes=("batch",))
-    records = timing.measure_sweep(plan.sweeps()[0], plan, HostClock(), CEILINGS)
+    records = timing.measure_sweep(plan.sweeps()[0], plan, HostClock(), timing.Pace(HostClock()), CEILINGS)
     assert len(records) == 3 * len(MODES) * len(QUICK_SIZES["batch"])
     for right, wrong, failed in zip(records[::3], records[1::3], records[2::3]):
         assert right["median_ms"] > 0
@@ -85,6 +86,21 @@ def test_a_wrong_candidate_and_one_that_raises_are_not_timed(monkeypatch):
         assert "is off by" in wrong["wrong"]
         assert failed["failed"] == "OutOfMemoryError: Tried to allocate 20.00 GiB"
         assert "median_ms" not in wrong.keys() | failed.keys()
+
+
+def test_times_do_not_depend_on_the_pace_of_the_machine():
+    class Slowing(HostClock):
+        ms = 1.0
+
+        def time(self, call):
+            return Reading(self.ms, self.ms)
+
+    clock = Slowing()
+    pace, entry = timing.Pace(clock), timing.Entry({}, SimpleNamespace(run=dict))
+    for clock.ms in (1.0, 2.0, 4.0):
+        timing.time_in_turn([entry], replace(QUICK, warm_up=0, rounds=1), clock, pace)
+    assert entry.times == [1.0, 1.0, 1.0]
+    assert entry.paces == [1.0, 0.5, 0.25]
 
 
 def test_sweeps_without_time_are_recorded_as_skipped():

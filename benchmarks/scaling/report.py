@@ -4,7 +4,7 @@ Every number comes from a file that ``python -m benchmarks.scaling`` wrote.
 """
 
 from benchmarks import pictures as shown
-from benchmarks.common import NOT_MEASURED, digits
+from benchmarks.common import NOT_MEASURED, digits, folded
 from benchmarks.speed.cases import CELLS
 
 from .findings import CLIFF, STRAIGHT, Curve, curves, deviation, failures, leap
@@ -18,7 +18,9 @@ def block(results: list[dict]) -> str:
 
 
 def section(result: dict) -> str:
-    parts = [preamble(result), verdict(result), table(result), shown.markdown(pictures(result), result)]
+    rows = table(result)
+    details = folded("Every cell: how straight, and the greatest leaps", rows) if rows else ""
+    parts = [verdict(result), preamble(result), details, shown.markdown(pictures(result), result)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -31,10 +33,17 @@ def preamble(result: dict) -> str:
         f"Measured on {result['date'][:10]} with `python -m benchmarks.scaling`: {where}, torch {machine['torch']}, "
         f"fused_rnn {machine['fused_rnn']}, backend `{plan['backend']}`, {plan['dtype']}. One size at a time grows, "
         f"from {base} and one layer; I=H. Times are medians over {plan['passes']} passes, in which candidates take "
-        f"turns. The same run measured products at {digits(rate and 1000 * rate)} GFLOP/s and copies at "
+        f"turns, each corrected by a small product right before it for how fast the machine then was{_paces(result)}. "
+        f"The same run measured products at {digits(rate and 1000 * rate)} GFLOP/s and copies at "
         f"{digits(bandwidth and 1000 * bandwidth)} GB/s; the floor is the longer of the time for all multiplications "
         "at that rate and the time for inputs, outputs, weights and their gradients at that bandwidth."
     )
+
+
+def _paces(result: dict) -> str:
+    """From the slowest to the fastest, in words."""
+    paces = [record["pace"] for record in result["records"] if "pace" in record]
+    return f" ({min(paces):.2f} to {max(paces):.2f} times as fast as at first)" if paces else ""
 
 
 def verdict(result: dict) -> str:

@@ -43,7 +43,7 @@ class Plan:
     backend: str = "cpu"
     device: str = "cpu"
     dtype: str = "float32"
-    minutes: float = 12.0
+    minutes: float = 20.0
     passes: int = 3
     warm_up: int = 1  # rounds of a size in each pass
     rounds: int = 5  # of a size in each pass, at most

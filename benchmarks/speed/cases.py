@@ -26,6 +26,7 @@ class Shape:
     modes: tuple[str, ...] = ("training", "forward")
     memory: bool = False  # whether the peak memory of a training step is measured too
     layers: int = 1
+    last_only: bool = False  # whether only the last output has a gradient, which then vanishes on the way to the first
 
     @property
     def module_sizes(self) -> dict[str, int]:
@@ -34,7 +35,8 @@ class Shape:
         return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several}
 
     def __str__(self) -> str:
-        return f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"
+        sizes = f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"
+        return f"{sizes}, a gradient of the last output alone" if self.last_only else sizes
 
 
 SHAPES = {
@@ -44,6 +46,7 @@ SHAPES = {
         Shape("b", batch=64, input_size=128, hidden_size=256, steps=128, memory=True),
         Shape("c", batch=20, input_size=650, hidden_size=650, steps=35),
         Shape("d", batch=1, input_size=128, hidden_size=256, steps=100, modes=("forward", "stream")),
+        Shape("e", batch=32, input_size=11, hidden_size=128, steps=200, modes=("training",), last_only=True),
     )
 }
 
@@ -55,7 +58,11 @@ GPU_STEPS = 256
 GPU_DTYPES = ("bfloat16", "float32", "float16")
 
 GPU_SHAPES = {
-    f"H{hidden}B{batch}": Shape(f"H{hidden}B{batch}", batch, hidden, hidden, GPU_STEPS) for hidden, batch in GPU_SIZES
+    shape.name: shape
+    for shape in (
+        *(Shape(f"H{hidden}B{batch}", batch, hidden, hidden, GPU_STEPS) for hidden, batch in GPU_SIZES),
+        Shape("H512B1", 1, 512, 512, GPU_STEPS, modes=("forward", "stream")),
+    )
 }
 CPU_DTYPES = ("float32", "bfloat16")
 
@@ -119,6 +126,8 @@ def random_operands(
     input, d_output = (
         torch.randn(shape.steps, shape.batch, size, generator=generator, device=device) for size in sizes
     )
+    if shape.last_only:
+        d_output[:-1] = 0
     return input.to(dtype), d_output.to(dtype)
 
 

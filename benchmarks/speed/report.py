@@ -5,18 +5,27 @@ Every number, name and date comes from a file that ``python -m benchmarks.speed`
 """
 
 from benchmarks import pictures as shown
-from benchmarks.common import NOT_MEASURED, digits
+from benchmarks.common import NOT_MEASURED, digits, folded
 
 from .cases import CELLS, Shape
 from .pictures import pictures
 from .records import columns, found_at, shares
 
+KINDS = ("training", "last", "forward", "stream")
 HEADINGS = {
     "training": "Training step (forward and backward), ms",
+    "last": "Training step with a gradient of the last output alone, ms",
     "forward": "Forward only, ms",
     "stream": "Forward with a call for each step, ms for all",
     "memory": "Peak memory of a training step, MiB",
     "floor": "Share of the physical floor, fused / other",
+}
+SHORT_HEADINGS = {
+    "training": "training",
+    "last": "training from the last output",
+    "forward": "forward",
+    "stream": "single steps",
+    "memory": "memory, training",
 }
 MALLOC = {
     "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
@@ -30,13 +39,60 @@ def block(results: list[dict]) -> str:
 
 
 def section(result: dict) -> str:
-    """One file of results: where it was measured, then a table for each mode and for memory."""
-    tables = {mode: [r for r in result["times"] if r["mode"] == mode] for mode in ("training", "forward", "stream")}
-    tables["memory"] = result["memory"]
-    parts = [f"**{HEADINGS[name]}**\n\n{table(records)}" for name, records in tables.items() if records]
+    """One file of results: the ratios; folded, where they were measured and a table for each mode and for memory."""
+    tables = measured(result)
+    parts = [folded(HEADINGS[name], table(records)) for name, records in tables.items()]
     if result.get("ceilings"):
-        parts.append(f"**{HEADINGS['floor']}**\n\n{ceilings(result)}\n\n{floor_table(result)}")
-    return "\n\n".join([preamble(result), *parts, shown.markdown(pictures(result), result)])
+        parts.append(folded(HEADINGS["floor"], ceilings(result), floor_table(result)))
+    drawn = folded("Pictures", shown.markdown(pictures(result), result))
+    return "\n\n".join([f"**{dtype(result)}**", summary(result, tables), preamble(result), *parts, drawn])
+
+
+def measured(result: dict) -> dict[str, list[dict]]:
+    """The records of each kind of table, where there are any."""
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for record in result["times"]:
+        last_only = result["shapes"][record["shape"]].get("last_only")
+        found["last" if last_only else record["mode"]].append(record)
+    found["memory"] = result["memory"]
+    return {name: records for name, records in found.items() if records}
+
+
+def summary(result: dict, tables: dict[str, list[dict]]) -> str:
+    """One row per cell and rival: the least and the greatest ratio over shapes and thread counts."""
+    head = " | ".join(SHORT_HEADINGS[name] for name in tables)
+    lines = [f"| cell | compared with | {head} |", "|---" * (2 + len(tables)) + "|"]
+    for cell, title in CELLS.items():
+        for rival, rival_title in rivals_of(cell, result["times"]).items():
+            entries = " | ".join(_range(cell, rival, records) for records in tables.values())
+            lines.append(f"| {title} | {rival_title} | {entries} |")
+    return "\n".join(lines)
+
+
+def rivals_of(cell: str, records: list[dict]) -> dict[str, str]:
+    """Those of a cell, with their titles."""
+    return {r["candidate"]: r["title"] for r in records if r["cell"] == cell and r["candidate"] != "fused"}
+
+
+def _range(cell: str, rival: str, records: list[dict]) -> str:
+    both = [record for record in records if record["cell"] == cell and record["candidate"] in ("fused", rival)]
+    if any("wrong" in record for record in both):
+        return "wrong"
+    sizes = {(record["candidate"], record["threads"], record["shape"]): _size(record) for record in both}
+    ratios = [
+        theirs / ours
+        for (name, *place), theirs in sizes.items()
+        if name == rival and theirs and (ours := sizes.get(("fused", *place)))
+    ]
+    if not ratios:
+        return "–"
+    least, greatest = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return f"{least}×" if least == greatest else f"{least} to {greatest}×"
+
+
+def _size(record: dict) -> float | None:
+    """Its time or memory, which what was wrong does not have."""
+    return record.get("median_ms", record.get("peak_mib"))
 
 
 def preamble(result: dict) -> str:
@@ -55,7 +111,7 @@ def preamble(result: dict) -> str:
         f"{plan['rounds']} interleaved rounds after {plan['warm_up']} to warm up{noise}; "
         f"{MALLOC[result['allocator']['name']]}. Shapes: {shapes}. "
         "Peak memory: growth of the resident set during one step, in a fresh process with malloc as it is by default. "
-        "Entries: fused / other = how many times faster, or smaller."
+        "Above, and in tables after *fused / other*: how many times faster, or smaller."
     )
 
 
@@ -101,8 +157,7 @@ def table(records: list[dict]) -> str:
         "|---" * (3 + len(shapes)) + "|",
     ]
     for cell, title in CELLS.items():
-        rivals = {r["candidate"]: r["title"] for r in records if r["cell"] == cell and r["candidate"] != "fused"}
-        for rival, rival_title in rivals.items():
+        for rival, rival_title in rivals_of(cell, records).items():
             for count in threads:
                 pairs = [[found.get((cell, count, name, shape)) for name in ("fused", rival)] for shape in shapes]
                 entries = " | ".join(entry(*pair) for pair in pairs)
@@ -115,7 +170,7 @@ def entry(ours: dict | None, theirs: dict | None) -> str:
         return "–"
     if "wrong" in ours or "wrong" in theirs:
         return "wrong"
-    mine, other = (record.get("median_ms", record.get("peak_mib")) for record in (ours, theirs))
+    mine, other = _size(ours), _size(theirs)
     ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in what was freed before
     return f"{digits(mine)} / {digits(other)} = {ratio}"
 
