@@ -52,11 +52,10 @@ class CellBased(nn.Module):
 
     def _weights(self, suffix: str = "") -> dict[str, Tensor]:
         """The weights of one layer and direction by name; parametrised ones are attributes, but no parameters."""
-        weights = {}
-        parameters = self._parameters  # which is looked up several times sooner than an attribute
+        weights: dict[str, Tensor] = {}
         for name in self._weight_names():
-            key = name + suffix
-            weights[name] = parameters[key] if key in parameters else getattr(self, key)
+            parameter = self._parameters.get(name + suffix)  # several times quicker than an attribute
+            weights[name] = getattr(self, name + suffix) if parameter is None else parameter
         return weights
 
     def reset_parameters(self) -> None:

@@ -27,7 +27,10 @@ class Forward {
     if (q.lengths) torch::stable::zero_(result_.saved);
     h_ = workspace_.array<C>(2 * B * H);
     load<S>(q.h_0, h_);
-    if (q.c_0) load<S>(*q.c_0, step_.c = workspace_.array<C>(B * H));
+    if (q.c_0) {
+      step_.c = workspace_.array<C>(B * H);
+      load<S>(*q.c_0, step_.c);
+    }
     if (!joint_ && !modulates_input_) w_ = projection(q.weights.weight_ih, q.weights.bias_ih);
     if (q.cell.multiplicative()) w_m_ = projection(*q.weights.weight_mih, q.weights.bias_m);
     make_matrices();

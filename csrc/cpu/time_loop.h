@@ -40,19 +40,23 @@ const S* const_data(const Tensor& tensor) {
   return static_cast<const S*>(tensor.const_data_ptr());
 }
 
+// The number of a type in the C interface.
+inline int32_t code(ScalarType type) {
+  return type == ScalarType::Float    ? aoti_torch_dtype_float32()
+         : type == ScalarType::Double ? aoti_torch_dtype_float64()
+                                      : aoti_torch_dtype_bfloat16();
+}
+
 // An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
 // looks its operator up by name in every call, which single steps notice.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
-  const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
-                        : type == ScalarType::Double ? aoti_torch_dtype_float64()
-                                                     : aoti_torch_dtype_bfloat16();
   const auto dimensions = static_cast<int64_t>(shape.size());
   int64_t strides[3] = {1, 1, 1};
   for (int64_t i = dimensions - 2; i >= 0; --i)
     strides[i] = strides[i + 1] * std::max<int64_t>(1, shape.begin()[i + 1]);
   AtenTensorHandle tensor = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dimensions, shape.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, shape.begin(), strides, code(type),
+                                                  aoti_torch_device_type_cpu(), 0, &tensor));
   return Tensor(tensor);
 }
 
@@ -146,10 +150,55 @@ inline void add_rounded_product(const Tensor& out, const Tensor& a, const Tensor
                        &right.stride, &beta, static_cast<float*>(out.mutable_data_ptr()), &result.stride);
 }
 
-// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone
+// While one lives, its thread takes subnormal numbers for zero, as operands and as results. Gradients that vanish over
+// many steps pass through them, and x86 processors then compute a hundred times slower; others hardly. Every call has
+// one, and every other thread that runs steps of it.
+class FlushSubnormals {
+ public:
+#ifdef __SSE2__
+  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | flush); }
+  ~FlushSubnormals() { __builtin_ia32_ldmxcsr(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+  static constexpr unsigned flush = 0x8040;  // results, bit 15; operands, bit 6
+  const unsigned before_;
+#endif
+};
+
+// What each thread takes of so many items.
+inline int64_t share(int64_t items) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return (items + threads - 1) / threads;
+}
+
+// Rows of a matrix, or as many times a vector, as a tensor that autograd knows nothing of, in whatever thread.
+inline Tensor unrecorded_rows(const Tensor& m, Range r) {
+  const bool vector = m.dim() == 1;
+  const int64_t sizes[] = {r.end - r.begin, m.size(vector ? 0 : 1)},
+                strides[] = {vector ? 0 : m.stride(0), vector ? m.stride(0) : m.stride(1)};
+  const int64_t size = m.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
+  auto* first = static_cast<char*>(const_cast<void*>(m.const_data_ptr())) + r.begin * strides[0] * size;
+  AtenTensorHandle tensor = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(first, 2, sizes, strides, 0, code(m.scalar_type()),
+                                                            aoti_torch_device_type_cpu(), 0, &tensor));
+  return Tensor(tensor);
+}
+
+// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone. Rows
+// are divided here, because threads of the library's own would compute with subnormal numbers.
 inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
   if (a.scalar_type() != out.scalar_type()) return add_rounded_product(out, a, b, static_cast<float>(beta));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+  torch::stable::parallel_for(0, out.size(0), share(out.size(0)), [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] const FlushSubnormals flush;
+    const Range rows{begin, end};
+    const Tensor sum = unrecorded_rows(out, rows);
+    const bool adds_to_itself = addend.const_data_ptr() == out.const_data_ptr();
+    const Tensor first = adds_to_itself ? sum : unrecorded_rows(addend, rows);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), first.get(), unrecorded_rows(a, rows).get(),
+                                                    unrecorded_rows(b, {0, b.size(0)}).get(), beta, 1.0));
+  });
 }
 
 // Consecutive steps, and the rows of a (T*B, ...) matrix that belong to them.
@@ -227,28 +276,6 @@ inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) 
   if (batch >= (cached ? 2 : rows_that_hide_a_fetch) * threads) return Split::rows;
   return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
 }
-
-inline int64_t share(int64_t items) {
-  const int64_t threads = torch::stable::get_num_threads();
-  return (items + threads - 1) / threads;
-}
-
-// While one lives, its thread takes subnormal numbers for zero, as operands and as results. Gradients that vanish over
-// many steps pass through them, and x86 processors then compute a hundred times slower; others hardly. Every call has
-// one, and every other thread that runs steps of it.
-class FlushSubnormals {
- public:
-#ifdef __SSE2__
-  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | flush); }
-  ~FlushSubnormals() { __builtin_ia32_ldmxcsr(before_); }
-  FlushSubnormals(const FlushSubnormals&) = delete;
-  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
- private:
-  static constexpr unsigned flush = 0x8040;  // results, bit 15; operands, bit 6
-  const unsigned before_;
-#endif
-};
 
 // Run the phases of the steps from `first` towards `last`, in either order: run(step_at(s), phase, rows, panels).
 template <typename Phase, typename StepAt, typename Run>
