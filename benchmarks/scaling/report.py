@@ -49,12 +49,11 @@ def _paces(result: dict) -> str:
 def verdict(result: dict) -> str:
     """What the fused cells do not hold, plainly; one sentence where they hold everything."""
     found = failures(result)
-    if found:
-        return "\n".join(["What does not hold:", "", *(f"- {sentence}" for sentence in found)])
-    return (
+    claim = (
         f"Time against T is a straight line within {STRAIGHT:.0%} for every fused cell, and nowhere does a unit of "
-        f"work cost more than {CLIFF:g} times as much as at the next smaller size."
+        f"work cost more than {CLIFF:g} times as much as at the next smaller size"
     )
+    return "\n".join([f"{claim}, but for this:", "", *(f"- {text}" for text in found)] if found else [f"{claim}."])
 
 
 def table(result: dict) -> str:
