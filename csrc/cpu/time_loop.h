@@ -90,14 +90,14 @@ void load(const Tensor& from, C* to) {
   if constexpr (std::is_same_v<C, S>)
     std::copy_n(values, from.numel(), to);
   else
-    std::transform(values, values + from.numel(), to, bfloat16_to_float);
+    std::transform(values, values + from.numel(), to, [](S value) { return bfloat16_to_float(value); });
 }
 template <typename S, typename C>
 void store(const C* from, const Tensor& to) {
   if constexpr (std::is_same_v<C, S>)
     std::copy_n(from, to.numel(), data<S>(to));
   else
-    std::transform(from, from + to.numel(), data<S>(to), float_to_bfloat16);
+    std::transform(from, from + to.numel(), data<S>(to), [](C value) { return float_to_bfloat16(value); });
 }
 
 // The tensor itself, or its values in the type that is computed in.
