@@ -111,8 +111,8 @@ def preamble(result: dict) -> str:
         f"{plan['rounds']} interleaved rounds after {plan['warm_up']} to warm up{noise}; "
         f"{MALLOC[result['allocator']['name']]}. Shapes: {shapes}. "
         "Peak memory: growth of the resident set during one step, in a fresh process with malloc as it is by default. "
-        "Above: how many times faster, or smaller, least and greatest over shapes and thread counts. Below, after fused / "
-        "other: each by itself."
+        "Above: how many times faster, or smaller, least and greatest over shapes and thread counts. Below, after "
+        "fused / other: each by itself."
     )
 
 
