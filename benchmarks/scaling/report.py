@@ -47,7 +47,7 @@ def _paces(result: dict) -> str:
 
 
 def verdict(result: dict) -> str:
-    """What the fused cells do not hold, plainly; one sentence where they hold everything."""
+    """What the fused cells are held to, and plainly what of it does not hold."""
     found = failures(result)
     claim = (
         f"Time against T is a straight line within {STRAIGHT:.0%} for every fused cell, and nowhere does a unit of "

@@ -279,7 +279,6 @@ class Backward {
 }  // namespace
 
 BackwardResult backward(const Sequence& q, const BackwardInput& in) {
-  [[maybe_unused]] const FlushSubnormals flush;
   return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
     return Backward<decltype(computed_in), decltype(stored_as)>(q, in).run();
   });

@@ -187,7 +187,6 @@ class Forward {
 }  // namespace
 
 ForwardResult forward(const Sequence& q, Save save) {
-  [[maybe_unused]] const FlushSubnormals flush;
   return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
     return Forward<decltype(computed_in), decltype(stored_as)>(q, save).run();
   });

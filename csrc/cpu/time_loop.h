@@ -151,8 +151,8 @@ inline void add_rounded_product(const Tensor& out, const Tensor& a, const Tensor
 }
 
 // While one lives, its thread takes subnormal numbers for zero, as operands and as results. Gradients that vanish over
-// many steps pass through them, and x86 processors then compute a hundred times slower; others hardly. Every call has
-// one, and every other thread that runs steps of it.
+// many steps pass through them, and x86 processors then compute a hundred times slower; others hardly. Every thread
+// that runs steps or products has one, but only there: threads that start while one lives would be like that for ever.
 class FlushSubnormals {
  public:
 #ifdef __SSE2__
@@ -190,14 +190,17 @@ inline Tensor unrecorded_rows(const Tensor& m, Range r) {
 // are divided here, because threads of the library's own would compute with subnormal numbers.
 inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
   if (a.scalar_type() != out.scalar_type()) return add_rounded_product(out, a, b, static_cast<float>(beta));
-  torch::stable::parallel_for(0, out.size(0), share(out.size(0)), [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] const FlushSubnormals flush;
-    const Range rows{begin, end};
+  const auto multiply = [&](Range rows) {
     const Tensor sum = unrecorded_rows(out, rows);
     const bool adds_to_itself = addend.const_data_ptr() == out.const_data_ptr();
     const Tensor first = adds_to_itself ? sum : unrecorded_rows(addend, rows);
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), first.get(), unrecorded_rows(a, rows).get(),
                                                     unrecorded_rows(b, {0, b.size(0)}).get(), beta, 1.0));
+  };
+  if (out.size(0) == 1) return multiply({0, 1});  // for which the library may start threads
+  torch::stable::parallel_for(0, out.size(0), share(out.size(0)), [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] const FlushSubnormals flush;
+    multiply({begin, end});
   });
 }
 
