@@ -46,21 +46,18 @@ def plane(memory, index, width, BLOCK_B: tl.constexpr):
 
 
 # Lengths --------------------------------------------------------------------------------------------------------
+# Where lengths are None these end without a return, which is None too: Triton 3.6 does not compile ``return None``.
 
 
 @triton.jit
 def load_lengths(lengths, first_row, rows):
-    if lengths is None:
-        return None
-    else:
+    if lengths is not None:
         return tl.load(lengths + first_row + tl.arange(0, rows.shape[0])[:, None], mask=rows, other=0)
 
 
 @triton.jit
 def active_at(step, clock, length):
-    if length is None:
-        return None
-    else:
+    if length is not None:
         return time_of(step, clock) < length
 
 
