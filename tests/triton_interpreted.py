@@ -12,7 +12,7 @@ import triton.language as tl
 
 import fused_rnn
 from fused_rnn import ops
-from fused_rnn.triton import launch, math, plan
+from fused_rnn.triton import launch, math, plan, tiles
 
 from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
 from .test_math import X, units_in_the_last_place
@@ -272,6 +272,7 @@ def test_backward_under_autocast_keeps_to_the_forward_pass():
 
 
 def evaluate(function: triton.JITFunction, x: torch.Tensor) -> torch.Tensor:
+    """A function of fused_rnn/triton/math.py, as kernels that store float32 compute it."""
     y = torch.empty_like(x)
     elementwise[(1,)](function, x, y, len(x), triton.next_power_of_2(len(x)))
     return y
@@ -281,17 +282,43 @@ def evaluate(function: triton.JITFunction, x: torch.Tensor) -> torch.Tensor:
 def elementwise(FUNCTION: tl.constexpr, x, y, size, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     value = tl.load(x + i, mask=i < size, other=0.0)
-    tl.store(y + i, FUNCTION(value), mask=i < size)
+    tl.store(y + i, FUNCTION(value, y.dtype.element_ty), mask=i < size)
 
 
-def test_error_of_tanh_and_sigmoid():
-    """In units in the last place; where σ is subnormal its reciprocal overflows, and it is zero."""
-    assert units_in_the_last_place(evaluate(math.tanh, X), torch.tanh(X.double())) < 2
-    x = X[X >= -86]
-    assert units_in_the_last_place(evaluate(math.sigmoid, x), torch.sigmoid(x.double())) < 2.5
+def test_error_of_the_functions():
+    """In units in the last place, over all normal numbers; where σ is subnormal it is zero from some point on."""
+    every = torch.arange(-(2**31), 2**31, 40_009).int().view(torch.float32)
+    every = every[every.isfinite()]
+    for function, exact, lowest, highest, most in (
+        (math.exp, torch.exp, -87, 88.37, 1.1),
+        (math.sigmoid, torch.sigmoid, -87, torch.inf, 2.5),
+        (math.tanh, torch.tanh, -torch.inf, torch.inf, 1.5),
+    ):
+        x = torch.cat([every, X])
+        x = x[(lowest <= x) & (x <= highest)]
+        assert units_in_the_last_place(evaluate(function, x), exact(x.double())) < most
 
 
-def test_limits_of_tanh_and_sigmoid():
-    x = torch.tensor([0.0, -0.0, 1e-38, 200.0, -200.0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
+def test_limits_of_the_functions():
+    x = torch.tensor([0.0, -0.0, 1e-38, 1e-45, 200.0, -200.0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
     for function, exact in ((math.tanh, torch.tanh), (math.sigmoid, torch.sigmoid)):
         torch.testing.assert_close(evaluate(function, x), exact(x), rtol=0, atol=0, equal_nan=True)
+    x = torch.tensor([0.0, -0.0, 1e-45, 89.0, 1e30, torch.inf, torch.nan])
+    torch.testing.assert_close(evaluate(math.exp, x), torch.exp(x), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("K", [32, 256, 1024, 5120])
+def test_error_of_long_sums(K):
+    """Of the kernel's products in float32, whose error PyTorch's own is no smaller than by half."""
+    left, weight = torch.randn(plan.BLOCK_B, K), torch.randn(K, 32)
+    result = torch.empty(plan.BLOCK_B, 32)
+    product[(1,)](left, weight, result, K, plan.BLOCK_B, 32, 16)
+    exact = left.double() @ weight.double()
+    assert relative_error([result], [exact]) <= 2 * relative_error([left @ weight], [exact])
+
+
+@triton.jit
+def product(left, weight, result, K, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    zeros = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)
+    sums = tiles.add_products((zeros,), left, weight, 0, 0, K, BLOCK_N, False, BLOCK_K, "ieee")
+    tl.store(result + tiles.offsets(BLOCK_N, 0, BLOCK_B, BLOCK_N), sums[0])

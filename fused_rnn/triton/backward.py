@@ -181,7 +181,7 @@ def backward_resident(
             if keep_c is not None:
                 c_made = CELL_STATE(values, c_prev)
             dc_here, kept_dc = split(keep_c, row, H, 0, units, dc_here)
-            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c_made, dh_here, dc_here)
+            dh_new, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c_made, dh_here, dc_here, S)
             dc = choose(active, dc_new + kept_dc, dc)
         else:
             dh_new, da_z, da_n = BACKWARD(values[1], values[2], h_prev, dh_here)
@@ -222,6 +222,7 @@ def backward_streamed(
     CELL_STATE: tl.constexpr, BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    S: tl.constexpr = h_0.dtype.element_ty
     columns = SAVED * H + (0 if x is None else I)
     width = GRADIENTS * H + (0 if x is None else I)
     HIDDEN: tl.constexpr = False if x is None else weight_ih is None  # whether h₋ is modulated
@@ -288,7 +289,7 @@ def backward_streamed(
                 if keep_c is not None:
                     c = CELL_STATE(values, c_prev)  # that which the cell made
                 dc_here, kept_dc = split(keep_c, row, H, n, units, dc_here)
-                bypass, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh, dc_here)
+                bypass, dc_new, gradients = BACKWARD(values, h_prev, c_prev, c, dh, dc_here, S)
                 da = store_gradients(d, row, width, H, n, gradients, gradient_clip, active, units)
                 hand_on(das, 0, PADDED_H, tile, da, BLOCK_B)
                 if c_0 is not None:

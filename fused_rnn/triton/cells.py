@@ -3,12 +3,13 @@
 The Triton counterpart of csrc/cells, with the same names, the same gate order and the same saved values. Per-gate
 values come in tuples. A cell is a pair of functions:
 
-* ``forward(wx, uh, h_prev, c_prev) -> h, c, saved`` with wx = W x + b and uh = U h₋ + b';
-* ``backward(saved, h_prev, c_prev, c, dh, dc) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through U
-  out, and d the gradients of the pre-activations.
+* ``forward(wx, uh, h_prev, c_prev, S) -> h, c, saved`` with wx = W x + b and uh = U h₋ + b';
+* ``backward(saved, h_prev, c_prev, c, dh, dc, S) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through
+  U out, and d the gradients of the pre-activations.
 
-Cells without a cell state hand c on. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two
-functions each way: ``forward(wx, uh, h_prev) -> s, r, z`` and ``candidate(wx_n, us, z, h_prev) -> h, n``;
+S is the type in which the kernel stores, which decides how exact the nonlinearities are. Cells without a cell state
+hand c on. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two functions each way:
+``forward(wx, uh, h_prev, S) -> s, r, z`` and ``candidate(wx_n, us, z, h_prev, S) -> h, n``;
 ``backward(z, n, h_prev, dh) -> dh, da_z, da_n`` and ``reset(ds, r, h_prev, dh) -> dh, da_r``.
 
 The multiplicative modifier of the input, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, goes with any of them; that of the
@@ -24,39 +25,39 @@ from .math import sigmoid, tanh
 
 
 @triton.jit
-def rnn_tanh_forward(wx, uh, h_prev, c_prev):
-    h = tanh(wx[0] + uh[0])
+def rnn_tanh_forward(wx, uh, h_prev, c_prev, S: tl.constexpr):
+    h = tanh(wx[0] + uh[0], S)
     return h, c_prev, (h,)
 
 
 @triton.jit
-def rnn_tanh_backward(saved, h_prev, c_prev, c, dh, dc):
+def rnn_tanh_backward(saved, h_prev, c_prev, c, dh, dc, S: tl.constexpr):
     d = dh * (1.0 - saved[0] * saved[0])
     return tl.zeros_like(dh), dc, (d,)
 
 
 @triton.jit
-def rnn_relu_forward(wx, uh, h_prev, c_prev):
+def rnn_relu_forward(wx, uh, h_prev, c_prev, S: tl.constexpr):
     a = wx[0] + uh[0]
     h = tl.where(a <= 0.0, 0.0, a)  # NaN stays NaN
     return h, c_prev, (h,)
 
 
 @triton.jit
-def rnn_relu_backward(saved, h_prev, c_prev, c, dh, dc):
+def rnn_relu_backward(saved, h_prev, c_prev, c, dh, dc, S: tl.constexpr):
     d = dh * tl.where(saved[0] > 0.0, 1.0, 0.0)
     return tl.zeros_like(dh), dc, (d,)
 
 
 @triton.jit
-def lstm_forward(wx, uh, h_prev, c_prev):
-    i = sigmoid(wx[0] + uh[0])
-    f = sigmoid(wx[1] + uh[1])
-    g = tanh(wx[2] + uh[2])
-    o = sigmoid(wx[3] + uh[3])
+def lstm_forward(wx, uh, h_prev, c_prev, S: tl.constexpr):
+    i = sigmoid(wx[0] + uh[0], S)
+    f = sigmoid(wx[1] + uh[1], S)
+    g = tanh(wx[2] + uh[2], S)
+    o = sigmoid(wx[3] + uh[3], S)
     saved = (i, f, g, o)
     c = lstm_cell_state(saved, c_prev)
-    return o * tanh(c), c, saved
+    return o * tanh(c, S), c, saved
 
 
 @triton.jit
@@ -65,12 +66,12 @@ def lstm_cell_state(saved, c_prev):
 
 
 @triton.jit
-def lstm_backward(saved, h_prev, c_prev, c, dh, dc):
+def lstm_backward(saved, h_prev, c_prev, c, dh, dc, S: tl.constexpr):
     i = saved[0]
     f = saved[1]
     g = saved[2]
     o = saved[3]
-    tanh_c = tanh(c)  # cheaper to compute again than to save
+    tanh_c = tanh(c, S)  # cheaper to compute again than to save
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     da_i = dc * g * i * (1.0 - i)
     da_f = dc * c_prev * f * (1.0 - f)
@@ -80,15 +81,15 @@ def lstm_backward(saved, h_prev, c_prev, c, dh, dc):
 
 
 @triton.jit
-def gru_reset_after_forward(wx, uh, h_prev, c_prev):
-    r = sigmoid(wx[0] + uh[0])
-    z = sigmoid(wx[1] + uh[1])
-    n = tanh(wx[2] + r * uh[2])
+def gru_reset_after_forward(wx, uh, h_prev, c_prev, S: tl.constexpr):
+    r = sigmoid(wx[0] + uh[0], S)
+    z = sigmoid(wx[1] + uh[1], S)
+    n = tanh(wx[2] + r * uh[2], S)
     return (1.0 - z) * n + z * h_prev, c_prev, (r, z, n, uh[2])
 
 
 @triton.jit
-def gru_reset_after_backward(saved, h_prev, c_prev, c, dh, dc):
+def gru_reset_after_backward(saved, h_prev, c_prev, c, dh, dc, S: tl.constexpr):
     r = saved[0]
     z = saved[1]
     n = saved[2]
@@ -100,15 +101,15 @@ def gru_reset_after_backward(saved, h_prev, c_prev, c, dh, dc):
 
 
 @triton.jit
-def gru_forward(wx, uh, h_prev):
-    r = sigmoid(wx[0] + uh[0])
-    z = sigmoid(wx[1] + uh[1])
+def gru_forward(wx, uh, h_prev, S: tl.constexpr):
+    r = sigmoid(wx[0] + uh[0], S)
+    z = sigmoid(wx[1] + uh[1], S)
     return r * h_prev, r, z
 
 
 @triton.jit
-def gru_candidate(wx_n, us, z, h_prev):
-    n = tanh(wx_n + us)
+def gru_candidate(wx_n, us, z, h_prev, S: tl.constexpr):
+    n = tanh(wx_n + us, S)
     return (1.0 - z) * h_prev + z * n, n
 
 

@@ -135,13 +135,13 @@ def forward_resident(
             uh = uh + (tl.dot(operand, u[g], input_precision=PRECISION),)
         uh = add_bias(uh, bias_hh, 0, H)
         if CANDIDATE is None:
-            h_new, c_new, values = FORWARD(wx, uh, h, c)
+            h_new, c_new, values = FORWARD(wx, uh, h, c, S)
             c_new = zone_out(keep_c, row, H, 0, units, c, c_new)
             c = choose(active, c_new, c)
             save(cells, row, H, 0, c_new, active, units)
         else:
-            s, r, z = FORWARD(wx, uh, h)
-            h_new, n = CANDIDATE(wx[2], tl.dot(s.to(S), u[2], input_precision=PRECISION), z, h)
+            s, r, z = FORWARD(wx, uh, h, S)
+            h_new, n = CANDIDATE(wx[2], tl.dot(s.to(S), u[2], input_precision=PRECISION), z, h, S)
             values = (r, z, n)
         h_new = zone_out(keep_h, row, H, 0, units, h, h_new)
         h = choose(active, h_new, h)
@@ -231,7 +231,7 @@ def forward_streamed(
                 c = h
                 if c_0 is not None:
                     c = tl.load(c_state + tile)
-                h_new, c_new, values = FORWARD(wx, uh, h, c)
+                h_new, c_new, values = FORWARD(wx, uh, h, c, S)
                 c_new = zone_out(keep_c, row, H, n, units, c, c_new)
                 if c_0 is not None:
                     tl.store(c_state + tile, choose(active, c_new, c))
@@ -243,7 +243,7 @@ def forward_streamed(
                 store(output, row, H, n, choose(active, h, 0.0), units)
                 save_values(saved, row, columns, n, values, active, units, H)
             else:
-                s, r, z = FORWARD(wx, uh, h)
+                s, r, z = FORWARD(wx, uh, h, S)
                 tl.store(ss + tile, s.to(S))
                 tl.store(z_state + tile, z)
                 save_values(saved, row, columns, n, (r, z), active, units, H)
@@ -264,7 +264,7 @@ def forward_streamed(
                 if bias_ih is not None:
                     wx_n += load_bias(bias_ih, 2 * H, H, n, BLOCK_N)
                 h = tl.load(h_state + tile)
-                h_new, candidate = CANDIDATE(wx_n, us[0], tl.load(z_state + tile), h)
+                h_new, candidate = CANDIDATE(wx_n, us[0], tl.load(z_state + tile), h, S)
                 h_new = zone_out(keep_h, row, H, n, units, h, h_new)
                 h = choose(active, h_new, h)
                 tl.store(h_state + tile, h)

@@ -151,12 +151,22 @@ def add_products(
     The left operand is a plane (BLOCK_B, K), the same for all. The right ones, (K, N), follow one another in
     ``weight`` from row ``first`` on, laid out as for ``load_weight``. K and N are padded to whole blocks, so nothing
     is masked.
+
+    In float32 one chain of additions over all of K would round far more than a matrix library does. There PART products
+    at a time are summed by themselves, and these parts added to the sums.
     """
     BLOCK_B: tl.constexpr = sums[0].shape[0]
     BLOCK_N: tl.constexpr = sums[0].shape[1]
+    PART: tl.constexpr = 64  # about the root of K where rounding matters, so that there is no long chain
+    IN_PARTS: tl.constexpr = weight.dtype.element_ty == tl.float32
+    parts = ()
+    for _ in tl.static_range(len(sums)):
+        parts = parts + (tl.zeros((BLOCK_B, BLOCK_N), tl.float32),)
     for k in range(0, K, BLOCK_K):
         a = tl.load(left + offsets(K, k, BLOCK_B, BLOCK_K))
+        ends = (k + BLOCK_K) % PART == 0  # whether a part does here
         added = ()
+        rest = ()
         for g in tl.static_range(len(sums)):
             if TRANSPOSED:
                 corner = weight + tl.cast(first + g * N + n, tl.int64) * K
@@ -164,6 +174,18 @@ def add_products(
             else:
                 corner = weight + tl.cast(first + g * K + k, tl.int64) * N
                 b = tl.load(corner + offsets(N, n, BLOCK_K, BLOCK_N))
-            added = added + (tl.dot(a, b, sums[g], input_precision=PRECISION),)
+            if IN_PARTS:
+                part = tl.dot(a, b, parts[g], input_precision=PRECISION)
+                added = added + (tl.where(ends, sums[g] + part, sums[g]),)
+                rest = rest + (tl.where(ends, 0.0, part),)
+            else:
+                added = added + (tl.dot(a, b, sums[g], input_precision=PRECISION),)
+        sums = added
+        if IN_PARTS:
+            parts = rest
+    if IN_PARTS:
+        added = ()
+        for g in tl.static_range(len(sums)):
+            added = added + (sums[g] + parts[g],)
         sums = added
     return sums
