@@ -1,4 +1,4 @@
-"""The micro-measurements without a GPU: kernels on the host shim, compilation, the driver, and the script of all."""
+"""The micro-measurements without a GPU: kernels on the host shim, compilation and the driver."""
 
 import json
 import os
@@ -152,47 +152,3 @@ def test_without_a_device_the_driver_says_so(tmp_path, capsys):
     assert stopped.value.code == 2
     assert "there is no CUDA device" in capsys.readouterr().err
     assert not (tmp_path / "micro.json").exists()
-
-
-# The script that runs everything ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("failing", [None, "pytest", "benchmarks.gpu.micro"])
-def test_a_part_that_fails_does_not_stop_the_next(tmp_path, failing):
-    python, out = tmp_path / "python", tmp_path / "out"
-    python.write_text(f'#!/bin/sh\necho "ran $*"\ntest "$2" != "{failing}"\n')
-    python.chmod(0o755)
-    script = ROOT / "benchmarks" / "gpu" / "run_all.sh"
-    environment = {**os.environ, "PYTHON": str(python)}
-    result = subprocess.run([script, out], check=False, capture_output=True, text=True, env=environment)
-    assert result.returncode == (failing is not None)
-    ran = {name: (out / f"{name}.log").read_text() for name in ("tests", "micro", "benchmarks")}
-    assert ran["tests"] == "ran -m pytest -m gpu\n"
-    assert ran["micro"] == f"ran -m benchmarks.gpu.micro --seconds 45 --out {out}/micro.json\n"
-    assert ran["benchmarks"] == f"ran -m benchmarks.gpu --minutes 5 --out {out}/gpu.json\n"
-    statuses = re.findall(r"exit status (\d)", (out / "status.txt").read_text())
-    assert statuses == [str(int(name == failing)) for name in ("pytest", "benchmarks.gpu.micro", "benchmarks.gpu")]
-
-
-def test_parts_can_be_chosen(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "ran $*"\n')
-    python.chmod(0o755)
-    script, out = ROOT / "benchmarks" / "gpu" / "run_all.sh", tmp_path / "out"
-    environment = {**os.environ, "PYTHON": str(python), "PARTS": "scaling all"}
-    result = subprocess.run([script, out], check=False, capture_output=True, text=True, env=environment)
-    assert result.returncode == 2
-    assert "PARTS names all, and must be of tests, micro, benchmarks, scaling" in result.stderr
-    assert {path.name for path in out.iterdir()} == {"scaling.log", "status.txt"}
-    assert "--device cuda --dtype bfloat16 --minutes 8" in (out / "scaling.log").read_text()
-
-
-def test_a_part_that_takes_too_long_is_ended(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ntest "$2" != pytest || exec sleep 60\n')
-    python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "TEST_SECONDS": "1"}
-    script = ROOT / "benchmarks" / "gpu" / "run_all.sh"
-    result = subprocess.run([script, tmp_path / "out"], check=False, capture_output=True, text=True, env=environment)
-    assert result.returncode == 1
-    assert "tests: exit status 124\nmicro: exit status 0\nbenchmarks: exit status 0\n" in result.stdout

@@ -97,7 +97,7 @@ def test_compute_sanitizer_finds_nothing(place, tool):
     assert "all calls returned" in run.stdout
 
 
-@pytest.mark.skipif(ON_CPU, reason="runs itself")
+@pytest.mark.skipif(ON_CPU or torch.cuda.is_available(), reason="these tests run themselves")
 def test_these_tests_on_the_cpu():
     """So that a test that itself is wrong does not wait for a GPU to be noticed."""
     chosen = "not rnn_ and not gru and not hidden and not opcheck and not sanitizer"

@@ -1,0 +1,264 @@
+"""``benchmarks/gpu/run_all.sh FOLDER``: run the parts one after the other, each with its own limit.
+
+What they say goes to FOLDER/log.txt, tests write to FOLDER/tests.txt as they run, and results to files of their own
+there, all of it while it happens: a run that is cut off leaves what it had. A part that fails or runs out of time does
+not keep the next from running; the exit status is then 1.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.speed import ROOT
+
+from . import processes
+
+KIT = "benchmarks.gpu.kit"
+TESTS = ("tests/gpu", "tests/test_gpu_benchmarks.py")
+KILL_AFTER = 5  # seconds between asking a part to end and ending it
+LEAST = 5  # seconds without which a part is not begun
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment asks for."""
+
+    out: Path
+    parts: dict[str, float]  # name -> seconds
+    minutes: float
+    tests: list[str]
+    processes: int
+    device: str
+    corpus: Path | None
+    resume: Path | None
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu"
+
+
+@dataclass(frozen=True)
+class Part:
+    seconds: float  # its limit, if none is given
+    what: str
+    command: Callable[[Settings, float], list[str]]  # of the settings and the seconds it has
+    by_default: bool = True
+
+
+def pytest(settings: Settings, *arguments: str) -> list[str]:
+    """A command that runs tests by several processes, and writes to tests.txt what they do."""
+    several = ["-n", str(settings.processes)] if importlib.util.find_spec("xdist") and settings.processes > 1 else []
+    reported = ["-p", f"{KIT}.progress", "--progress", str(settings.out / "tests.txt")]
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *reported, *several, *arguments]
+
+
+def smoke(settings: Settings, seconds: float) -> list[str]:
+    chosen = "one-block and (at_most_twice or float64)"
+    return pytest(settings, "-m", "gpu", "-k", chosen, "tests/gpu/test_results.py")
+
+
+def tests(settings: Settings, seconds: float) -> list[str]:
+    """Without a path among what is chosen, it is chosen from all tests that need a GPU."""
+    paths = [word for word in settings.tests if (ROOT / word.partition("::")[0]).exists()]
+    return pytest(settings, "-m", "gpu and not slow", *settings.tests, *([] if paths else TESTS))
+
+
+def sanitizer(settings: Settings, seconds: float) -> list[str]:
+    return pytest(settings, "-m", "gpu and slow", "-k", "sanitizer", "tests/gpu/test_calls.py")
+
+
+def benchmark(settings: Settings, seconds: float) -> list[str]:
+    size = ["--tiny", "--candidates", "eager"] if settings.on_cpu else []
+    return module("benchmarks.gpu", settings, seconds, "gpu.json", *size)
+
+
+def micro(settings: Settings, seconds: float) -> list[str]:
+    """Half the time is for compiling the program where build/micro is not there."""
+    out = ["--out", str(settings.out / "micro.json")]
+    return [sys.executable, "-m", "benchmarks.gpu.micro", "--seconds", str(seconds / 2), *out]
+
+
+def scaling(settings: Settings, seconds: float) -> list[str]:
+    size = ["--quick", "--cells", "lstm"] if settings.on_cpu else ["--dtype", "bfloat16"]
+    return module("benchmarks.scaling", settings, seconds, "scaling.json", *size)
+
+
+def module(name: str, settings: Settings, seconds: float, file: str, *options: str) -> list[str]:
+    """A command with a budget of its own, three quarters of what it has: its last measurement may take longer."""
+    budget = ["--device", settings.device, "--minutes", f"{0.75 * seconds / 60:.3f}"]
+    return [sys.executable, "-m", name, *budget, *options, "--out", str(settings.out / file)]
+
+
+PARTS = {  # the most telling first
+    "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
+    "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
+    "benchmark": Part(150, "python -m benchmarks.gpu", benchmark),
+    "micro": Part(90, "python -m benchmarks.gpu.micro", micro),
+    "sanitizer": Part(75, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
+    "scaling": Part(300, "python -m benchmarks.scaling", scaling, by_default=False),
+}
+VARIABLES = {
+    "PARTS": f"what to run, in this order; {', '.join(PARTS)}; a part's limit in seconds may follow it: 'tests=200'",
+    "MINUTES": "the limit of all together (9.5)",
+    "TESTS": "what pytest is told beside its defaults: paths, -k ..., -m ...",
+    "PROCESSES": "how many run tests and train models side by side (two fewer than there are cores)",
+    "DEVICE": "cuda, or cpu: to try all this without a GPU, with tiny sizes",
+}
+
+
+def parse(arguments: list[str] | None, environment: Mapping[str, str]) -> Settings:
+    listed = "".join(f"\n  {name:10} {part.what} ({part.seconds:.0f} s)" for name, part in PARTS.items())
+    variables = "".join(f"\n  {name:10} {meaning}" for name, meaning in VARIABLES.items())
+    parser = common.Parser(prog="benchmarks/gpu/run_all.sh", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"parts, and their limits:{listed}\n\nvariables of the environment:{variables}"
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where results and logs go")
+    parser.add_argument("--from", dest="start", type=Path, default=Path(), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    chosen = environment.get("PARTS") or " ".join(name for name, part in PARTS.items() if part.by_default)
+    start = options.start.resolve()
+    return Settings(
+        out=start / options.folder,
+        parts=dict(map(limited, chosen.split())),
+        minutes=number("MINUTES", environment, 9.5, common.positive_number),
+        tests=words("TESTS", environment),
+        processes=number("PROCESSES", environment, max(1, (os.cpu_count() or 1) - 2), common.positive),
+        device=environment.get("DEVICE") or "cuda",
+        corpus=folder("PTB", environment, start),
+        resume=folder("RESUME", environment, start),
+    )
+
+
+def limited(word: str) -> tuple[str, float]:
+    """The part that is named, and its limit."""
+    name, _, seconds = word.partition("=")
+    if name not in PARTS:
+        raise common.InputError(f"PARTS names {name}, and knows {', '.join(PARTS)}")
+    if not seconds:
+        return name, PARTS[name].seconds
+    return name, number("PARTS", {"PARTS": seconds}, 0, common.positive_number)
+
+
+def number(name: str, environment: Mapping[str, str], default: float, kind: Callable):
+    try:
+        return kind(environment[name]) if environment.get(name) else default
+    except (ValueError, argparse.ArgumentTypeError):
+        raise common.InputError(f"{name} gives {environment[name]}, and must give a number above 0") from None
+
+
+def words(name: str, environment: Mapping[str, str]) -> list[str]:
+    try:
+        return shlex.split(environment.get(name, ""))
+    except ValueError as error:
+        raise common.InputError(f"{name} cannot be read as words of a shell: {error}") from None
+
+
+def folder(name: str, environment: Mapping[str, str], start: Path) -> Path | None:
+    if not environment.get(name):
+        return None
+    path = start / environment[name]
+    if not path.is_dir():
+        raise common.InputError(f"{name} gives {path}, and there is no such folder")
+    return path
+
+
+class Log:
+    """Standard output, and the same in a file, written through at once."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise common.InputError(f"{path} cannot be written: {error.strerror}") from None
+        self.last = time.monotonic()  # when anything was last said
+
+    def write(self, text: bytes) -> None:
+        self.last = time.monotonic()
+        self.file.write(text)
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+
+    def say(self, text: str) -> None:
+        self.write(f"{text}\n".encode())
+
+    def copy(self, pipe) -> None:
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            while text := os.read(pipe.fileno(), 1 << 16):
+                self.write(text)
+
+
+def run(command: list[str], seconds: float, log: Log, environment: dict[str, str]) -> str:
+    """Run a command within its limit, it and all that it starts; returns how it ended."""
+    began = time.monotonic()
+    log.say(f"{shlex.join(command)}")
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    copier = threading.Thread(target=log.copy, args=(process.stdout,), daemon=True)
+    copier.start()
+    try:
+        status = f"exit status {process.wait(seconds)}"
+    except subprocess.TimeoutExpired:
+        status = f"ended at its limit of {seconds:.0f} s"
+        end(process)
+    ended = time.monotonic()
+    copier.join(1)  # whoever is left and holds the pipe keeps its end from coming
+    silence = max(0.0, ended - log.last)
+    for left in processes.of_session(process.pid):
+        log.say(f"left running: {processes.described(left)}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
+    return f"{status}, after {ended - began:.1f} s, {silence:.1f} s after its last word"
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask the whole session to end, and end it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_AFTER)
+            return
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    own = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to others
+    return {**os.environ, **own, **({"FUSED_RNN_GPU_TESTS": "cpu"} if settings.on_cpu else {})}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    began = time.monotonic()
+    settings = parse(arguments, os.environ)
+    common.open_device(settings.device)
+    log = Log(settings.out / "log.txt")
+    machine = common.hardware()
+    log.say(f"{', '.join(f'{name} {value}' for name, value in machine.items())}, kernel {platform.release()}")
+    statuses = {}
+    for name, limit in settings.parts.items():
+        seconds = min(limit, 60 * settings.minutes - KILL_AFTER - (time.monotonic() - began))
+        log.say(f"\n== {name} ==")
+        if seconds < LEAST:
+            statuses[name] = f"not begun: the {settings.minutes:g} minutes were over"
+        else:
+            command = PARTS[name].command(settings, seconds)
+            statuses[name] = run(command, seconds, log, environment_of(settings))
+        log.say(f"{name}: {statuses[name]}")
+    log.say("\n" + "\n".join(f"{name}: {status}" for name, status in statuses.items()))
+    sys.exit(any(not status.startswith("exit status 0,") for status in statuses.values()))
+
+
+if __name__ == "__main__":
+    common.run_command(main, interrupted="interrupted; what was found is written")

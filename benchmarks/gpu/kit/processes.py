@@ -1,0 +1,62 @@
+"""What other processes of this machine are doing, as Linux tells it; for those that should have ended and have not."""
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+DEBUGGERS = ("gdb", "cuda-gdb", "/usr/local/cuda/bin/cuda-gdb")
+DEBUGGER_SECONDS = 20
+
+
+def running() -> Iterator[tuple[int, int, int]]:
+    """(process, parent, session) of all that has not ended."""
+    for folder in PROC.iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if state not in "ZX":
+                yield int(folder.name), int(parent), int(session)
+
+
+def of_session(session: int) -> list[int]:
+    return [process for process, _, its_session in running() if its_session == session]
+
+
+def descendants(ancestor: int) -> list[int]:
+    """The processes that it started, those that these started, and so on."""
+    found, processes = [ancestor], sorted(running())
+    for parent in found:
+        found += [process for process, its_parent, _ in processes if its_parent == parent]
+    return found[1:]
+
+
+def described(process: int) -> str:
+    """A line on the process and one for each of its threads: name, state and what it waits for in the kernel."""
+    folder = PROC / str(process)
+    lines = [f"process {process}: {_read(folder / 'cmdline')[:200]}"]
+    with contextlib.suppress(OSError):
+        for thread in sorted((folder / "task").iterdir(), key=lambda path: int(path.name)):
+            state = _read(thread / "stat").rpartition(")")[2].split()[:1]
+            lines.append(f"  thread {_read(thread / 'comm')}: {''.join(state)}, in {_read(thread / 'wchan') or '?'}")
+    return "\n".join(lines)
+
+
+def stacks(process: int) -> str:
+    """Where each thread stands, if there is a debugger to ask; the process goes on afterwards."""
+    debugger = next(filter(None, map(shutil.which, DEBUGGERS)), None)
+    if debugger is None:
+        return "(no debugger here tells where its threads stand)"
+    command = [debugger, "-batch", "-nx", "-p", str(process), "-ex", "thread apply all bt 30"]
+    try:
+        answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=DEBUGGER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"({debugger} did not answer within {DEBUGGER_SECONDS} s)"
+    return answer.stdout[-8000:] or answer.stderr[-1000:]
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
