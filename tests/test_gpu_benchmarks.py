@@ -12,11 +12,12 @@ from benchmarks.budget import Budget
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import machine, points
 from benchmarks.gpu import report as gpu_report
-from benchmarks.gpu.candidates import MODES, backends_for, candidates
-from benchmarks.gpu.measure import Plan, measure_point, ratios
-from benchmarks.gpu.points import Point, chosen_points
+from benchmarks.gpu.candidates import MODES, backends_for, candidates, wanted_at, worthwhile
+from benchmarks.gpu.measure import Plan, in_one_piece, measure_point, ratios
+from benchmarks.gpu.points import GROUPS, Point, chosen_points, points_of
 from benchmarks.speed.candidates import FUSED_FACTOR, Candidate, CompiledLoop
-from benchmarks.speed.cases import CELLS
+from benchmarks.speed.cases import CELLS, Case
+from benchmarks.speed.check import Bench
 from benchmarks.speed.clock import HostClock, saved_bytes
 
 CPU = torch.device("cpu")
@@ -42,13 +43,37 @@ def by_mode(record: dict, name: str) -> dict[str, dict]:
 # What is measured -------------------------------------------------------------------------------------------
 
 
-def test_the_main_sizes_of_every_cell_come_first():
-    chosen = chosen_points()
-    main = [p for p in chosen if (p.hidden, p.batch) in points.MAIN_SIZES and p.dtype != "float16"]
-    assert len(main) == len(points.MAIN_SIZES) * 2 * len(CELLS)
-    assert set(chosen[: len(main)]) == set(main)
-    assert [(p.hidden, p.batch) for p in chosen[:12]] == 12 * [points.MAIN_SIZES[0]]
+def test_the_most_telling_groups_come_first():
+    chosen = points_of()
+    assert list(dict.fromkeys(point.group for point in chosen)) == list(GROUPS)
+    assert list(GROUPS)[:3] == ["honest", "people", "main"]
+    assert list(GROUPS)[-1] == "rivals"  # which compile for minutes
     assert len(set(chosen)) == len(chosen) < 120
+    names = [str(point) for point in chosen if point.group != "rivals"]
+    assert len(set(names)) == len(names), "something is measured twice"
+
+
+def test_the_tables_have_every_cell_at_the_main_sizes():
+    for dtype, cells in (("bfloat16", CELLS), ("float32", CELLS), ("float16", points.LIBRARY_CELLS)):
+        found = {(p.cell, p.hidden, p.batch) for p in points_of(["main", "grid"], dtypes=[dtype])}
+        assert {(cell, *size) for cell in cells for size in points.MAIN_SIZES} <= found
+
+
+def test_a_group_can_be_narrowed_to_cells_and_dtypes():
+    chosen = points_of(["honest", "people"], ["lstm"], ["float32"])
+    assert [str(point) for point in chosen] == [
+        "lstm float32 H=128 B=16 T=512",
+        "lstm float32 H=512 B=64 T=512",
+        "lstm float32 H=168 B=62 T=2058",
+    ]
+
+
+def test_lengths_are_spread_evenly_and_longest_first():
+    assert replace(POINT, batch=4, steps=10, ragged=True).lengths == (10, 8, 5, 3)
+    for point in points_of(["ragged"]):
+        assert point.lengths[0] == point.steps
+        assert min(point.lengths) >= 1
+        assert list(point.lengths) == sorted(point.lengths, reverse=True)
 
 
 def test_what_is_chosen_is_measured_in_every_combination():
@@ -62,7 +87,7 @@ def test_what_is_chosen_is_measured_in_every_combination():
 
 def test_list_shows_the_points_and_measures_nothing(capsys):
     gpu.main(["--list", "--cells", "lstm"])
-    assert capsys.readouterr().out.splitlines() == [str(point) for point in chosen_points(["lstm"])]
+    assert capsys.readouterr().out.splitlines() == [str(point) for point in points_of(cells=["lstm"])]
 
 
 def test_a_budget_skips_what_does_not_fit_and_says_so():
@@ -95,6 +120,7 @@ def test_every_candidate_is_right_and_timed(cell, dtype):
     assert measured["training"] == [*(name + way for name in fused for way in ("", "-recompute")), *rivals]
     for timed in record["times"]:
         assert timed["us_per_step"] > 0, timed
+        assert timed["host_us_per_call"] > 0, timed
         assert timed["rounds"] == PLAN.rounds
         assert 0 <= timed["error"]["relative"] <= timed["error"]["allowed"]
     assert all(memory["saved_bytes"] > 0 for memory in record["memory"])
@@ -192,6 +218,105 @@ def test_ratios_say_how_many_times_faster_fused_is():
     assert ratios([fused, rival, {**rival, "mode": "training"}]) == {"forward": {"cuda over torch": 2.5}}
 
 
+def test_the_host_time_of_a_call_is_that_of_calls_in_a_row_without_waiting():
+    class Device(HostClock):
+        """Calls take 2 ms of the host; what they queue is done when it is waited for."""
+
+        def __init__(self):
+            super().__init__()
+            self.waits = self.calls = 0
+
+        def wait(self):
+            self.waits += 1
+            time.sleep(0.1)
+
+        def call(self):
+            assert self.waits == 1
+            self.calls += 1
+            time.sleep(0.002)
+
+    device = Device()
+    busy = device.busy_us(device.call, calls=10)
+    assert (device.calls, device.waits) == (10, 2)
+    assert 2_000 <= busy < 10_000  # the waits, 100 ms each, are not in it
+    device = Device()
+    device.busy_us(device.call, calls=10**6, seconds=0.01)
+    assert device.calls <= 5
+
+
+def test_the_weights_of_torch_nn_are_laid_out_for_cudnn_before_the_time_is_taken(monkeypatch):
+    flattened = []
+    flatten = torch.nn.LSTM.flatten_parameters
+
+    def spy(module):
+        flattened.append({name: weight.clone() for name, weight in module.named_parameters()})
+        flatten(module)
+
+    monkeypatch.setattr(torch.nn.LSTM, "flatten_parameters", spy)
+    bench, (candidate,) = Bench(POINT.shape, torch.float32), candidates(POINT, CPU, ["torch"], ["cpu"])[1:]
+    ready = bench.ready(candidate, Case(POINT.cell, POINT.shape, "forward"))
+    ours = bench.ready(candidates(POINT, CPU, [])[0], Case(POINT.cell, POINT.shape, "forward")).module.state_dict()
+    assert all(torch.equal(weight, ours[name]) for name, weight in flattened[-1].items())
+    assert not in_one_piece(ready.module)  # as PyTorch does nothing on a CPU
+    assert in_one_piece(torch.nn.Linear(3, 4, bias=False))
+
+
+# Sequences of different lengths -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_and_padded_sequences_give_the_same_results(dtype):
+    point = replace(POINT, dtype=dtype, batch=4, steps=9, ragged=True)
+    record = measure_point(point, candidates(point, CPU, ["torch"]), HostClock(), PLAN, left=100)
+    names = [timed["candidate"] for timed in record["times"] if timed["mode"] == "training"]
+    assert names == ["cpu", "cpu-padded", "torch", "torch-padded"]
+    for timed in record["times"]:
+        assert timed["us_per_step"] > 0, timed
+    saved = {memory["candidate"]: memory["saved_bytes"] for memory in record["memory"]}
+    assert all(saved.values())
+
+
+def test_an_error_in_a_packed_sequence_is_seen_wherever_it_is():
+    point = replace(POINT, batch=4, steps=9, ragged=True)
+    bench, packed = Bench(point.shape, torch.float32), candidates(point, CPU, [])[0]
+    ready = bench.ready(packed, Case(point.cell, point.shape, "training"))
+    assert not bench.error(packed, ready).wrong
+    right = {name: tensor.clone() for name, tensor in ready.run().items()}
+    assert len(right["output"]) == sum(point.lengths)
+    for name, row in [("output", 0), ("output", -1), ("gradient of input", -1)]:
+        spoiled = right[name].clone()
+        spoiled[row] += 1
+        ready.run = lambda results={**right, name: spoiled}: results
+        error = bench.error(packed, ready)
+        assert error.wrong
+        assert error.result == name
+
+
+def test_only_what_a_group_is_for_is_timed_there():
+    assert wanted_at(replace(POINT, group="honest"), None) == ("torch",)
+    assert "eager" in wanted_at(replace(POINT, group="main"), None)
+    assert {"torch", "flashrnn", "torchrl"} <= set(wanted_at(replace(POINT, group="rivals"), None))
+    assert wanted_at(replace(POINT, group="rivals"), ["eager"]) == ["eager"]
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out"),
+    [
+        ({"directions": 2}, {"eager", "graphed", "flashrnn", "torchrl"}),
+        ({"layers": 2}, {"flashrnn", "torchrl"}),
+        ({"dtype": "float16"}, {"torchrl"}),
+        ({"ragged": True}, {"eager", "flashrnn", "torchrl"}),
+    ],
+    ids=["directions", "layers", "float16", "ragged"],
+)
+def test_a_rival_that_cannot_run_a_point_is_left_out(change, left_out):
+    names = ("torch", "eager", "graphed", "flashrnn", "torchrl")
+    assert all(worthwhile(name, POINT) for name in names)
+    missing = {name for name in names if not worthwhile(name, replace(POINT, **change))}
+    assert left_out <= missing
+    assert "torch" not in missing
+
+
 # The command ------------------------------------------------------------------------------------------------
 
 
@@ -207,9 +332,11 @@ def test_a_tiny_run_writes_all_that_it_promises(tmp_path, capsys):
     assert len(result["digests"]["kernels"]) == 64
     for name in ("product_float32_tflops", "copy_tb_per_s", "launch_us", "launch_and_wait_us"):
         assert result["ceilings"][name] > 0
-    assert [(p["cell"], len(p["times"])) for p in result["points"]] == [("lstm", 6), ("multiplicative_gru", 4)]
+    timed = [("lstm", 6), ("multiplicative_gru", 4), ("gru_reset_after", 4), ("lstm", 8)]
+    assert [(p["cell"], len(p["times"])) for p in result["points"]] == timed
+    assert all(time["us_per_step"] > 0 for point in result["points"] for time in point["times"])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert f"wrote {path}: 2 points measured, 0 skipped" in capsys.readouterr().out
+    assert f"wrote {path}: 4 points measured, 0 skipped" in capsys.readouterr().out
 
 
 def test_points_without_time_are_recorded_as_skipped(tmp_path):
@@ -218,7 +345,7 @@ def test_points_without_time_are_recorded_as_skipped(tmp_path):
     result = json.loads(path.read_text())
     assert result["finished"]
     skipped = [point["skipped"] for point in result["points"] + result["compiled"]]
-    assert skipped == 3 * ["the 0 s of the run were over"]  # both points, and one again for the compiled loop
+    assert skipped == 4 * ["the 0 s of the run were over"]
 
 
 def test_an_interrupted_run_leaves_every_point_in_its_file(tmp_path, monkeypatch):
@@ -243,10 +370,11 @@ def test_a_point_that_fails_is_recorded_and_ends_the_command_with_an_error(tmp_p
 
     path = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu, "measure_point", failing)
-    with pytest.raises(SystemExit, match="RuntimeError: no memory for multiplicative_gru"):
+    with pytest.raises(SystemExit, match="RuntimeError: no memory for multiplicative_gru"):  # among others
         gpu.main(["--device", "cpu", "--tiny", "--candidates", "eager", "--out", str(path)])
     failed = [point["failed"] for point in json.loads(path.read_text())["points"]]
-    assert failed == ["RuntimeError: no memory for lstm", "RuntimeError: no memory for multiplicative_gru"]
+    cells = [point.cell for point in points.tiny_points()]
+    assert failed == [f"RuntimeError: no memory for {cell}" for cell in cells]
 
 
 @pytest.mark.parametrize(
@@ -257,10 +385,13 @@ def test_a_point_that_fails_is_recorded_and_ends_the_command_with_an_error(tmp_p
         (["--hidden", "0"], "must be at least 1"),
         (["--minutes", "0"], "must be a finite number above 0"),
         (["--candidates", "keras"], "invalid choice: 'keras'"),
+        (["--points", "best"], "invalid choice: 'best'"),
+        (["--points", "honest", "--batch", "3"], "--points names sizes already"),
+        (["--backends", "reference"], "invalid choice: 'reference'"),
         (["--device", "tpu"], "--device tpu is unknown"),
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
     ],
-    ids=["cell", "dtype", "hidden", "minutes", "candidate", "device", "absent"],
+    ids=["cell", "dtype", "hidden", "minutes", "candidate", "group", "sizes", "backend", "device", "absent"],
 )
 def test_wrong_input_ends_with_one_sentence_and_status_2(capsys, arguments, complaint):
     with pytest.raises(SystemExit) as stopped:
@@ -279,11 +410,13 @@ def test_only_the_default_subset_on_a_gpu_goes_where_the_report_looks(monkeypatc
             ("whole", ["--minutes", "5"], cuda),
             ("part", ["--hidden", "64"], cuda),
             ("steps", ["--steps", "64"], cuda),
+            ("group", ["--points", "honest"], cuda),
+            ("backend", ["--backends", "cuda"], cuda),
             ("cpu", [], CPU),
         ]
     }
     assert paths["whole"] == report.RESULTS / "gpu-nvidia-h200-test.json"
-    assert {paths[name].parent for name in ("part", "steps", "cpu")} == {gpu.ROOT / "runs"}
+    assert {paths[name].parent for name in ("part", "steps", "group", "backend", "cpu")} == {gpu.ROOT / "runs"}
 
 
 @pytest.mark.parametrize("cell", [pytest.param("lstm", marks=on_gpu), pytest.param("gru", marks=on_gpu)])

@@ -7,13 +7,25 @@ from functools import partial
 import torch
 
 import fused_rnn
-from benchmarks.speed.candidates import RIVALS, Candidate, fused, obstacle, unrolled
+from benchmarks.speed.candidates import LIBRARIES, RIVALS, Candidate, Packed, fused, obstacle, unrolled
 
-from .points import MAIN_SIZES, Point
+from .points import Point
 
 GRAPHED_UP_TO = 1024 * 64  # H * B
 MODES = ("forward", "training")
 OPTIONAL = ("recompute", *RIVALS)
+LOOPS = ("recompute", "torch", "eager", "graphed")  # TorchScript takes longer to compile than all the rest of a point
+WANTED = {  # by group, where nothing is asked for
+    "honest": ("torch",),
+    "people": ("torch",),
+    "ragged": ("torch",),
+    "rivals": ("torch", *LIBRARIES),
+}
+
+
+def wanted_at(point: Point, asked: Sequence[str] | None) -> Sequence[str]:
+    """What of ``OPTIONAL`` is timed beside the fused backends, if it can be there: what is asked for, if anything."""
+    return WANTED.get(point.group, LOOPS) if asked is None else asked
 
 
 def backends_for(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -29,10 +41,17 @@ def backends_for(device: torch.device, dtype: torch.dtype) -> list[str]:
     return [backend for backend in fused_rnn.backends() if backend != "reference" and runs(backend)]
 
 
-def candidates(point: Point, device: torch.device, wanted: Sequence[str] = OPTIONAL) -> list[Candidate]:
-    """Fused backends first, then rivals; of ``OPTIONAL`` those that are wanted and can be there."""
+def candidates(
+    point: Point, device: torch.device, wanted: Sequence[str] = OPTIONAL, backends: Sequence[str] | None = None
+) -> list[Candidate]:
+    """Fused backends first, of ``backends`` if they are given, then rivals: those wanted of what can be there.
+
+    Where lengths differ, each takes its sequences packed, and once more padded, as if all were of full length.
+    """
     found = []
     for backend in backends_for(device, getattr(torch, point.dtype)):
+        if backends and backend not in backends:
+            continue
         candidate = replace(fused(point.cell, backend), name=backend, title=f"fused_rnn, {backend}")
         found.append(candidate)
         if "recompute" in wanted:
@@ -42,12 +61,24 @@ def candidates(point: Point, device: torch.device, wanted: Sequence[str] = OPTIO
     for name, rival in {**RIVALS, "compiled": unrolled}.items():
         if name in wanted and worthwhile(name, point) and obstacle(name, device) is None:
             found.append(rival(point.cell))
-    return [candidate for candidate in found if candidate is not None]
+    found = [candidate for candidate in found if candidate is not None]
+    return [way for candidate in found for way in packed_and_padded(candidate, point)] if point.ragged else found
+
+
+def packed_and_padded(candidate: Candidate, point: Point) -> list[Candidate]:
+    packed = replace(candidate, ready=Packed, translate=partial(Packed.translate, point.shape))
+    return [
+        replace(packed, title=f"{candidate.title}, packed"),
+        replace(candidate, name=f"{candidate.name}-padded", title=f"{candidate.title}, padded"),
+    ]
 
 
 def worthwhile(rival: str, point: Point) -> bool:
-    """Whether a rival is worth its time at a point."""
+    """Whether a rival can run a point, and is worth its time there."""
+    if rival != "torch" and (point.ragged or point.directions > 1):
+        return False
+    if rival in LIBRARIES:
+        return point.layers == 1 and point.dtype in LIBRARIES[rival].dtypes
     if rival == "graphed":  # beyond, the launches that a graph saves are not what takes the time
         return point.hidden * point.batch <= GRAPHED_UP_TO
-    # TorchScript takes longer to compile than all the rest of a point
-    return rival != "script" or (point.hidden, point.batch) in MAIN_SIZES
+    return True

@@ -14,10 +14,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .cases import MODULES, Case, make_step
+from .cases import MODULES, Case, Shape, make_step
 from .eager import EagerLoop, State
-from .others import FlashRNN, Haste
+from .others import FlashRNN, Haste, TorchRL
 
 Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
 # A candidate may err by this factor more than PyTorch's plain loop in the same dtype. The arithmetic of a rival is its
@@ -33,9 +34,15 @@ STEPS_AT_ONCE = 25
 class Ready:
     """A candidate that runs one case: ``load`` chooses the operands, ``run`` is what is timed."""
 
-    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
-        self.module = module
-        self._steps = [make_step(module, case, operands) for operands in sets]
+    def __init__(
+        self,
+        module: nn.Module,
+        case: Case,
+        sets: Sequence[Operands],
+        call: Callable[[Tensor], tuple[Tensor, object]] | None = None,
+    ) -> None:
+        self.module, self.call, self.input = module, call or module, sets[0][0]
+        self._steps = [make_step(module, case, operands, call) for operands in sets]
         self._step = self._steps[0]
 
     def load(self, number: int) -> None:
@@ -43,6 +50,32 @@ class Ready:
 
     def run(self) -> dict[str, Tensor]:
         return self._step()
+
+
+class Packed(Ready):
+    """Sequences of different lengths, packed before the time is taken; results are those of the packed rows."""
+
+    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        lengths = torch.tensor(case.shape.lengths)
+        packed = [[pack_padded_sequence(operand, lengths) for operand in operands] for operands in sets]
+        batch_sizes = packed[0][0].batch_sizes
+
+        def call(rows: Tensor) -> tuple[Tensor, object]:
+            output, state = module(PackedSequence(rows, batch_sizes))
+            return output.data, state
+
+        super().__init__(module, case, [tuple(operand.data for operand in operands) for operands in packed], call)
+
+    @staticmethod
+    def translate(shape: Shape, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Results whose rows are padded again."""
+        batch_sizes = torch.tensor([sum(length > step for length in shape.lengths) for step in range(shape.steps)])
+
+        def padded(rows: Tensor) -> Tensor:
+            return pad_packed_sequence(PackedSequence(rows, batch_sizes), total_length=shape.steps)[0]
+
+        rows = ("output", "gradient of input")
+        return {name: padded(result) if name in rows else result for name, result in results.items()}
 
 
 class Graphed(Ready):
@@ -79,7 +112,7 @@ class Candidate:
     name: str
     title: str
     equations: str  # the cell whose reference it must agree with
-    build: Callable[..., nn.Module]  # from I and H, and num_layers where there are more than one
+    build: Callable[..., nn.Module]  # from I and H, and num_layers and bidirectional where there are more than one
     factor: float = RIVAL_FACTOR
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
     training_only: bool = False
@@ -153,7 +186,21 @@ def haste(cell: str) -> Candidate | None:
 
 
 def flashrnn(cell: str) -> Candidate | None:
-    return Candidate("flashrnn", "FlashRNN", cell, partial(FlashRNN, cell)) if cell in FlashRNN.FUNCTIONS else None
+    """One kernel for the whole loop, which the package has for all its cells but the GRU."""
+    fused = cell in FlashRNN.FUNCTIONS and FlashRNN.FUNCTIONS[cell] != "gru"
+    return Candidate("flashrnn", "FlashRNN, fused", cell, partial(FlashRNN, cell)) if fused else None
+
+
+def flashrnn_alternating(cell: str) -> Candidate | None:
+    """A product and a kernel for each step."""
+    build = partial(FlashRNN, cell, backend="cuda")
+    found = cell in FlashRNN.FUNCTIONS
+    return Candidate("flashrnn_alternating", "FlashRNN, alternating", cell, build) if found else None
+
+
+def torchrl(cell: str) -> Candidate | None:
+    found = cell in TorchRL.FUNCTIONS
+    return Candidate("torchrl", "torchrl, Triton", cell, partial(TorchRL, cell)) if found else None
 
 
 RIVALS: dict[str, Callable[[str], Candidate | None]] = {
@@ -163,9 +210,26 @@ RIVALS: dict[str, Callable[[str], Candidate | None]] = {
     "compiled": compiled,
     "graphed": graphed,
     "haste": haste,
+    "torchrl": torchrl,
+    "flashrnn_alternating": flashrnn_alternating,
     "flashrnn": flashrnn,
 }
-LIBRARIES = {"haste": "haste_pytorch", "flashrnn": "flashrnn"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """What must be installed for a rival, and the dtypes that it has."""
+
+    module: str
+    dtypes: tuple[str, ...]
+
+
+LIBRARIES = {
+    "haste": Library("haste_pytorch", ("float32",)),
+    "torchrl": Library("torchrl", ("float32", "bfloat16")),
+    "flashrnn_alternating": Library("flashrnn", ("float32", "float16", "bfloat16")),
+    "flashrnn": Library("flashrnn", ("float32", "float16", "bfloat16")),
+}
 ON_GPU_ONLY = ("graphed", *LIBRARIES)
 ON_CPU = tuple(name for name in RIVALS if name not in ON_GPU_ONLY)
 
@@ -186,6 +250,6 @@ def obstacle(rival: str, device: torch.device | str) -> str | None:
     """Why a rival cannot run on a device, whatever the cell, or None if it can."""
     if rival in ON_GPU_ONLY and torch.device(device).type != "cuda":
         return f"{rival} needs a CUDA device"
-    if rival in LIBRARIES and importlib.util.find_spec(LIBRARIES[rival]) is None:
-        return f"{LIBRARIES[rival]} is not installed"
+    if rival in LIBRARIES and importlib.util.find_spec(LIBRARIES[rival].module) is None:
+        return f"{LIBRARIES[rival].module} is not installed"
     return None

@@ -26,13 +26,16 @@ class Shape:
     modes: tuple[str, ...] = ("training", "forward")
     memory: bool = False  # whether the peak memory of a training step is measured too
     layers: int = 1
+    directions: int = 1
+    lengths: tuple[int, ...] | None = None  # of the sequences, longest first, where they differ
     last_only: bool = False  # whether only the last output has a gradient, which then vanishes on the way to the first
 
     @property
     def module_sizes(self) -> dict[str, int]:
         """As constructors of modules take them."""
         several = {"num_layers": self.layers} if self.layers > 1 else {}  # not every rival can have them
-        return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several}
+        both = {"bidirectional": True} if self.directions > 1 else {}
+        return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several, **both}
 
     def __str__(self) -> str:
         sizes = f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"
@@ -120,24 +123,38 @@ class Plan:
 def random_operands(
     shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The input and the gradient of the output, the same for all that run ``shape``."""
+    """The input and the gradient of the output, the same for all that run ``shape``; padded with zeros."""
     generator = torch.Generator(device).manual_seed(seed)
-    sizes = shape.input_size, shape.hidden_size
+    sizes = shape.input_size, shape.directions * shape.hidden_size
     input, d_output = (
         torch.randn(shape.steps, shape.batch, size, generator=generator, device=device) for size in sizes
     )
     if shape.last_only:
         d_output[:-1] = 0
-    return input.to(dtype), d_output.to(dtype)
+    return tuple(unpadded(shape, operand.to(dtype)) for operand in (input, d_output))
+
+
+def unpadded(shape: Shape, rows: Tensor) -> Tensor:
+    """``rows`` (T, B, ...) with zeros beyond the end of each sequence."""
+    if shape.lengths is None:
+        return rows
+    lengths = torch.tensor(shape.lengths, device=rows.device)
+    inside = torch.arange(shape.steps, device=rows.device)[:, None] < lengths
+    return rows * inside[..., None].to(rows.dtype)
 
 
 def make_step(
-    module: nn.Module, case: Case, operands: tuple[Tensor, Tensor] | None = None
+    module: nn.Module,
+    case: Case,
+    operands: tuple[Tensor, Tensor] | None = None,
+    call: Callable[..., tuple] | None = None,
 ) -> Callable[[], dict[str, Tensor]]:
     """What is timed: a function that runs ``case`` once and returns by name all that it computed.
 
-    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU.
+    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU. ``call`` is how the
+    module is called with an input, where it is not handed that as it is.
     """
+    call = call or module
     input, d_output = operands or random_operands(case.shape, next(module.parameters()).dtype)
     input = input.detach().requires_grad_(case.mode == "training")
     differentiated = {"input": input, **dict(module.named_parameters())}
@@ -145,18 +162,18 @@ def make_step(
 
     def forward() -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"output": module(input)[0]}
+            return {"output": call(input)[0]}
 
     def stream() -> dict[str, Tensor]:
         outputs, state = [], None
         with torch.no_grad():
             for step in input.split(1):
-                output, state = module(step, state)
+                output, state = call(step, state)
                 outputs.append(output)
         return {"output": torch.cat(outputs)}
 
     def training() -> dict[str, Tensor]:
-        output, _ = module(input)
+        output, _ = call(input)
         return {"output": output.detach(), **dict(zip(names, torch.autograd.grad(output, tensors, d_output)))}
 
     return {"forward": forward, "stream": stream, "training": training}[case.mode]

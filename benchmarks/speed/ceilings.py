@@ -62,7 +62,8 @@ def floor_ms(case: Case, dtype: str, ceilings: dict[str, float | None]) -> float
 
 def work(case: Case) -> tuple[int, int]:
     """Floating-point operations of the products of all layers, and values that these must read or write."""
-    sizes = [case.shape.input_size] + (case.shape.layers - 1) * [case.shape.hidden_size]
+    below = case.shape.directions * case.shape.hidden_size  # what all layers but the first are handed
+    sizes = [case.shape.input_size] + (case.shape.layers - 1) * [below]
     flops, values = zip(*(_work_of_layer(case, size) for size in sizes))
     return sum(flops), sum(values)
 
@@ -70,9 +71,9 @@ def work(case: Case) -> tuple[int, int]:
 def _work_of_layer(case: Case, input_size: int) -> tuple[int, int]:
     shape, equations = case.shape, EQUATIONS[case.cell]
     sizes = [equations.weight_shape(name, input_size, shape.hidden_size) for name in equations.weights]
-    weights = sum(size[0] * size[1] for size in sizes if len(size) == 2)
-    rows = shape.steps * shape.batch
-    ends = rows * (input_size + shape.hidden_size)  # the input and the output
+    weights = shape.directions * sum(size[0] * size[1] for size in sizes if len(size) == 2)
+    rows = sum(shape.lengths) if shape.lengths else shape.steps * shape.batch
+    ends = rows * (input_size + shape.directions * shape.hidden_size)  # the input and the output
     if case.mode == "training":  # δx and δW beside the product itself; gradients of both ends, both ends once more
         return 6 * rows * weights, 3 * ends + 2 * weights
     return 2 * rows * weights, ends + weights

@@ -2,8 +2,8 @@
 
 On a GPU, a buffer of twice the second-level cache is overwritten in front of every timed call, outside the events: no
 call finds its operands there because the one before left them. The call is queued behind that write, as in a program
-that keeps its GPU busy, so host work at its beginning is hidden as far as the write is long; ``host_ms`` states how
-long the host took to queue the call.
+that keeps its GPU busy, so host work at its beginning is hidden as far as the write is long. How long the host is
+busy is measured by itself, by ``busy_us``.
 """
 
 import gc
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Reading:
     ms: float
-    host_ms: float  # until the call returned
+    host_ms: float  # until the call returned, the device having been idle before
 
 
 class HostClock:
@@ -38,6 +38,21 @@ class HostClock:
         """What ``call`` needs at most beside what is there before; None where nothing counts it."""
         call()
         return None
+
+    def busy_us(self, call: Callable[[], object], calls: int = 20, seconds: float = 0.5) -> float:
+        """How long the host is busy until a call returns, in µs: the mean of calls in a row, begun with an empty queue.
+
+        Nothing is waited for between them. A call whose kernels fill the device's queue waits for room there: that the
+        host is then busy is the truth as well.
+        """
+        self.wait()
+        start, made = time.perf_counter(), 0
+        while made < calls and time.perf_counter() - start < seconds:
+            call()
+            made += 1
+        gone = time.perf_counter() - start
+        self.wait()
+        return 1e6 * gone / made
 
     def chill(self) -> None:
         """Make caches cold, as far as the clock does that; queued, not waited for."""
@@ -111,8 +126,11 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median_ms": round(median, 4), "spread_ms": round(three_quarters - quarter, 4)}
 
 
-def saved_bytes(module: nn.Module, input: Tensor) -> int:
-    """Bytes that autograd keeps of one forward pass, its outputs included, its input and the parameters not."""
+def saved_bytes(module: nn.Module, input: Tensor, call: Callable[[Tensor], object] | None = None) -> int:
+    """Bytes that autograd keeps of one forward pass, its outputs included, its input and the parameters not.
+
+    ``call`` is how the module is called with the input, where it is not handed that as it is.
+    """
     operands = [input, *module.parameters()]
     known = {tensor.untyped_storage().data_ptr() for tensor in operands}
     kept: dict[int, int] = {}
@@ -124,6 +142,6 @@ def saved_bytes(module: nn.Module, input: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(input.detach().requires_grad_())  # alive until here, so that no two storages share a place
-    del output
+        output = (call or module)(input.detach().requires_grad_())
+    del output  # alive until here, so that no two storages share a place
     return sum(kept.values())

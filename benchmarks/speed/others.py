@@ -1,7 +1,8 @@
-"""Other people's fused recurrent layers, as rivals where they are installed; both need a CUDA device.
+"""Other people's fused recurrent layers, as rivals where they are installed; all need a CUDA device.
 
 haste (LMNT, 2020) has its own layers, whose gates stand in another order: they keep their parameters as they are, and
-results are translated. FlashRNN (Pöppel, Beck & Hochreiter 2024) is a function of W x, U and b; W x is computed here.
+results are translated. FlashRNN (Pöppel, Beck & Hochreiter 2024) and torchrl's Triton kernels are functions, called
+with parameters in our layout. FlashRNN takes W x: that product is computed here.
 """
 
 import torch
@@ -62,21 +63,63 @@ def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
 
 
 class FlashRNN(Layers):
-    """flashrnn's function with one head, on parameters in our layout, which is its own."""
+    """flashrnn's function with one head, on parameters in our layout.
 
-    FUNCTIONS = {"lstm": "lstm", "rnn": "elman"}  # noqa: RUF012
+    Its LSTM and RNN have their gates in our order. Its GRU has reset after: the recurrent weights of the candidate
+    come first, and of its biases the recurrent one of the candidate first, the other last.
+    """
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+    FUNCTIONS = {"lstm": "lstm", "rnn": "elman", "gru_reset_after": "gru"}  # noqa: RUF012
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int, backend: str = "cuda_fused") -> None:
         super().__init__(cell, input_size, hidden_size)
-        self.function, self.hidden_size = self.FUNCTIONS[cell], hidden_size
+        self.function, self.backend, self.hidden_size = self.FUNCTIONS[cell], backend, hidden_size
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         from flashrnn import flashrnn
 
         gates, size = self.equations.gates, self.hidden_size
         projected = linear(input, self.weight_ih_l0).transpose(0, 1).unflatten(2, (gates, 1, size))  # B, T, G, 1, H
-        recurrent = self.weight_hh_l0.view(gates, 1, size, size)
-        bias = (self.bias_ih_l0 + self.bias_hh_l0).view(gates, 1, size)
-        dtype = str(input.dtype).removeprefix("torch.")
-        states, last = flashrnn(projected, recurrent, bias, function=self.function, backend="cuda_fused", dtype=dtype)
+        recurrent, bias = self.weight_hh_l0, self.bias_ih_l0 + self.bias_hh_l0
+        if self.function == "gru":
+            recurrent = _reordered(recurrent, (2, 0, 1))
+            bias = torch.cat((self.bias_hh_l0[2 * size :], bias[: 2 * size], self.bias_ih_l0[2 * size :]))
+        states, last = flashrnn(
+            projected,
+            recurrent.view(gates, 1, size, size),
+            bias.view(-1, 1, size),
+            function=self.function,
+            backend=self.backend,
+            dtype=str(input.dtype).removeprefix("torch."),
+        )
         return states[0, :, :, 0].transpose(0, 1), last  # h of 1 or 2 states, each B, T, 1, H
+
+
+class TorchRL(Layers):
+    """torchrl's Triton functions on parameters in our layout, which is its own.
+
+    They take float32 alone. A bfloat16 point gets what they offer there: float32 tensors, the recurrent product in
+    bfloat16, the others in TF32.
+    """
+
+    FUNCTIONS = {"lstm": "lstm_triton", "gru_reset_after": "gru_triton"}  # noqa: RUF012
+    PRECISION = {  # noqa: RUF012
+        torch.float32: {"compute_dtype": torch.float32, "input_precision": "ieee"},
+        torch.bfloat16: {"compute_dtype": torch.bfloat16, "input_precision": "tf32"},
+    }
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+        super().__init__(cell, input_size, hidden_size)
+        self.function, self.hidden_size = self.FUNCTIONS[cell], hidden_size
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        from torchrl.modules.tensordict_module import _rnn_triton
+
+        x = input.transpose(0, 1).float()
+        weights = [getattr(self, f"{name}_l0").float() for name in self.equations.weights]
+        start = x.new_zeros(*x.shape[:2], self.hidden_size)  # one for every step, of which a reset would take its own
+        states = [start, start] if self.equations.has_cell_state else [start]
+        resets = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        function = getattr(_rnn_triton, self.function)
+        output, *_, last = function(x, *states, *weights, resets, **self.PRECISION[input.dtype])
+        return output.transpose(0, 1).to(input.dtype), last
