@@ -6,13 +6,15 @@ where h₋ is), and after it every weight gradient and δx, from the gradients o
 leave behind. These products are in the dtype of the tensors, and in float32 obey torch's own switch of TF32.
 
 The kernels come as a pair of functions, so that others can take their place: on a GPU the low-level operators
-``fused_rnn::cuda_forward`` and ``fused_rnn::cuda_backward`` of ``csrc/cuda/ops.cpp``.
+``fused_rnn::cuda_forward`` and ``fused_rnn::cuda_backward`` of ``csrc/cuda/ops.cpp``. How they divide the work ``plan``
+tells, and ``FUSED_RNN_CUDA_PLAN`` in the environment forces.
 
 Nothing here waits for the GPU, and a CUDA graph can capture a call; make one call before capturing, as is usual with
 graphs. For the same reason the values of ``lengths`` are not checked on a GPU: less than 0 counts as 0, more than T
 as T.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +61,7 @@ def status() -> str:
     if missing:
         return missing
     count = max(1, torch.cuda.device_count())  # with none, number 0 says why
-    found = [torch.ops.fused_rnn.cuda_device(index) for index in range(count)]
+    found = [torch.ops.fused_rnn.cuda_device(index)[:2] for index in range(count)]
     names = [name for name, obstacle in found if not obstacle]
     return f"available ({names[0]})" if names else found[0][1]
 
@@ -96,6 +98,108 @@ def raise_timed_out() -> None:
     """
     if hasattr(torch.ops.fused_rnn, "cuda_raise_timed_out"):
         torch.ops.fused_rnn.cuda_raise_timed_out()
+
+
+# How the work is divided --------------------------------------------------------------------------------------
+
+FORCED = "FUSED_RNN_CUDA_PLAN"  # in the environment, read at every call
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a plan must know of a GPU: its multiprocessors, and the bytes of shared memory that a block may take."""
+
+    multiprocessors: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call divides its work. Teams of blocks run tiles of sequences; the parts of a team share the units.
+
+    Blocks of weights have 16 outputs and 64 steps of depth, and are counted for the warp that has most of them: those
+    in its registers, those in shared memory, and those that are read from the second-level cache in every step. A
+    state that the blocks of a team exchange comes to shared memory in segments. The time is an estimate for an H200,
+    by which the plan was chosen among others.
+    """
+
+    sequences: int
+    parts: int
+    segments: int
+    teams: int
+    held: int
+    resident: int
+    streamed: int
+    shared_bytes: int
+    workspace_bytes: int
+    nanoseconds: float
+
+    @property
+    def blocks(self) -> int:
+        """Of the grid, all at work at the same time."""
+        return self.teams * self.parts
+
+    @property
+    def forced(self) -> str:
+        """The value of ``FUSED_RNN_CUDA_PLAN`` that forces this division."""
+        return f"sequences={self.sequences},parts={self.parts},segments={self.segments}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.forced}: {self.teams} x {self.parts} blocks with {self.shared_bytes} bytes of shared memory each, "
+            f"{self.held} + {self.resident} + {self.streamed} blocks of weights in registers, in shared memory and "
+            f"streamed, a workspace of {self.workspace_bytes} bytes, about {self.nanoseconds / 1000:.2f} µs per step"
+        )
+
+
+def plan(
+    cell: str,
+    dtype: torch.dtype,
+    batch: int,
+    hidden: int,
+    input: int | None = None,
+    direction: str = "forward",
+    chip: Chip | None = None,
+    forced: str | None = None,
+) -> Plan:
+    """The plan of a call of the kernels, which need no GPU to be asked.
+
+    Args:
+        cell: name of a cell, as in :data:`fused_rnn.cells.CELLS`
+        dtype: of the tensors
+        batch: sequences, B
+        hidden: units, H
+        input: features, I; only cells that modulate the input have another plan for another I, and only these need it
+        direction: ``forward`` or ``backward``
+        chip: the GPU; by default the current one
+        forced: what ``FUSED_RNN_CUDA_PLAN`` is taken to be; by default what it is
+
+    Raises:
+        RuntimeError: if there are no kernels for the cell or the dtype, if the layer is too large for the chip, if the
+            forced plan does not fit it or is malformed, or if no chip is given and there is no GPU.
+    """
+    if not hasattr(torch.ops.fused_rnn, "cuda_plan"):
+        raise RuntimeError(_missing())
+    if input is None and _cell(cell).modulates == "input":
+        raise RuntimeError(f"fused_rnn: the plan of {cell} depends on the size of the input, which is not given")
+    numbers = torch.ops.fused_rnn.cuda_plan(
+        cell,
+        direction,
+        str(dtype).removeprefix("torch."),
+        batch,
+        hidden if input is None else input,
+        hidden,
+        *vars(chip or current_chip()).values(),
+        os.environ.get(FORCED, "") if forced is None else forced,
+    )
+    return Plan(*numbers)
+
+
+def current_chip() -> Chip:
+    """What a plan must know of the current GPU; RuntimeError if the kernels cannot run there."""
+    if reason := obstacle(None):
+        raise RuntimeError(f"fused_rnn: {reason}")
+    return Chip(*torch.ops.fused_rnn.cuda_device(torch.cuda.current_device())[2:])
 
 
 # The operators ----------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The CUDA kernels, run on the CPU by the host shim, against the float64 reference; races, hangs and compilation."""
 
+import contextlib
 import ctypes
 import math
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,21 +28,39 @@ pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"no C++ comp
 
 
 class Chip(ctypes.Structure):
-    """What a plan must know of a device, and how it is forced to be."""
+    """What a plan must know of a device."""
 
-    _fields_ = (
-        ("multiprocessors", ctypes.c_int),
-        ("shared_bytes", ctypes.c_int64),
-        ("sequences", ctypes.c_int),
-        ("parts", ctypes.c_int),
-    )
+    _fields_ = (("multiprocessors", ctypes.c_int), ("shared_bytes", ctypes.c_int64))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says."""
+
+    multiprocessors: int
+    shared_bytes: int
+    forced: str = ""
+
+    @property
+    def chip(self) -> Chip:
+        return Chip(self.multiprocessors, self.shared_bytes)
+
+    @contextlib.contextmanager
+    def enforced(self) -> Iterator[None]:
+        """What runs inside finds the plan in its environment."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(cuda.FORCED, self.forced)
+            yield
 
 
 class Plan(ctypes.Structure):
-    """How a call is launched."""
+    """What a call's plan comes to, as in csrc/cuda/api.h."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int) for name in ("sequences", "teams", "parts", "segments", "streams", "possible")
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "teams", "held", "resident", "streamed")),
+        ("shared_bytes", ctypes.c_int64),
+        ("workspace_bytes", ctypes.c_int64),
+        ("nanoseconds", ctypes.c_double),
     )
 
     def __repr__(self) -> str:
@@ -75,9 +95,10 @@ def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
     return target
 
 
-def run_program(program: Path, chip: Chip, seed: int) -> subprocess.CompletedProcess:
-    arguments = [program, *(str(getattr(chip, name)) for name, _ in chip._fields_), str(seed)]
-    run = subprocess.run(arguments, check=False, capture_output=True, text=True)
+def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProcess:
+    arguments = [program, str(way.multiprocessors), str(way.shared_bytes), str(seed)]
+    with way.enforced():
+        run = subprocess.run(arguments, check=False, capture_output=True, text=True)
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
     return run
@@ -87,7 +108,9 @@ def run_program(program: Path, chip: Chip, seed: int) -> subprocess.CompletedPro
 def library(tmp_path_factory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("sequences")
     loaded = ctypes.CDLL(compile_sequences(folder, "-O1", "-shared"))
-    loaded.run_forward_call.restype = loaded.run_backward_call.restype = ctypes.c_char_p
+    for direction in CALLS:
+        for verb in ("run", "plan"):
+            getattr(loaded, f"{verb}_{direction}_call").restype = ctypes.c_char_p
     return loaded
 
 
@@ -102,7 +125,7 @@ class HostKernels:
     """The kernels as cuda.Kernels wants them, run by the shim. The last `missing` blocks of a team do not come."""
 
     library: ctypes.CDLL
-    chip: Chip
+    way: Way
     seed: int = 0
     missing: int = 0
 
@@ -154,7 +177,8 @@ class HostKernels:
             gradient_clip=gradient_clip,
         )
         run = getattr(self.library, f"run_{direction}_call")
-        error = run(ctypes.byref(call), ctypes.byref(self.chip), self.seed, self.missing)
+        with self.way.enforced():
+            error = run(ctypes.byref(call), ctypes.byref(self.way.chip), self.seed, self.missing)
         assert error == b"", error.decode()
         assert timed_out.item() == (self.missing > 0)
 
@@ -176,61 +200,68 @@ def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> 
 
 # Ways to divide the work: one block for each tile of 8 sequences; a team for several tiles in turn, with all weights on
 # the chip; a team for tiles of 16 sequences, with a part of the weights streamed
-CHIPS = {"block": Chip(16, 200_000, 8, 1), "team": Chip(3, 200_000, 8, 3), "streamed": Chip(6, 52_000, 16, 2)}
+WAYS = {
+    "block": Way(16, 200_000, "sequences=8,parts=1"),
+    "team": Way(3, 200_000, "sequences=8,parts=3"),
+    "streamed": Way(6, 52_000, "sequences=16,parts=2"),
+}
 
 
-def plan_of(library, direction: str, cell: str, shape: Shape, chip: Chip) -> Plan:
-    """How a call in float64 would be launched."""
+def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
+    """How a call would be launched; RuntimeError if it cannot be."""
     modulated = CELLS[cell].modulated_size(shape.I, shape.H)
-    call = CALLS[direction](**which(cell), **{**vars(shape), "I": modulated or shape.I})
-    function = getattr(library, f"plan_{direction}_call")
-    function.restype = Plan
-    return function(ctypes.byref(call), ctypes.byref(chip))
+    call = CALLS[direction](**which(cell), type=TYPES.index(dtype), **{**vars(shape), "I": modulated or shape.I})
+    plan = Plan()
+    with way.enforced():
+        error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
+    if error:
+        raise RuntimeError(error.decode())
+    return plan
 
 
-def compare(library, op: Operands, allowed: float, chip: Chip, seed: int = 0) -> None:
+def compare(library, op: Operands, allowed: float, way: Way, seed: int = 0) -> None:
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
-    values = run_kernels(op, d_results, HostKernels(library, chip, seed))
+    values = run_kernels(op, d_results, HostKernels(library, way, seed))
     assert relative_error(values, exact) <= allowed
 
 
 @pytest.mark.parametrize("direction", CALLS)
 def test_plans(library, cell, direction):
-    """The ways of CHIPS are what they are meant to be, and a plan that is not forced takes the cheapest."""
-    block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), chip) for chip in CHIPS.values())
+    """The ways of WAYS are what they are meant to be, and a plan that is not forced takes the cheapest."""
+    block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), way) for way in WAYS.values())
     assert (block.sequences, block.teams, block.parts) == (8, 2, 1)
-    assert (team.sequences, team.teams, team.parts, team.streams) == (8, 1, 3, 0)
+    assert (team.sequences, team.teams, team.parts, team.streamed) == (8, 1, 3, 0)
     assert (streamed.sequences, streamed.teams, streamed.parts) == (16, 1, 2)
-    assert streamed.streams or cell.startswith("rnn")
-    free = Chip(132, 232_448)
+    assert streamed.streamed or cell.startswith("rnn")
+    free = Way(132, 232_448)
     assert plan_of(library, direction, cell, Shape(8, 8, 8, 32), free).parts == 1
     assert plan_of(library, direction, cell, Shape(8, 16, 512, 512), free).parts > 8
-    assert plan_of(library, direction, cell, Shape(8, 16, 512, 8192), free).streams
+    assert plan_of(library, direction, cell, Shape(8, 16, 512, 8192), free).streamed
 
 
 # multiprocessors and shared memory of an A100, an RTX 4090, an H100 or H200, and a B200
-@pytest.mark.parametrize("chip", [Chip(108, 166_912), Chip(128, 101_376), Chip(132, 232_448), Chip(148, 232_448)])
+@pytest.mark.parametrize("way", [Way(108, 166_912), Way(128, 101_376), Way(132, 232_448), Way(148, 232_448)], ids=str)
 @pytest.mark.parametrize("direction", CALLS)
-def test_plans_fit_the_chip(library, cell, direction, chip):
+def test_plans_fit_the_chip(library, cell, direction, way):
     for B in (1, 7, 64, 500, 100_000):
         for H in (1, 33, 128, 1000, 2048, 8192):
-            plan = plan_of(library, direction, cell, Shape(10, B, H // 2 + 1, H), chip)
-            assert plan.possible
-            assert plan.teams * plan.parts <= chip.multiprocessors  # all blocks run at the same time
+            plan = plan_of(library, direction, cell, Shape(10, B, H // 2 + 1, H), way)
+            assert plan.shared_bytes <= way.shared_bytes
+            assert plan.teams * plan.parts <= way.multiprocessors  # all blocks run at the same time
 
 
 def test_too_large_for_the_chip(library):
     op = operands("lstm", Shape(1, 1, 2, 200))
     with pytest.raises(AssertionError, match=r"6000 bytes .* H = 200 .* 2 multiprocessors"):
-        run_kernels(op, random_like(op.run("reference")), HostKernels(library, Chip(2, 6_000)))
+        run_kernels(op, random_like(op.run("reference")), HostKernels(library, Way(2, 6_000)))
 
 
 def test_a_block_that_does_not_come(library, cell):
     """The others give up in time and say so, and every result is NaN rather than something that looks like one."""
     op = operands(cell, Shape(3, 11, 5, 23))
     d_results = random_like(op.run("reference"))
-    values = run_kernels(op, d_results, HostKernels(library, CHIPS["team"], missing=1))
+    values = run_kernels(op, d_results, HostKernels(library, WAYS["team"], missing=1))
     results, d_h_0 = values[: len(d_results)], values[len(d_results) + list(op.tensors).index("h_0")]
     assert all(t[..., :16].isnan().all() for t in [*results, d_h_0])  # of the two blocks that did come
 
@@ -244,28 +275,28 @@ def test_sizes_beyond_32_bits_are_refused(library, direction, size):
     assert b"2147483648" in error
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(4, 3, 2, 5), Shape(3, 11, 5, 23)], ids=str)
-def test_float64_equals_reference(library, cell, shape, chip, reverse):
-    compare(library, operands(cell, shape, reverse=reverse), 1e-11, CHIPS[chip])
+def test_float64_equals_reference(library, cell, shape, way, reverse):
+    compare(library, operands(cell, shape, reverse=reverse), 1e-11, WAYS[way])
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_zoneout_and_clipping(library, cell, chip, reverse):
+@pytest.mark.parametrize("way", WAYS)
+def test_zoneout_and_clipping(library, cell, way, reverse):
     op = operands(cell, Shape(3, 11, 5, 23), reverse=reverse, lengths=[3, 0, 1, 2, 3, 3, 1, 2, 3, 3, 2])
-    compare(library, regularised(op, drawn=reverse), 1e-11, CHIPS[chip])
+    compare(library, regularised(op, drawn=reverse), 1e-11, WAYS[way])
 
 
 def test_states_larger_than_shared_memory(library, cell):
     """States that come to shared memory in segments, two of which take turns."""
-    shape, chip = Shape(2, 3, 5, 150), Chip(20, 36_000, 8, 10)
-    assert plan_of(library, "backward", cell, shape, chip).segments > 1 or cell.startswith("rnn")
-    compare(library, operands(cell, shape), 1e-11, chip)
+    shape, way = Shape(2, 3, 5, 150), Way(20, 36_000, "sequences=8,parts=10")
+    assert plan_of(library, "backward", cell, shape, way).segments > 1 or cell.startswith("rnn")
+    compare(library, operands(cell, shape), 1e-11, way)
 
 
 def test_gives_out_cell_states_alone_or_nothing(library):
     op = operands("lstm", Shape(3, 2, 3, 5))
-    kernels = HostKernels(library, CHIPS["block"])
+    kernels = HostKernels(library, WAYS["block"])
     with torch.no_grad():
         expected, *runs = (
             cuda.forward(*op.arguments(), "lstm", False, 0.0, save, kernels=kernels)
@@ -278,37 +309,47 @@ def test_gives_out_cell_states_alone_or_nothing(library):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_order_of_threads_does_not_matter(library, cell, seed):
-    compare(library, operands(cell, Shape(4, 9, 3, 19)), 1e-11, CHIPS["team"], seed)
+    compare(library, operands(cell, Shape(4, 9, 3, 19)), 1e-11, WAYS["team"], seed)
 
 
-@pytest.mark.parametrize("chip", ["block", "team"])
-def test_lengths(library, cell, chip, reverse):
+@pytest.mark.parametrize("way", ["block", "team"])
+def test_lengths(library, cell, way, reverse):
     lengths = [3, 5, 0, 1, 5, 5, 2, 0, 0, 4, 2]  # the second tile ends early, and so rests in the last step
     op = operands(cell, Shape(5, len(lengths), 3, 18), reverse=reverse, lengths=lengths)
-    compare(library, op, 1e-11, CHIPS[chip])
+    compare(library, op, 1e-11, WAYS[way])
 
 
 @pytest.mark.parametrize(
-    "chip", [Chip(2, 200_000, 8, 1), Chip(10, 200_000, 8, 5), Chip(5, 48_000, 16, 5)], ids=list(CHIPS)
+    "way",
+    [
+        Way(2, 200_000, "sequences=8,parts=1"),
+        Way(10, 200_000, "sequences=8,parts=5"),
+        Way(5, 48_000, "sequences=16,parts=5"),
+    ],
+    ids=list(WAYS),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_is_no_worse_than_pytorch(library, cell, dtype, chip):
+def test_low_precision_is_no_worse_than_pytorch(library, cell, dtype, way):
     op = operands(cell, Shape(7, 9, 7, 70), scale=1.0, dtype=dtype)
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
     theirs = relative_error(op.results_and_gradients("reference", d_results), exact)
-    compare(library, op, 2 * theirs, chip)
+    compare(library, op, 2 * theirs, way)
 
 
-# for the program of RACES: multiprocessors, shared memory, and how the plan is forced
-RACED = {"block": Chip(4, 200_000, 8, 1), "team": Chip(4, 200_000, 8, 2), "streamed": Chip(2, 48_000, 16, 2)}
+# for the program of RACES
+RACED = {
+    "block": Way(4, 200_000, "sequences=8,parts=1"),
+    "team": Way(4, 200_000, "sequences=8,parts=2"),
+    "streamed": Way(2, 48_000, "sequences=16,parts=2"),
+}
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
     program = compile_sequences(tmp_path, "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
-    for seed, chip in enumerate(RACED.values()):
-        run = run_program(program, chip, seed)
+    for seed, way in enumerate(RACED.values()):
+        run = run_program(program, way, seed)
         assert run.returncode == 0, run.stderr[-4000:]
 
 

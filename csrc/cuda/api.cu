@@ -11,42 +11,28 @@ FUSED_RNN_SEQUENCES(extern template, BFloat16);
 FUSED_RNN_SEQUENCES(extern template, Half);
 
 namespace {
-template <typename F>
-auto dispatch_type(Type type, const F& f) {
-  switch (type) {
+template <typename Call>
+Planned plan_call(const Call& call, const Chip& chip, const Division& forced) {
+  const StreamLauncher launcher;
+  switch (call.type) {
     case Type::float32:
-      return f(float());
+      return plan_as<float>(call, chip, forced, launcher);
     case Type::float64:
-      return f(double());
+      return plan_as<double>(call, chip, forced, launcher);
     case Type::bfloat16:
-      return f(BFloat16());
+      return plan_as<BFloat16>(call, chip, forced, launcher);
     case Type::float16:
-      return f(Half());
+      return plan_as<Half>(call, chip, forced, launcher);
   }
   __builtin_unreachable();
 }
-
-template <typename Call>
-int64_t bytes(const Call& call, const Chip& chip) {
-  return dispatch_type(call.type, [&](auto value) { return workspace_bytes_as<decltype(value)>(call, chip); });
-}
-
-template <typename Call>
-std::string launch(const Call& call, const Chip& chip, void* workspace, void* stream) {
-  StreamLauncher launcher(stream);
-  return dispatch_type(call.type, [&](auto value) { return run_as<decltype(value)>(call, chip, workspace, launcher); });
-}
-
 }  // namespace
 
-int64_t workspace_bytes(const ForwardCall& call, const Chip& chip) { return bytes(call, chip); }
-int64_t workspace_bytes(const BackwardCall& call, const Chip& chip) { return bytes(call, chip); }
-
-std::string run(const ForwardCall& call, const Chip& chip, void* workspace, void* stream) {
-  return launch(call, chip, workspace, stream);
+Planned plan(const ForwardCall& call, const Chip& chip, const Division& forced) {
+  return plan_call(call, chip, forced);
 }
-std::string run(const BackwardCall& call, const Chip& chip, void* workspace, void* stream) {
-  return launch(call, chip, workspace, stream);
+Planned plan(const BackwardCall& call, const Chip& chip, const Division& forced) {
+  return plan_call(call, chip, forced);
 }
 
 }  // namespace fused_rnn::cuda

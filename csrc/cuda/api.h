@@ -1,5 +1,6 @@
-// What the CUDA kernels offer to the operators: one call runs one layer in one direction over a whole sequence. No
-// torch header here, so that whoever launches (the CUDA runtime, or the host shim of the tests) compiles it quickly.
+// What the CUDA kernels offer to the operators: one call runs one layer in one direction over a whole sequence. It is
+// planned first, by its sizes and the device alone, and run in a workspace of the size that the plan says. No torch
+// header here, so that whoever launches (the CUDA runtime, or the host shim of the tests) compiles it quickly.
 //
 // Arrays are contiguous and of the call's type; they need no alignment beyond that of their elements. Every size is at
 // least 1. With G gates: arrays marked * exist in multiplicative cells only, and may be null in others. Where h₋ is
@@ -7,20 +8,20 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "../cells/cells.h"
+#include "division.h"
 
 namespace fused_rnn::cuda {
 
 enum class Type { float32, float64, bfloat16, float16 };
 
-// What a plan must know of the device. Tests and tuning may force the sequences of a tile, a multiple of 8, and the
-// blocks that share them.
+// What a plan must know of the device.
 struct Chip {
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
-  int forced_sequences = 0, forced_parts = 0;
 };
 
 struct Layer {
@@ -57,13 +58,27 @@ struct BackwardCall : Layer {
   double gradient_clip;  // the largest magnitude of a gradient of a pre-activation, or infinity
 };
 
-// Bytes of device memory that a call needs beside its arrays, to be aligned to 256 bytes; it need not be cleared. None
-// for a call that `run` refuses.
-int64_t workspace_bytes(const ForwardCall&, const Chip&);
-int64_t workspace_bytes(const BackwardCall&, const Chip&);
+// What a call's plan comes to, for people, benchmarks and tests. `division` has no zeros.
+struct Plan {
+  Division division;
+  int teams;                              // the grid has teams x parts blocks, which all run at the same time
+  int held, resident, streamed;           // blocks of weights, 16 outputs x 64 steps of depth, of the warp that has
+                                          // most: in its registers, in shared memory, read anew in every step
+  int64_t shared_bytes, workspace_bytes;  // of shared memory of a block, and of device memory beside the arrays
+  double nanoseconds;                     // that a step is estimated to take
+};
 
-// Queue the call on a stream of the current device; returns at once, with an empty string or with what went wrong.
-std::string run(const ForwardCall&, const Chip&, void* workspace, void* stream);
-std::string run(const BackwardCall&, const Chip&, void* workspace, void* stream);
+// A call that is planned.
+struct Planned {
+  std::string refusal;  // why the call cannot run, or empty; the rest says nothing then
+  Plan plan;
+  // Queue the call on a stream of the current device; returns at once, with an empty string or with what went wrong.
+  // The workspace is aligned to 256 bytes, and need not be cleared.
+  std::function<std::string(void* workspace, void* stream)> run;
+};
+
+// Plan a call, by the division that is forced as far as one is. Pointers are not looked at before it runs.
+Planned plan(const ForwardCall&, const Chip&, const Division& forced);
+Planned plan(const BackwardCall&, const Chip&, const Division& forced);
 
 }  // namespace fused_rnn::cuda

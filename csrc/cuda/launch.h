@@ -8,13 +8,11 @@
 
 namespace fused_rnn::cuda {
 
-class StreamLauncher {
- public:
-  explicit StreamLauncher(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
-
+struct StreamLauncher {
   // See sequence.h. Blocks that wait for each other are launched cooperatively: all run at the same time, or none.
   template <typename P>
-  std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P& operands) const {
+  std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P& operands,
+                     void* stream) const {
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error == cudaSuccess) {
@@ -25,7 +23,7 @@ class StreamLauncher {
       config.gridDim = dim3(static_cast<unsigned>(blocks));
       config.blockDim = dim3(threads);
       config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-      config.stream = stream_;
+      config.stream = static_cast<cudaStream_t>(stream);
       config.attrs = &cooperative;
       config.numAttrs = 1;
       void* arguments[] = {const_cast<void*>(static_cast<const void*>(&operands))};
@@ -37,16 +35,11 @@ class StreamLauncher {
            std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
            std::to_string(shared_bytes) + " bytes of shared memory each)";
   }
-
- private:
-  cudaStream_t stream_;
 };
 
 // Instantiations for a type: with `template` in the file that compiles them, with `extern template` elsewhere.
-#define FUSED_RNN_SEQUENCES(instantiate, S)                                                   \
-  instantiate int64_t workspace_bytes_as<S>(const ForwardCall&, const Chip&);                 \
-  instantiate int64_t workspace_bytes_as<S>(const BackwardCall&, const Chip&);                \
-  instantiate std::string run_as<S>(const ForwardCall&, const Chip&, void*, StreamLauncher&); \
-  instantiate std::string run_as<S>(const BackwardCall&, const Chip&, void*, StreamLauncher&)
+#define FUSED_RNN_SEQUENCES(instantiate, S)                                                                \
+  instantiate Planned plan_as<S>(const ForwardCall&, const Chip&, const Division&, const StreamLauncher&); \
+  instantiate Planned plan_as<S>(const BackwardCall&, const Chip&, const Division&, const StreamLauncher&)
 
 }  // namespace fused_rnn::cuda

@@ -7,6 +7,8 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+
 #include "../checks.h"
 #include "api.h"
 #include "gpu.h"
@@ -34,15 +36,20 @@ struct Operands {
   int64_t T, B, I, H;
 };
 
+CellSpec cell_with_kernels(const std::string& name) {
+  const CellSpec cell = cell_spec(name);
+  if (cell.modulates == Modulates::input && cell.id != CellId::lstm && cell.id != CellId::gru)
+    fail("the CUDA kernels have no cell '", name, "'");
+  return cell;
+}
+
 // steps: any tensor (T, B, ...) of the call.
 Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor& h_0, const OptionalTensor& c_0,
                   const OptionalTensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& weight_mhh,
                   const OptionalTensor& lengths, const OptionalTensor& keep_h, const OptionalTensor& keep_c,
                   const std::string& cell_name, bool reverse) {
-  const CellSpec cell = cell_spec(cell_name);
+  const CellSpec cell = cell_with_kernels(cell_name);
   const bool modulates_input = cell.modulates == Modulates::input;
-  if (modulates_input && cell.id != CellId::lstm && cell.id != CellId::gru)
-    fail("the CUDA kernels have no cell '", cell_name, "'");
   if (steps.dim() != 3 || steps.numel() == 0) fail("the steps must be a non-empty (T, B, columns) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
   if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
@@ -136,10 +143,12 @@ template <typename Call>
 void queue(const Call& call, const Tensor& like) {
   const int32_t device = like.get_device_index();
   const cuda::Chip& chip = cuda::gpu(device).chip;
+  const cuda::Planned planned = cuda::plan(call, chip, cuda::forced_division());
+  if (!planned.refusal.empty()) fail(planned.refusal);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const Tensor workspace = new_empty(like, {cuda::workspace_bytes(call, chip)}, ScalarType::Byte);
-  const std::string error = cuda::run(call, chip, workspace.mutable_data_ptr(), stream);
+  const Tensor workspace = new_empty(like, {planned.plan.workspace_bytes}, ScalarType::Byte);
+  const std::string error = planned.run(workspace.mutable_data_ptr(), stream);
   if (!error.empty()) fail(error);
 }
 
@@ -230,12 +239,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   return {d_h_0, d_c_0, d, d_input};
 }
 
-// For fused_rnn/cuda.py: a GPU in words, and why the kernels cannot run there, empty if they can.
-std::tuple<std::string, std::string> device(int64_t index) {
+// For fused_rnn/cuda.py: a GPU in words, why the kernels cannot run there, empty if they can, and what a plan must know
+// of it.
+std::tuple<std::string, std::string, int64_t, int64_t> device(int64_t index) {
   const std::string obstacle = cuda::obstacle(index);
-  if (!obstacle.empty()) return {"", obstacle};
+  if (!obstacle.empty()) return {"", obstacle, 0, 0};
   const cuda::Gpu& gpu = cuda::gpu(index);
-  return {gpu.name + ", sm_" + std::to_string(gpu.compute_capability), ""};
+  const std::string name = gpu.name + ", sm_" + std::to_string(gpu.compute_capability);
+  return {name, "", gpu.chip.multiprocessors, gpu.chip.shared_bytes};
+}
+
+cuda::Type type_named(std::string_view name) {
+  if (name == "float32") return cuda::Type::float32;
+  if (name == "float64") return cuda::Type::float64;
+  if (name == "bfloat16") return cuda::Type::bfloat16;
+  if (name == "float16") return cuda::Type::float16;
+  fail("dtype must be float32, float64, bfloat16 or float16, got '", name, "'");
+}
+
+// The plan of a call on any device, which need not be here. I counts in cells that modulate x alone.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
+    std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
+    int64_t multiprocessors, int64_t shared_bytes, std::string forced) {
+  const CellSpec cell = cell_with_kernels(cell_name);
+  for (const int64_t size : {B, I, H, multiprocessors, shared_bytes})
+    if (size < 1) fail("B, I, H, multiprocessors and shared_bytes must be at least 1, got ", size);
+  cuda::Layer layer{};
+  layer.cell = cell.id, layer.modulates = cell.modulates, layer.type = type_named(dtype);
+  layer.T = 1, layer.B = B, layer.H = H;
+  layer.I = cell.multiplicative() ? cell.modulated_size(I, H) : 1;
+  const cuda::Chip chip{static_cast<int>(std::min<int64_t>(multiprocessors, 1 << 20)), shared_bytes};
+  const cuda::Division division = cuda::division_named(forced);
+  if (direction != "forward" && direction != "backward")
+    fail("direction must be 'forward' or 'backward', got '", direction, "'");
+  const cuda::Planned planned = direction == "forward" ? cuda::plan(cuda::ForwardCall{layer}, chip, division)
+                                                       : cuda::plan(cuda::BackwardCall{layer}, chip, division);
+  if (!planned.refusal.empty()) fail(planned.refusal);
+  const cuda::Plan& p = planned.plan;
+  return {p.division.sequences, p.division.parts, p.division.segments, p.teams,           p.held,
+          p.resident,           p.streamed,       p.shared_bytes,      p.workspace_bytes, p.nanoseconds};
 }
 
 }  // namespace
@@ -252,7 +294,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
       "Tensor saved, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, "
       "Tensor? lengths, Tensor? keep_h, Tensor? keep_c, str cell, bool reverse, float gradient_clip) -> (Tensor d_h_0, "
       "Tensor d_c_0, Tensor d, Tensor d_input)");
-  m.def("cuda_device(int index) -> (str name, str obstacle)");
+  m.def("cuda_device(int index) -> (str name, str obstacle, int multiprocessors, int shared_bytes)");
+  m.def(
+      "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, str "
+      "forced) -> (int sequences, int parts, int segments, int teams, int held, int resident, int streamed, int "
+      "shared_bytes, int workspace_bytes, float nanoseconds)");
   m.def("cuda_raise_timed_out() -> ()");
 }
 
@@ -263,5 +309,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cuda_device", TORCH_BOX(&fused_rnn::device));
+  m.impl("cuda_plan", TORCH_BOX(&fused_rnn::plan));
   m.impl("cuda_raise_timed_out", TORCH_BOX(&fused_rnn::raise_timed_out));
 }

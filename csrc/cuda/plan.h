@@ -7,10 +7,12 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "api.h"
 #include "backward.h"
+#include "cost.h"
 #include "forward.h"
 
 namespace fused_rnn::cuda {
@@ -39,21 +41,12 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Clock cycles that a step is thought to take, to compare plans by. Rough figures for Hopper, of published
-// measurements and arithmetic; not yet measured with these kernels.
-namespace cost {
-constexpr double meeting = 1700, fetch = 700, next_segment = 250, product = 100;
-constexpr double shared_bandwidth = 128;           // bytes per cycle
-constexpr double l2_bandwidth = 24, l2_port = 64;  // of each multiprocessor when all read, and at most
-constexpr double matrix_block = 25;                // a block of weights times 8 sequences, for each scheduler
-constexpr double multiply_block = 256, double_block = 512;
-}  // namespace cost
-
 // Of T, B, I and H: kernels count in 32 bits, up to 8 values for each unit.
 constexpr int64_t largest_size = std::numeric_limits<int>::max() / 8;
 
+// What is launched: the operands, what is prepared before, and the size of the grid.
 template <typename Q, typename S>
-struct Plan {
+struct Launch {
   Q q;
   Preparation<S> preparation;
   int64_t blocks, shared_bytes, workspace_bytes;
@@ -65,41 +58,53 @@ class Planner {
  public:
   using Stored = S;
 
-  // Whether there is enough shared memory, if need be without any weights in it.
-  bool possible() const { return shared_bytes_ <= chip_.shared_bytes; }
+  // What the plan takes, of which a division that does not fit takes too much, even without any weights in shared
+  // memory.
+  int64_t blocks() const { return int64_t{q_.teams} * q_.parts; }
+  int64_t shared_bytes() const { return shared_bytes_; }
+  bool possible() const { return shared_bytes_ <= chip_.shared_bytes && blocks() <= chip_.multiprocessors; }
 
-  // Whether some weights stay neither in registers nor in shared memory.
-  bool streams() {
-    const std::vector<Weights> products = weights();
-    for (size_t nth = 0; nth < products.size(); ++nth)
-      if (streamed_blocks(*products[nth].product, held(products.size(), nth)) > 0) return true;
-    return false;
+  // The plan in figures.
+  Plan plan() {
+    Plan plan{};
+    plan.division = {q_.sequences, q_.parts, 1};
+    for (const State<S>* s : states()) plan.division.segments = std::max(plan.division.segments, s->segments);
+    plan.teams = q_.teams;
+    for (const ProductWork& p : work().products) {
+      plan.held += static_cast<int>(p.blocks - p.resident - p.streamed);
+      plan.resident += static_cast<int>(p.resident);
+      plan.streamed += static_cast<int>(p.streamed);
+    }
+    plan.shared_bytes = shared_bytes_;
+    plan.workspace_bytes = launch(nullptr).workspace_bytes;
+    plan.nanoseconds = nanoseconds();
+    return plan;
   }
 
   // The plan with its operands in a workspace; without one to learn its size.
-  Plan<Q, S> plan(void* workspace) {
+  Launch<Q, S> launch(void* workspace) {
     Arena arena(workspace);
-    Plan<Q, S> plan{};
+    Launch<Q, S> launch{};
     for (const Weights& w : weights()) {
-      Packing<S>& p = plan.preparation.packings[plan.preparation.count++];
+      Packing<S>& p = launch.preparation.packings[launch.preparation.count++];
       p = w.packing;
       p.parts = q_.parts;
       p.depth = w.state->depth;
       p.to = arena.array<S>(p.size());
       w.product->packed = p.to;
     }
-    plan.preparation.cleared = arena.array<uint32_t>(0);
+    launch.preparation.cleared = arena.array<uint32_t>(0);
     const int64_t start = arena.used();
     q_.arrivals = arena.array<unsigned>(q_.teams);
     q_.failed = arena.array<unsigned>(1);
     for (State<S>* s : states())
       if (!q_.local) s->exchanged = arena.array<S>(int64_t{2} * q_.teams * s->segments * s->size);
-    plan.preparation.words = (arena.used() - start) / 4;
-    plan.q = q_;
-    plan.blocks = int64_t{q_.teams} * q_.parts;
-    plan.shared_bytes = shared_bytes_;
-    plan.workspace_bytes = arena.used();
-    return plan;
+    launch.preparation.words = (arena.used() - start) / 4;
+    launch.q = q_;
+    launch.blocks = blocks();
+    launch.shared_bytes = shared_bytes_;
+    launch.workspace_bytes = arena.used();
+    return launch;
   }
 
  protected:
@@ -110,7 +115,8 @@ class Planner {
     Packing<S> packing;
   };
 
-  Planner(const Layer& layer, const Chip& chip) : chip_(chip) {
+  // phases: of a step, each ended by a meeting of the team.
+  Planner(const Layer& layer, const Chip& chip, int phases) : chip_(chip), phases_(phases) {
     // larger sizes than the kernels can count are refused before they run
     const auto number = [](int64_t size) { return static_cast<int>(std::min(size, largest_size)); };
     q_.T = number(layer.T), q_.B = number(layer.B), q_.I = number(layer.I), q_.H = number(layer.H);
@@ -127,92 +133,113 @@ class Planner {
   // Everything in shared memory but states and weights.
   virtual void place(Arena&) = 0;
 
-  // How a plan may be: the tile of sequences, the parts of a team, and the most bytes of a segment of a state.
-  struct Candidate {
-    int sequences, parts;
-    int64_t segment_bytes;
-  };
-  using Key = std::array<int64_t, 7>;
+  using Key = std::array<int64_t, 8>;
+  using Known = std::map<Key, Division>;
 
-  // Choose the plan that costs least, which is remembered. Finer parts than `most_parts` would leave tiles of outputs
-  // partly empty; a step has so many phases.
-  void choose(int64_t most_parts, int phases, std::map<Key, Candidate>& known) {
+  // Choose the division that costs least, which is remembered. Finer parts than `most_parts` would leave tiles of
+  // outputs partly empty.
+  void choose(int64_t most_parts, const Division& forced, Known& known) {
     static std::mutex mutex;
     const std::lock_guard<std::mutex> lock(mutex);
-    const Key key{
-        q_.B, q_.I, q_.H, chip_.multiprocessors, chip_.shared_bytes, chip_.forced_sequences, chip_.forced_parts};
-    if (known.count(key) == 0) known[key] = best(most_parts, phases);
-    try_out(known[key], phases);
+    const Key key{q_.B,         q_.I,           q_.H, chip_.multiprocessors, chip_.shared_bytes, forced.sequences,
+                  forced.parts, forced.segments};
+    if (known.count(key) == 0) known[key] = best(most_parts, forced);
+    try_out(known[key]);
   }
 
   Q q_{};
 
  private:
-  Candidate best(int64_t most_parts, int phases) {
-    Candidate best{tile_sequences, 1, chip_.shared_bytes};
-    double least = std::numeric_limits<double>::infinity();
-    const auto compare = [&](int sequences, int64_t parts) {
-      for (const int64_t share : {1, 4, 8, 16}) {  // of shared memory for a segment
-        const Candidate candidate{sequences, static_cast<int>(parts), chip_.shared_bytes / share};
-        const double cycles = try_out(candidate, phases);
-        if (cycles < least) best = candidate, least = cycles;
-      }
-    };
-    if (chip_.forced_parts > 0) {
-      best.sequences = chip_.forced_sequences, best.parts = chip_.forced_parts;
-      compare(best.sequences, best.parts);
-      return best;
-    }
-    const int64_t most = std::min<int64_t>(most_parts, chip_.multiprocessors);
-    for (int sequences = tile_sequences; sequences <= 64; sequences *= 2) {
-      const int64_t at_once = chip_.multiprocessors / divide_up(q_.B, sequences);  // parts, with a team for each tile
-      if (at_once > 1) compare(sequences, std::min(most, at_once));
-      for (int64_t parts = 1; parts < most; parts *= 2) compare(sequences, parts);
-      compare(sequences, most);
-      if (sequences >= q_.B) break;
-    }
+  // What a division comes to: whether it does not fit, and its cost or, where it does not, the bytes that it would
+  // take.
+  using Cost = std::pair<bool, double>;
+
+  Division best(int64_t most_parts, const Division& forced) {
+    Division best;
+    Cost least;
+    for (const int sequences : tiles(forced))
+      for (const int parts : team_sizes(sequences, most_parts, forced))
+        for (const int segments : counts_of_segments(sequences, forced)) {
+          const Division division{sequences, parts, segments};
+          const Cost cost = try_out(division);
+          if (best.sequences == 0 || cost < least) best = division, least = cost;
+        }
     return best;
   }
 
-  // Lay out a plan and estimate its cost, which is infinite if it does not fit.
-  double try_out(const Candidate& c, int phases) {
-    q_.sequences = c.sequences;
-    q_.units = static_cast<int>(divide_up(q_.H, c.parts));
+  std::vector<int> tiles(const Division& forced) const {
+    if (forced.sequences > 0) return {forced.sequences};
+    std::vector<int> found{tile_sequences};
+    while (found.back() < std::min(q_.B, 64)) found.push_back(2 * found.back());
+    return found;
+  }
+
+  std::vector<int> team_sizes(int sequences, int64_t most_parts, const Division& forced) const {
+    if (forced.parts > 0) return {forced.parts};
+    const int most = static_cast<int>(std::min<int64_t>(most_parts, chip_.multiprocessors));
+    const int at_once = static_cast<int>(chip_.multiprocessors / divide_up(q_.B, sequences));  // a team for each tile
+    std::vector<int> found;
+    if (at_once > 1) found.push_back(std::min(most, at_once));
+    for (int parts = 1; parts < most; parts *= 2) found.push_back(parts);
+    found.push_back(most);
+    return found;
+  }
+
+  // Until a segment is small beside what else is in shared memory.
+  std::vector<int> counts_of_segments(int sequences, const Division& forced) {
+    if (forced.segments > 0) return {forced.segments};
+    const int64_t most = divide_up(deepest(), block_depth);
+    const int64_t bytes = sequences * most * block_depth * int64_t{sizeof(S)};
+    std::vector<int> found{1};
+    while (found.back() < most && bytes / found.back() > chip_.shared_bytes / 16)
+      found.push_back(static_cast<int>(std::min<int64_t>(2 * found.back(), most)));
+    return found;
+  }
+
+  int64_t deepest() {
+    set_depths();
+    int64_t depth = 0;
+    for (const State<S>* s : states()) depth = std::max<int64_t>(depth, s->depth);
+    return depth;
+  }
+
+  Cost try_out(const Division& d) {
+    q_.sequences = d.sequences;
+    q_.units = static_cast<int>(divide_up(q_.H, d.parts));
     q_.parts = static_cast<int>(divide_up(q_.H, q_.units));
     q_.features = static_cast<int>(divide_up(q_.I, q_.parts));
     const int64_t teams = std::max<int64_t>(1, chip_.multiprocessors / q_.parts);
-    q_.teams = static_cast<int>(std::min(divide_up(q_.B, c.sequences), teams));
-    q_.local = q_.parts == 1;
-    lay_out(c.segment_bytes);
+    q_.teams = static_cast<int>(std::min(divide_up(q_.B, d.sequences), teams));
+    q_.local = q_.parts == 1 && d.segments == 1;
+    lay_out(d.segments);
     if (q_.local && !possible()) {
       q_.local = false;
-      lay_out(c.segment_bytes);
+      lay_out(d.segments);
     }
-    return possible() ? cycles(phases) : std::numeric_limits<double>::infinity();
+    return possible() ? Cost{false, nanoseconds()} : Cost{true, static_cast<double>(shared_bytes_)};
   }
 
-  void lay_out(int64_t segment_bytes) {
-    set_depths();
-    for (State<S>* s : states()) set_segments(*s, segment_bytes);
+  void lay_out(int segments) {
+    const int64_t span = round_up(divide_up(deepest(), segments), block_depth);
+    shared_bytes_ = q_.sequences * span * int64_t{sizeof(S)};
+    if (shared_bytes_ > chip_.shared_bytes) return;  // and sizes might not even be numbers that the kernels can count
+    for (State<S>* s : states()) set_segments(*s, span);
     for (const Weights& w : weights()) set_division(*w.product, w.packing.gates * w.packing.own, *w.state);
     Arena arena;
     place(arena);
-    int64_t segments = 0;
+    int64_t fetched = 0;
     for (State<S>* s : states()) {
       if (q_.local) s->local = static_cast<int>(arena.take<S>(s->size));
-      segments = std::max<int64_t>(segments, int64_t{s->size} * std::min(s->segments, 2));
+      fetched = std::max<int64_t>(fetched, int64_t{s->size} * std::min(s->segments, 2));
     }
-    q_.segments = static_cast<int>(arena.take<S>(q_.local ? 0 : segments));
+    q_.segments = static_cast<int>(arena.take<S>(q_.local ? 0 : fetched));
     make_resident(arena);
     shared_bytes_ = arena.used();
   }
 
-  void set_segments(State<S>& s, int64_t segment_bytes) const {
-    int64_t span = round_up(s.depth, block_depth);
-    const int64_t room = segment_bytes / int64_t{sizeof(S)} - state_size<S>(q_.sequences, 0);  // for values
-    if (!q_.local) span = std::min(span, std::max<int64_t>(1, room / q_.sequences / block_depth) * block_depth);
-    s.span = static_cast<int>(span);
-    s.segments = static_cast<int>(divide_up(s.depth, span));
+  void set_segments(State<S>& s, int64_t span) const {
+    s.span = static_cast<int>(std::min(span, round_up(s.depth, block_depth)));
+    s.segments = static_cast<int>(divide_up(s.depth, s.span));
     s.size = state_size<S>(q_.sequences, s.span);
   }
 
@@ -243,39 +270,33 @@ class Planner {
     }
   }
 
-  static int64_t streamed_blocks(const ProductPlan<S>& p, int64_t held) {
-    return std::max<int64_t>(0, blocks_of_warp(p) - held - p.resident);
-  }
-
   static int64_t held(size_t products, size_t nth) {
     return held_blocks<S>(static_cast<int>(products), static_cast<int>(nth));
   }
 
-  double cycles(int phases) {
-    const double active = static_cast<double>(q_.teams) * q_.parts;
-    const double l2 = std::min(cost::l2_port, cost::l2_bandwidth * chip_.multiprocessors / active);
-    const double block = std::is_same_v<S, double> ? cost::double_block
-                         : on_tensor_cores<S>      ? cost::matrix_block
-                                                   : cost::multiply_block;
-    double sum = q_.parts > 1 ? phases * cost::meeting : 0;
-    const std::vector<Weights> products = weights();
-    for (size_t nth = 0; nth < products.size(); ++nth) {
-      const ProductPlan<S>& p = *products[nth].product;
-      const State<S>& s = *products[nth].state;
-      const double blocks = blocks_of_warp(p), tiles = q_.sequences / tile_sequences;
-      const auto streamed = static_cast<double>(streamed_blocks(p, held(products.size(), nth)));
-      sum += cost::product + blocks * tiles * block * warps / 4;
-      sum += tiles * warps * block_bytes * (p.resident / cost::shared_bandwidth + streamed / l2);
-      if (!q_.local) {
-        sum += cost::fetch + cost::next_segment * (s.segments - 1);
-        sum += static_cast<double>(s.size) * s.segments * sizeof(S) / l2;
-      }
+  // What a step does, as far as it takes time.
+  Work work() {
+    Work work{q_.sequences, q_.parts, blocks(), phases_, divide_up(int64_t{q_.sequences} * q_.units, threads), {}};
+    const std::vector<Weights> all = weights();
+    for (size_t nth = 0; nth < all.size(); ++nth) {
+      const ProductPlan<S>& p = *all[nth].product;
+      const State<S>& s = *all[nth].state;
+      const int64_t blocks = blocks_of_warp(p), held = std::min(blocks, Planner::held(all.size(), nth));
+      work.products.push_back({blocks, p.resident, blocks - held - p.resident, s.segments, 0});
+      if (!q_.local) work.products.back().fetched_bytes = int64_t{s.size} * s.segments * int64_t{sizeof(S)};
     }
-    return sum * static_cast<double>(divide_up(divide_up(q_.B, q_.sequences), q_.teams));
+    return work;
+  }
+
+  // Of a step of all tiles.
+  double nanoseconds() {
+    const int64_t in_turn = divide_up(divide_up(q_.B, q_.sequences), q_.teams);
+    return static_cast<double>(in_turn) * cost::of_step<S>(work(), chip_);
   }
 
   static constexpr int64_t block_bytes = int64_t{block_size} * sizeof(S);
   const Chip chip_;
+  const int phases_;
   int64_t shared_bytes_ = 0;
 };
 
@@ -293,7 +314,8 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
   static constexpr bool multiplicative = modulates != Modulates::nothing, of_input = modulates == Modulates::input;
 
  public:
-  ForwardPlanner(const ForwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
+  ForwardPlanner(const ForwardCall& call, const Chip& chip, const Division& forced)
+      : Base(call, chip, 1 + Cell::reset_before + multiplicative), call_(call) {
     const auto array = [](const void* p) { return static_cast<const S*>(p); };
     q_.projected = array(call.projected), q_.x = array(call.input);
     q_.h_0 = array(call.h_0), q_.c_0 = array(call.c_0);
@@ -301,9 +323,8 @@ class ForwardPlanner final : public Planner<ForwardSequence<S>, S> {
     q_.output = static_cast<S*>(call.output), q_.h_n = static_cast<S*>(call.h_n);
     q_.c_n = static_cast<S*>(call.c_n);
     q_.cells = static_cast<S*>(call.cells), q_.saved = static_cast<S*>(call.saved);
-    static std::map<typename Base::Key, typename Base::Candidate> known;
-    this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)), 1 + Cell::reset_before + multiplicative,
-                 known);
+    static typename Base::Known known;
+    this->choose(divide_up(q_.H, divide_up(block_outputs, Cell::gates)), forced, known);
   }
 
  private:
@@ -364,7 +385,8 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
   static constexpr bool multiplicative = modulates != Modulates::nothing, of_hidden = modulates == Modulates::hidden;
 
  public:
-  BackwardPlanner(const BackwardCall& call, const Chip& chip) : Base(call, chip), call_(call) {
+  BackwardPlanner(const BackwardCall& call, const Chip& chip, const Division& forced)
+      : Base(call, chip, 1 + Cell::reset_before + multiplicative), call_(call) {
     const auto array = [](const void* p) { return static_cast<const S*>(p); };
     q_.x = array(call.input), q_.h_0 = array(call.h_0), q_.c_0 = array(call.c_0);
     q_.output = array(call.output), q_.cells = array(call.cells), q_.saved = array(call.saved);
@@ -373,8 +395,8 @@ class BackwardPlanner final : public Planner<BackwardSequence<S>, S> {
     q_.d_h_0 = static_cast<S*>(call.d_h_0), q_.d_c_0 = static_cast<S*>(call.d_c_0);
     q_.d = static_cast<S*>(call.d), q_.d_x = static_cast<S*>(call.d_input);
     q_.gradient_clip = static_cast<C>(call.gradient_clip);
-    static std::map<typename Base::Key, typename Base::Candidate> known;
-    this->choose(divide_up(q_.H, block_outputs), 1 + Cell::reset_before + multiplicative, known);
+    static typename Base::Known known;
+    this->choose(divide_up(q_.H, block_outputs), forced, known);
   }
 
  private:

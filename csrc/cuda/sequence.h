@@ -1,6 +1,6 @@
-// The calls of api.h for one type of tensors: the choice of a kernel by cell, and its launch. Whoever launches (the
-// CUDA runtime, or the host shim of the tests) passes a Launcher with
-//   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P&)
+// The calls of api.h for one type of tensors: the choice of a kernel by cell, its plan, and its launch. Whoever
+// launches (the CUDA runtime, or the host shim of the tests) passes a Launcher with
+//   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P&, void* stream)
 // where `together` asks that all blocks run at the same time, and the result is empty or says what went wrong.
 #pragma once
 
@@ -20,68 +20,67 @@ auto dispatch_kernel(const Layer& layer, const F& f) {
   return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, Nothing()); });
 }
 
-template <typename S>
-auto dispatch_plan(const ForwardCall& call, const Chip& chip) {
-  return [&](const auto& f) {
-    return dispatch_kernel(call, [&](auto base, auto modified) {
-      using Cell = decltype(base);
-      constexpr Modulates modulates = decltype(modified)::value;
-      return f(ForwardPlanner<Cell, modulates, S>(call, chip), run_forward<Cell, modulates, S>);
-    });
-  };
+// f with the planner of a call and the kernel that runs the plan.
+template <typename S, typename F>
+auto dispatch_planner(const ForwardCall& call, const Chip& chip, const Division& forced, const F& f) {
+  return dispatch_kernel(call, [&](auto base, auto modified) {
+    using Cell = decltype(base);
+    constexpr Modulates modulates = decltype(modified)::value;
+    return f(ForwardPlanner<Cell, modulates, S>(call, chip, forced), run_forward<Cell, modulates, S>);
+  });
 }
 
-template <typename S>
-auto dispatch_plan(const BackwardCall& call, const Chip& chip) {
-  return [&](const auto& f) {
-    return dispatch_kernel(call, [&](auto base, auto modified) {
-      using Cell = decltype(base);
-      constexpr Modulates modulates = decltype(modified)::value;
-      return f(BackwardPlanner<Cell, modulates, S>(call, chip), run_backward<Cell, modulates, S>);
-    });
-  };
+template <typename S, typename F>
+auto dispatch_planner(const BackwardCall& call, const Chip& chip, const Division& forced, const F& f) {
+  return dispatch_kernel(call, [&](auto base, auto modified) {
+    using Cell = decltype(base);
+    constexpr Modulates modulates = decltype(modified)::value;
+    return f(BackwardPlanner<Cell, modulates, S>(call, chip, forced), run_backward<Cell, modulates, S>);
+  });
 }
 
 // Why a plan cannot run, or an empty string.
 template <typename Planner>
-std::string refusal(const Planner& planner, const Layer& layer, const Chip& chip) {
+std::string refusal(const Planner& planner, const Layer& layer, const Chip& chip, const Division& forced) {
   for (const int64_t size : {layer.T, layer.B, layer.I, layer.H})
     if (size > largest_size)
       return "T, B, I or H is " + std::to_string(size) + ", and must be at most " + std::to_string(largest_size);
   if (planner.possible()) return "";
-  return "the layer is too large for this device: its " + std::to_string(chip.shared_bytes) +
-         " bytes of shared memory per block do not hold the states of H = " + std::to_string(layer.H) +
-         " and I = " + std::to_string(layer.I) + " shared among " + std::to_string(chip.multiprocessors) +
-         " multiprocessors";
+  const std::string sizes = "H = " + std::to_string(layer.H) + " and I = " + std::to_string(layer.I);
+  const std::string room = std::to_string(chip.shared_bytes), blocks = std::to_string(chip.multiprocessors);
+  if (forced == Division())
+    return "the layer is too large for this device: its " + room +
+           " bytes of shared memory per block do not hold the states of " + sizes + " shared among " + blocks +
+           " multiprocessors";
+  std::string needed = " blocks at the same time, and this device has " + blocks + " multiprocessors";
+  if (planner.blocks() <= chip.multiprocessors)
+    needed = " bytes of shared memory in each block, and this device has " + room;
+  const int64_t much = planner.blocks() <= chip.multiprocessors ? planner.shared_bytes() : planner.blocks();
+  return "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, does not fit: with " + sizes +
+         " it needs at least " + std::to_string(much) + needed;
 }
 
-// Nothing for a plan that cannot run.
-template <typename Planner>
-int64_t workspace_bytes_of(Planner& planner, const Layer& layer, const Chip& chip) {
-  return refusal(planner, layer, chip).empty() ? planner.plan(nullptr).workspace_bytes : 0;
-}
-
-// Prepare and run a plan.
 template <typename Planner, typename Kernel, typename Launcher>
-std::string run_plan(Planner& planner, Kernel kernel, const Layer& layer, const Chip& chip, void* workspace,
-                     Launcher& launcher) {
-  std::string error = refusal(planner, layer, chip);
-  if (!error.empty()) return error;
-  const auto plan = planner.plan(workspace);
-  error = launcher.launch(prepare<typename Planner::Stored>, chip.multiprocessors, 0, false, plan.preparation);
-  if (!error.empty()) return error;
-  return launcher.launch(kernel, plan.blocks, plan.shared_bytes, plan.q.parts > 1, plan.q);
-}
-
-template <typename S, typename Call>
-int64_t workspace_bytes_as(const Call& call, const Chip& chip) {
-  return dispatch_plan<S>(call, chip)([&](auto planner, auto) { return workspace_bytes_of(planner, call, chip); });
+Planned planned(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip, const Division& forced,
+                const Launcher& launcher) {
+  const std::string refused = refusal(planner, layer, chip, forced);
+  if (!refused.empty()) return {refused, {}, nullptr};
+  const auto run = [planner, kernel, launcher, everywhere = chip.multiprocessors](void* workspace,
+                                                                                  void* stream) mutable {
+    const auto work = planner.launch(workspace);
+    const auto prepared = prepare<typename Planner::Stored>;
+    const std::string error = launcher.launch(prepared, everywhere, 0, false, work.preparation, stream);
+    if (!error.empty()) return error;
+    return launcher.launch(kernel, work.blocks, work.shared_bytes, work.q.parts > 1, work.q, stream);
+  };
+  return {"", planner.plan(), run};
 }
 
 template <typename S, typename Call, typename Launcher>
-std::string run_as(const Call& call, const Chip& chip, void* workspace, Launcher& launcher) {
-  return dispatch_plan<S>(call, chip)(
-      [&](auto planner, auto kernel) { return run_plan(planner, kernel, call, chip, workspace, launcher); });
+Planned plan_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  return dispatch_planner<S>(call, chip, forced, [&](auto planner, auto kernel) {
+    return planned(planner, kernel, call, chip, forced, launcher);
+  });
 }
 
 }  // namespace fused_rnn::cuda

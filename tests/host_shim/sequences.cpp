@@ -1,5 +1,6 @@
 // The calls of csrc/cuda/api.h on the host shim, as a library for tests/test_cuda_kernels.py. Built with -DRACES it is
-// a program instead, which runs every cell on operands of its own for a sanitizer to watch.
+// a program instead, which runs every cell on operands of its own for a sanitizer to watch. FUSED_RNN_CUDA_PLAN forces
+// a plan, as it does on a GPU.
 
 #include <cmath>
 #include <cstdio>
@@ -23,7 +24,7 @@ struct HostLauncher {
 
   template <typename Operands>
   std::string launch(void (*kernel)(const Operands), int64_t blocks, int64_t shared_bytes, bool together,
-                     const Operands& q) {
+                     const Operands& q, void* /*stream*/) const {
     try {
       const host_shim::Launch shape{{static_cast<unsigned>(blocks - (together ? missing : 0))},
                                     {threads},
@@ -39,13 +40,12 @@ struct HostLauncher {
 };
 
 // The workspace is full of NaN, because nobody promises the kernels a clean one.
-template <typename Planner, typename Kernel>
-std::string run_in_workspace(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip,
-                             HostLauncher launcher) {
-  const auto bytes = static_cast<size_t>(round_up(workspace_bytes_of(planner, layer, chip), 256));
+std::string run_in_workspace(const Planned& planned) {
+  if (!planned.refusal.empty()) return planned.refusal;
+  const auto bytes = static_cast<size_t>(round_up(planned.plan.workspace_bytes, 256));
   const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
   std::memset(workspace.get(), 0xff, bytes);
-  return run_plan(planner, kernel, layer, chip, workspace.get(), launcher);
+  return planned.run(workspace.get(), nullptr);
 }
 
 }  // namespace
@@ -54,64 +54,62 @@ std::string run_in_workspace(Planner planner, Kernel kernel, const Layer& layer,
 
 namespace {
 
-// What a plan comes to: sequences of a tile, teams, parts of a team, most segments of a state, and whether a part of
-// the weights is streamed.
-struct Summary {
-  int sequences, teams, parts, segments, streams, possible;
-};
-
 template <typename S, typename Call>
-std::string run_on_host_as(const Call& call, const Chip& chip, HostLauncher launcher) {
-  return dispatch_plan<S>(
-      call, chip)([&](auto planner, auto kernel) { return run_in_workspace(planner, kernel, call, chip, launcher); });
+Planned plan_on_host(const Call& call, const Chip& chip, HostLauncher launcher) {
+  try {
+    return plan_as<S>(call, chip, forced_division(), launcher);
+  } catch (const std::exception& error) {
+    return {error.what(), {}, nullptr};
+  }
 }
 
 template <typename Call>
-std::string run_on_host(const Call& call, const Chip& chip, HostLauncher launcher) {
+Planned plan_of(const Call& call, const Chip& chip, HostLauncher launcher) {
   switch (call.type) {
     case Type::float32:
-      return run_on_host_as<float>(call, chip, launcher);
+      return plan_on_host<float>(call, chip, launcher);
     case Type::float64:
-      return run_on_host_as<double>(call, chip, launcher);
+      return plan_on_host<double>(call, chip, launcher);
     case Type::bfloat16:
-      return run_on_host_as<BFloat16>(call, chip, launcher);
+      return plan_on_host<BFloat16>(call, chip, launcher);
     case Type::float16:
-      return run_on_host_as<Half>(call, chip, launcher);
+      return plan_on_host<Half>(call, chip, launcher);
   }
-  return "unknown type";
+  return {"unknown type", {}, nullptr};
+}
+
+// An empty string or what went wrong, which the next call overwrites.
+const char* keep(const std::string& error) {
+  static std::string message;
+  return (message = error).c_str();
 }
 
 template <typename Call>
-Summary summary(const Call& call, const Chip& chip) {
-  return dispatch_plan<double>(call, chip)([&](auto planner, auto) {
-    const auto q = planner.plan(nullptr).q;
-    int segments;
-    if constexpr (std::is_same_v<Call, ForwardCall>)
-      segments = q.h.segments;
-    else
-      segments = q.d_gates.segments;
-    return Summary{q.sequences, q.teams, q.parts, segments, planner.streams(), planner.possible()};
-  });
+const char* plan_call(const Call& call, const Chip& chip, Plan& plan) {
+  const Planned planned = plan_of(call, chip, {});
+  plan = planned.plan;
+  return keep(planned.refusal);
 }
 
 }  // namespace
 
 extern "C" {
 
-// For calls in float64.
-Summary plan_forward_call(const ForwardCall* call, const Chip* chip) { return summary(*call, *chip); }
-Summary plan_backward_call(const BackwardCall* call, const Chip* chip) { return summary(*call, *chip); }
-
-// Returns an empty string or what went wrong, which the next call overwrites. The last `missing` blocks of a grid whose
-// blocks wait for each other do not come.
-const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  static std::string message;
-  return (message = run_on_host(*call, *chip, {seed, missing})).c_str();
+// Fill in the plan of a call, or return why it cannot run.
+const char* plan_forward_call(const ForwardCall* call, const Chip* chip, Plan* plan) {
+  return plan_call(*call, *chip, *plan);
+}
+const char* plan_backward_call(const BackwardCall* call, const Chip* chip, Plan* plan) {
+  return plan_call(*call, *chip, *plan);
 }
 
+// Run a call, or return what went wrong. The last `missing` blocks of a grid whose blocks wait for each other do not
+// come.
+const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
+  return keep(run_in_workspace(plan_of(*call, *chip, {seed, missing})));
+}
 const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  static std::string message;
-  return (message = run_on_host(*call, *chip, {seed, missing})).c_str();
+  return keep(run_in_workspace(plan_of(*call, *chip, {seed, missing})));
 }
 
 }  // extern "C"
@@ -165,10 +163,13 @@ void run_cell(const Chip& chip, unsigned seed) {
   b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
   b.d_input = m.array(T * B * I);
   b.gradient_clip = 0.01;
-  const ForwardPlanner<Cell, modulates, S> forward(f, chip);
-  const BackwardPlanner<Cell, modulates, S> backward(b, chip);
-  std::string error = run_in_workspace(forward, run_forward<Cell, modulates, S>, layer, chip, {seed});
-  if (error.empty()) error = run_in_workspace(backward, run_backward<Cell, modulates, S>, layer, chip, {seed});
+  const auto run = [&](auto planner, auto kernel) {
+    return run_in_workspace(planned(planner, kernel, layer, chip, forced_division(), HostLauncher{seed}));
+  };
+  const ForwardPlanner<Cell, modulates, S> forward(f, chip, forced_division());
+  const BackwardPlanner<Cell, modulates, S> backward(b, chip, forced_division());
+  std::string error = run(forward, run_forward<Cell, modulates, S>);
+  if (error.empty()) error = run(backward, run_backward<Cell, modulates, S>);
   if (error.empty() && timed_out) error = "a block did not come in time";
   if (error.empty() && !m.finite()) error = "NaN among the results";
   if (!error.empty()) throw std::runtime_error(error);
@@ -179,8 +180,8 @@ void run_cell(const Chip& chip, unsigned seed) {
 // Arguments: the members of Chip in order, and a seed for the order of threads. -DRACES=1 runs an LSTM only.
 int main(int, char** arguments) try {
   const auto argument = [&](int i) { return std::atoi(arguments[i]); };
-  const Chip chip{argument(1), argument(2), argument(3), argument(4)};
-  const auto seed = static_cast<unsigned>(argument(5));
+  const Chip chip{argument(1), argument(2)};
+  const auto seed = static_cast<unsigned>(argument(3));
   run_cell<Lstm, Modulates::nothing, float>(chip, seed);
 #  if RACES > 1
   run_cell<Lstm, Modulates::nothing, BFloat16>(chip, seed);
