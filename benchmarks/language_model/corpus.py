@@ -266,9 +266,9 @@ def _map_bytes(path: Path) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; InputError if it is missing, empty or not UTF-8."""
+    """The text of a file as ``open`` reads it, without a byte order mark; InputError if missing, empty or not UTF-8."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read the text file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.common import CELLS, InputError
-from benchmarks.language_model.alphabet import EOS, PAD, Bytes, Words
+from benchmarks.language_model.alphabet import EOS, PAD, Bytes, Characters, Words
 from benchmarks.language_model.checkpoint import Checkpoint
-from benchmarks.language_model.corpus import Stream, read, standard_library
+from benchmarks.language_model.corpus import Stream, make_alphabet, read, read_text, standard_library
 from benchmarks.language_model.loss import mean_loss
 from benchmarks.language_model.model import LanguageModel
 from benchmarks.language_model.options import parse
@@ -47,9 +47,32 @@ def test_vocabulary_is_that_of_the_training_text_by_frequency():
     alphabet = Words.of("b a b\n\n c b <eos> a\n")
     assert alphabet.symbols == ["b", "a", "c"]
     assert len(alphabet) == 5
-    assert alphabet.encode(" b a \n\nc\n").tolist() == [2, 3, EOS, 4, EOS]  # a blank line is none
     assert alphabet.encode_prompt("c <eos> a") == [4, EOS, 3]
     assert alphabet.decode(torch.tensor([2, 4, EOS, PAD])) == "b c"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" b a \n\nc\n", [2, 3, EOS, EOS, 4, EOS]),  # as in the published counts of WikiText-2
+        ("b\n \na", [2, EOS, EOS, 3, EOS]),  # the last line needs no newline
+        *((f"b{mark}a\nc\n", [2, 3, EOS, 4, EOS]) for mark in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"),
+    ],
+    ids=ascii,
+)
+def test_a_newline_ends_a_line_and_nothing_else_does(text, expected):
+    assert Words.of("b b b a a c").encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=ascii)
+def test_a_file_of_any_system_gives_the_same_words(newline, tmp_path):
+    """The byte order mark of some editors is no part of the first word, and their newlines are one."""
+    path = tmp_path / "text.txt"
+    path.write_bytes("\ufeffb a\n\nb\n".replace("\n", newline).encode())
+    alphabet = make_alphabet("words", path, None)
+    assert alphabet.symbols == ["b", "a"]
+    assert read(path, alphabet, max_length=9, bptt=3).values.tolist() == [2, 3, EOS, EOS, 2, EOS]
+    assert Characters().sentences(read_text(path)) == ["b a b"]
 
 
 def test_unknown_words():
