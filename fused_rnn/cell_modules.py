@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .cells import cell_of_variant
-from .recurrent import CellBased
+from .recurrent import CellBased, reshaped
 
 __all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
 
@@ -74,7 +74,9 @@ class RecurrentCell(CellBased):
         self._check_sizes(input, parts)
         state = None if parts is None else self._state_of(parts)
         _, state = ops.run(self.cell, input.unsqueeze(0), state, self._weights(), backend=self.backend)
-        return state if batched else self._state_of(tuple(part.squeeze(0) for part in self._state_parts(state)))
+        if batched:
+            return state
+        return self._state_of(tuple(reshaped(part, part.shape[1:]) for part in self._state_parts(state)))
 
     def _check_rank(self, name: str, tensor: Tensor) -> None:
         if tensor.dim() not in (1, 2):

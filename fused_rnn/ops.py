@@ -208,7 +208,10 @@ def run(
         options = {"reverse": reverse, "lengths": lengths, "keep_h": keep_h, "gradient_clip": gradient_clip}
         if cell.has_cell_state:
             options |= {"keep_c": keep_c, "return_cells": return_cells}
-        return cell.reference(input, state, **weights, **options, **cell.options)
+        output, state, *cells = cell.reference(input, state, **weights, **options, **cell.options)
+        # as from the kernels, the states have memory of their own: autograd may have saved that of the last step
+        state = tuple(part.clone() for part in state) if cell.has_cell_state else state.clone()
+        return output, state, *cells
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"

@@ -7,6 +7,7 @@ into what they do. The modules by name are in ``modules``, those of a single ste
 import math
 import numbers
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -276,7 +277,7 @@ class Recurrent(CellBased):
         (output, *cells), final = self._run_layers(input, initial, lengths, return_cells)
         if not batched:
             output, *cells = (sequence.squeeze(1) for sequence in (output, *cells))
-            final = tuple(part.squeeze(1) for part in final)
+            final = tuple(reshaped(part, (len(part), part.shape[2])) for part in final)
         elif self.batch_first:
             output, *cells = (sequence.transpose(0, 1) for sequence in (output, *cells))
         return output, self._state_of(final), *cells
@@ -403,7 +404,15 @@ class Recurrent(CellBased):
 
 
 def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return reshaped(parts[0], (1, *parts[0].shape)) if len(parts) == 1 else torch.stack(parts)
+
+
+def reshaped(state: Tensor, shape: Sequence[int]) -> Tensor:
+    """A final state in another shape, and no view: ``detach_()``, which truncated back-propagation calls, refuses views.
+
+    It shares the memory of ``state``, which nobody else may read.
+    """
+    return torch.ops.aten._unsafe_view(state, shape)
 
 
 def check_backend(backend: str) -> None:
