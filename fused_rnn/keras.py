@@ -43,7 +43,7 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **opt
     Raises:
         ValueError: arrays whose number or shapes are not those of such a layer, or a GRU of the other kind.
     """
-    arrays = [torch.as_tensor(array) for array in weights]
+    arrays = [array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu") for array in weights]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
             "weights must be kernel, recurrent_kernel and perhaps bias, or twice these of a Bidirectional layer, "
