@@ -235,7 +235,7 @@ def test_plans(library, cell, direction):
     assert (streamed.sequences, streamed.teams, streamed.parts) == (16, 1, 2)
     assert streamed.streamed or cell.startswith("rnn")
     free = Way(132, 232_448)
-    assert plan_of(library, direction, cell, Shape(8, 8, 8, 32), free).parts == 1
+    assert plan_of(library, direction, cell, Shape(8, 8, 8, 8), free).parts == 1
     assert plan_of(library, direction, cell, Shape(8, 16, 512, 512), free).parts > 8
     assert plan_of(library, direction, cell, Shape(8, 16, 512, 8192), free).streamed
 
