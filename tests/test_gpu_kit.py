@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks import common
 from benchmarks.gpu.kit import __main__ as kit
-from benchmarks.gpu.kit import processes, progress
+from benchmarks.gpu.kit import exits, processes, progress
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run_all.sh"
@@ -218,3 +219,35 @@ def test_processes_that_do_not_leave_are_described(tmp_path, monkeypatch):
     with pytest.raises(StopIteration):
         leaving.send(None)
     assert "all processes of the tests had ended after" in (tmp_path / "tests.txt").read_text()
+
+
+# How processes end ------------------------------------------------------------------------------------------
+
+
+def test_ends_of_processes_are_timed(capsys):
+    exits.main(["--device", "cpu", "--cases", "torch", "cpu", "--together", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = r"\s+[\d.]+ s to its last line, then \d+\.\d\d s of Python's exit handlers, \d+\.\d\d s of the rest"
+    assert [re.sub(shown, "", line) for line in lines] == ["torch", "cpu", "2 at once, the slowest:", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("case", "complaint"),
+    [
+        ("import threading, time; threading.Thread(target=time.sleep, args=(1.5,)).start()", r"took \d\.\d s to end"),
+        ("import time, threading; threading.Thread(target=time.sleep, args=(60,)).start()", "did not end within 2 s"),
+        ("import subprocess; subprocess.Popen(['sleep', '60'], stdout=-3)", "left 1 processes running"),
+        ("import os; os.abort()", "ended with exit status -6"),
+    ],
+    ids=["late", "never", "child", "crash"],
+)
+def test_bad_ends_are_found(monkeypatch, capsys, case, complaint):
+    monkeypatch.setattr(exits, "PATIENCE", 0.3)
+    monkeypatch.setattr(exits, "LIMIT", 2)
+    program = f"import time\n{case}\nprint(time.monotonic(), flush=True)"
+    monkeypatch.setattr(exits, "command", lambda *_: [sys.executable, "-c", program])
+    found = exits.measure("case", "cpu")
+    assert re.match(f"case {complaint}", found.problem(0.0))
+    assert ("case has not ended:\nprocess " in capsys.readouterr().out) == ("sleep, args" in case)
+    for process in found.left:
+        os.kill(process, signal.SIGKILL)

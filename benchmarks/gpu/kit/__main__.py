@@ -69,6 +69,10 @@ def smoke(settings: Settings, seconds: float) -> list[str]:
     return pytest(settings, "-m", "gpu", "-k", chosen, "tests/gpu/test_results.py")
 
 
+def exit(settings: Settings, seconds: float) -> list[str]:
+    return [sys.executable, "-m", f"{KIT}.exits", "--device", settings.device]
+
+
 def tests(settings: Settings, seconds: float) -> list[str]:
     """Without a path among what is chosen, it is chosen from all tests that need a GPU."""
     paths = [word for word in settings.tests if (ROOT / word.partition("::")[0]).exists()]
@@ -103,10 +107,11 @@ def module(name: str, settings: Settings, seconds: float, file: str, *options: s
 
 PARTS = {  # the most telling first
     "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
+    "exit": Part(75, "how long processes that used a backend take to end", exit),
     "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
-    "benchmark": Part(150, "python -m benchmarks.gpu", benchmark),
-    "micro": Part(90, "python -m benchmarks.gpu.micro", micro),
-    "sanitizer": Part(75, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
+    "benchmark": Part(120, "python -m benchmarks.gpu", benchmark),
+    "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
+    "sanitizer": Part(70, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
     "scaling": Part(300, "python -m benchmarks.scaling", scaling, by_default=False),
 }
 VARIABLES = {

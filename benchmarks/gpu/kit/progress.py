@@ -6,6 +6,7 @@ processes of pytest-xdist took to leave; where they take too long, FILE says wha
 """
 
 import faulthandler
+import gc
 import os
 import threading
 import time
@@ -32,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Leaver:
-    """In a process that runs tests for another: where Python stands, in FILE, once it has long been done."""
+    """In a process that runs tests for another: it ends soon, or FILE says where Python stands."""
 
     def __init__(self, path: str) -> None:
         # a number, not a file object, which the interpreter might close before it is needed
@@ -40,6 +41,7 @@ class Leaver:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
+        gc.freeze()  # or the interpreter's last collection goes through all that torch has imported, for seconds
         faulthandler.dump_traceback_later(PATIENCE, file=self.file)
 
 
