@@ -1,9 +1,13 @@
 """``python -m benchmarks.copy_task``: train every cell at every length, several times, and say what came of it."""
 
+import multiprocessing
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from tqdm import tqdm
 
@@ -64,17 +68,53 @@ def train_all(options: Namespace, task: Task, results: Results) -> None:
     sizes = {length: length if options.minutes is None else 1 for length in options.length}
     total = sum(sizes[length] for _, length, _ in left)
     with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:  # 0 because cells differ
-        for cell, length, trial in left:
-            end = bar.n + sizes[length]
-            if not (options.ascend and left_out(results.trials, cell, length)):
-                bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
 
-                def advance(done: float, begin: float = bar.n, size: int = sizes[length]) -> None:
-                    bar.update(begin + done * size - bar.n)
+        def keep(record: dict) -> None:
+            bar.write(trial_sentence(results.add(record, trials), task))
 
-                results.add(run_trial(options, task, cell, length, trial, advance))
-                bar.write(trial_sentence(results.trials[-1], task))
-            bar.total -= end - bar.n  # what an early end of the training spared
+        if options.processes == 1:
+            train_in_turn(options, task, results, left, sizes, bar, keep)
+        else:
+            for record in side_by_side(options, task, left):
+                keep(record)
+                bar.update(sizes[record["length"]])
+
+
+def train_in_turn(
+    options: Namespace,
+    task: Task,
+    results: Results,
+    left: list[tuple[str, int, int]],
+    sizes: dict[int, int],
+    bar: tqdm,
+    keep: Callable[[dict], None],
+) -> None:
+    """One trial after the other, in this process; the bar moves within a trial."""
+    for cell, length, trial in left:
+        end = bar.n + sizes[length]
+        if not (options.ascend and left_out(results.trials, cell, length)):
+            bar.set_postfix_str(f"{cell}, length {length}, trial {trial + 1}")
+
+            def advance(done: float, begin: float = bar.n, size: int = sizes[length]) -> None:
+                bar.update(begin + done * size - bar.n)
+
+            keep(run_trial(options, task, cell, length, trial, advance))
+        bar.total -= end - bar.n  # what an early end of the training spared
+
+
+def side_by_side(options: Namespace, task: Task, left: list[tuple[str, int, int]]) -> Iterator[dict]:
+    """The records of the trials, as they are finished; the processes share the cores, and end with this one."""
+    threads = max(1, torch.get_num_threads() // options.processes)
+    fresh = multiprocessing.get_context("spawn")  # a fork may not use a GPU
+    with ProcessPoolExecutor(options.processes, fresh, torch.set_num_threads, (threads,)) as pool:
+        try:
+            for done in as_completed([pool.submit(run_trial, options, task, *trial) for trial in left]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 if __name__ == "__main__":

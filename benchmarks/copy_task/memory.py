@@ -22,14 +22,15 @@ REFERENCE = 1.5  # times what the kernels save is what autograd keeps of the ref
 
 
 def check_memory(options: Namespace, task: Task, backend: str) -> None:
-    """Raise InputError where the trial that takes most cannot fit into the memory that is free now."""
+    """Raise InputError where as many as run side by side of the largest trial cannot fit into the memory now free."""
     needs = {(n, cell): trial_bytes(options, task, cell, n, backend) for n in options.length for cell in options.cell}
     length, cell = max(needs, key=lambda trial: sum(needs[trial].values()))
-    for device, needed in needs[length, cell].items():
-        free = free_bytes(device)
+    for device, of_one in needs[length, cell].items():
+        needed, free = of_one * options.processes, free_bytes(device)
         if free is not None and needed > free:
+            often = f" {options.processes} times" if options.processes > 1 else ""
             raise InputError(
-                f"--length {length} with {cell} needs about {needed / GIB:.1f} GiB of memory, and {device} has "
+                f"--length {length} with {cell}{often} needs about {needed / GIB:.1f} GiB of memory, and {device} has "
                 f"{free / GIB:.1f} GiB free: take a smaller --length, --batch, --hidden, --layers or --held-out"
             )
 

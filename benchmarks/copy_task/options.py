@@ -27,6 +27,7 @@ COMMON = {
     "grow_at": 0.99,
     "minutes": None,
     "ascend": False,
+    "processes": 1,
     "out": Path("runs/copy_task"),
 }
 # recall: what all gated cells learn with at a length of 50, faster than at half the rate; one bias for all units leaves
@@ -153,6 +154,12 @@ def _parser() -> Parser:
         "not solve",
     )
     parser.add_argument(
+        "--processes",
+        type=positive,
+        help="train so many trials side by side, each in a process of its own; the results are the same, and the times "
+        "those of processes that share the machine",
+    )
+    parser.add_argument(
         "--keep-bias",
         type=_keep_bias,
         help="initial shift towards keeping the state of the LSTMs' forget gate and the GRUs' update gate: a number "
@@ -191,6 +198,8 @@ def _check(options: Namespace) -> None:
         raise InputError(f"--grow-at {options.grow_at} says when sequences grow, and without --grow-from none does")
     if options.ascend:
         options.length.sort()
+        if options.processes > 1:
+            raise InputError(f"--processes {options.processes} does not go with --ascend, which waits for each length")
     if options.vocabulary < 2:
         raise InputError(f"--vocabulary {options.vocabulary} leaves nothing to remember: at least 2 symbols are needed")
 

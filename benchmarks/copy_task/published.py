@@ -1,6 +1,6 @@
 """The block of README.md on how far back a cell recalls; ``benchmarks.report`` puts it there.
 
-Every number comes from a results.json of ``python -m benchmarks.copy_task --longest``, kept as
+Every number comes from a results.json of ``python -m benchmarks.copy_task``, of ``--longest`` or ``--compare``, kept as
 benchmarks/results/copy-*.json.
 """
 
@@ -25,9 +25,12 @@ def section(result: dict) -> str:
 
 def preamble(result: dict) -> str:
     asked, machine = result["configuration"], result["hardware"]
+    minutes, processes = asked["minutes"], asked.get("processes", 1)
+    most = f"{asked['epochs']} epochs" if minutes is None else f"{minutes:g} minutes of training"
+    together = f", {processes} trials side by side" if processes > 1 else ""
     return (
         f"{asked['symbols']} symbols out of {asked['vocabulary']} to recall, the length being the delay; "
-        f"H={asked['hidden']}, at most {asked['minutes']:g} minutes of training for each; {machine['cpu']}, "
+        f"H={asked['hidden']}, at most {most} for each{together}; {machine['cpu']}, "
         f"{machine['threads']} of {machine['cores']} cores, GPU {machine['gpu']}, torch {machine['torch']}, fused_rnn "
         f"{machine['fused_rnn']}, backend `{asked['backend']}`, seed {asked['seed']}."
     )

@@ -6,6 +6,7 @@ where its configuration, machine and versions are the same; it never writes over
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import InputError, hardware, write_json
@@ -47,10 +48,13 @@ class Results:
         wanted = (cell, length, trial)
         return next((t for t in self.trials if (t["cell"], t["length"], t["trial"]) == wanted), None)
 
-    def add(self, record: dict) -> None:
-        """Keep a finished trial, in memory and on disk."""
-        self.trials.append(_without_nan(record))
+    def add(self, record: dict, order: Sequence[tuple[str, int, int]]) -> dict:
+        """Keep a finished trial, on disk too, at its place in the ``order`` of (cell, length, trial); returns it."""
+        record = _without_nan(record)
+        self.trials.append(record)
+        self.trials.sort(key=lambda t: order.index((t["cell"], t["length"], t["trial"])))
         write_json(self.path, self.content)
+        return record
 
     def _continue(self, resume: bool) -> None:
         if not resume:

@@ -32,6 +32,11 @@ def test_the_largest_trial_decides_what_fits(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     with pytest.raises(InputError, match="--length 500 with lstm"):
         memory.check_memory(options, task, "cpu")
+    options.processes, more = 3, 3 * needed
+    with pytest.raises(InputError, match="--length 500 with lstm 3 times needs"):
+        memory.check_memory(options, task, "cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: more)
+    memory.check_memory(options, task, "cpu")
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # where nobody knows, nothing is refused
     memory.check_memory(options, task, "cpu")
 

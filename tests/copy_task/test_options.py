@@ -58,6 +58,8 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--grow-at", "0.9"], "--grow-at 0.9 says when sequences grow, and without --grow-from none does"),
         (["--demo", "--longest"], "--longest"),
         (["--protocol", "echo", "--longest"], "--longest does not go with --protocol echo"),
+        (["--processes", "0"], "--processes"),
+        (["--longest", "--processes", "2"], "--processes 2 does not go with --ascend"),
         (["--device", "abacus"], "abacus"),
     ],
 )

@@ -19,5 +19,11 @@ def test_a_run_can_be_shown_as_it_was_written(tmp_path):
     assert any(line.startswith(f"| 3 | GRU | {accuracy:.1f} |") for line in lines)
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_trials_side_by_side_are_shown_as_such(tmp_path):
+    (first, *_) = block([run(tmp_path, "--processes", "2", "--cell", "gru", "--length", "3")]).splitlines()
+    assert "H=5, at most 2 epochs for each, 2 trials side by side; " in first
+
+
 def test_nothing_recorded():
     assert block([]) == "No run has been recorded yet."

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from benchmarks.copy_task.report import sentence
 from benchmarks.copy_task.results import RECORD
 from benchmarks.copy_task.summary import summarise
 from benchmarks.copy_task.train import run_trial
+from benchmarks.gpu.kit import processes
 
 from .conftest import ONE_THREAD, SMALL, record, run, without_times
 
@@ -129,6 +131,25 @@ def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_
     assert 1 <= len(before) < len(resumed)
     assert resumed[: len(before)] == before
     assert without_times(resumed) == without_times(finished[2]["trials"])
+
+
+def test_trials_side_by_side_give_the_same_results(finished, tmp_path):
+    """Also after an interruption, which the processes do not survive."""
+    command = [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--processes", "3", "--compare", "--out", tmp_path]
+    started = subprocess.Popen([*command, "--sequences", "100000"], env=ONE_THREAD, start_new_session=True)
+    while started.poll() is None and len(processes.of_session(started.pid)) < 5:  # two that only see to the others
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(60) == 130
+    deadline = time.monotonic() + 60
+    while processes.of_session(started.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (tmp_path / "results.json").unlink()
+    subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["configuration"] == {**finished[2]["configuration"], "processes": 3}
+    assert without_times(results["trials"]) == without_times(finished[2]["trials"])
 
 
 def test_results_are_not_overwritten(finished):
