@@ -1,7 +1,8 @@
 """``DIR/results.json``: what a run is, and the trials that it has finished.
 
 The file is replaced as a whole after each trial, so it is complete whenever somebody looks. A run continues only
-where its configuration, machine and versions are the same; it never writes over results that are not its own.
+where its configuration, machine and versions are the same, in as many processes as it likes; it never writes over
+results that are not its own.
 """
 
 import json
@@ -15,6 +16,9 @@ RECORD = (
     *("cell", "length", "trial", "seed", "parameters", "accuracy", "loss", "answers", "baseline", "extra", "epochs"),
     *("gradient_norms", "seconds"),
 )
+
+
+MAY_CHANGE = ("processes",)  # where a run goes on
 
 
 class Results:
@@ -66,7 +70,7 @@ class Results:
 
     def _check_same(self, found: dict, given: dict) -> None:
         for name in given | found:
-            if found.get(name) != given.get(name):
+            if name not in MAY_CHANGE and found.get(name) != given.get(name):
                 raise InputError(
                     f"{self.path} cannot be resumed: it was made with {name} {found.get(name)}, "
                     f"and this run has {given.get(name)}; take the same settings or another --out"

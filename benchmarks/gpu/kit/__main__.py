@@ -24,6 +24,7 @@ from benchmarks import common
 from benchmarks.speed import ROOT
 
 from . import processes
+from .harness import check_corpus
 
 KIT = "benchmarks.gpu.kit"
 TESTS = ("tests/gpu", "tests/test_gpu_benchmarks.py")
@@ -99,6 +100,15 @@ def scaling(settings: Settings, seconds: float) -> list[str]:
     return module("benchmarks.scaling", settings, seconds, "scaling.json", *size)
 
 
+def harness(settings: Settings, seconds: float) -> list[str]:
+    folders = {"--corpus": settings.corpus, "--resume": settings.resume}
+    given = [str(word) for pair in folders.items() if pair[1] for word in pair]
+    budget = ["--seconds", f"{0.95 * seconds:.1f}", "--processes", str(min(12, settings.processes))]
+    size = ["--tiny"] if settings.on_cpu else []
+    command = [sys.executable, "-m", f"{KIT}.harness", "--device", settings.device]
+    return [*command, *budget, *size, *given, str(settings.out)]
+
+
 def module(name: str, settings: Settings, seconds: float, file: str, *options: str) -> list[str]:
     """A command with a budget of its own, three quarters of what it has: its last measurement may take longer."""
     budget = ["--device", settings.device, "--minutes", f"{0.75 * seconds / 60:.3f}"]
@@ -113,12 +123,15 @@ PARTS = {  # the most telling first
     "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
     "sanitizer": Part(70, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
     "scaling": Part(300, "python -m benchmarks.scaling", scaling, by_default=False),
+    "harness": Part(300, "the copy task and the language model, trained side by side", harness, by_default=False),
 }
 VARIABLES = {
     "PARTS": f"what to run, in this order; {', '.join(PARTS)}; a part's limit in seconds may follow it: 'tests=200'",
     "MINUTES": "the limit of all together (9.5)",
     "TESTS": "what pytest is told beside its defaults: paths, -k ..., -m ...",
     "PROCESSES": "how many run tests and train models side by side (two fewer than there are cores)",
+    "PTB": "folder with Penn Treebank's ptb.train.txt, ptb.valid.txt and ptb.test.txt, for the language model",
+    "RESUME": "FOLDER of an earlier call, whose training the harness goes on with",
     "DEVICE": "cuda, or cpu: to try all this without a GPU, with tiny sizes",
 }
 
@@ -132,8 +145,11 @@ def parse(arguments: list[str] | None, environment: Mapping[str, str]) -> Settin
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where results and logs go")
     parser.add_argument("--from", dest="start", type=Path, default=Path(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    chosen = environment.get("PARTS") or " ".join(name for name, part in PARTS.items() if part.by_default)
     start = options.start.resolve()
+    corpus = folder("PTB", environment, start)
+    if corpus:
+        check_corpus(corpus)
+    chosen = environment.get("PARTS") or " ".join(name for name, part in PARTS.items() if part.by_default)
     return Settings(
         out=start / options.folder,
         parts=dict(map(limited, chosen.split())),
@@ -141,7 +157,7 @@ def parse(arguments: list[str] | None, environment: Mapping[str, str]) -> Settin
         tests=words("TESTS", environment),
         processes=number("PROCESSES", environment, max(1, (os.cpu_count() or 1) - 2), common.positive),
         device=environment.get("DEVICE") or "cuda",
-        corpus=folder("PTB", environment, start),
+        corpus=corpus,
         resume=folder("RESUME", environment, start),
     )
 
