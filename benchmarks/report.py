@@ -14,6 +14,8 @@ from benchmarks import common, pictures
 from benchmarks.copy_task import published as copy_task
 from benchmarks.gpu import pictures as gpu_pictures
 from benchmarks.gpu import report as gpu
+from benchmarks.gpu.machine import other_kernels
+from benchmarks.gpu.micro import report as micro
 from benchmarks.language_model import published as language_model
 from benchmarks.scaling import pictures as scaling_pictures
 from benchmarks.scaling import report as scaling
@@ -29,6 +31,7 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "rivals": speed.rivals_block,
     "scaling": scaling.block,
     "gpu": gpu.block,
+    "micro": micro.block,
 }
 PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
     "speed": speed_pictures.pictures,
@@ -87,6 +90,9 @@ def main(readme: Path = README, folder: Path = RESULTS) -> None:
     with common.replacing(readme) as partial_path:
         partial_path.write_text(text)
     print(f"wrote the tables of the result files in {folder} into {readme}, and drew their pictures")
+    for result in load_results("gpu", folder):
+        if other_kernels(result):
+            print(f"{result['file']}.json was measured with other kernels than those here, and the table says so")
 
 
 if __name__ == "__main__":

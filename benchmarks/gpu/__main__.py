@@ -1,8 +1,8 @@
 """``python -m benchmarks.gpu``: time fused cells, cuDNN and hand-written loops side by side on one GPU.
 
 The most telling points come first; those that do not fit --minutes are recorded as skipped. The file of results is
-rewritten after every point. All groups together go to benchmarks/results/, where ``python -m benchmarks.report`` finds
-them; any other choice, and the CPU, to runs/. float32 means float32: TF32 is off throughout.
+rewritten after every point. Whole groups go to benchmarks/results/, where ``python -m benchmarks.report`` finds them;
+any other choice, and the CPU, to runs/. float32 means float32: TF32 is off throughout.
 """
 
 import argparse
@@ -97,12 +97,12 @@ def points_from(options: argparse.Namespace) -> list[Point]:
 
 
 def output_path(options: argparse.Namespace, device: torch.device) -> Path:
-    """Only the whole, on a GPU, belongs with the results that the report reads."""
-    choices = (options.cells, options.dtypes, options.points, options.candidates, options.backends, options.tiny)
+    """Only whole groups, on a GPU, belong with the results that the report reads."""
+    choices = (options.cells, options.dtypes, options.candidates, options.backends, options.tiny)
     whole = not any(choices) and not sizes_of(options)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     folder = RESULTS if whole and device.type == "cuda" else ROOT / "runs"
-    return options.out or folder / common.file_name("gpu", name)
+    return options.out or folder / common.file_name("gpu", name, *(options.points or []))
 
 
 class Run:

@@ -68,6 +68,11 @@ def digests(root: Path = ROOT) -> dict[str, str | None]:
     }
 
 
+def other_kernels(result: dict) -> bool:
+    """Whether a file of results was measured with other kernels than those whose sources lie here."""
+    return result.get("digests", {}).get("kernels") != digests()["kernels"]
+
+
 def typical_ms(clock: HostClock, call: Callable[[], object], repeats: int = 10) -> float:
     readings = [clock.time(call) for _ in range(3 + repeats)]
     return median(reading.ms for reading in readings[3:])

@@ -38,12 +38,15 @@ class Point:
     group: str = CHOSEN
 
     def __str__(self) -> str:
+        return f"{self.cell} {self.dtype} {self.sizes}"
+
+    @property
+    def sizes(self) -> str:
         input = f"I={self.input_size} " if self.input_size else ""
         layers = f" {self.layers} layers" if self.layers > 1 else ""
         directions = " bidirectional" if self.directions > 1 else ""
         lengths = f" lengths {self.lengths[-1]} to {self.steps}" if self.ragged else ""
-        sizes = f"{input}H={self.hidden} B={self.batch} T={self.steps}"
-        return f"{self.cell} {self.dtype} {sizes}{layers}{directions}{lengths}"
+        return f"{input}H={self.hidden} B={self.batch} T={self.steps}{layers}{directions}{lengths}"
 
     @property
     def lengths(self) -> tuple[int, ...] | None:

@@ -25,12 +25,19 @@ def section(result: dict) -> str:
     """The command, where it ran, a table of losses, what was published, and what the best model says to a prompt."""
     preset = result["configuration"]["preset"]
     parts = [f"`{result['configuration']['command_line']}`", preamble(result), table(result)]
+    parts += [sentence for run in result["runs"] for sentence in stopped(run, result["configuration"]["epochs"])]
     if preset in PUBLISHED:
         parts.append(PUBLISHED[preset])
     best = min(result["runs"], key=lambda run: run["epochs"][-1]["held_out_loss"])
     if "samples" in best:
         parts.append(samples(best))
     return "\n\n".join(parts)
+
+
+def stopped(run: dict, epochs: int) -> list[str]:
+    """A sentence where a run ended before all its epochs."""
+    last, cell = run["epochs"][-1]["epoch"], run["cell"].replace("_", " ")
+    return [f"The run of the {cell} was stopped after epoch {last} of {epochs}."] if last < epochs else []
 
 
 def preamble(result: dict) -> str:

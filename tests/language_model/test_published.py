@@ -25,7 +25,8 @@ def run(cell: str, count: int, unit: str, **more) -> dict:
 
 
 def result(runs: list[dict], **configuration) -> dict:
-    given = {"command_line": "python -m it", "preset": None, "alphabet": "bytes", "seed": 7, **configuration}
+    given = {"command_line": "python -m it", "preset": None, "alphabet": "bytes", "seed": 7, "epochs": 1}
+    given |= configuration
     data = {"training_symbols": 1_000_000, "held_out_symbols": 5000}
     return {"configuration": given, "hardware": hardware(), "data": data, "runs": runs}
 
@@ -46,6 +47,12 @@ def test_words_are_measured_in_perplexity_beside_what_was_published():
     text = block([result([run("torch_lstm", 2, "word")], alphabet="words", preset="zaremba-small")])
     assert "| torch lstm | `cpu` | 12,345 | 7.4 / 20.1 | 2.7 / 4.5 | 4.5 | 3.0 |" in text.splitlines()
     assert PUBLISHED["zaremba-small"] in text
+
+
+def test_a_run_that_was_stopped_says_so():
+    runs = [run("gru", 10, "byte"), run("torch_lstm", 4, "byte")]
+    assert "The run of the torch lstm was stopped after epoch 4 of 10." in block([result(runs, epochs=10)]).splitlines()
+    assert "stopped" not in block([result(runs, epochs=4)])
 
 
 def test_the_best_model_speaks_and_tables_stay_whole():
