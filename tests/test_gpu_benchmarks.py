@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import machine, points
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu.candidates import MODES, backends_for, candidates, wanted_at, worthwhile
-from benchmarks.gpu.measure import Plan, in_one_piece, measure_point, ratios
+from benchmarks.gpu.measure import Plan, in_one_piece, measure_point, plans, ratios
 from benchmarks.gpu.micro import MEASUREMENTS
 from benchmarks.gpu.micro import report as micro_report
 from benchmarks.gpu.points import GROUPS, Point, chosen_points, points_of
@@ -21,6 +21,7 @@ from benchmarks.speed.candidates import FUSED_FACTOR, Candidate, CompiledLoop
 from benchmarks.speed.cases import CELLS, Case
 from benchmarks.speed.check import Bench
 from benchmarks.speed.clock import HostClock, saved_bytes
+from fused_rnn import cuda
 
 CPU = torch.device("cpu")
 PLAN = Plan(warm_up=1, rounds=3, least_rounds=1)
@@ -263,6 +264,21 @@ def test_the_weights_of_torch_nn_are_laid_out_for_cudnn_before_the_time_is_taken
     assert in_one_piece(torch.nn.Linear(3, 4, bias=False))
 
 
+@pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="a build without CUDA kernels")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_record_says_how_the_kernels_divide_the_work(cell):
+    case, chip = (
+        Case(cell, replace(POINT, cell=cell, batch=40, input_size=11).shape, "training"),
+        cuda.Chip(132, 232_448),
+    )
+    found = plans(case, torch.bfloat16, chip)
+    assert list(found) == ["forward", "backward"]
+    name = "rnn_tanh" if cell == "rnn" else cell
+    for direction, plan in found.items():
+        assert plan == asdict(cuda.plan(name, torch.bfloat16, 40, POINT.hidden, 11, direction, chip))
+    assert list(plans(replace(case, mode="forward"), torch.bfloat16, chip)) == ["forward"]
+
+
 # Sequences of different lengths -----------------------------------------------------------------------------
 
 
@@ -432,6 +448,8 @@ def test_on_a_gpu_every_candidate_is_timed_by_events(tmp_path, cell):
     (point,) = json.loads(path.read_text())["points"]
     assert {"torch", "eager", "graphed"} <= {timed["candidate"] for timed in point["times"]}
     assert all(timed["us_per_step"] > 0 for timed in point["times"])
+    assert all(timed["plans"] for timed in point["times"] if timed["candidate"] == "cuda")
+    assert all(timed["weights_in_one_piece"] for timed in point["times"] if timed["candidate"] == "torch")
     assert all(memory["peak_bytes"] > 0 for memory in point["memory"])
 
 

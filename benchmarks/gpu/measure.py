@@ -9,15 +9,16 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
 
 from benchmarks.speed.candidates import Candidate, CompiledLoop, Graphed, Ready
-from benchmarks.speed.cases import Case
+from benchmarks.speed.cases import NAMES, Case
 from benchmarks.speed.check import Bench
 from benchmarks.speed.clock import HostClock, Reading, saved_bytes, summary
+from fused_rnn import cuda
 
 from .candidates import MODES
 from .points import Point
@@ -103,6 +104,8 @@ def prepare(bench: Bench, entry: Entry, clock: HostClock) -> None:
         clock.wait()
 
     entry.record["ready_s"] = round(HostClock().time(first_run).ms / 1000, 3)
+    if entry.candidate.name.partition("-")[0] == "cuda":
+        entry.record["plans"] = plans(entry.case, bench.dtype)
     if isinstance(entry.ready.module, nn.RNNBase):
         entry.record["weights_in_one_piece"] = in_one_piece(entry.ready.module)
     judge_results(bench, entry)
@@ -111,6 +114,14 @@ def prepare(bench: Bench, entry: Entry, clock: HostClock) -> None:
 def in_one_piece(module: nn.Module) -> bool:
     """Whether the parameters lie as cuDNN wants them: if they do not, PyTorch copies them in every call."""
     return len({parameter.untyped_storage().data_ptr() for parameter in module.parameters()}) == 1
+
+
+def plans(case: Case, dtype: torch.dtype, chip: cuda.Chip | None = None) -> dict[str, dict]:
+    """By direction, how the CUDA kernels divide the work of the first layer, on the current GPU if no chip is given."""
+    directions = ("forward", "backward") if case.mode == "training" else ("forward",)
+    cell, shape = NAMES[case.cell], case.shape
+    sizes = shape.batch, shape.hidden_size, shape.input_size
+    return {direction: asdict(cuda.plan(cell, dtype, *sizes, direction, chip)) for direction in directions}
 
 
 def judge_results(bench: Bench, entry: Entry) -> None:

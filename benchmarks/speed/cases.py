@@ -78,7 +78,8 @@ CELLS = {
     "multiplicative_gru": "MultiplicativeGRU",
 }
 MODULES = {**common.CELLS, "gru_reset_after": fused_rnn.GRU}
-EQUATIONS = {cell: ops.CELLS["rnn_tanh" if cell == "rnn" else cell] for cell in CELLS}
+NAMES = {cell: "rnn_tanh" if cell == "rnn" else cell for cell in CELLS}  # as functions and kernels have them
+EQUATIONS = {cell: ops.CELLS[name] for cell, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
