@@ -132,13 +132,18 @@ def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:
     return [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t) for t in tensors]
 
 
-def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest relative error of any of the tensors, each in the Euclidean norm."""
+def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """The relative error of each of the tensors in the Euclidean norm."""
     errors = [
         ((v.double() - e.double()).norm() / e.double().norm().clamp_min(1e-30)).item() for v, e in zip(values, exact)
     ]
     assert all(e == e for e in errors), "NaN among the values"
-    return max(errors)
+    return errors
+
+
+def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest relative error of any of the tensors, each in the Euclidean norm."""
+    return max(relative_errors(values, exact))
 
 
 def find_nvcc() -> str:
