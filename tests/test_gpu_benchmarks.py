@@ -554,6 +554,12 @@ def test_the_report_shows_groups_by_themselves():
     assert set(gpu_report.TITLES) == {*GROUPS, points.CHOSEN}
 
 
+def test_the_report_of_cells_without_a_rival_has_no_empty_paragraph():
+    text = gpu_report.block([example(points=[{**example()["points"][0], "cell": "gru"}])])
+    assert "\n\n\n" not in text
+    assert "- bfloat16" not in text
+
+
 def test_the_report_says_when_kernels_have_changed_since(tmp_path, capsys):
     digests = machine.digests()
     same, changed = example(digests=digests), example(digests={**digests, "kernels": "0" * 64})

@@ -55,7 +55,8 @@ def block(results: list[dict]) -> str:
 def section(result: dict) -> str:
     points = [point for point in result["points"] if "times" in point]
     title = f"**{result['hardware']['gpu']}, {result['date'][:10]}**"
-    parts = [title, "\n".join(verdict(points)), preamble(result)]
+    lines = verdict(points)
+    parts = [title, *(["\n".join(lines)] if lines else []), preamble(result)]
     for group in (*GROUPS, CHOSEN):
         of_group = [point for point in points if point.get("group", CHOSEN) == group]
         tables = [f"**{heading}**\n\n{rows}" for name, heading in HEADINGS.items() if (rows := table(of_group, name))]
