@@ -408,7 +408,7 @@ def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def reshaped(state: Tensor, shape: Sequence[int]) -> Tensor:
-    """A final state in another shape, and no view: ``detach_()``, which truncated back-propagation calls, refuses views.
+    """A final state in another shape, and no view, which ``detach_()`` of truncated back-propagation would refuse.
 
     It shares the memory of ``state``, which nobody else may read.
     """
