@@ -9,16 +9,17 @@ namespace {
 template <typename C, typename S>
 class Backward {
  public:
-  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in) {
-    const int64_t B = q.B, H = q.H, I = q.I, rows = chunk_steps(q) * B;
+  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in), schedule_(q) {
+    const int64_t B = q.B, H = q.H, I = q.I, rows = schedule_.most_rows();
     columns_ = q.cell.gradients * H + q.modulated_size();
     d_ = workspace_.tensor<C>({rows, columns_});
     operands_ = workspace_.tensor<C>({rows, operand_columns()});
     dh_ = gradient_or_zeros(in.d_h_n, B);
     dc_ = gradient_or_zeros(in.d_c_n, q.cell.has_cell_state ? B : 0);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
-    // δx of a chunk: where x is modulated it is filled step by step; in other types than C it is converted at the end
-    if (modulates_input() || !same_type) dx_ = workspace_.tensor<C>({rows, I});
+    // δx of a chunk: where x is modulated it is filled step by step; in other types than C it is converted at the end;
+    // where not all run all the time the rows of a chunk may be anywhere
+    if (modulates_input() || !same_type || !schedule_.whole()) dx_ = workspace_.tensor<C>({rows, I});
     if (modulates_hidden()) {
       wx_m_ = workspace_.tensor<C>({rows, H});
       d_wx_m_ = workspace_.tensor<C>({rows, H});
@@ -41,9 +42,9 @@ class Backward {
   }
 
   BackwardResult run() {
-    const int64_t steps = chunk_steps(q_);
-    for (int64_t first = (q_.T - 1) / steps * steps; first >= 0; first -= steps) {
-      const Chunk chunk = chunk_at(q_, first);
+    const std::vector<Chunk>& chunks = schedule_.chunks();
+    for (auto next = chunks.rbegin(); next != chunks.rend(); ++next) {
+      const Chunk& chunk = *next;
       run_steps(chunk);
       d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
       if (in_.input_gradient) add_input_gradient(chunk);
@@ -63,10 +64,9 @@ class Backward {
 
   Tensor gradient_or_zeros(const OptionalTensor& gradient, int64_t rows) const {
     Tensor out = workspace_.tensor<C>({rows, q_.H});
-    if (gradient)
-      torch::stable::copy_(out, *gradient);
-    else
-      torch::stable::zero_(out);
+    if (!gradient) return torch::stable::zero_(out);
+    for (int64_t row = 0; row < rows; ++row)
+      load(const_data<S>(*gradient) + schedule_.running(0).at(row) * q_.H, q_.H, data<C>(out) + row * q_.H);
     return out;
   }
 
@@ -79,7 +79,7 @@ class Backward {
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const MatrixPart<S> u{U, rows, H, 1}, u_m{U_m, M, H, 1};
     const auto transposed = [&](int64_t columns, std::initializer_list<MatrixPart<S>> parts) {
-      return matrix<C, S>(workspace_, leaves_unpacked(q_), 1, columns, nullptr, nullptr, parts);
+      return matrix<C, S>(workspace_, leaves_unpacked(schedule_), 1, columns, nullptr, nullptr, parts);
     };
     if (modulates_hidden())
       step_.recurrent = transposed(H, {u_m});
@@ -94,6 +94,7 @@ class Backward {
   void allocate_results() {
     const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
     if (in_.input_gradient) d_input_ = empty({q_.T * q_.B, I}, q_.input.scalar_type());
+    if (in_.input_gradient && !schedule_.whole()) torch::stable::zero_(d_input_);
     if (!in_.weight_gradients) return;
     d_weights_ = workspace_.tensor<C>({rows, H + I});
     if (q_.cell.multiplicative()) {
@@ -102,12 +103,15 @@ class Backward {
     }
     d_bias_ = workspace_.tensor<double>({1, columns_});
     torch::stable::zero_(d_bias_);
+    if (!schedule_.chunks().empty()) return;
+    for (Tensor* sum : {&d_weights_, &d_weight_mih_, &d_weight_mhh_})  // to which no step adds anything
+      if (sum->defined()) torch::stable::zero_(*sum);
   }
 
   void run_steps(const Chunk& chunk) {
     if (modulates_hidden()) {
       const Tensor out = rows_of(wx_m_, {0, chunk.rows});
-      product(out, out, factor<C, S>(rows_of(flattened(q_.input), rows_at(q_, chunk))), transposed(weight_mih_), 0.0);
+      product(out, out, factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)), transposed(weight_mih_), 0.0);
     }
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
@@ -117,17 +121,18 @@ class Backward {
     add(BackwardPhase::reset, step_.reset);
     add(BackwardPhase::modulate, step_.projection);
     add(BackwardPhase::recur, step_.recurrent);
-    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, k.weight_bytes);
+    const int64_t most = schedule_.running(chunk.time).count;
+    const Split split = choose_split(most, q_.cell.gates * q_.H * q_.H, k.weight_bytes);
     cpu::run_steps(
-        split, q_.B, chunk.last - 1, chunk.first - 1, phases, [&](int64_t s) { return step_at(s, chunk); },
+        split, most, chunk.last - 1, chunk.first - 1, phases, [&](int64_t s) { return step_at(s, chunk); },
         k.cell(q_.cell.id).backward);
   }
 
   BackwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
     const int64_t B = q_.B, H = q_.H, I = q_.I, columns = q_.saved_columns(Save::everything);
-    const int64_t t = q_.time(s), row = (t - chunk.begin) * B;
+    const int64_t t = q_.time(s), row = schedule_.first_row(t) - chunk.row;
     BackwardStep<C, S> step = step_;
-    step.active = active_at(q_, t);
+    step.running = schedule_.running(t);
     step.saved = const_data<S>(in_.saved) + t * B * columns;
     step.d_output = in_.d_output ? const_data<S>(*in_.d_output) + t * B * H : nullptr;
     step.d_cells = in_.d_cells ? const_data<S>(*in_.d_cells) + t * B * H : nullptr;
@@ -139,7 +144,7 @@ class Backward {
     step.x = const_data<S>(q_.input) + t * B * I;
     if (s > 0) {
       const int64_t before = q_.time(s - 1);
-      step.active_before = active_at(q_, before);
+      step.running_before = schedule_.running(before).count;
       step.h_prev = const_data<S>(in_.output) + before * B * H;
       if (q_.cell.has_cell_state) step.c_prev = const_data<S>(in_.cells) + before * B * H;
     }
@@ -155,6 +160,7 @@ class Backward {
 
   // What the pointwise phase of step s will be the first to read.
   void add_upcoming(BackwardStep<C, S>& step, int64_t s) const {
+    if (schedule_.order()) return;  // it is all over the tensors
     UpcomingRows* next = step.upcoming;
     const auto add = [&](const Tensor& matrix, int64_t at) {
       const int64_t width = matrix.size(2);
@@ -175,20 +181,26 @@ class Backward {
   Tensor modulation_gradients() const { return columns_of(d_factor_, {q_.cell.gradients * q_.H, columns_}); }
 
   void add_input_gradient(const Chunk& chunk) {
-    Tensor out = rows_of(d_input_, rows_at(q_, chunk));
+    const bool together = schedule_.together(chunk);
+    const int64_t I = q_.I, first = chunk.time * q_.B;
+    Tensor out = together ? rows_of(d_input_, {first, first + chunk.rows}) : Tensor();
     const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
-    const Tensor target = same_type ? out : in_steps;
+    const Tensor target = same_type && together ? out : in_steps;
     if (modulates_input())
       product(target, in_steps, modulation_gradients(), weight_mih_, 1.0);
     else
       product(target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0);
     if (modulates_hidden()) product(target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0);
-    if (!same_type) torch::stable::copy_(out, in_steps);
+    if (!together)
+      schedule_.for_rows(
+          chunk, [&](int64_t row, int64_t at) { store(data<C>(target) + row * I, I, data<S>(d_input_) + at * I); });
+    else if (!same_type)
+      torch::stable::copy_(out, in_steps);
   }
 
   void add_weight_gradients(const Chunk& chunk) {
     const int64_t H = q_.H, G = q_.cell.gates;
-    const double beta = chunk.last == q_.T ? 0.0 : 1.0;  // the chunk of the last steps comes first
+    const double beta = chunk.last == schedule_.chunks().back().last ? 0.0 : 1.0;  // it comes first
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
       product(sum, sum, transposed(d), a, beta);
     };
@@ -205,7 +217,8 @@ class Backward {
       // [x̂ | x] takes the place of [h₋ | x] where h₋ is modulated
       add(d_weights_, gradients(0, G), columns_of(operands, {operand_columns() - H - q_.I, operand_columns()}));
     }
-    if (modulates_input()) add(d_weight_mih_, modulation_gradients(), factor<C, S>(active_input(chunk)));
+    if (modulates_input())
+      add(d_weight_mih_, modulation_gradients(), factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)));
     if (modulates_hidden()) add(d_weight_mih_, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), x);
     if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(), history);
     torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
@@ -213,21 +226,11 @@ class Backward {
     });
   }
 
-  // x of this chunk where it is modulated, with zeros past the ends of sequences, where it may hold anything.
-  Tensor active_input(const Chunk& chunk) const {
-    const Tensor x = rows_of(flattened(q_.input), rows_at(q_, chunk));
-    if (!q_.lengths) return x;
-    Tensor masked = torch::stable::clone(x);
-    for (int64_t row = 0; row < chunk.rows; ++row)
-      if (!active_at(q_, chunk.begin + row / q_.B)(row % q_.B)) std::fill_n(data<S>(masked) + row * q_.I, q_.I, S{});
-    return masked;
-  }
-
   BackwardResult finish() const {
     // results must not share memory, so each absent one is an empty tensor of its own
     const auto none = [&] { return empty({0}, q_.input.scalar_type()); };
-    BackwardResult r{none(), stored(dh_, q_.input), none(), none(), none(), none(), none(), none(), none(), none()};
-    if (q_.cell.has_cell_state) r.c_0 = stored(dc_, q_.input);
+    BackwardResult r{none(), state_gradient(dh_), none(), none(), none(), none(), none(), none(), none(), none()};
+    if (q_.cell.has_cell_state) r.c_0 = state_gradient(dc_);
     if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
     if (!in_.weight_gradients) return r;
     r.weight_hh = weight_columns({0, q_.H});
@@ -248,6 +251,15 @@ class Backward {
     return r;
   }
 
+  // In the caller's order and type.
+  Tensor state_gradient(const Tensor& gradient) const {
+    if (!schedule_.order()) return stored(gradient, q_.input);
+    const Tensor out = empty({q_.B, q_.H}, q_.input.scalar_type());
+    for (int64_t row = 0; row < q_.B; ++row)
+      store(data<C>(gradient) + row * q_.H, q_.H, data<S>(out) + schedule_.order()[row] * q_.H);
+    return out;
+  }
+
   Tensor weight_columns(Range r) const {
     Tensor out = empty({d_weights_.size(0), r.end - r.begin}, q_.input.scalar_type());
     torch::stable::copy_(out, columns_of(d_weights_, r));
@@ -264,6 +276,7 @@ class Backward {
 
   const Sequence& q_;
   const BackwardInput& in_;
+  const Schedule schedule_;
   Workspace workspace_;
   int64_t columns_;  // of d
   // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the

@@ -10,10 +10,11 @@ class Forward {
  public:
   Forward(const Sequence& q, Save save)
       : q_(q),
+        schedule_(q),
         saved_columns_(q.saved_columns(save)),
-        unpacked_(leaves_unpacked(q)),
+        unpacked_(leaves_unpacked(schedule_)),
         own_projections_(unpacked_ || kernels<C, S>().weight_bytes < int64_t{sizeof(C)}),
-        joint_(!unpacked_ && joins_products(q)),
+        joint_(!unpacked_ && joins_products(q, schedule_)),
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
     const ScalarType type = q.input.scalar_type();
@@ -23,13 +24,16 @@ class Forward {
     // each a tensor of its own, because operators must not return views of each other's results
     result_ = {per_step(H), empty({B, H}, type), q.cell.has_cell_state ? empty({B, H}, type) : empty({0}, type),
                per_step(q.cell.cell_columns(save, H)), per_step(saved_columns_)};
-    // nothing is saved past the end of a sequence, but the same call must give the same bits
-    if (q.lengths) torch::stable::zero_(result_.saved);
+    // past the end of a sequence outputs and cell states are zero; nothing is saved there, but the same call must give
+    // the same bits
+    if (!schedule_.whole())
+      for (Tensor* t : {&result_.output, &result_.cells, &result_.saved}) torch::stable::zero_(*t);
     h_ = workspace_.array<C>(2 * B * H);
-    load<S>(q.h_0, h_);
+    load_states(q.h_0, state(0));
+    if (!schedule_.whole()) load_states(q.h_0, state(1));  // with which a sequence may begin as well
     if (q.c_0) {
       step_.c = workspace_.array<C>(B * H);
-      load<S>(*q.c_0, step_.c);
+      load_states(*q.c_0, step_.c);
     }
     if (!joint_ && !modulates_input_) w_ = projection(q.weights.weight_ih, q.weights.bias_ih);
     if (q.cell.multiplicative()) w_m_ = projection(*q.weights.weight_mih, q.weights.bias_m);
@@ -49,15 +53,25 @@ class Forward {
   }
 
   ForwardResult run() {
-    for (int64_t first = 0; first < q_.T; first += chunk_steps(q_)) run(chunk_at(q_, first));
-    store<S>(state(q_.T), result_.h_n);
-    if (step_.c) store<S>(step_.c, result_.c_n);
+    for (const Chunk& chunk : schedule_.chunks()) run(chunk);
+    const int64_t H = q_.H;
+    for (int64_t row = 0; row < q_.B; ++row) {
+      const int64_t at = schedule_.running(0).at(row), last = q_.reverse ? q_.T : schedule_.length(row);
+      store(state(last) + row * H, H, data<S>(result_.h_n) + at * H);
+      if (step_.c) store(step_.c + row * H, H, data<S>(result_.c_n) + at * H);
+    }
     return result_;
   }
 
  private:
   // h before a step.
   C* state(int64_t step) const { return h_ + step % 2 * q_.B * q_.H; }
+
+  void load_states(const Tensor& states, C* to) const {
+    const int64_t H = q_.H;
+    for (int64_t row = 0; row < q_.B; ++row)
+      load(const_data<S>(states) + schedule_.running(0).at(row) * H, H, to + row * H);
+  }
 
   // A product of the input with a weight, for all steps of a chunk: by the library, or by our own where weights are
   // left unpacked, because for few rows it starts sooner and converts no weights, and where it rounds to bfloat16.
@@ -75,7 +89,7 @@ class Forward {
   };
 
   Projection projection(const Tensor& weight, const OptionalTensor& bias) {
-    const Tensor out = workspace_.tensor<C>({chunk_steps(q_) * q_.B, weight.size(0)});
+    const Tensor out = workspace_.tensor<C>({schedule_.most_rows(), weight.size(0)});
     if (!own_projections_)
       return {out, {}, transposed(computed<C>(weight)), bias ? OptionalTensor(computed<C>(*bias)) : std::nullopt};
     const MatrixPart<S> part{const_data<S>(weight), q_.I, 1, q_.I};
@@ -96,17 +110,19 @@ class Forward {
 
   Input input_of(const Chunk& chunk) const {
     if constexpr (std::is_same_v<C, S>)
-      if (own_projections_ || !(w_ || w_m_)) return {const_data<C>(q_.input) + chunk.begin * q_.B * q_.I, {}};
-    const Tensor rows = computed<C>(rows_of(flattened(q_.input), rows_at(q_, chunk)));
+      if (schedule_.together(chunk) && (own_projections_ || !(w_ || w_m_)))
+        return {const_data<C>(q_.input) + chunk.time * q_.B * q_.I, {}};
+    const Tensor rows = computed<C>(rows_at<S>(q_.input, schedule_, chunk));
     return {const_data<C>(rows), rows};
   }
 
   // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
   // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
-  static bool joins_products(const Sequence& q) {
+  static bool joins_products(const Sequence& q, const Schedule& schedule) {
     constexpr int64_t few = 4;
     const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * kernels<C, S>().weight_bytes;
-    return !q.cell.separates_x && bytes <= cached_bytes && q.B >= few * torch::stable::get_num_threads();
+    return !q.cell.separates_x && bytes <= cached_bytes &&
+           schedule.rows() >= few * torch::stable::get_num_threads() * schedule.times();
   }
 
   void make_matrices() {
@@ -134,7 +150,8 @@ class Forward {
 
   void run(const Chunk& chunk) {
     const Input x = input_of(chunk);
-    const Split split = choose_split(q_.B, q_.cell.gates * q_.H * q_.H, kernels<C, S>().weight_bytes);
+    const int64_t most = schedule_.running(chunk.time).count;
+    const Split split = choose_split(most, q_.cell.gates * q_.H * q_.H, kernels<C, S>().weight_bytes);
     for (const auto& p : {w_, w_m_})
       if (p) project(*p, x, chunk.rows, split);
 
@@ -148,15 +165,15 @@ class Forward {
     add(ForwardPhase::recur, step_.recurrent);
     add(ForwardPhase::candidate, step_.candidate);
     run_steps(
-        split, q_.B, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, x.values); },
+        split, most, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, x.values); },
         k.cell(q_.cell.id).forward);
   }
 
   // x: of the chunk
   ForwardStep<C, S> step_at(int64_t s, const Chunk& chunk, const C* x) const {
-    const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = (t - chunk.begin) * B;
+    const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = schedule_.first_row(t) - chunk.row;
     ForwardStep<C, S> step = step_;
-    step.active = active_at(q_, t);
+    step.running = schedule_.running(t);
     if (w_) step.wx = data<C>(w_->out) + row * q_.cell.gates * H;
     if (w_m_) step.wx_m = data<C>(w_m_->out) + row * q_.modulated_size();
     if (modulates_input_)
@@ -175,6 +192,7 @@ class Forward {
   }
 
   const Sequence& q_;
+  const Schedule schedule_;
   Workspace workspace_;
   const int64_t saved_columns_;
   const bool unpacked_, own_projections_, joint_, modulates_input_;

@@ -46,13 +46,13 @@ struct UpcomingRows {
 };
 constexpr int most_upcoming = 5;
 
-// Which sequences take part in a step: those with more than `time` steps, or all where there are no lengths. For the
-// others a step leaves the state as it is, and their output is zero.
-struct Active {
-  const int64_t* lengths = nullptr;  // [B]
-  int64_t time = 0;
+// The sequences that take part in a step, the longest first. In what the time loop keeps, the arrays of C, these are
+// the first rows; in the caller's tensors, the arrays of S, they are anywhere.
+struct Running {
+  int64_t count = 0;
+  const int64_t* order = nullptr;  // [B] the caller's row of each; null: the same
 
-  bool operator()(int64_t row) const { return !lengths || time < lengths[row]; }
+  int64_t at(int64_t row) const { return order ? order[row] : row; }
 };
 
 // A forward step of B sequences. Rows are sequences; every array is contiguous unless a stride is named.
@@ -80,7 +80,7 @@ struct ForwardStep {
   const S* keep_c;          // [B, H] likewise, cells with a cell state
   S* saved;                 // [B, saved_stride] the cell's saved values, H each, then m; or null
   int64_t saved_stride;
-  Active active;
+  Running running;
 };
 
 // A backward step. d has the cell's gradient columns, H each, and then δm.
@@ -93,7 +93,7 @@ struct BackwardStep {
   const S* saved;           // [B, saved_stride]
   int64_t saved_stride;
   const S* c;         // [B, H] cells with a cell state
-  const S* h_prev;    // [B, H] outputs of the step before; null in the first step
+  const S* h_prev;    // [B, H] outputs of the step before
   const S* c_prev;    // [B, H] likewise
   const S* h_0;       // [B, H] the state before a sequence's first step
   const S* c_0;       // [B, H]
@@ -110,9 +110,10 @@ struct BackwardStep {
   int64_t d_stride;
   C* history;  // [B, operand_stride] h₋, and after it x̂ or x, or both: operands of the weight gradients
   int64_t operand_stride;
-  C* s;                          // [B, H] gru: r⊙h₋, for the weight gradients
-  C* dx;                         // [B, M] multiplicative: the part of δx that does not pass through W_m, or δ(W_m x)
-  Active active, active_before;  // in this step, and in the step before
+  C* s;   // [B, H] gru: r⊙h₋, for the weight gradients
+  C* dx;  // [B, M] multiplicative: the part of δx that does not pass through W_m, or δ(W_m x)
+  Running running;
+  int64_t running_before;                // how many took part in the step before: for the others this one is the first
   UpcomingRows upcoming[most_upcoming];  // what the step before will be the first to read
 };
 

@@ -3,19 +3,19 @@
 //
 // A sequence runs in chunks of some hundred rows (time steps x sequences). Everything that is off the sequential
 // path is one library product per chunk, before the steps that need it or after those that fill it, while the rows
-// are still in the cache; so no intermediate of T*B rows is ever allocated but what backward has to have.
+// are still in the cache; so no intermediate of T*B rows is ever allocated but what backward has to have. schedule.h
+// says which rows a chunk has.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include <algorithm>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <vector>
 
-#include "../sequence.h"
 #include "kernels.h"
+#include "schedule.h"
 
 // MKL's product of bfloat16 matrices to a float matrix, where torch is built with MKL.
 extern "C" __attribute__((weak)) void gemm_bf16bf16f32_64_(const char* transposed_a, const char* transposed_b,
@@ -28,17 +28,6 @@ namespace fused_rnn::cpu {
 
 template <typename C>
 constexpr ScalarType scalar_type = std::is_same_v<C, double> ? ScalarType::Double : ScalarType::Float;
-
-template <typename S>
-S* data(const Tensor& tensor) {
-  return static_cast<S*>(tensor.mutable_data_ptr());
-}
-
-// For operands, which must not be touched, not even by making a private copy of what is copied on write.
-template <typename S>
-const S* const_data(const Tensor& tensor) {
-  return static_cast<const S*>(tensor.const_data_ptr());
-}
 
 // The number of a type in the C interface.
 inline int32_t code(ScalarType type) {
@@ -83,21 +72,20 @@ class Workspace {
   std::vector<std::unique_ptr<void, Free>> kept_;
 };
 
-// The values of a tensor to an array, and so many of an array to a tensor.
+// Values that the caller's tensors hold, as they are computed in, and back.
 template <typename S, typename C>
-void load(const Tensor& from, C* to) {
-  const S* values = const_data<S>(from);
+void load(const S* from, int64_t count, C* to) {
   if constexpr (std::is_same_v<C, S>)
-    std::copy_n(values, from.numel(), to);
+    std::copy_n(from, count, to);
   else
-    std::transform(values, values + from.numel(), to, [](S value) { return bfloat16_to_float(value); });
+    std::transform(from, from + count, to, [](S value) { return bfloat16_to_float(value); });
 }
 template <typename S, typename C>
-void store(const C* from, const Tensor& to) {
+void store(const C* from, int64_t count, S* to) {
   if constexpr (std::is_same_v<C, S>)
-    std::copy_n(from, to.numel(), data<S>(to));
+    std::copy_n(from, count, to);
   else
-    std::transform(from, from + to.numel(), data<S>(to), [](C value) { return float_to_bfloat16(value); });
+    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(value); });
 }
 
 // The tensor itself, or its values in the type that is computed in.
@@ -127,6 +115,19 @@ inline Tensor columns_of(const Tensor& matrix, Range r) {
 }
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 inline Tensor flattened(const Tensor& t) { return torch::stable::view(t, {t.size(0) * t.size(1), t.size(2)}); }
+
+// The rows of a chunk as the schedule has them: a part of the caller's tensor (T, B, n), or a copy where they do not
+// lie together there.
+template <typename S>
+Tensor rows_at(const Tensor& t, const Schedule& schedule, const Chunk& chunk) {
+  const int64_t n = t.size(2), first = chunk.time * t.size(1);
+  if (schedule.together(chunk)) return rows_of(flattened(t), {first, first + chunk.rows});
+  const Tensor rows = empty({chunk.rows, n}, t.scalar_type());
+  schedule.for_rows(chunk, [from = const_data<S>(t), to = data<S>(rows), n](int64_t row, int64_t at) {
+    std::copy_n(from + at * n, n, to + row * n);
+  });
+  return rows;
+}
 
 // A matrix as BLAS takes it, to which columns are rows.
 struct BlasMatrix {
@@ -204,30 +205,6 @@ inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, co
   });
 }
 
-// Consecutive steps, and the rows of a (T*B, ...) matrix that belong to them.
-struct Chunk {
-  int64_t first, last;  // steps [first, last)
-  int64_t begin, rows;  // time of the first row, and the number of rows
-};
-
-inline int64_t chunk_steps(const Sequence& q) {
-  constexpr int64_t rows = 512;  // enough for the library's products, and little enough for the cache
-  return std::min(q.T, std::max<int64_t>(1, rows / q.B));
-}
-
-inline Chunk chunk_at(const Sequence& q, int64_t first) {
-  const int64_t last = std::min(q.T, first + chunk_steps(q));
-  return {first, last, q.reverse ? q.T - last : first, (last - first) * q.B};
-}
-
-inline Range rows_at(const Sequence& q, const Chunk& chunk) {
-  return {chunk.begin * q.B, chunk.begin * q.B + chunk.rows};
-}
-
-inline Active active_at(const Sequence& q, int64_t time) {
-  return {q.lengths ? static_cast<const int64_t*>(q.lengths->const_data_ptr()) : nullptr, time};
-}
-
 template <typename S>
 const S* data_or_null(const OptionalTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
@@ -237,9 +214,9 @@ const S* data_or_null(const OptionalTensor& tensor) {
 // step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
 // with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
 // between 8 rows (H=64) and 32 (H=256).
-inline bool leaves_unpacked(const Sequence& q) {
+inline bool leaves_unpacked(const Schedule& schedule) {
   constexpr int64_t few = 8;
-  return q.T * q.B <= few;
+  return schedule.rows() <= few;
 }
 
 // A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
@@ -280,7 +257,8 @@ inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) 
   return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
 }
 
-// Run the phases of the steps from `first` towards `last`, in either order: run(step_at(s), phase, rows, panels).
+// Run the phases of the steps from `first` towards `last`, in either order: run(step_at(s), phase, rows, panels). At
+// most `batch` sequences run in each.
 template <typename Phase, typename StepAt, typename Run>
 void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const std::vector<PhaseSize<Phase>>& phases,
                const StepAt& step_at, const Run& run) {
@@ -289,23 +267,26 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
     [[maybe_unused]] const FlushSubnormals flush;
     for (int64_t s = first; s != last; s += direction) {
       const auto step = step_at(s);
-      for (const auto& [phase, panels] : phases) run(step, phase, Range{begin, end}, Range{0, panels});
+      const Range running{begin, std::min(end, step.running.count)};
+      if (running.begin >= running.end) continue;
+      for (const auto& [phase, panels] : phases) run(step, phase, running, Range{0, panels});
     }
   };
   if (split == Split::none) return run_rows(0, batch);
   if (split == Split::rows) return torch::stable::parallel_for(0, batch, share(batch), run_rows);
   for (int64_t s = first; s != last; s += direction) {
     const auto step = step_at(s);
+    const int64_t count = step.running.count;
     for (const auto& [phase, panels] : phases) {
       if (panels == 0)
-        torch::stable::parallel_for(0, batch, share(batch), [&, phase = phase](int64_t begin, int64_t end) {
+        torch::stable::parallel_for(0, count, share(count), [&, phase = phase](int64_t begin, int64_t end) {
           [[maybe_unused]] const FlushSubnormals flush;
           run(step, phase, Range{begin, end}, Range{0, 0});
         });
       else
         torch::stable::parallel_for(0, panels, share(panels), [&, phase = phase](int64_t begin, int64_t end) {
           [[maybe_unused]] const FlushSubnormals flush;
-          run(step, phase, Range{0, batch}, Range{begin, end});
+          run(step, phase, Range{0, count}, Range{begin, end});
         });
     }
   }
