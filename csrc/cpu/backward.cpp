@@ -93,8 +93,8 @@ class Backward {
 
   void allocate_results() {
     const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
-    if (in_.input_gradient) d_input_ = empty({q_.T * q_.B, I}, q_.input.scalar_type());
-    if (in_.input_gradient && !schedule_.whole()) torch::stable::zero_(d_input_);
+    const ScalarType type = q_.input.scalar_type();
+    if (in_.input_gradient) d_input_ = schedule_.whole() ? empty({q_.T, q_.B, I}, type) : zeros(q_.T, q_.B, I, type);
     if (!in_.weight_gradients) return;
     d_weights_ = workspace_.tensor<C>({rows, H + I});
     if (q_.cell.multiplicative()) {
@@ -183,7 +183,7 @@ class Backward {
   void add_input_gradient(const Chunk& chunk) {
     const bool together = schedule_.together(chunk);
     const int64_t I = q_.I, first = chunk.time * q_.B;
-    Tensor out = together ? rows_of(d_input_, {first, first + chunk.rows}) : Tensor();
+    Tensor out = together ? rows_of(flattened(d_input_), {first, first + chunk.rows}) : Tensor();
     const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
     const Tensor target = same_type && together ? out : in_steps;
     if (modulates_input())
@@ -231,7 +231,7 @@ class Backward {
     const auto none = [&] { return empty({0}, q_.input.scalar_type()); };
     BackwardResult r{none(), state_gradient(dh_), none(), none(), none(), none(), none(), none(), none(), none()};
     if (q_.cell.has_cell_state) r.c_0 = state_gradient(dc_);
-    if (in_.input_gradient) r.input = torch::stable::view(d_input_, {q_.T, q_.B, q_.I});
+    if (in_.input_gradient) r.input = d_input_;
     if (!in_.weight_gradients) return r;
     r.weight_hh = weight_columns({0, q_.H});
     r.weight_ih = weight_columns({q_.H, q_.H + q_.I});

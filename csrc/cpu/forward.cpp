@@ -18,16 +18,15 @@ class Forward {
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
     const ScalarType type = q.input.scalar_type();
-    const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
-      return columns ? empty({q.T, B, columns}, type) : empty({0}, type);
+    // (T, B, columns), or empty. Past the end of a sequence outputs and cell states are zero; nothing is saved there,
+    // but the same call must give the same bits.
+    const auto per_step = [&](int64_t columns) {
+      if (!columns) return empty({0}, type);
+      return schedule_.whole() ? empty({q.T, B, columns}, type) : zeros(q.T, B, columns, type);
     };
     // each a tensor of its own, because operators must not return views of each other's results
     result_ = {per_step(H), empty({B, H}, type), q.cell.has_cell_state ? empty({B, H}, type) : empty({0}, type),
                per_step(q.cell.cell_columns(save, H)), per_step(saved_columns_)};
-    // past the end of a sequence outputs and cell states are zero; nothing is saved there, but the same call must give
-    // the same bits
-    if (!schedule_.whole())
-      for (Tensor* t : {&result_.output, &result_.cells, &result_.saved}) torch::stable::zero_(*t);
     h_ = workspace_.array<C>(2 * B * H);
     load_states(q.h_0, state(0));
     if (!schedule_.whole()) load_states(q.h_0, state(1));  // with which a sequence may begin as well

@@ -9,6 +9,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -36,6 +37,10 @@ inline int32_t code(ScalarType type) {
                                       : aoti_torch_dtype_bfloat16();
 }
 
+inline int64_t bytes_of(ScalarType type) {
+  return type == ScalarType::Double ? sizeof(double) : type == ScalarType::Float ? sizeof(float) : sizeof(BFloat16);
+}
+
 // An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
 // looks its operator up by name in every call, which single steps notice.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
@@ -47,6 +52,17 @@ inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, shape.begin(), strides, code(type),
                                                   aoti_torch_device_type_cpu(), 0, &tensor));
   return Tensor(tensor);
+}
+
+// A tensor (T, B, n) of zeros, in memory that the system clears when it is first written to, page by page: steps that
+// sequences do not have take neither time nor memory.
+inline Tensor zeros(int64_t T, int64_t B, int64_t n, ScalarType type) {
+  constexpr uintptr_t line = 64;
+  void* memory = std::calloc(T * B * n * bytes_of(type) + line, 1);
+  if (!memory) throw std::bad_alloc();
+  void* first = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + line - 1) / line * line);
+  return torch::stable::from_blob(first, {T, B, n}, {B * n, n, 1}, torch::headeronly::DeviceType::CPU, type,
+                                  [memory](void*) { std::free(memory); });
 }
 
 // Memory for the duration of a call: tensors for products by the library, arrays for our own.
@@ -179,8 +195,8 @@ inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   const bool vector = m.dim() == 1;
   const int64_t sizes[] = {r.end - r.begin, m.size(vector ? 0 : 1)},
                 strides[] = {vector ? 0 : m.stride(0), vector ? m.stride(0) : m.stride(1)};
-  const int64_t size = m.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
-  auto* first = static_cast<char*>(const_cast<void*>(m.const_data_ptr())) + r.begin * strides[0] * size;
+  const int64_t distance = r.begin * strides[0] * bytes_of(m.scalar_type());
+  auto* first = static_cast<char*>(const_cast<void*>(m.const_data_ptr())) + distance;
   AtenTensorHandle tensor = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(first, 2, sizes, strides, 0, code(m.scalar_type()),
                                                             aoti_torch_device_type_cpu(), 0, &tensor));
