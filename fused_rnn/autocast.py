@@ -36,7 +36,7 @@ def casting(run: Callable) -> Callable:
 
     @functools.wraps(run)
     def cast_and_run(*operands, **options):
-        kind = next((value.device.type for value in operands if isinstance(value, Tensor)), "meta")
+        kind = _kind(operands)
         if not is_on(kind):
             return run(*operands, **options)
         dtype = torch.get_autocast_dtype(kind)
@@ -44,6 +44,15 @@ def casting(run: Callable) -> Callable:
             return run(*(_cast(value, dtype) for value in operands), **options)
 
     return cast_and_run
+
+
+def _kind(operands: tuple) -> str:
+    """The kind of device of the first tensor, or of the first sequence of them; meta if there is none."""
+    for value in operands:
+        first = value[0] if isinstance(value, list) else value
+        if isinstance(first, Tensor):
+            return first.device.type
+    return "meta"
 
 
 def _cast(value, dtype: torch.dtype):

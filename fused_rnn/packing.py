@@ -1,12 +1,23 @@
-"""Packed sequences for kernels that read padded ones: torch.nn.utils.rnn's layout, (T, B, features) and lengths.
+"""Packed sequences for kernels that read padded ones: torch.nn.utils.rnn's layout in stretches of (T, B, features).
 
-A packed sequence holds, step by step, the rows of those sequences that have the step, the longest sequence first. So
-its row number among the T·B of a padded batch follows from the batch sizes alone, which are always on the CPU: nothing
-is read back from a device, and both directions, and their derivatives, are one gather or scatter of rows.
+A packed sequence holds, step by step, the rows of those sequences that have the step, the longest sequence first. It is
+cut into stretches of time. Each is padded by itself and is a call of its own, to which the one before it hands the
+states of the sequences that go on. At most half of a stretch is padding, so work and memory follow the rows, however
+different the lengths are. There are at most log2(B) + 1 stretches, because where one ends fewer than half of its
+sequences are left; equal lengths, and all lengths that fill half of T·B, are a single one.
+
+All of it follows from the batch sizes alone, which are always on the CPU: nothing is read back from a device, and both
+directions, and their derivatives, are one gather or scatter of rows for each stretch.
 """
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from . import autocast, ops
+
+Parts = tuple[Tensor, ...]  # of a state: h, or h and c
 
 
 class Packing:
@@ -18,25 +29,122 @@ class Packing:
 
     Attributes:
         batch: B, all sequences.
-        lengths: (B) int64 on the device, the steps of each sequence, decreasing; None if all have T.
+        lengths: for each stretch (sequences in it) int64 on the device, the steps of each in this stretch, decreasing;
+            None if all have all of them.
     """
 
     def __init__(self, batch_sizes: Tensor, device: torch.device) -> None:
-        self.steps, self.batch = len(batch_sizes), int(batch_sizes[0])
-        self.lengths = self._rows = None
-        if int(batch_sizes[-1]) < self.batch:
-            present = torch.arange(self.batch) < batch_sizes.unsqueeze(1)  # (T, B)
-            self.lengths = present.sum(0).to(device, non_blocking=True)
-            self._rows = present.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+        parts = list(_stretches(batch_sizes))
+        self.batch = int(batch_sizes[0])
+        self._shapes = [(len(running), int(running[0])) for running in parts]
+        self._rows = [int(running.sum()) for running in parts]
+        present = [_present(running) for running in parts]
+        self.lengths = [None if p is None else p.sum(0).to(device, non_blocking=True) for p in present]
+        self._places = [
+            None if p is None else p.flatten().nonzero().squeeze(1).to(device, non_blocking=True) for p in present
+        ]
 
-    def pad(self, data: Tensor) -> Tensor:
-        """(T, B, features), zero past the end of a sequence, of packed rows (rows, features)."""
-        if self._rows is None:
-            return data.reshape(self.steps, self.batch, -1)
-        rows = data.new_zeros(self.steps * self.batch, data.shape[1]).index_copy(0, self._rows, data)
-        return rows.view(self.steps, self.batch, -1)
+    def pad(self, data: Tensor) -> list[Tensor]:
+        """For each stretch (T, B, features), zero past the end of a sequence, of packed rows (rows, features)."""
+        stretches = zip(data.split(self._rows), self._shapes, self._places)
+        return [_padded(rows, *shape, places) for rows, shape, places in stretches]
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """The rows (rows, features) that ``pad`` made this of."""
-        rows = padded.flatten(0, 1)
-        return rows if self._rows is None else rows.index_select(0, self._rows)
+    def pack(self, padded: Sequence[Tensor]) -> Tensor:
+        """The rows (rows, features) that ``pad`` made these of."""
+        rows = (part.flatten(0, 1) for part in padded)
+        packed = [part if places is None else part.index_select(0, places) for part, places in zip(rows, self._places)]
+        return packed[0] if len(packed) == 1 else torch.cat(packed)
+
+
+def _padded(rows: Tensor, steps: int, batch: int, places: Tensor | None) -> Tensor:
+    if places is not None:
+        rows = rows.new_zeros(steps * batch, rows.shape[1]).index_copy(0, places, rows)
+    return rows.reshape(steps, batch, -1)
+
+
+def _stretches(batch_sizes: Tensor) -> Iterator[Tensor]:
+    """The batch sizes of each stretch: as many steps as go together with no more padding than rows."""
+    while len(batch_sizes):
+        padded = batch_sizes[0] * torch.arange(1, len(batch_sizes) + 1, device=batch_sizes.device)
+        fits = padded <= 2 * batch_sizes.cumsum(0)  # once it does not it never does again, as fewer and fewer run
+        steps = int(fits.sum())
+        yield batch_sizes[:steps]
+        batch_sizes = batch_sizes[steps:]
+
+
+def _present(batch_sizes: Tensor) -> Tensor | None:
+    """(T, B) whether a sequence has a step; None if all have all."""
+    if int(batch_sizes[-1]) == int(batch_sizes[0]):
+        return None
+    return torch.arange(int(batch_sizes[0]), device=batch_sizes.device) < batch_sizes.unsqueeze(1)
+
+
+def run(
+    cell: str,
+    inputs: Sequence[Tensor],
+    state: ops.State | None,
+    weights: dict[str, Tensor],
+    *,
+    lengths: Sequence[Tensor | None],
+    masks: Sequence[dict[str, Tensor]],
+    reverse: bool,
+    **how,
+) -> tuple:
+    """``ops.run`` over one stretch of a sequence after the other; a padded sequence has but one.
+
+    Args:
+        inputs: of each stretch (T, B, I).
+        state: of all sequences, with which each begins.
+        lengths: of each stretch, as ``Packing`` has them.
+        masks: of each stretch, keep_h and keep_c.
+
+    Returns:
+        The outputs of each stretch, the final state of all sequences and, if asked for, the cell states of each.
+    """
+    if len(inputs) == 1:
+        output, final, *cells = ops.run(
+            cell, inputs[0], state, weights, lengths=lengths[0], reverse=reverse, **masks[0], **how
+        )
+        return [output], final, *([part] for part in cells)
+    return _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, how)
+
+
+@autocast.casting
+def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, how) -> tuple:
+    pair = ops.CELLS[cell].has_cell_state
+    if state is None:
+        zeros = inputs[0].new_zeros(inputs[0].shape[1], weights["weight_hh"].shape[1])
+        state = (zeros, zeros) if pair else zeros
+    sequences: list[tuple[Tensor, ...]] = [()] * len(inputs)
+
+    def call(stretch: int, parts: Parts) -> Parts:
+        state = parts if pair else parts[0]
+        how_here = {"lengths": lengths[stretch], "reverse": reverse, **masks[stretch], **how}
+        output, final, *cells = ops.run(cell, inputs[stretch], state, weights, **how_here)
+        sequences[stretch] = (output, *cells)
+        return final if pair else (final,)
+
+    sizes = [part.shape[1] for part in inputs]
+    final = (_backwards if reverse else _forwards)(call, sizes, state if pair else (state,))
+    outputs, *cells = map(list, zip(*sequences))
+    return outputs, final if pair else final[0], *cells
+
+
+def _forwards(call: Callable[[int, Parts], Parts], sizes: list[int], parts: Parts) -> Parts:
+    """Call each stretch with the states of those that go on; returns those with which each sequence ended."""
+    ended = []
+    for stretch, going_on in enumerate([*sizes[1:], 0]):
+        final = call(stretch, parts)
+        parts, last = zip(*(part.split([going_on, len(part) - going_on]) for part in final))
+        ended.append(last)
+    return tuple(map(torch.cat, zip(*reversed(ended))))
+
+
+def _backwards(call: Callable[[int, Parts], Parts], sizes: list[int], parts: Parts) -> Parts:
+    """Likewise from the last stretch to the first: in each more sequences begin, at their own ends."""
+    begin = [size - going_on for size, going_on in zip(sizes, [*sizes[1:], 0])]
+    begin.reverse()
+    final: Parts = ()
+    for stretch, new in zip(reversed(range(len(sizes))), zip(*(part.split(begin) for part in parts))):
+        final = call(stretch, tuple(map(torch.cat, zip(final, new))) if final else new)
+    return final

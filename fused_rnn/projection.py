@@ -8,29 +8,28 @@ features of the input, zero in all other steps, with weights U, while k_0 is zer
 these products and sums. The mathematics is exact; U R is rounded once where otherwise every h would be.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Sequence
 
-from . import autocast, ops
+import torch
+from torch import Tensor, nn
+
+from . import autocast, packing
 
 
 @autocast.casting
 def run_lstm(
-    input: Tensor,
+    inputs: Sequence[Tensor],
     state: tuple[Tensor, Tensor] | None,
     weights: dict[str, Tensor],
     *,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    return_cells: bool = False,
-    keep_c: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    lengths: Sequence[Tensor | None],
+    reverse: bool,
+    **how,
 ) -> tuple:
-    """``ops.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P) and h_0 (B, P).
+    """``packing.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P) and h_0 (B, P).
 
-    Returns the outputs (T, B, P), the state (h_n (B, P), c_n (B, H)) and, if asked for, the cell states (T, B, H).
+    Returns the outputs (T, B, P) of each stretch, the state (h_n (B, P), c_n (B, H)) and, if asked for, the cell states
+    (T, B, H) of each.
     """
     recurrent, project = weights["weight_hh"], weights["weight_hr"]
     weights = {name: weight for name, weight in weights.items() if name != "weight_hr"}
@@ -38,23 +37,29 @@ def run_lstm(
     h_0 = None
     if state is not None:
         h_0, c_0 = state
-        input = torch.cat([input, _in_first_step(h_0, input, reverse, lengths)], -1)
+        first = _in_first_steps(h_0, inputs, reverse, lengths)
+        inputs = [torch.cat(parts, -1) for parts in zip(inputs, first)]
         weights["weight_ih"] = torch.cat([weights["weight_ih"], recurrent], -1)
         state = torch.zeros_like(c_0), c_0
-    how = {"reverse": reverse, "lengths": lengths, "backend": backend, "recompute": recompute}
-    how |= {"keep_c": keep_c, "gradient_clip": gradient_clip}
-    output, (k_n, c_n), *cells = ops.run("lstm", input, state, weights, return_cells=return_cells, **how)
+    outputs, (k_n, c_n), *cells = packing.run("lstm", inputs, state, weights, lengths=lengths, reverse=reverse, **how)
     h_n = k_n @ project.T
-    if h_0 is not None and lengths is not None:  # a sequence without steps ends as it began
-        h_n = torch.where((lengths > 0).unsqueeze(1), h_n, h_0)
-    return output @ project.T, (h_n, c_n), *cells
+    if h_0 is not None and lengths[0] is not None:  # a sequence without steps ends as it began
+        h_n = torch.where((lengths[0] > 0).unsqueeze(1), h_n, h_0)
+    return [output @ project.T for output in outputs], (h_n, c_n), *cells
 
 
-def _in_first_step(h_0: Tensor, input: Tensor, reverse: bool, lengths: Tensor | None) -> Tensor:
-    """(T, B, P): h_0 in the step with which each sequence begins, zero elsewhere."""
-    if (h_0.dtype, h_0.device) != (input.dtype, input.device):
-        raise RuntimeError(f"h_0 is {h_0.dtype} on {h_0.device} but input is {input.dtype} on {input.device}")
-    steps = len(input)
-    times = torch.arange(steps, device=input.device).view(-1, 1, 1)
-    last = steps - 1 if lengths is None else (lengths.clamp(max=steps) - 1).unsqueeze(1)
-    return torch.where(times == (last if reverse else 0), h_0, 0)
+def _in_first_steps(
+    h_0: Tensor, inputs: Sequence[Tensor], reverse: bool, lengths: Sequence[Tensor | None]
+) -> Iterator[Tensor]:
+    """For each stretch (T, B, P): h_0 in the step with which a sequence begins, zero elsewhere."""
+    if (h_0.dtype, h_0.device) != (inputs[0].dtype, inputs[0].device):
+        raise RuntimeError(f"h_0 is {h_0.dtype} on {h_0.device} but input is {inputs[0].dtype} on {inputs[0].device}")
+    sizes = [part.shape[1] for part in inputs]
+    for stretch, (part, ends) in enumerate(zip(inputs, lengths)):
+        steps, batch, _ = part.shape
+        # sequences from this one on begin in this stretch
+        begin = [*sizes, 0][stretch + 1] if reverse else batch if stretch else 0
+        new = nn.functional.pad(h_0[begin:batch], (0, 0, begin, 0)) if begin else h_0[:batch]
+        times = torch.arange(steps, device=part.device).view(-1, 1, 1)
+        last = steps - 1 if ends is None else (ends.clamp(max=steps) - 1).unsqueeze(1)
+        yield torch.where(times == (last if reverse else 0), new, 0)

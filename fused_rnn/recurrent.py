@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autocast, ops, projection
-from .packing import Packing
+from . import autocast, ops, packing, projection
 
 RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
 
@@ -274,7 +273,8 @@ class Recurrent(CellBased):
         elif self.batch_first:
             input = input.transpose(0, 1)
         initial = self._initial(hx, input.shape[1], batched)
-        (output, *cells), final = self._run_layers(input, initial, lengths, return_cells)
+        sequences, final = self._run_layers([input], initial, [lengths], return_cells)
+        output, *cells = (stretch for (stretch,) in sequences)
         if not batched:
             output, *cells = (sequence.squeeze(1) for sequence in (output, *cells))
             final = tuple(reshaped(part, (len(part), part.shape[2])) for part in final)
@@ -292,21 +292,28 @@ class Recurrent(CellBased):
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}: a PackedSequence of (T, I) tensors")
         self._check_features(data)
-        packing = Packing(batch_sizes, data.device)
-        initial = self._initial(hx, packing.batch, batched=True)
+        layout = packing.Packing(batch_sizes, data.device)
+        initial = self._initial(hx, layout.batch, batched=True)
         if initial is not None and order is not None:
             initial = tuple(part.index_select(1, order) for part in initial)
-        padded, final = self._run_layers(packing.pad(data), initial, packing.lengths, return_cells)
+        padded, final = self._run_layers(layout.pad(data), initial, layout.lengths, return_cells)
         if inverse is not None:
             final = tuple(part.index_select(1, inverse) for part in final)
-        output, *cells = (PackedSequence(packing.pack(part), batch_sizes, order, inverse) for part in padded)
+        output, *cells = (PackedSequence(layout.pack(parts), batch_sizes, order, inverse) for parts in padded)
         return output, self._state_of(final), *cells
 
     def _run_layers(
-        self, input: Tensor, initial: tuple[Tensor, ...] | None, lengths: Tensor | None, return_cells: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions."""
-        run = projection.run_lstm if self.proj_size else partial(ops.run, self.cell)
+        self,
+        inputs: list[Tensor],
+        initial: tuple[Tensor, ...] | None,
+        lengths: list[Tensor | None],
+        return_cells: bool,
+    ) -> tuple[tuple[list[Tensor], ...], tuple[Tensor, ...]]:
+        """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions.
+
+        Sequences come and go in stretches, see ``packing``: those that are padded in a single one.
+        """
+        run = projection.run_lstm if self.proj_size else partial(packing.run, self.cell)
         how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
         how |= {"backend": self.backend, "recompute": self.recompute}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
@@ -317,13 +324,13 @@ class Recurrent(CellBased):
             directions = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = None if states is None else states[len(finals)]
-                weights, masks = self._drawn_weights(suffix), self._drawn_masks(input)
-                output, final, *cells = run(input, state, weights, reverse=direction == 1, **masks, **how)
-                directions.append((output, *cells))
+                weights, masks = self._drawn_weights(suffix), [self._drawn_masks(stretch) for stretch in inputs]
+                outputs, final, *cells = run(inputs, state, weights, reverse=direction == 1, masks=masks, **how)
+                directions.append((outputs, *cells))
                 finals.append(final if self._spec.has_cell_state else (final,))
-            sequences = tuple(parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*directions))
+            sequences = tuple(map(_side_by_side, zip(*directions)))
             if not last:
-                input = self._drop(sequences[0])
+                inputs = self._drop(sequences[0])
         return sequences, tuple(_stacked(parts) for parts in zip(*finals))
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
@@ -347,13 +354,14 @@ class Recurrent(CellBased):
                 masks[name] = torch.bernoulli(expected) if self.training else expected
         return masks
 
-    def _drop(self, outputs: Tensor) -> Tensor:
+    def _drop(self, outputs: list[Tensor]) -> list[Tensor]:
         """A layer's outputs (T, B, features) as the next one reads them: in training mode with ``dropout``."""
         if not self.training or self.dropout == 0:
             return outputs
         if not self.variational:
-            return nn.functional.dropout(outputs, self.dropout)
-        return outputs * nn.functional.dropout(outputs.new_ones(outputs.shape[1:]), self.dropout)
+            return [nn.functional.dropout(stretch, self.dropout) for stretch in outputs]
+        mask = nn.functional.dropout(outputs[0].new_ones(outputs[0].shape[1:]), self.dropout)
+        return [stretch * mask[: stretch.shape[1]] for stretch in outputs]
 
     def _check_features(self, input: Tensor) -> None:
         if input.shape[-1] != self.input_size:
@@ -401,6 +409,11 @@ class Recurrent(CellBased):
             raise ValueError(
                 f"zoneout_cell={zoneout_cell} is of cell states, which {type(self).__name__} does not have"
             )
+
+
+def _side_by_side(directions: tuple[list[Tensor], ...]) -> list[Tensor]:
+    """What each direction gives for each stretch, as one tensor for each stretch."""
+    return directions[0] if len(directions) == 1 else [torch.cat(parts, -1) for parts in zip(*directions)]
 
 
 def _stacked(parts: tuple[Tensor, ...]) -> Tensor:

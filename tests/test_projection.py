@@ -70,10 +70,10 @@ def test_lengths(with_state, recompute, backend):
 def test_h_0_comes_in_where_the_kernels_begin():
     """On a GPU nobody checks the values of lengths: past T they count as T, below 0 as 0."""
     h_0, input = torch.ones(4, P), torch.zeros(T, 4, I)
-    placed = projection._in_first_step(h_0, input, True, torch.tensor([T + 2, 3, 0, -1]))
+    (placed,) = projection._in_first_steps(h_0, [input], True, [torch.tensor([T + 2, 3, 0, -1])])
     assert placed.sum(2).nonzero().tolist() == [[2, 1], [T - 1, 0]]
     for reverse, first in ((False, 0), (True, T - 1)):
-        placed = projection._in_first_step(h_0, input, reverse, None)
+        (placed,) = projection._in_first_steps(h_0, [input], reverse, [None])
         assert placed.sum(2).nonzero().tolist() == [[first, b] for b in range(4)]
 
 
@@ -85,8 +85,8 @@ def test_gradcheck(reverse, backend):
     operands = [torch.randn(shape, dtype=torch.float64) for shape in ((3, 3, 2), (3, 3), (3, 4))]
 
     def run(x, h_0, c_0, *tensors):
-        how = {"reverse": reverse, "lengths": torch.tensor([3, 0, 2]), "backend": backend}
-        output, final = projection.run_lstm(x, (h_0, c_0), dict(zip(shapes, tensors)), **how)
+        how = {"reverse": reverse, "lengths": [torch.tensor([3, 0, 2])], "masks": [{}], "backend": backend}
+        (output,), final = projection.run_lstm([x], (h_0, c_0), dict(zip(shapes, tensors)), **how)
         return output, *final
 
     assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in (*operands, *weights)])
