@@ -87,7 +87,8 @@ def _missing() -> str | None:
         return f"Triton cannot be imported: {error} (pip install 'fused_rnn[triton]')"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if not OLDEST <= version < TOO_NEW:
-        return f"Triton is {triton.__version__}, and the kernels need at least 3.6 and less than 4"
+        needed = "the kernels need at least 3.6 and less than 4"
+        return f"Triton is {triton.__version__}, and {needed} (pip install 'fused_rnn[triton]')"
     return None
 
 

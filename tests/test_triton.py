@@ -7,23 +7,23 @@ processes that compile.
 import importlib
 import importlib.util
 import itertools
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import ops
+from fused_rnn import ops, triton_backend
 
-from .triton_gate import SHARED_BYTES, Case, Usage, compile_case
+from .triton_gate import ROOT, SHARED_BYTES, Case, Usage, compile_case, optional, run, translate_case
 
-ROOT = Path(__file__).parent.parent
+TRITONS = "3.6.0", "3.9.0"  # the oldest and the newest that there is of those that pyproject.toml allows
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -85,6 +85,17 @@ def test_without_triton_the_rest_works_and_backends_says_so():
     assert "pip install 'fused_rnn[triton]'" in status
     assert shape == "torch.Size([2, 1, 3])"
     assert status in errors
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "2.1", "4.0.0", "4.1.0a0+git1234"])
+def test_a_triton_of_another_time_is_refused_with_the_reason(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    monkeypatch.setattr(triton_backend, "_missing", triton_backend._missing.__wrapped__)
+    reason = f"Triton is {version}, and the kernels need at least 3.6 and less than 4 (pip install 'fused_rnn[triton]')"
+    assert fused_rnn.backends()["triton"] == reason
+    with pytest.raises(RuntimeError) as raised:
+        fused_rnn.choose_backend("cpu", torch.float32, "triton")
+    assert reason in str(raised.value)
 
 
 @needs_triton
@@ -191,6 +202,41 @@ def cases() -> list[Case]:
     return [*found, Case("lstm", True, torch.float32, 90, 80, 80, tf32=True)]
 
 
+def combinations() -> list[Case]:
+    """Every cell, direction, type and place of the weights, with no optional operand, with all, and with each alone.
+
+    Each alone in one type a place, because all that the translation asks of a type is whether it has 32 bits: in all of
+    them that would be twice as many calls.
+    """
+    found = []
+    for cell, backward in itertools.product(ops.CELLS, (False, True)):
+        names = frozenset(optional(cell, backward))
+        extremes, alone = [names, frozenset()], [names - {name} for name in names]
+        for dtype, size in itertools.product((torch.float32, torch.bfloat16, torch.float16), (64, 304)):
+            resident = size == 64
+            if resident and dtype == torch.float32:
+                continue  # float32 always streams
+            more = alone if dtype == (torch.bfloat16 if resident else torch.float32) else []
+            found += [Case(cell, backward, dtype, 90, size, size, without=w) for w in (*extremes, *more)]
+    return found
+
+
+def representatives() -> list[Case]:
+    """A few that stand for all: every kernel, and a cell of every structure, with no optional operand or with all."""
+    found = []
+    for cell, backward, dtype, size, bare in (
+        ("lstm", False, torch.float32, 304, True),
+        ("multiplicative_gru", True, torch.float32, 80, False),
+        ("multiplicative_lstm", False, torch.float16, 304, True),
+        ("gru", False, torch.bfloat16, 128, False),
+        ("gru_reset_after", True, torch.bfloat16, 128, True),
+        ("multiplicative_lstm_hidden", True, torch.float16, 128, False),
+    ):
+        without = frozenset(optional(cell, backward)) if bare else frozenset()
+        found.append(Case(cell, backward, dtype, 90, size, size, without=without))
+    return found
+
+
 @pytest.fixture(scope="session")
 def interpreter():
     """The process that runs triton_interpreted.py."""
@@ -203,23 +249,52 @@ def interpreter():
 @pytest.fixture(scope="session")
 def usages(interpreter) -> dict[Case, Usage]:
     """What each case takes, compiled while the interpreter runs."""
-    environment = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            return dict(zip(cases(), pool.map(compile_case, cases())))
-    finally:
-        if environment is not None:
-            os.environ["TRITON_INTERPRET"] = environment
+    return dict(zip(cases(), run(compile_case, cases())))
+
+
+@pytest.fixture(scope="session", params=TRITONS)
+def triton(request, interpreter) -> Path | None:
+    """The folder of a Triton of that version, or None where it is the installed one; pip brings it once."""
+    if importlib.import_module("triton").__version__ == request.param:
+        return None
+    folder = ROOT / "build" / f"triton-{request.param}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as half_done:
+            wanted = "--no-deps", "--target", f"{half_done}/triton", f"triton=={request.param}"
+            status, _, errors = run_python("-m", "pip", "install", "--quiet", *wanted)
+            if status != 0:
+                pytest.skip(f"Triton {request.param} could not be installed: {errors.strip().splitlines()[-1]}")
+            Path(half_done, "triton").rename(folder)
+    return folder
+
+
+def check(usage: Usage | str, case: Case) -> None:
+    assert isinstance(usage, Usage), usage  # elsewhere what the compiler raised
+    assert usage.shared <= usage.promised <= SHARED_BYTES[case.architecture]
+    assert 0 < usage.registers <= 255
+    assert usage.stack == 0
+    has_nonlinearity = "lstm" in case.cell or (case.cell != "rnn_relu" and not case.backward)
+    assert bool(usage.approximate) == (has_nonlinearity and case.dtype != torch.float32)
 
 
 @needs_triton
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_compiles_within_its_plan_and_without_spills(usages, case):
-    usage = usages[case]
-    assert usage.resident == (case.dtype == torch.bfloat16)
-    assert usage.shared <= usage.promised <= SHARED_BYTES[case.architecture]
-    assert 0 < usage.registers <= 255
-    assert usage.stack == 0
+def test_compiles_within_its_plan_without_spills_and_exact_in_float32(usages, case):
+    check(usages[case], case)
+    assert usages[case].resident == (case.dtype == torch.bfloat16)
+
+
+@needs_triton
+def test_every_combination_of_operands_is_translated(triton):
+    results = zip(combinations(), run(translate_case, combinations(), triton))
+    assert [f"{case}: {error}" for case, error in results if error is not None] == []
+
+
+@needs_triton
+def test_compiles_with_the_oldest_and_the_newest(triton):
+    for case, usage in zip(representatives(), run(compile_case, representatives(), triton)):
+        check(usage, case)
 
 
 # Results ----------------------------------------------------------------------------------------------------

@@ -1,21 +1,31 @@
-"""Compiles a Triton kernel for a GPU that is not there, and reads what it takes.
+"""Compiles Triton kernels for a GPU that is not there, and reads what they take.
 
-The call is the real one of fused_rnn/triton/launch.py, stopped before the launch: arguments, constants, options and
-plan are those that a GPU would see. test_triton.py does this in processes of its own.
+A call is the real one of fused_rnn/triton/launch.py, stopped before the launch: arguments, constants, options and plan
+are those that a GPU would see. ``run`` does this in a program of its own, with the installed Triton or with another.
 """
 
+import os
+import pickle
 import re
 import subprocess
+import sys
 import tempfile
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from fused_rnn.cells import CELLS, Cell
 
+ROOT = Path(__file__).parent.parent
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # of a block, at most, by compute capability
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+APPROXIMATE = re.compile(r"\b(?:[a-z0-9]+\.approx|div\.full)\b[.\w]*")  # instructions of PTX
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,14 @@ class Case:
     I: int
     H: int
     tf32: bool = False
+    without: frozenset[str] = frozenset()  # what of ``optional`` is None
 
     def __str__(self) -> str:
         direction = "backward" if self.backward else "forward"
         dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
-        return f"{self.cell}-{direction}-{dtype}-sm_{self.architecture}-I{self.I}-H{self.H}"
+        given = [name for name in optional(self.cell, self.backward) if name not in self.without]
+        only = f"-only-{'+'.join(given) or 'needed'}" if self.without else ""
+        return f"{self.cell}-{direction}-{dtype}-sm_{self.architecture}-I{self.I}-H{self.H}{only}"
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,77 @@ class Usage:
     stack: int
     shared: int
     promised: int
+    approximate: frozenset[str]  # the instructions whose results are not correctly rounded
+
+
+def optional(cell: str, backward: bool) -> tuple[str, ...]:
+    """What a call may leave out: operands, and forward the results that only backward reads."""
+    spec = CELLS[cell]
+    of_cell_state = ("keep_c", "d_c_n", "d_cells") if backward else ("keep_c", "cells")
+    names = ("d_output", "d_h_n") if backward else (*(n for n in spec.weights if n.startswith("bias")), "saved")
+    return (*names, "lengths", "keep_h", *(of_cell_state if spec.has_cell_state else ()))
+
+
+# Here -------------------------------------------------------------------------------------------------------
+
+
+def run(function: Callable, cases: list[Case], triton: Path | None = None) -> list:
+    """``function`` of each case, or the text of what it raised, with the Triton of a folder or the installed one."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    if triton is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(triton), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    command = [sys.executable, "-m", "tests.triton_gate"]
+    asked = pickle.dumps((function, cases))
+    return pickle.loads(subprocess.run(command, input=asked, stdout=-1, cwd=ROOT, env=environment, check=True).stdout)
+
+
+# In the other program ---------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Read a function and cases from standard input, and write the results, by as many processes as there are cores."""
+    function, cases = pickle.load(sys.stdin.buffer)
+    answer, sys.stdout = sys.stdout.buffer, sys.stderr
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
+        results = list(pool.map(partial(attempt, function), cases, chunksize=4))
+    pickle.dump(results, answer)
+
+
+def attempt(function: Callable, case: Case):
+    try:
+        return function(case)
+    except Exception:
+        return traceback.format_exc()
+
+
+def translate_case(case: Case) -> None:
+    """As far as Triton's own language of kernels, where all that is particular to Python is decided."""
+    from triton._C.libtriton import ir
+    from triton.compiler import make_backend
+
+    source, target, options, _ = prepared(case)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    options = backend.parse_options(options)
+    generators, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+    source.make_ir(target, options, generators, modules, context)
 
 
 def compile_case(case: Case) -> Usage:
+    """As far as machine code."""
     import triton
+
+    source, target, options, plan = prepared(case)
+    compiled = triton.compile(source, target=target, options=options)
+    registers, stack = resources(compiled.asm["cubin"])
+    approximate = frozenset(APPROXIMATE.findall(compiled.asm["ptx"]))
+    return Usage(plan.resident, registers, stack, compiled.metadata.shared, plan.shared_bytes, approximate)
+
+
+def prepared(case: Case) -> tuple:
+    """What ``triton.compile`` takes, and the plan of the launch."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -68,36 +148,37 @@ def compile_case(case: Case) -> Usage:
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
         else:
-            signature[parameter.name] = "i32"
+            signature[parameter.name] = {int: "i32", float: "fp32"}[type(value)]
         aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
         if parameter.name in signature and aligned and not parameter.do_not_specialize:
             attributes[(index,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, {p.name: signature[p.name] for p in kernel.params}, constants, attributes)
-    options = launch.options(plan, nvidia=True)
-    compiled = triton.compile(source, target=GPUTarget("cuda", case.architecture, 32), options=options)
-    registers, stack = resources(compiled.asm["cubin"])
-    return Usage(plan.resident, registers, stack, compiled.metadata.shared, plan.shared_bytes)
+    return source, GPUTarget("cuda", case.architecture, 32), launch.options(plan, nvidia=True), plan
 
 
 def call_kernel(launch, case: Case) -> None:
-    """Ask for a kernel with every optional operand there."""
+    """Ask for a kernel with the case's operands."""
     spec, T, B = CELLS[case.cell], 2, 3
     operands = make_operands(spec, case, T, B)
     x, h_0, c_0, w = (operands[name] for name in ("input", "h_0", "c_0", "weights"))
     recurrent = (x if spec.multiplicative else None, h_0, c_0, w["weight_ih"], w["weight_hh"], w["weight_mhh"])
-    lengths = torch.ones(B, dtype=torch.int64)
-    keep = x.new_empty(T, B, case.H), x.new_empty(T, B, case.H) if spec.has_cell_state else None
+    of_steps, of_states = x.new_empty(T, B, case.H), x.new_empty(B, case.H)
+    values = dict.fromkeys(("d_output", "d_cells", "keep_h", "keep_c"), of_steps)
+    values |= dict.fromkeys(("d_h_n", "d_c_n"), of_states)
+    values |= {"lengths": torch.ones(B, dtype=torch.int64), **w}
+    given = {name: values.get(name) for name in optional(case.cell, case.backward) if name not in case.without}
+    around = (*(given.get(name) for name in ("lengths", "keep_h", "keep_c")), case.cell, False)
     if not case.backward:
         projected = x.new_empty(T, B, case.I if spec.modulates == "input" else spec.gates * case.H)
-        biases = (w["bias_m"], w["bias_ih"], w["bias_hh"])
-        launch.forward(projected, *recurrent, *biases, lengths, *keep, case.cell, False, "everything")
+        biases = (given.get(name) for name in ("bias_m", "bias_ih", "bias_hh"))
+        save = "everything" if "saved" in given else "states" if "cells" in given else "nothing"
+        launch.forward(projected, *recurrent, *biases, *around, save)
         return
-    output = x.new_empty(T, B, case.H)
     saved = x.new_empty(T, B, spec.saved * case.H + spec.modulated_size(case.I, case.H))
-    cells = output if spec.has_cell_state else x.new_empty(0)
-    d_states = (c_0, cells) if spec.has_cell_state else (None, None)
-    launch.backward(output, h_0, *d_states, output, cells, saved, *recurrent, lengths, *keep, case.cell, False, 1.0)
+    cells = of_steps if spec.has_cell_state else x.new_empty(0)
+    gradients = (given.get(name) for name in ("d_output", "d_h_n", "d_c_n", "d_cells"))
+    launch.backward(*gradients, of_steps, cells, saved, *recurrent, *around, 1.0)
 
 
 def make_operands(spec: Cell, case: Case, T: int, B: int) -> dict:
@@ -125,3 +206,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
         report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
     return int(registers), int(stack)
+
+
+if __name__ == "__main__":
+    main()
