@@ -314,14 +314,26 @@ def test_limits_of_the_functions():
     torch.testing.assert_close(evaluate(math.exp, x), torch.exp(x), rtol=0, atol=0, equal_nan=True)
 
 
+def multiplied(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The streaming kernels' product, of 16 rows and 32 columns."""
+    result = torch.empty(left.shape[0], weight.shape[1])
+    product[(1,)](left, weight, result, left.shape[1], *result.shape, 16)
+    return result
+
+
 @pytest.mark.parametrize("K", [32, 96, 1056, 5216])
 def test_error_of_long_sums(K):
     """In float32 at most twice that of PyTorch's product; K as many whole parts, or some and the rest of one."""
     left, weight = torch.randn(plan.BLOCK_B, K), torch.randn(K, 32)
-    result = torch.empty(plan.BLOCK_B, 32)
-    product[(1,)](left, weight, result, K, plan.BLOCK_B, 32, 16)
     exact = left.double() @ weight.double()
-    assert relative_error([result], [exact]) <= 2 * relative_error([left @ weight], [exact])
+    assert relative_error([multiplied(left, weight)], [exact]) <= 2 * relative_error([left @ weight], [exact])
+
+
+def test_long_sums_are_of_parts():
+    """After 2²⁸ the next float is 32 more: a chain of additions would lose all the ones, parts lose those of the first."""
+    left, weight = torch.ones(plan.BLOCK_B, 1056), torch.ones(1056, 32)
+    weight[0] = 2**28
+    assert ((multiplied(left, weight).double() - 2**28 - 1055).abs() <= 64).all()
 
 
 @triton.jit
