@@ -78,9 +78,9 @@ def run(function: Callable, cases: list[Case], triton: Path | None = None) -> li
     environment.pop("TRITON_INTERPRET", None)
     if triton is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(triton), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    command = [sys.executable, "-m", "tests.triton_gate"]
-    asked = pickle.dumps((function, cases))
-    return pickle.loads(subprocess.run(command, input=asked, stdout=-1, cwd=ROOT, env=environment, check=True).stdout)
+    command, asked = [sys.executable, "-m", "tests.triton_gate"], pickle.dumps((function, cases))
+    options = {"stdout": subprocess.PIPE, "cwd": ROOT, "env": environment, "check": True}
+    return pickle.loads(subprocess.run(command, input=asked, **options).stdout)
 
 
 # In the other program ---------------------------------------------------------------------------------------

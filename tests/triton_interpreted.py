@@ -330,7 +330,7 @@ def test_error_of_long_sums(K):
 
 
 def test_long_sums_are_of_parts():
-    """After 2²⁸ the next float is 32 more: a chain of additions would lose all the ones, parts lose those of the first."""
+    """After 2²⁸ the next float is 32 more: a chain of additions loses all the ones, parts lose those of the first."""
     left, weight = torch.ones(plan.BLOCK_B, 1056), torch.ones(1056, 32)
     weight[0] = 2**28
     assert ((multiplied(left, weight).double() - 2**28 - 1055).abs() <= 64).all()
