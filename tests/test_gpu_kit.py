@@ -26,7 +26,7 @@ def run_all(out: Path, **environment: str) -> subprocess.CompletedProcess:
     given = {name: value for name, value in os.environ.items() if name not in kit.VARIABLES}
     given |= {"PYTHON": sys.executable, "DEVICE": "cpu", "PROCESSES": "2", **environment}
     return subprocess.run(
-        [SCRIPT, out.name], check=False, capture_output=True, text=True, env=given, cwd=out.parent, timeout=300
+        [SCRIPT, out.name], check=False, capture_output=True, text=True, env=given, cwd=out.parent, timeout=1200
     )
 
 
@@ -154,6 +154,21 @@ def test_parts_without_time_are_not_begun(tmp_path, no_parts, monkeypatch):
     assert status == 1
     assert "late: not begun: the 0.001 minutes were over" in log
     assert "begun\n" not in log
+
+
+@pytest.mark.slow
+def test_every_part_can_be_tried_without_a_gpu(tmp_path):
+    """Except the micro-measurements, which say that they need one."""
+    one = "tests/gpu/test_calls.py::test_nothing_gave_up_waiting"
+    parts = " ".join(f"{name}=600" for name in ("smoke", "exit", "tests", "benchmark", "sanitizer", "scaling"))
+    result = run_all(tmp_path / "out", TESTS=one, PARTS=parts, MINUTES="60", PROCESSES="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set(re.findall(r"^(\w+): exit status 0, after", result.stdout, re.MULTILINE)) == {
+        name for name in kit.PARTS if name not in ("micro", "harness")
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"log.txt", "tests.txt", "gpu.json", "scaling.json"}
+    assert (tmp_path / "out" / "log.txt").read_text() == result.stdout
+    assert "micro" not in settings(DEVICE="cpu").parts
 
 
 # What tests write while they run ----------------------------------------------------------------------------
@@ -351,12 +366,16 @@ def test_training_that_is_cut_off_saves_what_it_has(tmp_path, ignored):
     """The signal reaches it also where this process, as the background job of a script, was started deaf to it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
-        commands = {"a": [sys.executable, "-c", SAVING], "b": [sys.executable, "-c", "raise SystemExit(3)"]}
-        problems = harness.train(commands, tmp_path, tmp_path / "out", 60, {})
+        problems = harness.train({"a": [sys.executable, "-c", SAVING]}, tmp_path, tmp_path / "out", 60, {})
     finally:
         signal.signal(signal.SIGINT, before)
-    assert problems == ["a was not finished: go on from here", "b ended with exit status 3"]
+    assert problems == ["a was not finished: go on from here"]
     assert (tmp_path / "out" / "copy_task.json").read_text() == "what it had"
+
+
+def test_training_that_fails_is_named(tmp_path):
+    commands = {name: [sys.executable, "-c", f"raise SystemExit({name})"] for name in ("0", "3")}
+    assert harness.train(commands, tmp_path, tmp_path, 60, {}) == ["3 ended with exit status 3"]
 
 
 @pytest.mark.usefixtures("until_begun")

@@ -1,7 +1,6 @@
 """Calls that are refused, other GPUs, memory checkers, and these tests themselves on the CPU."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from fused_rnn import cuda
 
 from ..conftest import Shape, operands, random_like, relative_error
+from . import small_calls
 from .places import EVERY_BACKEND, ON_CPU
 
 pytestmark = pytest.mark.gpu
@@ -63,36 +63,14 @@ def test_nothing_gave_up_waiting(place):
     cuda.raise_timed_out()
 
 
-SMALL_CALLS = """
-import sys
-import torch
-from fused_rnn.cells import CELLS
-from tests.conftest import Shape, operands, random_like
-
-device, backend = sys.argv[1:]
-for cell in CELLS:
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape, lengths in ((Shape(3, 3, 5, 7), [3, 0, 2]), (Shape(2, 9, 16, 40), None)):
-            op = operands(cell, shape, lengths=lengths, dtype=dtype).on(device)
-            results = op.results_and_gradients(backend, random_like(op.run("reference")))
-            assert not any(t.isnan().any() for t in results)
-print("all calls returned")
-"""
-
-
 @EVERY_BACKEND
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("tool", small_calls.TOOLS)
 def test_compute_sanitizer_finds_nothing(place, tool):
-    command = [sys.executable, "-c", SMALL_CALLS, str(place.device), place.backend]
-    if place.is_gpu:
-        sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-        if not sanitizer:
-            pytest.skip("no compute-sanitizer")
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *command]
-    # without torch's allocator, which would hide what lies between two tensors
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if place.is_gpu and not small_calls.sanitizer():
+        pytest.skip("no compute-sanitizer")
+    command = small_calls.command(str(place.device), place.backend, tool)
+    run = subprocess.run(command, check=False, capture_output=True, text=True, env=small_calls.environment())
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert "all calls returned" in run.stdout
 

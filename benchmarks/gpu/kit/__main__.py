@@ -66,12 +66,13 @@ def pytest(settings: Settings, *arguments: str) -> list[str]:
 
 
 def smoke(settings: Settings, seconds: float) -> list[str]:
-    chosen = "one-block and (at_most_twice or float64)"
+    chosen = "one-block and (at_most_twice or float64)" + (" and lstm" if settings.on_cpu else "")
     return pytest(settings, "-m", "gpu", "-k", chosen, "tests/gpu/test_results.py")
 
 
 def exit(settings: Settings, seconds: float) -> list[str]:
-    return [sys.executable, "-m", f"{KIT}.exits", "--device", settings.device]
+    size = ["--cases", "torch", "cpu", "--together", "2"] if settings.on_cpu else []
+    return [sys.executable, "-m", f"{KIT}.exits", "--device", settings.device, *size]
 
 
 def tests(settings: Settings, seconds: float) -> list[str]:
@@ -81,7 +82,7 @@ def tests(settings: Settings, seconds: float) -> list[str]:
 
 
 def sanitizer(settings: Settings, seconds: float) -> list[str]:
-    return pytest(settings, "-m", "gpu and slow", "-k", "sanitizer", "tests/gpu/test_calls.py")
+    return [sys.executable, "-m", "tests.gpu.small_calls", settings.device]
 
 
 def benchmark(settings: Settings, seconds: float) -> list[str]:
@@ -149,14 +150,16 @@ def parse(arguments: list[str] | None, environment: Mapping[str, str]) -> Settin
     corpus = folder("PTB", environment, start)
     if corpus:
         check_corpus(corpus)
-    chosen = environment.get("PARTS") or " ".join(name for name, part in PARTS.items() if part.by_default)
+    device = environment.get("DEVICE") or "cuda"
+    default = [name for name, part in PARTS.items() if part.by_default and not (device == "cpu" and name == "micro")]
+    chosen = environment["PARTS"].split() if environment.get("PARTS") else default
     return Settings(
         out=start / options.folder,
-        parts=dict(map(limited, chosen.split())),
+        parts=dict(map(limited, chosen)),
         minutes=number("MINUTES", environment, 9.5, common.positive_number),
         tests=words("TESTS", environment),
         processes=number("PROCESSES", environment, max(1, (os.cpu_count() or 1) - 2), common.positive),
-        device=environment.get("DEVICE") or "cuda",
+        device=device,
         corpus=corpus,
         resume=folder("RESUME", environment, start),
     )

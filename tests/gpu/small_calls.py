@@ -1,0 +1,86 @@
+"""Small calls, forward and backward, in both directions, for a tool that watches every access to memory.
+
+``python -m tests.gpu.small_calls DEVICE BACKEND`` makes them; without BACKEND every tool of compute-sanitizer watches
+every backend, all at the same time. Each call is told as soon as it has returned: the tools slow a program down, and
+may not come to an end.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import torch
+
+import fused_rnn
+
+from ..conftest import Shape, operands, random_like
+
+TOOLS = ("memcheck", "racecheck")
+# With a cell state, with a gate that resets before the product, and with an input that is modulated.
+CELLS = ("lstm", "gru", "multiplicative_gru")
+CALLS = ((Shape(3, 3, 5, 7), [3, 0, 2], False), (Shape(2, 9, 16, 40), None, True))
+# Of kernels as they are called in machine code; torch's own are not watched.
+KERNELS = {"cuda": ("fused_rnn",), "triton": ("_resident", "_streamed")}
+FOUND = 9  # exit status where a tool has found something
+
+
+def sanitizer() -> str | None:
+    return shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+
+
+def command(device: str, backend: str, tool: str) -> list[str]:
+    """The calls under a tool; on the CPU, where these tests themselves are tested, without it."""
+    calls = [sys.executable, "-u", "-m", __spec__.name, device, backend]
+    if device == "cpu":
+        return calls
+    watched = [word for part in KERNELS[backend] for word in ("--kernel-name", f"kns={part}")]
+    return [str(sanitizer()), "--tool", tool, "--error-exitcode", str(FOUND), *watched, *calls]
+
+
+def environment() -> dict[str, str]:
+    """Without torch's allocator, which would hide what lies between two tensors."""
+    return {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def call(device: str, backend: str) -> None:
+    for cell in CELLS:
+        for dtype in (torch.float32, torch.bfloat16):
+            for shape, lengths, reverse in CALLS:
+                op = operands(cell, shape, lengths=lengths, reverse=reverse, dtype=dtype).on(torch.device(device))
+                results = op.results_and_gradients(backend, random_like(op.run("reference")))
+                assert not any(t.isnan().any() for t in results)
+                print(f"{backend} {cell} {dtype} {shape} returned", flush=True)
+    print("all calls returned", flush=True)
+
+
+def watch_all(device: str) -> int:
+    """Every tool and backend at once; the exit status of one that failed, or 0."""
+    if device != "cpu" and sanitizer() is None:
+        sys.exit("error: compute-sanitizer is not here; it is part of the CUDA toolkit")
+    names = [name for name in (["cpu"] if device == "cpu" else KERNELS) if runs(device, name)]
+    commands = [command(device, name, tool) for name in names for tool in TOOLS]
+    started = [subprocess.Popen(words, env=environment()) for words in commands]
+    statuses = [process.wait() for process in started]
+    for words, status in zip(commands, statuses):
+        print(f"exit status {status}: {' '.join(words)}", flush=True)
+    return max(statuses, key=abs)
+
+
+def runs(device: str, backend: str) -> bool:
+    try:
+        fused_rnn.choose_backend(device, torch.float32, backend)
+    except RuntimeError as error:
+        print(f"{backend} is left out: {error}", flush=True)
+        return False
+    return True
+
+
+def main(device: str, backend: str | None = None) -> None:
+    if backend is None:
+        sys.exit(watch_all(device))
+    call(device, backend)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
