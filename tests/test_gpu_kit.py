@@ -239,6 +239,27 @@ def test_processes_that_do_not_leave_are_described(tmp_path, monkeypatch):
     assert "all processes of the tests had ended after" in (tmp_path / "tests.txt").read_text()
 
 
+LATE = """
+import atexit, time
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+def sleep_for_long(): time.sleep(%d)
+def test_good(): atexit.register(sleep_for_long)
+"""
+
+
+def test_python_says_where_late_processes_stand(tmp_path):
+    """The process that tells them to leave kills them after ten seconds; by then they have said it."""
+    (tmp_path / "test_late.py").write_text(LATE % 60)
+    result = run_all(tmp_path / "out", PARTS="tests", TESTS=str(tmp_path / "test_late.py"))
+    assert "1 passed" in result.stdout
+    told = (tmp_path / "out" / "tests.txt").read_text()
+    assert re.search(r"Timeout .*\n(.*\n)*.* in sleep_for_long\n", told)
+    assert re.search(r"these have not ended:\nprocess ", told)
+
+
 # How processes end ------------------------------------------------------------------------------------------
 
 

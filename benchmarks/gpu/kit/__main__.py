@@ -102,9 +102,10 @@ def scaling(settings: Settings, seconds: float) -> list[str]:
 
 
 def harness(settings: Settings, seconds: float) -> list[str]:
+    """Some seconds are for its own beginning and end."""
     folders = {"--corpus": settings.corpus, "--resume": settings.resume}
     given = [str(word) for pair in folders.items() if pair[1] for word in pair]
-    budget = ["--seconds", f"{0.95 * seconds:.1f}", "--processes", str(min(12, settings.processes))]
+    budget = ["--seconds", f"{max(seconds - 20, seconds / 2):.1f}", "--processes", str(min(12, settings.processes))]
     size = ["--tiny"] if settings.on_cpu else []
     command = [sys.executable, "-m", f"{KIT}.harness", "--device", settings.device]
     return [*command, *budget, *size, *given, str(settings.out)]

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.speed import ROOT
 
-from . import processes
+from . import exits, processes
 
 CORPUS = {"--text": "ptb.train.txt", "--valid": "ptb.valid.txt", "--test": "ptb.test.txt"}
 COPY, MODEL = "runs/copy-gated", "runs/zaremba-small"  # in the folder where the commands run
@@ -104,14 +104,19 @@ def shared_gpu(device: str, work: Path) -> Iterator[dict[str, str] | None]:
         return
     (work / "mps").mkdir()
     everything = {**os.environ, **environment}
-    subprocess.run([control, "-d"], check=False, env=everything, timeout=30)
+
+    def ask(*command: str, said: str = "") -> int:
+        quiet = {"stdout": subprocess.DEVNULL, "env": everything, "cwd": ROOT}
+        try:
+            return subprocess.run(command, check=False, input=said.encode(), timeout=60, **quiet).returncode
+        except subprocess.TimeoutExpired:
+            return -1
+
     try:
-        probe = [sys.executable, "-c", f"import torch; print(torch.ones(1, device='{device}').item())"]
-        works = subprocess.run(probe, check=False, capture_output=True, text=True, env=everything, timeout=90)
-        yield environment if works.returncode == 0 else None
+        works = ask(control, "-d") == 0 and ask(*exits.command("cuda", device)) == 0
+        yield environment if works else None
     finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([control], check=False, env=everything, input="quit -t 2\n", text=True, timeout=20)
+        ask(control, said="quit -t 2\n")
 
 
 def stop(process: subprocess.Popen, name: str) -> str | None:
@@ -143,7 +148,8 @@ def train(commands: dict[str, list[str]], work: Path, folder: Path, seconds: flo
             time.sleep(max(0.0, min(EVERY, deadline - time.monotonic())))
             save(work, folder, saved)
     finally:
-        problems = [stop(process, name) for name, process in started.items()]
+        # the model first: the copy task kills its processes, which others that share the GPU may not survive
+        problems = [stop(process, name) for name, process in reversed(started.items())]
         save(work, folder, saved)
     return [problem for problem in problems if problem]
 

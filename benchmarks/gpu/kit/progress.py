@@ -5,6 +5,7 @@ happens, and every ten seconds how far the run has come and which tests take lon
 processes of pytest-xdist took to leave; where they take too long, FILE says what each was doing.
 """
 
+import atexit
 import faulthandler
 import gc
 import os
@@ -33,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Leaver:
-    """In a process that runs tests for another: it ends soon, or FILE says where Python stands."""
+    """In a process that runs tests for another: it ends soon after it is told to, or FILE says where Python stands."""
 
     def __init__(self, path: str) -> None:
         # a number, not a file object, which the interpreter might close before it is needed
@@ -41,6 +42,9 @@ class Leaver:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
+        atexit.register(self.leave)  # after all others, so that it runs before them
+
+    def leave(self) -> None:
         gc.freeze()  # or the interpreter's last collection goes through all that torch has imported, for seconds
         faulthandler.dump_traceback_later(PATIENCE, file=self.file)
 
@@ -118,6 +122,7 @@ class Watcher:
         if left.wait(PATIENCE):
             return
         late = processes.descendants(os.getpid())
-        self.say("\n".join(["these have not ended:", *map(processes.described, late)]))
+        if late:
+            self.say("\n".join(["these have not ended:", *map(processes.described, late)]))
         if late and not left.is_set():
             self.say(f"where process {late[0]} stands:\n{processes.stacks(late[0])}")
