@@ -147,6 +147,22 @@ def test_what_a_part_leaves_running_is_named_and_ended(tmp_path, no_parts):
     assert not any(process == int(left) for process, _, _ in processes.running())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_part_ends_with_the_command(tmp_path, no_parts, number):
+    """Also where it is deaf to what ends the command."""
+    ignore = f"import signal; signal.signal({int(number)}, signal.SIG_IGN); "
+    tell = f"import os, time; os.kill({os.getpid()}, {int(number)}); time.sleep(63)"
+    no_parts["part"] = part(ignore + tell)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            common.run_command(lambda: kit.main([str(tmp_path)]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 128 + number
+    assert not any("sleep(63)" in processes.described(process) for process, _, _ in processes.running())
+
+
 def test_parts_without_time_are_not_begun(tmp_path, no_parts, monkeypatch):
     monkeypatch.setenv("MINUTES", "0.001")
     no_parts["late"] = part("print('begun')")
@@ -288,8 +304,7 @@ def test_bad_ends_are_found(monkeypatch, capsys, case, complaint):
     found = exits.measure("case", "cpu")
     assert re.match(f"case {complaint}", found.problem(0.0))
     assert ("case has not ended:\nprocess " in capsys.readouterr().out) == ("sleep, args" in case)
-    for process in found.left:
-        os.kill(process, signal.SIGKILL)
+    assert not any(process in found.left for process, _, _ in processes.running())
 
 
 # Training ---------------------------------------------------------------------------------------------------

@@ -136,13 +136,13 @@ def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_
 def test_trials_side_by_side_give_the_same_results(finished, tmp_path):
     """Also after an interruption, which the processes do not survive."""
     command = [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--processes", "3", "--compare", "--out", tmp_path]
-    started = subprocess.Popen([*command, "--sequences", "100000"], env=ONE_THREAD, start_new_session=True)
-    while started.poll() is None and len(processes.of_session(started.pid)) < 5:  # two that only see to the others
+    started = subprocess.Popen([*command, "--sequences", "100000"], env=ONE_THREAD, **processes.GROUP)
+    while started.poll() is None and len(processes.of_group(started.pid)) < 5:  # two that only see to the others
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
     assert started.wait(60) == 130
     deadline = time.monotonic() + 60
-    while processes.of_session(started.pid):
+    while processes.of_group(started.pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (tmp_path / "results.json").unlink()

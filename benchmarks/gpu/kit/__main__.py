@@ -60,9 +60,11 @@ class Part:
 
 def pytest(settings: Settings, *arguments: str) -> list[str]:
     """A command that runs tests by several processes, and writes to tests.txt what they do."""
+    given = ["OMP_WAIT_POLICY=passive"]  # threads that wait leave the cores to the other processes
+    given += ["FUSED_RNN_GPU_TESTS=cpu"] if settings.on_cpu else []
     several = ["-n", str(settings.processes)] if importlib.util.find_spec("xdist") and settings.processes > 1 else []
     reported = ["-p", f"{KIT}.progress", "--progress", str(settings.out / "tests.txt")]
-    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *reported, *several, *arguments]
+    return ["env", *given, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *reported, *several, *arguments]
 
 
 def smoke(settings: Settings, seconds: float) -> list[str]:
@@ -119,16 +121,16 @@ def module(name: str, settings: Settings, seconds: float, file: str, *options: s
 
 PARTS = {  # the most telling first
     "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
-    "exit": Part(75, "how long processes that used a backend take to end", exit),
+    "exit": Part(100, "how long processes that used a backend take to end", exit),
     "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
-    "benchmark": Part(120, "python -m benchmarks.gpu", benchmark),
+    "benchmark": Part(110, "python -m benchmarks.gpu", benchmark),
     "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
-    "sanitizer": Part(70, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
+    "sanitizer": Part(65, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
     "scaling": Part(300, "python -m benchmarks.scaling", scaling, by_default=False),
     "harness": Part(300, "the copy task and the language model, trained side by side", harness, by_default=False),
 }
 VARIABLES = {
-    "PARTS": f"what to run, in this order; {', '.join(PARTS)}; a part's limit in seconds may follow it: 'tests=200'",
+    "PARTS": "what to run, in this order; a limit in seconds may follow a name: 'smoke tests=200'",
     "MINUTES": "the limit of all together (9.5)",
     "TESTS": "what pytest is told beside its defaults: paths, -k ..., -m ...",
     "PROCESSES": "how many run tests and train models side by side (two fewer than there are cores)",
@@ -225,24 +227,25 @@ class Log:
                 self.write(text)
 
 
-def run(command: list[str], seconds: float, log: Log, environment: dict[str, str]) -> str:
+def run(command: list[str], seconds: float, log: Log) -> str:
     """Run a command within its limit, it and all that it starts; returns how it ended."""
     began = time.monotonic()
-    log.say(f"{shlex.join(command)}")
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    log.say(shlex.join(command))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, env=environment, **piped, **processes.GROUP)
     copier = threading.Thread(target=log.copy, args=(process.stdout,), daemon=True)
     copier.start()
     try:
         status = f"exit status {process.wait(seconds)}"
     except subprocess.TimeoutExpired:
         status = f"ended at its limit of {seconds:.0f} s"
-        end(process)
+    finally:
+        end(process)  # where it has not ended, also because this process is told to
     ended = time.monotonic()
     copier.join(1)  # whoever is left and holds the pipe keeps its end from coming
     silence = max(0.0, ended - log.last)
-    for left in processes.of_session(process.pid):
+    for left in processes.of_group(process.pid):
         log.say(f"left running: {processes.described(left)}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)
@@ -250,24 +253,19 @@ def run(command: list[str], seconds: float, log: Log, environment: dict[str, str
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ask the whole session to end, and end it."""
+    """Ask a process and all of its group to end, and end it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(KILL_AFTER)
-            return
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    own = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to others
-    return {**os.environ, **own, **({"FUSED_RNN_GPU_TESTS": "cpu"} if settings.on_cpu else {})}
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_AFTER)
 
 
 def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     settings = parse(arguments, os.environ)
     common.open_device(settings.device)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without the part that is running
     log = Log(settings.out / "log.txt")
     machine = common.hardware()
     log.say(f"{', '.join(f'{name} {value}' for name, value in machine.items())}, kernel {platform.release()}")
@@ -279,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
             statuses[name] = f"not begun: the {settings.minutes:g} minutes were over"
         else:
             command = PARTS[name].command(settings, seconds)
-            statuses[name] = run(command, seconds, log, environment_of(settings))
+            statuses[name] = run(command, seconds, log)
         log.say(f"{name}: {statuses[name]}")
     log.say("\n" + "\n".join(f"{name}: {status}" for name, status in statuses.items()))
     sys.exit(any(not status.startswith("exit status 0,") for status in statuses.values()))

@@ -10,7 +10,10 @@ more after torch.compile; ``gc.freeze()`` before the end of a program spares it.
 
 import argparse
 import atexit
+import contextlib
 import faulthandler
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,7 +105,7 @@ class Exit:
     handlers: float  # from there to the last of Python's exit handlers
     rest: float  # and to the end of the process
     status: int | None  # None: killed
-    left: list[int]  # processes that it left behind
+    left: list[int]  # processes that it left behind, which then were killed
 
     @property
     def ending(self) -> float:
@@ -130,9 +133,7 @@ def command(case: str, device: str) -> list[str]:
 def measure(case: str, device: str) -> Exit:
     """Run a case in a process of its own."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        command(case, device), stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
+    process = subprocess.Popen(command(case, device), stdout=subprocess.PIPE, text=True, cwd=ROOT, **processes.GROUP)
     lines = [process.stdout.readline()]
     try:
         process.wait(PATIENCE)
@@ -144,8 +145,11 @@ def measure(case: str, device: str) -> Exit:
     except subprocess.TimeoutExpired:
         process.kill()
     ended = time.monotonic()
-    left = processes.of_session(process.pid)
-    lines.append(process.stdout.readline() if not left else "")
+    left = processes.of_group(process.pid)
+    for each in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    lines.append(process.stdout.readline())
     said = [float(line) if line.strip() else ended for line in lines]  # killed or crashed before it could say
     return Exit(case, said[0] - began, said[1] - said[0], ended - said[1], status, left)
 
