@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,11 @@ class Chip(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Way:
-    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says."""
+    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says, or None to leave it as it is."""
 
     multiprocessors: int
     shared_bytes: int
-    forced: str = ""
+    forced: str | None = ""
 
     @property
     def chip(self) -> Chip:
@@ -49,7 +49,8 @@ class Way:
     def enforced(self) -> Iterator[None]:
         """What runs inside finds the plan in its environment."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(cuda.FORCED, self.forced)
+            if self.forced is not None:
+                patch.setenv(cuda.FORCED, self.forced)
             yield
 
 
@@ -251,9 +252,70 @@ def test_plans_fit_the_chip(library, cell, direction, way):
             assert plan.teams * plan.parts <= way.multiprocessors  # all blocks run at the same time
 
 
+def test_forced_plans(library, cell):
+    """Every number alone or with others; units and states that do not come out even leave nothing undivided."""
+    op, free = operands(cell, Shape(2, 19, 5, 70)), Way(12, 200_000)
+    for forced in ("sequences=24", "parts=4", "segments=2", "segments=3,parts=2", "parts=11,sequences=16,segments=9"):
+        way = replace(free, forced=forced)
+        compare(library, op, 1e-11, way)
+        for direction in CALLS:
+            plan = plan_of(library, direction, cell, Shape(2, 19, 5, 70), way)
+            for name, number in (item.split("=") for item in forced.split(",")):
+                assert getattr(plan, name) == int(number) or (name != "sequences" and getattr(plan, name) < int(number))
+                assert (getattr(plan, name) > 1) == (int(number) > 1) or name == "segments"
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_forcing_the_plan_that_is_chosen_changes_no_bit(library, dtype):
+    shape, free = Shape(3, 19, 5, 70), Way(12, 200_000)
+    op = operands("lstm", shape, dtype=dtype)
+    d_results = random_like(op.run("reference"))
+    chosen = plan_of(library, "forward", "lstm", shape, free, dtype)
+    same = replace(free, forced=f"segments={chosen.segments},parts={chosen.parts},sequences={chosen.sequences}")
+    assert str(plan_of(library, "forward", "lstm", shape, same, dtype)) == str(chosen)
+    results = [run_kernels(op, d_results, HostKernels(library, way))[: len(d_results)] for way in (free, same)]
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("direction", CALLS)
+def test_forced_plans_that_do_not_fit(library, direction):
+    for way, needed in (
+        (Way(12, 60_000, "sequences=64,parts=1"), r"bytes of shared memory in each block, and this device has 60000"),
+        (Way(12, 60_000, "parts=20,segments=1"), r"18 blocks at the same time, and this device has 12 multiprocessors"),
+    ):
+        message = (
+            f"the plan {way.forced}, which FUSED_RNN_CUDA_PLAN forces, does not fit: with H = 70 it needs at least "
+        )
+        with pytest.raises(RuntimeError, match=f"{message}.*{needed}"):
+            plan_of(library, direction, "lstm", Shape(1, 30, 1, 70), way)
+    op = operands("lstm", Shape(1, 30, 1, 70))
+    with pytest.raises(AssertionError, match="does not fit"):
+        run_kernels(op, random_like(op.run("reference")), HostKernels(library, way))
+
+
+WRONG = [
+    "parts",
+    "parts=",
+    "parts=0",
+    "parts=-1",
+    "parts=2.5",
+    "parts=8,",
+    ",parts=8",
+    "parts=8,,segments=1",
+    "blocks=8",
+]
+WRONG += ["parts=8 ", "parts=8,parts=8", "parts=10000", "parts=99999999999", "sequences=12", "16,8", "=8", "parts=0x8"]
+
+
+@pytest.mark.parametrize("forced", WRONG)
+def test_malformed_plans(library, forced):
+    with pytest.raises(RuntimeError, match=f"FUSED_RNN_CUDA_PLAN must be like .*, and is '{re.escape(forced)}'$"):
+        plan_of(library, "forward", "lstm", Shape(1, 1, 1, 1), Way(12, 60_000, forced))
+
+
 def test_too_large_for_the_chip(library):
     op = operands("lstm", Shape(1, 1, 2, 200))
-    with pytest.raises(AssertionError, match=r"6000 bytes .* H = 200 .* 2 multiprocessors"):
+    with pytest.raises(AssertionError, match=r"6000 bytes .* H = 200 shared among 2 multiprocessors"):
         run_kernels(op, random_like(op.run("reference")), HostKernels(library, Way(2, 6_000)))
 
 

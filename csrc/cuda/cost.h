@@ -36,16 +36,15 @@ namespace cost {
 constexpr double meeting_of_few = 640, meeting = 950;
 // Fitted: what a phase takes beyond the meeting, stores that must be out and loads that begin anew; a product with the
 // barriers around it; a byte of a state (tile_exchange, which loads in place of copying, has 0.047).
-constexpr double phase = 550, product = 490, fetched_byte = 0.027;
-// Fitted: a block of weights times 8 sequences, of each warp. The matrix instructions would be 39 of it by
-// matrix_shared_rate and the multiply-adds 440 by multiply_add_shared_rate, at 1,755 MHz: a warp waits for each load.
-// Weights in shared memory add nothing: at 127 bytes a clock (shared_scan) they are there in less. float64 was not
-// measured: twice the bytes and half the rate.
-constexpr double matrix_block = 102, multiply_block = 700, double_block = 2 * multiply_block;
-constexpr double streamed_byte = 0.0145;  // of the weights of all warps; fitted
+constexpr double phase = 540, product = 515, fetched_byte = 0.027;
+// Fitted: a block of weights times 8 sequences, of each warp. By matrix_shared_rate and multiply_add_shared_rate it would
+// take 70 and 774 clocks: a warp waits for each load. Weights in shared memory add nothing, as at 127 bytes a clock
+// (shared_scan) they are there in that time. float64 was not measured: half the rate.
+constexpr double matrix_block = 102, multiply_block = 690, double_block = 2 * multiply_block;
+constexpr double streamed_byte = 0.0117;  // of the weights of all warps; fitted
 // Fitted: a gate of a unit with its sums, its nonlinearity and what is stored of it; a run of columns that comes in
 // pieces of 4 bytes, which need divisions to find their places.
-constexpr double value = 262, unaligned_run = 150;
+constexpr double value = 261, unaligned_run = 148;
 constexpr double next_segment = 100;  // not measured by itself: a barrier of the block and a wait for copies
 
 template <typename S>

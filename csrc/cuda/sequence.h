@@ -46,20 +46,23 @@ std::string refusal(const Planner& planner, const Layer& layer, const Chip& chip
     if (size > largest_size)
       return "T, B, I or H is " + std::to_string(size) + ", and must be at most " + std::to_string(largest_size);
   if (planner.possible()) return "";
-  const std::string sizes = "H = " + std::to_string(layer.H) + " and I = " + std::to_string(layer.I);
-  const std::string room = std::to_string(chip.shared_bytes), blocks = std::to_string(chip.multiprocessors);
+  const std::string features = layer.modulates == Modulates::nothing ? "" : " and I = " + std::to_string(layer.I);
+  const std::string sizes = "H = " + std::to_string(layer.H) + features;
+  const std::string bytes = std::to_string(chip.shared_bytes), blocks = std::to_string(chip.multiprocessors);
   if (forced == Division())
-    return "the layer is too large for this device: its " + room +
+    return "the layer is too large for this device: its " + bytes +
            " bytes of shared memory per block do not hold the states of " + sizes + " shared among " + blocks +
            " multiprocessors";
-  std::string needed = " blocks at the same time, and this device has " + blocks + " multiprocessors";
-  if (planner.blocks() <= chip.multiprocessors)
-    needed = " bytes of shared memory in each block, and this device has " + room;
-  const int64_t much = planner.blocks() <= chip.multiprocessors ? planner.shared_bytes() : planner.blocks();
+  const std::string needed = planner.blocks() > chip.multiprocessors
+                                 ? std::to_string(planner.blocks()) + " blocks at the same time, and this device has " +
+                                       blocks + " multiprocessors"
+                                 : std::to_string(planner.shared_bytes()) +
+                                       " bytes of shared memory in each block, and this device has " + bytes;
   return "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, does not fit: with " + sizes +
-         " it needs at least " + std::to_string(much) + needed;
+         " it needs at least " + needed;
 }
 
+// A call whose plan is made, for the kernel that runs it.
 template <typename Planner, typename Kernel, typename Launcher>
 Planned planned(Planner planner, Kernel kernel, const Layer& layer, const Chip& chip, const Division& forced,
                 const Launcher& launcher) {

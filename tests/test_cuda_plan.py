@@ -1,0 +1,226 @@
+"""How the CUDA kernels divide the work of a call: what is told of it without a GPU, what is estimated and timed."""
+
+import argparse
+import json
+import re
+
+import pytest
+import torch
+
+from benchmarks import common
+from benchmarks.gpu import plans
+from benchmarks.gpu.plans import H200, Layer
+from benchmarks.speed.cases import CELLS as CASES
+from benchmarks.speed.cases import Case, Shape
+from benchmarks.speed.clock import HostClock
+from fused_rnn import cuda
+from fused_rnn.cells import CELLS
+
+from .test_cuda_kernels import HostKernels, Way, library  # noqa: F401  (a fixture)
+from .test_cuda_kernels import pytestmark as needs_compiler
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="this build has no CUDA kernels")
+LSTM = ("lstm", torch.bfloat16, 64, 512)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch):
+    monkeypatch.delenv(cuda.FORCED, raising=False)
+
+
+# What is told -----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_adds_up():
+    """Of an LSTM whose every share is whole: 4 gates of 32 units for each of 16 parts, 8 x 8 blocks of weights."""
+    plan = cuda.plan(*LSTM, chip=H200, forced="sequences=16,parts=16")
+    assert (plan.sequences, plan.parts, plan.segments, plan.teams, plan.blocks) == (16, 16, 1, 4, 64)
+    assert plan.held + plan.resident + plan.streamed == 8
+    weights, states = 2 * 4 * 512 * 512, 2 * 4 * 2 * 16 * 512  # bytes; the states in two copies
+    assert 0 <= plan.workspace_bytes - weights - states < 8192
+    assert 2 * 16 * 512 < plan.shared_bytes <= H200.shared_bytes
+    small = cuda.plan(*LSTM, chip=cuda.Chip(16, 40_000), forced="sequences=16,parts=16")
+    assert (small.teams, small.held, small.streamed > 0) == (1, plan.held, plan.resident < small.streamed)
+
+
+def test_blocks_of_weights_are_counted_where_they_are():
+    """Fewer parts have more of them each: first registers fill, then shared memory, then they are streamed."""
+    found = [cuda.plan(*LSTM, chip=H200, forced=f"sequences=8,parts={parts}") for parts in (32, 16, 8, 4, 2)]
+    assert [plan.held + plan.resident + plan.streamed for plan in found] == [4, 8, 16, 32, 64]
+    assert [plan.held for plan in found] == [4, 8, 8, 8, 8]
+    assert [plan.resident > 0 for plan in found] == [False, False, True, True, True]
+    assert [plan.streamed > 0 for plan in found] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
+    for dtype in cuda.DTYPES:
+        if CELLS[cell].modulates == "input" and "rnn" in cell:
+            with pytest.raises(RuntimeError, match=f"the CUDA kernels have no cell '{cell}'"):
+                cuda.plan(cell, dtype, 3, 40, 7, direction, H200)
+            continue
+        plan = cuda.plan(cell, dtype, 3, 40, 7, direction, H200)
+        assert plan.nanoseconds > 0
+        assert plan == cuda.plan(cell, dtype, 3, 40, 7, direction, H200, plan.forced)
+
+
+def test_a_plan_in_words():
+    plan = cuda.Plan(16, 8, 2, 4, 3, 2, 1, 1000, 2000, 4321.0)
+    assert str(plan) == (
+        "sequences=16,parts=8,segments=2: 4 x 8 blocks with 1000 bytes of shared memory each, 3 + 2 + 1 blocks of "
+        "weights in registers, in shared memory and streamed, a workspace of 2000 bytes, about 4.32 µs per step"
+    )
+
+
+def test_the_environment_forces_a_plan(monkeypatch):
+    free = cuda.plan(*LSTM, chip=H200)
+    monkeypatch.setenv(cuda.FORCED, "sequences=32,parts=8")
+    forced = cuda.plan(*LSTM, chip=H200)
+    assert (forced.sequences, forced.parts) == (32, 8)
+    assert cuda.plan(*LSTM, chip=H200, forced="") == free != forced
+    assert free.nanoseconds <= forced.nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forced": "sequences=64,parts=1"}, "sequences=64,parts=1, which FUSED_RNN_CUDA_PLAN forces, does not fit"),
+        ({"forced": "sequences=7"}, "FUSED_RNN_CUDA_PLAN must be like .* a multiple of 8, and is 'sequences=7'"),
+        ({"direction": "sideways"}, "direction must be 'forward' or 'backward', got 'sideways'"),
+        ({"dtype": torch.int8}, "dtype must be float32, float64, bfloat16 or float16, got 'int8'"),
+        ({"cell": "lstn"}, "unknown cell 'lstn'"),
+        ({"cell": "multiplicative_lstm"}, "the plan of multiplicative_lstm depends on the size of the input"),
+        ({"batch": 0}, "must be at least 1, got 0"),
+        ({"chip": cuda.Chip(1, 3000)}, "the layer is too large for this device: its 3000 bytes"),
+        ({"hidden": 2**31}, "T, B, I or H is 2147483648, and must be at most 268435455"),
+    ],
+)
+def test_wrong_questions(change, message):
+    asked = {"cell": "lstm", "dtype": torch.float32, "batch": 64, "hidden": 512, "chip": H200}
+    with pytest.raises(RuntimeError, match=message):
+        cuda.plan(**{**asked, **change})
+
+
+def test_the_current_chip_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(cuda, "obstacle", lambda index: "there is no GPU")
+    with pytest.raises(RuntimeError, match="fused_rnn: there is no GPU"):
+        cuda.plan(*LSTM)
+
+
+# What is estimated ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+def test_estimates_are_near_what_was_measured(direction):
+    """Within the 8 % that csrc/cuda/cost.h claims."""
+    for (cell, dtype, hidden, batch), measured in plans.MEASURED.items():
+        division, us = measured[plans.DIRECTIONS.index(direction)]
+        plan = Layer(cell, dtype, hidden, batch, direction=direction).plan(H200, division)
+        assert abs(plan.nanoseconds / 1000 / us - 1) < 0.08, (cell, dtype, hidden, batch)
+
+
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "multiplicative_lstm"])
+def test_the_cheapest_plan_is_chosen(cell, direction):
+    for hidden, batch in ((64, 3), (512, 64), (650, 20), (2048, 256)):
+        chosen, *others = plans.plans(
+            Layer(cell, "bfloat16", hidden, batch, direction=direction), H200, plans.SEQUENCES, plans.PARTS
+        )
+        assert len(others) >= 6
+        assert chosen.nanoseconds <= others[0].nanoseconds
+
+
+# What is timed ----------------------------------------------------------------------------------------------
+
+
+def test_the_plans_of_a_case():
+    for cell in CASES:
+        case = Case(cell, Shape("x", batch=5, input_size=7, hidden_size=20, steps=3), "training")
+        found = plans.plans_of(case, torch.float32, H200)
+        assert list(found) == ["forward", "backward"]
+        assert json.loads(json.dumps(found))["backward"]["teams"] == 1
+    assert list(plans.plans_of(Case(cell, case.shape, "forward"), torch.float32, H200)) == ["forward"]
+
+
+def test_a_forced_plan_is_forced_inside_alone(monkeypatch):
+    plan = cuda.plan(*LSTM, chip=H200)
+    for before in (None, "parts=3"):
+        if before:
+            monkeypatch.setenv(cuda.FORCED, before)
+        with plans.forced(plan):
+            assert plans.os.environ[cuda.FORCED] == plan.forced
+        assert plans.os.environ.get(cuda.FORCED) == before
+
+
+def test_list_needs_no_gpu(capsys):
+    plans.main(["--list", "--cell", "gru", "--hidden", "128", "--batch", "16", "--directions", "backward"])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "gru bfloat16 H=128 B=16 T=512 backward: µs per step"
+    assert [line.endswith("<- chosen") for line in rest] == [True] + [False] * (len(rest) - 1)
+    assert {re.search(r"sequences=(\d+)", line)[1] for line in rest} == {"8", "16"}  # 32 would be half empty
+
+
+def test_without_a_gpu_nothing_is_timed(monkeypatch):
+    monkeypatch.setattr(cuda, "obstacle", lambda index: "there is no GPU")
+    with pytest.raises(common.InputError, match="the plans cannot be timed, only listed with --list: there is no GPU"):
+        plans.main([])
+
+
+@pytest.fixture
+def on_host(library):  # noqa: F811
+    """The kernels on a device that the host shim stands for, with the plans that the environment forces."""
+    kernels = HostKernels(library, Way(12, 200_000, forced=None))
+    return cuda.Kernels(kernels.forward, kernels.backward)
+
+
+def options(out, **changes) -> argparse.Namespace:
+    arguments = ["--cell", "lstm", "--hidden", "40", "--batch", "9", "--steps", "2", "--dtype", "float32"]
+    parsed = plans.parse([*arguments, "--sequences", "8", "16", "--parts", "1", "3", "--out", str(out)])
+    return argparse.Namespace(**{**vars(parsed), **changes})
+
+
+@needs_compiler
+def test_plans_are_timed_beside_their_estimates(on_host, tmp_path, capsys):
+    out, seen = tmp_path / "plans.json", []
+
+    def backward(*operands):
+        seen.append(plans.os.environ[cuda.FORCED])
+        return on_host.backward(*operands)
+
+    plans.run(options(out), HostClock(), cuda.Chip(12, 200_000), cuda.Kernels(on_host.forward, backward))
+    result = json.loads(out.read_text())
+    assert [layer["direction"] for layer in result["layers"]] == ["forward", "backward"]
+    for layer in result["layers"]:
+        tried = {(plan["sequences"], plan["parts"]): plan for plan in layer["plans"]}
+        assert {(8, 1), (8, 3), (16, 1), (16, 3)} <= set(tried)
+        assert [plan["chosen"] for plan in layer["plans"]].count(True) == 1
+        assert all(plan["us_per_step"] > 0 and plan["difference"] < 1e-5 for plan in layer["plans"])
+    assert len(set(seen)) == len(layer["plans"])
+    assert seen.count(seen[0]) == 1 + (1 + plans.ROUNDS) * plans.CALLS  # to compare, and in every round
+    assert capsys.readouterr().out.count("<- chosen") == 2
+
+
+@needs_compiler
+def test_a_plan_with_other_results_is_not_timed(on_host, tmp_path, capsys):
+    def spoiled(*operands):
+        output, *rest = on_host.forward(*operands)
+        return output + ("parts=3" in plans.os.environ.get(cuda.FORCED, "")), *rest
+
+    with pytest.raises(SystemExit, match="some plans failed"):
+        plans.run(
+            options(tmp_path / "plans.json", directions=["forward"]),
+            HostClock(),
+            cuda.Chip(12, 200_000),
+            cuda.Kernels(spoiled, on_host.backward),
+        )
+    failed = [line for line in capsys.readouterr().out.splitlines() if "its results are not those" in line]
+    assert len(failed) == 2
+    assert all("parts=3" in line for line in failed)
+
+
+def test_a_budget_skips_layers_and_says_so(tmp_path, capsys):
+    plans.run(options(tmp_path / "plans.json", minutes=1e-9), HostClock(), H200)
+    layers = json.loads((tmp_path / "plans.json").read_text())["layers"]
+    assert ["skipped" in layer for layer in layers] == [True, True]
+    assert "skipped: the 0 s of the run were over" in capsys.readouterr().out
