@@ -10,8 +10,6 @@ import torch
 from benchmarks import common
 from benchmarks.gpu import plans
 from benchmarks.gpu.plans import H200, Layer
-from benchmarks.speed.cases import CELLS as CASES
-from benchmarks.speed.cases import Case, Shape
 from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS
@@ -132,15 +130,6 @@ def test_the_cheapest_plan_is_chosen(cell, direction):
 
 
 # What is timed ----------------------------------------------------------------------------------------------
-
-
-def test_the_plans_of_a_case():
-    for cell in CASES:
-        case = Case(cell, Shape("x", batch=5, input_size=7, hidden_size=20, steps=3), "training")
-        found = plans.plans_of(case, torch.float32, H200)
-        assert list(found) == ["forward", "backward"]
-        assert json.loads(json.dumps(found))["backward"]["teams"] == 1
-    assert list(plans.plans_of(Case(cell, case.shape, "forward"), torch.float32, H200)) == ["forward"]
 
 
 def test_a_forced_plan_is_forced_inside_alone(monkeypatch):

@@ -21,7 +21,6 @@ from benchmarks.speed.clock import HostClock, Reading, saved_bytes, summary
 from fused_rnn import cuda
 
 from .candidates import MODES
-from .plans import plans_of
 from .points import Point
 
 
@@ -89,8 +88,6 @@ def measure_mode(
         if not entry.runs:
             entry.ready = None
             clock.free()
-        elif candidate.name in ("cuda", "cuda-recompute"):
-            entry.record["plan"] = plans_of(case, bench.dtype)
     time_rounds(entries, clock, plan)
     for entry in entries:
         with recorded(entry, clock):

@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks import common
 from benchmarks.budget import Budget
 from benchmarks.speed import ROOT
-from benchmarks.speed.cases import Case
 from benchmarks.speed.clock import HostClock, clock_for, summary
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS
@@ -81,14 +80,6 @@ MEASURED = {
         (_TEAM.format(16), 10.91),
     ),
 }
-
-
-def plans_of(case: Case, dtype: torch.dtype, chip: cuda.Chip | None = None) -> dict[str, dict]:
-    """By direction, how the kernels divide the work of a case, or of the first layer of several; by default here."""
-    cell, shape = "rnn_tanh" if case.cell == "rnn" else case.cell, case.shape
-    sizes = shape.batch, shape.hidden_size, shape.input_size
-    wanted = DIRECTIONS if case.mode == "training" else DIRECTIONS[:1]
-    return {direction: asdict(cuda.plan(cell, dtype, *sizes, direction, chip)) for direction in wanted}
 
 
 def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequence[int]) -> list[cuda.Plan]:
