@@ -62,7 +62,9 @@ def pytest(settings: Settings, *arguments: str) -> list[str]:
     """A command that runs tests by several processes, and writes to tests.txt what they do."""
     given = ["OMP_WAIT_POLICY=passive"]  # threads that wait leave the cores to the other processes
     given += ["FUSED_RNN_GPU_TESTS=cpu"] if settings.on_cpu else []
-    several = ["-n", str(settings.processes)] if importlib.util.find_spec("xdist") and settings.processes > 1 else []
+    several = ["-n", str(settings.processes), "--dist", "worksteal"]  # the tests that take longest stand in a row
+    if settings.processes == 1 or not importlib.util.find_spec("xdist"):
+        several = []
     reported = ["-p", f"{KIT}.progress", "--progress", str(settings.out / "tests.txt")]
     return ["env", *given, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *reported, *several, *arguments]
 
