@@ -79,8 +79,8 @@ def run(function: Callable, cases: list[Case], triton: Path | None = None) -> li
     if triton is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(triton), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command, asked = [sys.executable, "-m", "tests.triton_gate"], pickle.dumps((function, cases))
-    options = {"stdout": subprocess.PIPE, "cwd": ROOT, "env": environment, "check": True}
-    return pickle.loads(subprocess.run(command, input=asked, **options).stdout)
+    options = {"stdout": subprocess.PIPE, "cwd": ROOT, "env": environment}
+    return pickle.loads(subprocess.run(command, input=asked, check=True, **options).stdout)
 
 
 # In the other program ---------------------------------------------------------------------------------------
