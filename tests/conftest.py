@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -144,6 +145,17 @@ def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
 def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
     """The largest relative error of any of the tensors, each in the Euclidean norm."""
     return max(relative_errors(values, exact))
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads for what torch computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def find_nvcc() -> str:

@@ -5,39 +5,60 @@ these says how large an error may be anywhere. The gradient of a weight is besid
 for which whole sequences take one large product of PyTorch's, while the loop adds up small ones. How exact the large
 product is depends on library, processor and sizes alone (in float32 it may be off by three times as much as the loop),
 so such a gradient is held against that product of the same operands where this has the larger error.
+
+What is compared are means over several draws of the operands: in a single one PyTorch's error may be small by luck.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .conftest import Operands, relative_error, relative_errors
+from .conftest import Operands, random_like, relative_error, relative_errors
+
+Way = Callable[[Operands, list[Tensor]], list[Tensor]]  # from the gradients of the results: results and gradients
 
 
-def exact_and_allowed(op: Operands, d_results: list[Tensor], *others: list[Tensor]) -> tuple[list[Tensor], list[float]]:
-    """Results and gradients in float64 of the same rounded operands, and the relative error that each may have.
+class Yardstick:
+    """PyTorch's errors in ``draws`` of the same call, by the plain loop and by ``others``."""
 
-    That is twice PyTorch's own in the dtype of ``op``. ``others`` are what other ways of PyTorch make of the same call
-    than the plain loop.
-    """
-    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
-    ways = [op.results_and_gradients("reference", d_results), *others]
-    theirs = [min(relative_error(way, exact) for way in ways)] * len(exact)
-    places = {name: len(d_results) + place for place, name in enumerate(op.tensors)}
-    for name, product in gradients_by_large_products(op, d_results).items():
-        theirs[places[name]] = max(theirs[places[name]], relative_error([product], [exact[places[name]]]))
-    return exact, [2 * error for error in theirs]
+    def __init__(self, draws: Iterable[Operands], *others: Way):
+        self.draws = []  # each with the gradients of its results, and both in float64 of the same rounded operands
+        theirs = []
+        for op in draws:
+            d_results = random_like(op.run("reference"))
+            exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+            self.draws.append((op, d_results, exact))
+            ways = [op.results_and_gradients("reference", d_results), *(other(op, d_results) for other in others)]
+            anywhere = min(relative_error(values, exact) for values in ways)
+            theirs.append(_at_least_of_large_products(anywhere, op, d_results, exact))
+        self.theirs = _means(theirs)
+
+    def assert_no_worse(self, way: Way) -> None:
+        """Results and gradients by ``way`` are off by at most twice as much as PyTorch's."""
+        ours = _means([relative_errors(way(op, d_results), exact) for op, d_results, exact in self.draws])
+        pairs = list(zip(ours, self.theirs, strict=True))
+        assert all(our <= 2 * their for our, their in pairs), f"errors and PyTorch's, tensor by tensor: {pairs}"
 
 
-def assert_within(values: list[Tensor], exact: list[Tensor], allowed: list[float]) -> None:
-    """None of the tensors has a larger error than it may have."""
-    errors = relative_errors(values, exact)
-    assert all(error <= most for error, most in zip(errors, allowed, strict=True)), list(zip(errors, allowed))
+def _at_least_of_large_products(
+    error: float, op: Operands, d_results: list[Tensor], exact: list[Tensor]
+) -> list[float]:
+    """``error`` for every tensor, but for gradients whose large product is off by more: that."""
+    large = gradients_by_large_products(op, d_results)
+    names = [*[None] * len(d_results), *op.tensors]
+    return [max(error, relative_error([large[name]], [e])) if name in large else error for name, e in zip(names, exact)]
+
+
+def _means(errors: list[list[float]]) -> list[float]:
+    """Of each tensor, over the draws."""
+    return [sum(of_tensor) / len(errors) for of_tensor in zip(*errors)]
 
 
 def gradients_by_large_products(op: Operands, d_results: list[Tensor]) -> dict[str, Tensor]:
-    """The plain loop's gradients of the weights, but each summed over all steps at once, by name.
+    """The plain loop's gradients of the weights by name, but each summed over all steps at once.
 
     That is the gradient of one product of the weight with all that it is multiplied with in the steps.
     """
@@ -68,5 +89,5 @@ class Products(TorchFunctionMode):
         return output
 
     def of_weights(self) -> list[tuple[tuple[Tensor, ...], ...]]:
-        """For each weight, or part of one, the inputs, the weight and the outputs, of one product after the other."""
+        """For each weight, or part of one: the inputs, the weight and the outputs, of one product after the other."""
         return [tuple(zip(*products)) for products in self._products.values()]

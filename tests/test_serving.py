@@ -13,7 +13,7 @@ from torch.export import Dim, export
 
 import fused_rnn
 
-from .conftest import relative_error
+from .conftest import relative_error, threads
 from .test_cell_modules import CELLS, parts
 from .test_modules import MODULES, H, I, flat
 
@@ -150,10 +150,8 @@ THREADS = 4
 @pytest.fixture(params=[1, 2])
 def threads_of_torch(request) -> Iterator[None]:
     """That one call uses; new Python threads take the number over."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with threads(request.param):
+        yield
 
 
 def in_threads(tasks: list) -> list:

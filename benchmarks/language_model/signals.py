@@ -12,7 +12,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While it is entered the first of ``HEEDED`` that comes is only kept in ``received``; a second acts at once."""
+    """While it is entered the first of ``HEEDED`` that comes is only kept in ``received``; a second acts at once.
+
+    What the process was started to ignore stays ignored, the first time and the second: a shell has the background jobs
+    of its scripts ignore Ctrl-C, which is meant for the script; ``kill``, that is SIGTERM, still stops them.
+    """
 
     HEEDED = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,7 +25,8 @@ class Signals:
         self._handlers = {}
 
     def __enter__(self) -> "Signals":
-        self._handlers = {number: signal.signal(number, self._receive) for number in self.HEEDED}
+        heeded = [number for number in self.HEEDED if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._receive) for number in heeded}
         return self
 
     def __exit__(self, *_) -> None:

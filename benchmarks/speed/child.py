@@ -47,7 +47,8 @@ def records(module: str, allocator: str, threads: int, plan: object, *arguments:
 
 def serve(measure: Callable[..., Iterable[dict]], plan_type: type) -> None:
     """Call ``measure`` with the plan and further arguments of the command line, and print what it yields."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the driver's to explain
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it, and so does this
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the driver's to explain
     threads, plan, *arguments = sys.argv[1:]
     torch.set_num_threads(int(threads))
     for record in measure(plan_type(**json.loads(plan)), *arguments):

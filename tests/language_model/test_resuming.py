@@ -3,6 +3,9 @@
 import itertools
 import math
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from .conftest import (
     train,
 )
 
+ROOT = Path(__file__).parents[2]
 RESUMED = ("--cell", "lstm", "multiplicative_gru", "--dropout", 0.3, "--layers", 2)
 
 
@@ -183,6 +187,47 @@ def test_second_interruption_stops_at_once(text, tmp_path, monkeypatch, capsys):
     assert train(text, tmp_path, "--limit", 800) == 130
     assert "interrupted; what was finished is saved" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def ignoring_ctrl_c() -> Iterator[None]:
+    """What a shell does to the background jobs of its scripts, under nohup or not."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ignoring_ctrl_c")
+def test_where_ctrl_c_is_ignored_it_stops_nothing_and_sigterm_does(dropping, text, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(3, signal.SIGTERM, patch)
+        assert train(text, tmp_path, *STOPPED["bytes"]) == 143
+
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return masked_cross_entropy(*arguments)
+
+    monkeypatch.setattr(train_module, "masked_cross_entropy", interrupt)
+    assert train(text, tmp_path, *STOPPED["bytes"], "--resume") == 0
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert_same_run(tmp_path, dropping["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("job", "received"), [('"$@"', "2"), ('"$@" & wait $!', "None")], ids=["foreground", "background"]
+)
+def test_a_script_decides_whether_its_jobs_heed_ctrl_c(job, received):
+    """As a real shell starts them, without training."""
+    code = """if True:
+        import signal
+        from benchmarks.language_model.signals import Signals
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            print(signals.received)
+        """
+    command = ["sh", "-c", job, "sh", sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stdout.strip() == received
 
 
 def test_saving_within_an_epoch_changes_nothing(dropping, text, tmp_path, monkeypatch):
