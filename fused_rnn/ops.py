@@ -1,16 +1,15 @@
-"""The fused operators as PyTorch sees them: shape functions, autograd, and the choice of a backend.
+"""The door to the fused operators: the choice of a backend, and the checks of what they are given.
 
-``csrc/ops.cpp`` declares the operators, which serve every cell, and this file completes them:
+``csrc/ops.cpp`` declares the operators, which serve every cell, and ``derivatives`` completes them:
 
 * ``fused_rnn::forward`` runs one layer in one direction over the whole sequence. With ``save="states"`` it also
   returns the cell states of all steps, with ``save="everything"`` these and all else that the backward pass reads;
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
-The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed here likewise.
+The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise.
 
-``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use. Double backward
-recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
+``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use.
 """
 
 import functools
@@ -21,9 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autocast, cuda, triton_backend
+from . import autocast, cuda, derivatives, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
-from .recompute import backward_from_states
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 State = Tensor | tuple[Tensor, Tensor]
@@ -213,7 +211,7 @@ def run(
         state = tuple(part.clone() for part in state) if cell.has_cell_state else state.clone()
         return output, state, *cells
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    training = derivatives.are_differentiated(arguments)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
     arguments = (*arguments, lengths, keep_h, keep_c, cell_name, reverse, gradient_clip or 0.0, save)
@@ -286,7 +284,7 @@ def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> T
     shape = (*input.shape[:2], hidden_size)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a tensor (T, B, H) or None, got {type(mask).__name__}")
-    if mask.requires_grad:
+    if derivatives.requires_grad([mask]):
         raise ValueError(f"{name} is a mask, which has no gradient, but requires one: pass {name}.detach()")
     mask = mask.to(input.dtype)
     _check_tensor(name, mask, shape, input, T=shape[0], B=shape[1], H=shape[2])
@@ -335,122 +333,8 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
         raise RuntimeError(f"{name} is on {tensor.device} but input is on {input.device}: move one of them")
 
 
-# Shape functions and autograd -------------------------------------------------------------------------------
-
-
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, *rest):
-    _, _, _, cell, _, _, save = rest
-    spec = CELLS[cell]
-    steps, batch, input_size = input.shape
-    hidden_size = w_hh.shape[1]
-    if save not in ("nothing", "states", "everything"):
-        raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
-    columns = spec.saved * hidden_size + spec.modulated_size(input_size, hidden_size)
-    return (
-        input.new_empty(steps, batch, hidden_size),
-        input.new_empty(batch, hidden_size),
-        input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
-        input.new_empty((steps, batch, hidden_size) if spec.has_cell_state and save != "nothing" else (0,)),
-        input.new_empty((steps, batch, columns) if save == "everything" else (0,)),
-    )
-
-
-def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, ctx.save = inputs
-    result, _, _, cells, saved = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(result, cells, saved, *tensors)
-
-
-def _forward_backward(operators, ctx, *d_results):
-    if ctx.save == "nothing":
-        raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
-    d_results = d_results[:4]  # without that of saved
-    if not CELLS[ctx.cell].has_cell_state:
-        d_results = (*d_results[:2], None, None)  # c_n and cells are empty placeholders
-    needs = ctx.needs_input_grad
-    if all(d is None for d in d_results):
-        return (None,) * len(needs)
-    backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
-    saved = ctx.saved_tensors
-    with autocast.off(saved[0].device.type):
-        how = ctx.cell, ctx.reverse, ctx.gradient_clip
-        grads = backward(*d_results, *saved, *how, needs[0], any(needs[3:10]))
-    wanted = tuple(grad if need else None for grad, need in zip(grads, needs))
-    return *wanted, *(None,) * (len(needs) - len(wanted))
-
-
-def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest):
-    *tensors, _, _, _, _, _, _, input_gradient, weight_gradients = rest
-    wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
-    return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
-        for t, want in zip(tensors, wanted)
-    )
-
-
-def _backward_setup(ctx, inputs, output):
-    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, _, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(d_output, d_h_n, d_c_n, d_cells, *tensors)
-
-
-def _double_backward(ctx, *d_grads):
-    """Differentiate the first-order gradients, recomputed by the reference, once more.
-
-    ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
-    """
-    if ctx.gradient_clip:
-        raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
-    create_graph = torch.is_grad_enabled()
-    spec = CELLS[ctx.cell]
-    with torch.enable_grad(), autocast.off(ctx.saved_tensors[4].device.type):
-        # views, so that the derivative stops here and does not run on into whatever made a tensor
-        tensors = [
-            None if t is None else t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors[:-3]
-        ]
-        lengths, keep_h, keep_c = ctx.saved_tensors[-3:]
-        d_results, (input, h_0, c_0, *weights) = tensors[:4], tensors[4:]
-        how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
-        how |= {"reverse": ctx.reverse, "lengths": lengths, "keep_h": keep_h, **spec.options}
-        if spec.has_cell_state:
-            output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, keep_c=keep_c, return_cells=True)
-            results = output, h_n, c_n, cells
-        else:
-            results = *spec.reference(input, h_0, **how), None, None
-        first = _grad(results, tensors[4:], d_results, create_graph=True)
-        second = _grad(first, tensors, d_grads, create_graph=create_graph)
-    return *second[:4], None, None, None, *second[4:], *(None,) * 8  # from lengths on
-
-
-def _grad(outputs, inputs, d_outputs, create_graph: bool) -> list[Tensor | None]:
-    """torch.autograd.grad where any output, input or incoming gradient may be None."""
-    pairs = [(o, d) for o, d in zip(outputs, d_outputs) if o is not None and d is not None and o.requires_grad]
-    present = [t for t in inputs if t is not None]
-    if not pairs:
-        return [None] * len(inputs)
-    outs, d_outs = zip(*pairs)
-    grads = iter(torch.autograd.grad(outs, present, d_outs, create_graph=create_graph, allow_unused=True))
-    return [None if t is None else next(grads) for t in inputs]
-
-
-def _complete(namespace: str) -> None:
-    """Give the operators of a namespace shape functions and derivatives, which are the same for all backends."""
-    operators = getattr(torch.ops, namespace)
-    forward, from_states = f"{namespace}::forward", f"{namespace}::backward_from_states"
-    torch.library.register_fake(forward, _forward_fake)
-    differentiate = functools.partial(_forward_backward, operators)
-    torch.library.register_autograd(forward, differentiate, setup_context=_forward_setup)
-    torch.library.impl(from_states, "default", functools.partial(backward_from_states, operators))
-    for name in (f"{namespace}::backward", from_states):
-        torch.library.register_fake(name, _backward_fake)
-        torch.library.register_autograd(name, _double_backward, setup_context=_backward_setup)
-
-
 if _LIBRARY_LOADED:
     cuda.register()
-    _complete("fused_rnn")
+    derivatives.complete("fused_rnn")
 triton_backend.register()
-_complete(triton_backend.NAMESPACE)
+derivatives.complete(triton_backend.NAMESPACE)

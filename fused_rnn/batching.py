@@ -1,0 +1,74 @@
+"""The operators within ``torch.func.vmap``: what a call with one more dimension in some of its tensors comes to.
+
+Where each sequence comes to the same results whatever stands beside it, the new dimension is folded into that of the
+sequences, and one call does it all. Weights are what all sequences of a call share: where they have the new dimension,
+or each of its members has weight gradients of its own, the members are run one after the other.
+
+Rules go by the names in the operators' schemas. They compute with operators of torch and with the operator itself, so
+that transforms further out, autograd and compilers take part.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .cells import WEIGHTS
+
+# the dimension of the sequences in what has one; a gradient, named d_..., has it where its tensor does
+_SEQUENCES = {
+    **{"input": 1, "h_0": 0, "c_0": 0, "lengths": 0, "keep_h": 1, "keep_c": 1},
+    **{"output": 1, "h_n": 0, "c_n": 0, "cells": 1, "saved": 1},
+}
+
+
+def register(operator: torch._ops.OpOverload) -> None:
+    """Give an operator its rule."""
+    torch.library.register_vmap(operator, functools.partial(_batched, operator))
+
+
+def _batched(operator: torch._ops.OpOverload, info, in_dims: tuple[int | None, ...], *arguments) -> tuple:
+    """The rule, as ``torch.library.register_vmap`` has it: the results and where each has the new dimension."""
+    names = [argument.name for argument in operator._schema.arguments]
+    values, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
+    apart = values.get("weight_gradients") or any(dims[name] is not None for name in WEIGHTS)
+    results, out_dims = (_one_by_one if apart else _folded)(operator, info.batch_size, values, dims)
+    return tuple(results), tuple(out_dims)
+
+
+def _one_by_one(operator, size: int, values: dict, dims: dict) -> tuple[list[Tensor], list[int | None]]:
+    calls = [
+        operator(*(value if dims[name] is None else value.select(dims[name], index) for name, value in values.items()))
+        for index in range(size)
+    ]
+    results = [parts[0] if _is_placeholder(parts[0]) else torch.stack(parts) for parts in zip(*calls)]
+    return results, [None if _is_placeholder(result) else 0 for result in results]
+
+
+def _folded(operator, size: int, values: dict, dims: dict) -> tuple[list[Tensor], list[int | None]]:
+    def fold(name: str, value):
+        dim = _dim_of_sequences(name)
+        if dim is None or value is None or _is_placeholder(value):
+            return value
+        if dims[name] is None:
+            value = value.unsqueeze(dim).expand(*value.shape[:dim], size, *value.shape[dim:])
+        else:
+            value = value.movedim(dims[name], dim)
+        return value.flatten(dim, dim + 1)
+
+    folded = operator(*(fold(name, value) for name, value in values.items()))
+    results, out_dims = [], []
+    for returned, result in zip(operator._schema.returns, folded):
+        dim = None if _is_placeholder(result) else _dim_of_sequences(returned.name)
+        results.append(result if dim is None else result.unflatten(dim, (size, -1)))
+        out_dims.append(dim)
+    return results, out_dims
+
+
+def _dim_of_sequences(name: str) -> int | None:
+    return _SEQUENCES.get(name.removeprefix("d_"))
+
+
+def _is_placeholder(result: Tensor) -> bool:
+    """Whether a result stands for one that the cell lacks or that was not asked for."""
+    return result.shape == (0,)

@@ -1,0 +1,197 @@
+"""What the operators need beside their kernels: shape functions, derivatives, and the rules of ``torch.func``.
+
+``complete`` gives them to the operators of a namespace; they are the same for all backends. An operator's derivative
+is at the dispatch key ``Autograd``, where ``torch.library.register_autograd`` would put it, but in a form that works
+within ``torch.func.grad`` and its like too. The rules of ``torch.func.vmap`` are in ``batching``.
+
+Double backward recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+
+from . import autocast, batching
+from .cells import CELLS, WEIGHTS
+from .recompute import backward_from_states
+
+_LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as these do
+
+
+def complete(namespace: str) -> None:
+    """Give the operators of a namespace all that does not depend on the backend."""
+    operators = getattr(torch.ops, namespace)
+    forward, from_states = f"{namespace}::forward", f"{namespace}::backward_from_states"
+    torch.library.impl(from_states, "default", functools.partial(backward_from_states, operators))
+    torch.library.register_fake(forward, _forward_fake)
+    _differentiate(operators.forward.default, _forward_setup, functools.partial(_forward_backward, operators))
+    for operator in (operators.backward.default, operators.backward_from_states.default):
+        torch.library.register_fake(operator, _backward_fake)
+        _differentiate(operator, _backward_setup, _double_backward)
+    for operator in (operators.forward.default, operators.backward.default, operators.backward_from_states.default):
+        batching.register(operator)
+
+
+def are_differentiated(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether results of these tensors may be differentiated with respect to any of them."""
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True  # a compiler cannot look beneath the wrappers
+    return requires_grad(tensors)
+
+
+def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether any tensor requires a gradient, be it beneath the wrappers of ``torch.func``'s transforms."""
+    if any(t is not None and t.requires_grad for t in tensors):
+        return True
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return any(t is not None and _requires_grad_beneath(t) for t in tensors)
+
+
+def _requires_grad_beneath(tensor: Tensor) -> bool:
+    while not tensor.requires_grad:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return True
+
+
+def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> None:
+    """Make ``backward`` the derivative of an operator, within transforms too, which ``register_autograd`` refuses.
+
+    Where transforms are nested, the dispatcher calls the kernel once for each of their levels that differentiates,
+    with the tensors of that level; so one level is all that an ``autograd.Function`` here has to do with.
+    """
+
+    def forward(ctx, *inputs):
+        *arguments, keyset = inputs
+        # the levels further out differentiate, too
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+            output = operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    namespace, name = operator._schema.name.split("::")
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"{namespace}_{name}", (torch.autograd.Function,), methods)
+    apply = super(torch.autograd.Function, function).apply  # without what Function adds, for all levels at once
+    apply_within_transform = enable_single_level_autograd_function()(apply)
+
+    def kernel(keyset, *arguments):
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+        if torch._C._are_functorch_transforms_active():
+            return apply_within_transform(*arguments, keyset)
+        return apply(*arguments, keyset)
+
+    library = torch.library.Library(namespace, "FRAGMENT")
+    library.impl(name, kernel, "Autograd", with_keyset=True)
+    _LIBRARIES.append(library)
+
+
+def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, *rest):
+    _, _, _, cell, _, _, save = rest
+    spec = CELLS[cell]
+    steps, batch, input_size = input.shape
+    hidden_size = w_hh.shape[1]
+    if save not in ("nothing", "states", "everything"):
+        raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
+    columns = spec.saved * hidden_size + spec.modulated_size(input_size, hidden_size)
+    return (
+        input.new_empty(steps, batch, hidden_size),
+        input.new_empty(batch, hidden_size),
+        input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
+        input.new_empty((steps, batch, hidden_size) if spec.has_cell_state and save != "nothing" else (0,)),
+        input.new_empty((steps, batch, columns) if save == "everything" else (0,)),
+    )
+
+
+def _forward_setup(ctx, inputs, output):
+    *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, ctx.save = inputs
+    result, _, _, cells, saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(result, cells, saved, *tensors)
+
+
+def _forward_backward(operators, ctx, *d_results):
+    if ctx.save == "nothing":
+        raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
+    d_results = d_results[:4]  # without that of saved
+    if not CELLS[ctx.cell].has_cell_state:
+        d_results = (*d_results[:2], None, None)  # c_n and cells are empty placeholders
+    needs = ctx.needs_input_grad
+    if all(d is None for d in d_results):
+        return (None,) * len(needs)
+    backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
+    saved = ctx.saved_tensors
+    with autocast.off(saved[0].device.type):
+        how = ctx.cell, ctx.reverse, ctx.gradient_clip
+        grads = backward(*d_results, *saved, *how, needs[0], any(needs[3:10]))
+    wanted = tuple(grad if need else None for grad, need in zip(grads, needs))
+    return *wanted, *(None,) * (len(needs) - len(wanted))
+
+
+def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest):
+    *tensors, _, _, _, _, _, _, input_gradient, weight_gradients = rest
+    wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
+        for t, want in zip(tensors, wanted)
+    )
+
+
+def _backward_setup(ctx, inputs, output):
+    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, _, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(d_output, d_h_n, d_c_n, d_cells, *tensors)
+
+
+def _double_backward(ctx, *d_grads):
+    """Differentiate the first-order gradients, recomputed by the reference, once more.
+
+    ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
+    """
+    if ctx.gradient_clip:
+        raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
+    *tensors, lengths, keep_h, keep_c = ctx.saved_tensors
+    spec = CELLS[ctx.cell]
+
+    def results(input, h_0, c_0, *weights):
+        how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
+        how |= {"reverse": ctx.reverse, "lengths": lengths, "keep_h": keep_h, **spec.options}
+        if not spec.has_cell_state:
+            return *spec.reference(input, h_0, **how), absent, absent
+        output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, keep_c=keep_c, return_cells=True)
+        return output, h_n, c_n, cells
+
+    def gradients(*tensors):
+        return [absent if d is None else d for d in _pull_back(results, tensors[4:], tensors[:4])]
+
+    absent = tensors[4].new_empty(0)  # as the operators have it
+    with autocast.off(tensors[4].device.type):
+        second = _pull_back(gradients, tensors, d_grads)
+    wanted = (*second[:4], None, None, None, *second[4:])
+    return *wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted))
+
+
+def _pull_back(function: Callable, inputs: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None]) -> list:
+    """``torch.func.vjp`` where any input or incoming gradient may be None."""
+    given = [index for index, d in enumerate(d_outputs) if d is not None]
+    if not given:
+        return [None] * len(inputs)
+
+    def of_present(*present):
+        rest = iter(present)
+        outputs = function(*(None if t is None else next(rest) for t in inputs))
+        return tuple(outputs[index] for index in given)
+
+    _, pull_back = torch.func.vjp(of_present, *(t for t in inputs if t is not None))
+    grads = iter(pull_back(tuple(d_outputs[index] for index in given)))
+    return [None if t is None else next(grads) for t in inputs]
