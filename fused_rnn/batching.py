@@ -9,6 +9,7 @@ that transforms further out, autograd and compilers take part.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ _SEQUENCES = {
 def register(operator: torch._ops.OpOverload) -> None:
     """Give an operator its rule."""
     torch.library.register_vmap(operator, functools.partial(_batched, operator))
+
+
+def spread(tensors: Sequence[Tensor | None], members: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tensors of one dtype, with the new dimensions that any of the members of the call has."""
+    nothing = sum(t.new_zeros((), dtype=tensors[0].dtype) for t in members if t is not None)
+    return [None if t is None else t + nothing for t in tensors]
 
 
 def _batched(operator: torch._ops.OpOverload, info, in_dims: tuple[int | None, ...], *arguments) -> tuple:

@@ -8,7 +8,7 @@ Double backward recomputes through ``fused_rnn.reference``, so it is right for e
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,15 +50,15 @@ def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
         return True
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return False
-    return any(t is not None and _requires_grad_beneath(t) for t in tensors)
+    return any(t is not None and any(level.requires_grad for level in levels(t)) for t in tensors)
 
 
-def _requires_grad_beneath(tensor: Tensor) -> bool:
-    while not tensor.requires_grad:
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return False
+def levels(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor and what it wraps, down to the one that holds the values for all of ``torch.func``'s transforms."""
+    yield tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return True
+        yield tensor
 
 
 def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> None:
@@ -167,14 +167,13 @@ def _double_backward(ctx, *d_grads):
         how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
         how |= {"reverse": ctx.reverse, "lengths": lengths, "keep_h": keep_h, **spec.options}
         if not spec.has_cell_state:
-            return *spec.reference(input, h_0, **how), absent, absent
+            return *spec.reference(input, h_0, **how), None, None
         output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, keep_c=keep_c, return_cells=True)
         return output, h_n, c_n, cells
 
     def gradients(*tensors):
-        return [absent if d is None else d for d in _pull_back(results, tensors[4:], tensors[:4])]
+        return _pull_back(results, tensors[4:], tensors[:4])
 
-    absent = tensors[4].new_empty(0)  # as the operators have it
     with autocast.off(tensors[4].device.type):
         second = _pull_back(gradients, tensors, d_grads)
     wanted = (*second[:4], None, None, None, *second[4:])
@@ -182,8 +181,9 @@ def _double_backward(ctx, *d_grads):
 
 
 def _pull_back(function: Callable, inputs: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None]) -> list:
-    """``torch.func.vjp`` where any input or incoming gradient may be None."""
-    given = [index for index, d in enumerate(d_outputs) if d is not None]
+    """Gradients of the inputs of a function from those of its outputs; any of these may be None."""
+    # the gradient of a placeholder, which is empty, says nothing
+    given = [index for index, d in enumerate(d_outputs) if d is not None and d.shape != (0,)]
     if not given:
         return [None] * len(inputs)
 
@@ -192,6 +192,20 @@ def _pull_back(function: Callable, inputs: Sequence[Tensor | None], d_outputs: S
         outputs = function(*(None if t is None else next(rest) for t in inputs))
         return tuple(outputs[index] for index in given)
 
-    _, pull_back = torch.func.vjp(of_present, *(t for t in inputs if t is not None))
-    grads = iter(pull_back(tuple(d_outputs[index] for index in given)))
+    pull_back = _pull_back_within_transform if torch._C._are_functorch_transforms_active() else _pull_back_by_autograd
+    grads = iter(pull_back(of_present, [t for t in inputs if t is not None], tuple(d_outputs[i] for i in given)))
     return [None if t is None else next(grads) for t in inputs]
+
+
+def _pull_back_within_transform(function: Callable, inputs: list[Tensor], d_outputs: tuple[Tensor, ...]) -> tuple:
+    return torch.func.vjp(function, *inputs)[1](d_outputs)
+
+
+def _pull_back_by_autograd(function: Callable, inputs: list[Tensor], d_outputs: tuple[Tensor, ...]) -> tuple:
+    """The same where hooks of saved tensors may be set, with which ``torch.func.vjp`` refuses to run."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, so that the derivative stops here and does not run on into whatever made a tensor
+        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        outputs = function(*inputs)
+    return torch.autograd.grad(outputs, inputs, d_outputs, create_graph=create_graph, allow_unused=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autocast, cuda, derivatives, triton_backend
+from . import autocast, batching, cuda, derivatives, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
@@ -202,6 +202,10 @@ def run(
         if choice.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
             _warn_of_reference(choice.reason)
         _check_length_values(lengths, input)
+        if gradient_clip is not None and torch._C._are_functorch_transforms_active():
+            # within vmap, gradients of what its members share would be summed up before they are clipped
+            members = (input, h_0, c_0, lengths, keep_h, keep_c, *weights.values())
+            input, h_0, c_0 = batching.spread((input, h_0, c_0), members)
         state = (h_0, c_0) if cell.has_cell_state else h_0
         options = {"reverse": reverse, "lengths": lengths, "keep_h": keep_h, "gradient_clip": gradient_clip}
         if cell.has_cell_state:
@@ -274,7 +278,8 @@ def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
     """For the reference, which would take any value; not where reading them means waiting for a device."""
     if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    for length in lengths.tolist():
+    *_, values = derivatives.levels(lengths)
+    for length in values.flatten().tolist():
         if not 0 <= length <= input.shape[0]:
             raise RuntimeError(f"lengths must be between 0 and T = {input.shape[0]}, got {length}")
 

@@ -1,0 +1,320 @@
+"""``torch.func``: vmap of every operator against a loop, in results and gradients, beside and within other transforms."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fused_rnn
+from fused_rnn import ops
+
+from .conftest import FUSED, Operands, Shape, operands, random_like, regularised, relative_error
+from .test_cell_modules import CELLS, parts
+from .test_modules import MODULES, H, I, flat
+
+N, SHAPE = 3, Shape(4, 2, 3, 5)
+BACKENDS = pytest.mark.parametrize("backend", [*FUSED, "reference"])
+STATES, CONSTANTS = ("h_0", "c_0"), ("lengths", "keep_h", "keep_c")
+KINDS = {
+    "plain": lambda op: op,
+    "lengths": lambda op: replace(op, lengths=torch.tensor([3, 0])),
+    "regularised": regularised,
+    "recompute": lambda op: replace(op, recompute=True),
+    "recompute-lengths": lambda op: replace(regularised(op), recompute=True, lengths=torch.tensor([1, 4])),
+}
+# names of what has a dimension more: inputs and states fold into the sequences, weights are run one after the other
+BATCHED = {
+    "input": ["input"],
+    "states": STATES,
+    "sequences": ["input", *STATES, *CONSTANTS],
+    "weights": ops.WEIGHTS,
+    "one-bias": ["bias_ih"],
+    "all": ["input", *STATES, *CONSTANTS, *ops.WEIGHTS],
+}
+
+
+def constants(op: Operands) -> dict[str, Tensor]:
+    return {name: t for name in CONSTANTS if (t := getattr(op, name)) is not None}
+
+
+def stacked(op: Operands, names: list[str]) -> dict[str, Tensor]:
+    """The tensors of a call by name, of which those named have N values along a new first dimension."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {}
+    for name, t in (op.tensors | constants(op)).items():
+        t = t.detach()
+        if name not in names:
+            tensors[name] = t
+        elif name == "lengths":
+            tensors[name] = torch.stack([(t + shift) % (SHAPE.T + 1) for shift in range(N)])
+        elif name in CONSTANTS:
+            tensors[name] = torch.stack([t.roll(shift, 0) for shift in range(N)])
+        else:
+            tensors[name] = t * (1 + 0.5 * torch.randn(N, *t.shape, dtype=t.dtype, generator=generator))
+    for name in op.tensors:
+        tensors[name].requires_grad_()
+    return tensors
+
+
+def call(op: Operands, backend: str) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+    """The results as a function of all tensors of a call."""
+
+    def run(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        fixed = {name: t for name, t in tensors.items() if name in CONSTANTS}
+        return tuple(replace(op, **fixed).run(backend, **{n: t for n, t in tensors.items() if n not in CONSTANTS}))
+
+    return run
+
+
+def loss(op: Operands, backend: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    run = call(op, backend)
+    return lambda tensors: sum(result.square().sum() for result in run(tensors))
+
+
+def dims_of(tensors: dict[str, Tensor], names: list[str]) -> dict[str, int | None]:
+    return {name: 0 if name in names else None for name in tensors}
+
+
+def loop(function: Callable, tensors: dict[str, Tensor], names: list[str]) -> tuple[Tensor, ...]:
+    """What vmap should come to."""
+    members = [{n: t[index] if n in names else t for n, t in tensors.items()} for index in range(N)]
+    outcomes = [function(member) for member in members]
+    if isinstance(outcomes[0], dict):
+        return {name: torch.stack([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+    return tuple(map(torch.stack, zip(*outcomes)))
+
+
+# Values and gradients ---------------------------------------------------------------------------------------
+
+
+@BACKENDS
+@pytest.mark.parametrize("names", BATCHED.values(), ids=BATCHED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_and_gradients(cell, backend, kind, names, reverse):
+    op = replace(KINDS[kind](operands(cell, SHAPE)), reverse=reverse)
+    if not set(names) & set(op.tensors):
+        pytest.skip("the cell has none of these")
+    tensors = stacked(op, names)
+    leaves = [tensors[name] for name in op.tensors]
+    results = vmap(call(op, backend), (dims_of(tensors, names),))(tensors)
+    exact = loop(call(op, "reference"), tensors, names)
+    d_results = random_like(exact)
+    gradients, expected = (torch.autograd.grad(outcome, leaves, d_results) for outcome in (results, exact))
+    assert relative_error([*results, *gradients], [*exact, *expected]) < 1e-11
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of operators, by name, and what the forward ones save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.saves = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = function._schema.name.partition("::")
+        if namespace == "fused_rnn":
+            self.names.append(name)
+            self.saves += [args[-1]] if name == "forward" else []
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("names", "calls"), [(["input"], 1), (STATES, 1), (ops.WEIGHTS, N)])
+def test_sequences_fold_and_weights_run_one_after_the_other(cell, backend, names, calls):
+    op = operands(cell, SHAPE)
+    tensors = stacked(op, names)
+    with Calls() as seen:
+        vmap(call(op, backend), (dims_of(tensors, names),))(tensors)[0].sum().backward()
+    assert seen.names == ["forward"] * calls + ["backward"] * calls
+
+
+def test_no_more_is_saved_than_is_read(backend):
+    op = replace(operands("lstm", SHAPE), return_cells=False)
+    tensors = stacked(op, BATCHED["all"])
+    frozen = {name: t.detach() for name, t in tensors.items()}
+    run = vmap(call(op, backend))
+    for given, grad_mode, save in (
+        (tensors, True, "everything"),
+        (tensors, False, "nothing"),
+        (frozen, True, "nothing"),
+        ({**frozen, "bias_hh": tensors["bias_hh"]}, True, "everything"),
+    ):
+        with Calls() as seen, torch.set_grad_enabled(grad_mode):
+            assert run(given)[0].requires_grad == (save == "everything")
+        assert seen.saves == [save] * N
+    with Calls() as seen:
+        assert vmap(call(replace(op, recompute=True), backend))(tensors)[0].requires_grad
+    assert seen.saves == ["states"] * N
+
+
+@BACKENDS
+def test_other_dimensions(cell, backend):
+    """The new dimension anywhere in tensors, and in part of them."""
+    op = replace(operands(cell, SHAPE), lengths=torch.tensor([3, 1]))
+    names = ["input", "h_0", "lengths", "weight_hh", "bias_ih"]
+    tensors = stacked(op, names)
+    dims = {"input": 1, "h_0": -1, "lengths": 1, "weight_hh": 2, "bias_ih": 1}
+    moved = {name: t.movedim(0, dims[name]) if name in dims else t for name, t in tensors.items()}
+    in_dims = {name: dims.get(name) for name in tensors}
+    results = vmap(call(op, backend), (in_dims,), out_dims=1)(moved)
+    exact = loop(call(op, "reference"), tensors, names)
+    assert relative_error([r.transpose(0, 1) for r in results], exact) < 1e-11
+
+
+@BACKENDS
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_each_member(cell, backend, kind):
+    """vmap over grad: of what the members share, too."""
+    op = KINDS[kind](operands(cell, SHAPE))
+    for names in (BATCHED["sequences"], BATCHED["weights"]):
+        tensors = stacked(op, names)
+        arguments = {n: t for n, t in tensors.items() if n not in op.tensors}
+        leaves = {n: t.detach() for n, t in tensors.items() if n in op.tensors}
+
+        def gradients(tensors, backend=backend, names=names):
+            fixed = {n: t for n, t in tensors.items() if n not in op.tensors}
+            of = grad(lambda leaves: loss(op, backend)({**leaves, **fixed}))
+            return of({n: t for n, t in tensors.items() if n in op.tensors})
+
+        def by_autograd(tensors):
+            given = {n: t.detach().requires_grad_() if n in op.tensors else t for n, t in tensors.items()}
+            wanted = torch.autograd.grad(loss(op, "reference")(given), [given[n] for n in op.tensors])
+            return dict(zip(op.tensors, wanted))
+
+        both = {**leaves, **arguments}
+        result, exact = vmap(gradients, (dims_of(both, names),))(both), loop(by_autograd, both, names)
+        assert relative_error([result[n] for n in op.tensors], [exact[n] for n in op.tensors]) < 1e-11
+
+
+@BACKENDS
+def test_gradient_of_vmap(cell, backend):
+    """grad over vmap, over members with weights of their own and with common ones."""
+    op = operands(cell, SHAPE)
+    for names in (BATCHED["sequences"], BATCHED["weights"]):
+        tensors = {n: t.detach() for n, t in stacked(op, names).items()}
+        dims = dims_of(tensors, names)
+        result = grad(lambda given, dims=dims: vmap(loss(op, backend), (dims,))(given).sum())(tensors)
+        leaves = {n: t.requires_grad_() for n, t in tensors.items()}
+        exact = torch.autograd.grad(
+            sum(loop(lambda t: (loss(op, "reference")(t),), leaves, names)).sum(), list(leaves.values())
+        )
+        assert relative_error([result[n] for n in leaves], exact) < 1e-11
+
+
+@BACKENDS
+def test_vmap_of_vmap(cell, backend):
+    """Members with weights of their own, each of them over sets of sequences of their own; and the other way round."""
+    op = operands(cell, SHAPE)
+    once = stacked(op, BATCHED["all"])
+    weights = {n: t for n, t in once.items() if n in ops.WEIGHTS}
+    rest = {n: t for n, t in once.items() if n not in ops.WEIGHTS}
+    one = call(op, backend)
+    by_weights = vmap(vmap(lambda w, r: one({**r, **w}), (None, 0)), (0, None))(weights, rest)
+    by_sequences = vmap(vmap(lambda r, w: one({**r, **w}), (None, 0)), (0, None))(rest, weights)
+    exact = [
+        [call(op, "reference")({**{n: t[s] for n, t in rest.items()}, **{n: t[w] for n, t in weights.items()}})]
+        for w in range(N)
+        for s in range(N)
+    ]
+    exact = [torch.stack([e[0][i] for e in exact]).unflatten(0, (N, N)) for i in range(len(exact[0][0]))]
+    d_results = random_like(exact)
+    expected = torch.autograd.grad(exact, list(once.values()), d_results)
+    for results in (by_weights, [r.transpose(0, 1) for r in by_sequences]):
+        gradients = torch.autograd.grad(results, list(once.values()), d_results)
+        assert relative_error([*results, *gradients], [*exact, *expected]) < 1e-11
+
+
+# Other transforms -------------------------------------------------------------------------------------------
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", ["input", "h_0", "weight_hh", "bias_ih"])
+def test_jacobian(cell, backend, name):
+    op = KINDS["recompute-lengths"](operands(cell, SHAPE))
+    run = call(op, backend)
+    tensors = {n: t.detach() for n, t in (op.tensors | constants(op)).items()}
+    jacobians = jacrev(lambda t: run({**tensors, name: t}))(tensors[name])
+    t = op.tensors[name]
+    for result, jacobian in zip(op.run("reference"), jacobians, strict=True):
+        rows = [torch.autograd.grad(element, t, retain_graph=True)[0] for element in result.flatten()]
+        assert relative_error([jacobian], [torch.stack(rows).view(jacobian.shape)]) < 1e-11
+
+
+SMALL = Shape(2, 2, 2, 3)
+
+
+@BACKENDS
+def test_second_derivatives(cell, backend):
+    """Of each of several members, as jacobians of gradients; by what is reverse alone, which kernels can do."""
+    op = operands(cell, SMALL)
+    tensors = {n: t.detach() for n, t in stacked(op, ["input"]).items()}
+    names = "input", "weight_hh"
+
+    def second(x, w, backend):
+        def value(x, w):
+            return loss(op, backend)({**tensors, "input": x, "weight_hh": w})
+
+        return jacrev(grad(value, (0, 1)), (0, 1))(x, w)
+
+    x, w = (tensors[name] for name in names)
+    result = vmap(lambda x, w: second(x, w, backend), (0, None))(x, w)
+    for index in range(N):
+        exact = torch.autograd.functional.hessian(
+            lambda x, w: loss(op, "reference")({**tensors, "input": x, "weight_hh": w}), (x[index], w)
+        )
+        for row, expected in zip(result, exact, strict=True):
+            assert relative_error([part[index] for part in row], expected) < 1e-10
+
+
+def test_forward_mode_within_vmap(cell):
+    """As outside of it: auto takes the reference, a backend by name refuses."""
+    op = operands(cell, SMALL)
+    tensors = {n: t.detach() for n, t in stacked(op, ["input"]).items()}
+    x = tensors["input"]
+
+    def output(x, backend):
+        return call(op, backend)({**tensors, "input": x})[0]
+
+    tangents, jacobians, hessians = (
+        vmap(transform)(x)
+        for transform in (
+            lambda x: jvp(lambda x: output(x, "auto"), (x,), (x,))[1],
+            jacfwd(lambda x: output(x, "auto")),
+            hessian(lambda x: output(x, "auto").square().sum()),
+        )
+    )
+    for index in range(N):
+        exact = jacrev(lambda x: output(x, "reference"))(x[index])
+        twice = jacrev(grad(lambda x: output(x, "reference").square().sum()))(x[index])
+        along = torch.tensordot(exact, x[index], 3)
+        assert relative_error([tangents[index], jacobians[index], hessians[index]], [along, exact, twice]) < 1e-10
+    for transform in (vmap(jacfwd(lambda x: output(x, "cpu"))), jacfwd(vmap(lambda x: output(x, "cpu")))):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            transform(x)
+
+
+@BACKENDS
+def test_pulling_back_after_the_transform_has_ended(backend):
+    """What vjp returns is called where its level is gone; and differentiated there."""
+    op = operands("lstm", SHAPE)
+    tensors = {n: t.detach() for n, t in op.tensors.items()}
+    results, pull_back = vjp(lambda x: call(op, backend)({**tensors, "input": x}), tensors["input"])
+    d_results = [d.requires_grad_() for d in random_like(results)]
+    (result,) = pull_back(tuple(d_results))
+    exact = torch.autograd.grad(op.run("reference"), op.tensors["input"], d_results, create_graph=True)
+    first, second = (torch.autograd.grad(g.square().sum(), d_results) for g in (result, exact[0]))
+    assert relative_error([result, *first], [*exact, *second]) < 1e-11
+
+
+def test_batched_gradients(backend):
+    """``is_grads_batched`` of autograd, which is vmap over the backward pass."""
+    op = operands("gru", SHAPE)
+    leaves = list(op.tensors.values())
+    results = op.run(backend)
+    d_results = [random_like([torch.zeros(N, *r.shape)], seed)[0].double() for seed, r in enumerate(results)]
+    batched = torch.autograd.grad(results, leaves, d_results, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(results, leaves, d, retain_graph=True) for d in zip(*d_results)]
+    assert relative_error(batched, [torch.stack(g) for g in zip(*single)]) < 1e-11
