@@ -28,10 +28,24 @@ def register(operator: torch._ops.OpOverload) -> None:
     torch.library.register_vmap(operator, functools.partial(_batched, operator))
 
 
-def spread(tensors: Sequence[Tensor | None], members: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Tensors of one dtype, with the new dimensions that any of the members of the call has."""
-    nothing = sum(t.new_zeros((), dtype=tensors[0].dtype) for t in members if t is not None)
+def spread_for_clipping(tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Input and states as the reference needs them to clip gradients: with each new dimension of any operand.
+
+    Gradients of a product that the members share would be summed over them first, and clipped then.
+    """
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "the reference cannot be compiled with gradient_clip inside a transform of torch.func, where torch.compile "
+            "drops the clipping: use a fused backend, or leave the transform uncompiled"
+        )
+    nothing = sum(t.new_zeros((), dtype=tensors[0].dtype) for t in (*tensors, *others) if t is not None)
     return [None if t is None else t + nothing for t in tensors]
+
+
+def check_shared(name: str, tensor: Tensor, instead: str) -> None:
+    """Raise RuntimeError if members of a vmap have values of their own where these are read."""
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise RuntimeError(f"within torch.func.vmap the members share the {name}: for their own give {instead}")
 
 
 def _batched(operator: torch._ops.OpOverload, info, in_dims: tuple[int | None, ...], *arguments) -> tuple:

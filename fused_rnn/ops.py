@@ -203,9 +203,8 @@ def run(
             _warn_of_reference(choice.reason)
         _check_length_values(lengths, input)
         if gradient_clip is not None and torch._C._are_functorch_transforms_active():
-            # within vmap, gradients of what its members share would be summed up before they are clipped
-            members = (input, h_0, c_0, lengths, keep_h, keep_c, *weights.values())
-            input, h_0, c_0 = batching.spread((input, h_0, c_0), members)
+            others = (lengths, keep_h, keep_c, *weights.values())
+            input, h_0, c_0 = batching.spread_for_clipping((input, h_0, c_0), others)
         state = (h_0, c_0) if cell.has_cell_state else h_0
         options = {"reverse": reverse, "lengths": lengths, "keep_h": keep_h, "gradient_clip": gradient_clip}
         if cell.has_cell_state:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autocast, ops, packing, projection
+from . import autocast, batching, ops, packing, projection
 
 RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
 
@@ -291,6 +291,7 @@ class Recurrent(CellBased):
         data, batch_sizes, order, inverse = input
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}: a PackedSequence of (T, I) tensors")
+        batching.check_shared("batch_sizes of a PackedSequence", batch_sizes, "a padded tensor and lengths")
         self._check_features(data)
         layout = packing.Packing(batch_sizes, data.device)
         initial = self._initial(hx, layout.batch, batched=True)
@@ -350,7 +351,8 @@ class Recurrent(CellBased):
         shape = (*input.shape[:2], self.hidden_size)
         for name, probability in (("keep_h", self.zoneout), ("keep_c", self.zoneout_cell)):
             if probability > 0:
-                expected = input.new_full(shape, probability)
+                # no tensor that follows from input, so that members of torch.func.vmap may draw the same
+                expected = torch.full(shape, probability, dtype=input.dtype, device=input.device)
                 masks[name] = torch.bernoulli(expected) if self.training else expected
         return masks
 

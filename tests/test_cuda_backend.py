@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fused_rnn
-from fused_rnn import cuda, ops
+from fused_rnn import cuda, derivatives
 from fused_rnn.cells import CELLS, WEIGHTS
 
 from .conftest import Operands, Shape, operands, random_like, relative_error
@@ -186,12 +186,12 @@ def test_strided_operands(cell):
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)], ids=str)
 def test_only_what_is_wanted(cell, wanted):
-    """Shapes are those that ops.py promises, and no result shares memory with another."""
+    """Shapes are those that derivatives.py promises, and no result shares memory with another."""
     op = operands(cell, Shape(3, 2, 4, 5))
     d_results = random_like(op.run("reference"))
     results, gradients = results_and_gradients(op, d_results, PlainKernels().pair, wanted)
     _, all_gradients = results_and_gradients(op, d_results, PlainKernels().pair)
-    fake = ops._backward_fake(*[None] * 4, results[0], *[None] * 2, *op.arguments(), cell, False, 0.0, *wanted)
+    fake = derivatives._backward_fake(*[None] * 4, results[0], *[None] * 2, *op.arguments(), cell, False, 0.0, *wanted)
     assert [g.shape for g in gradients] == [f.shape for f in fake]
     assert all(g.is_contiguous() for g in gradients)
     assert all(torch.equal(g, full) for g, full in zip(gradients, all_gradients) if g.numel())

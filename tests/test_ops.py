@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 import fused_rnn
 from fused_rnn import ops
@@ -186,6 +187,23 @@ def test_gradients_of_some_operands(cell, backend):
 def test_double_backward(cell, backend):
     op = operands(cell, Shape(3, 2, 3, 4))
     assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
+@pytest.mark.parametrize("context", ["checkpoint", "save_on_cpu"])
+def test_double_backward_beside_hooks_of_saved_tensors(backend, context):
+    op = operands("gru", Shape(3, 2, 2, 2))
+    x = op.tensors["input"]
+
+    def penalty(x, name):
+        (first,) = torch.autograd.grad(op.run(name, input=x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x, create_graph=True)[0].square().sum()
+
+    if context == "checkpoint":
+        value = checkpoint(penalty, x, backend, use_reentrant=False)
+    else:
+        with torch.autograd.graph.save_on_cpu():
+            value = penalty(x, backend)
+    torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(penalty(x, "reference"), x))
 
 
 def test_third_derivative(backend):

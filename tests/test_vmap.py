@@ -1,4 +1,4 @@
-"""``torch.func``: vmap of every operator against a loop, in results and gradients, beside and within other transforms."""
+"""``torch.func``: vmap against a loop, in results and gradients; beside, over and within the other transforms."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,15 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fused_rnn
 from fused_rnn import ops
 
 from .conftest import FUSED, Operands, Shape, operands, random_like, regularised, relative_error
-from .test_cell_modules import CELLS, parts
-from .test_modules import MODULES, H, I, flat
 
 N, SHAPE = 3, Shape(4, 2, 3, 5)
 BACKENDS = pytest.mark.parametrize("backend", [*FUSED, "reference"])
@@ -45,8 +42,8 @@ def stacked(op: Operands, names: list[str]) -> dict[str, Tensor]:
     """The tensors of a call by name, of which those named have N values along a new first dimension."""
     generator = torch.Generator().manual_seed(7)
     tensors = {}
-    for name, t in (op.tensors | constants(op)).items():
-        t = t.detach()
+    for name, attached in (op.tensors | constants(op)).items():
+        t = attached.detach()
         if name not in names:
             tensors[name] = t
         elif name == "lengths":
@@ -54,7 +51,7 @@ def stacked(op: Operands, names: list[str]) -> dict[str, Tensor]:
         elif name in CONSTANTS:
             tensors[name] = torch.stack([t.roll(shift, 0) for shift in range(N)])
         else:
-            tensors[name] = t * (1 + 0.5 * torch.randn(N, *t.shape, dtype=t.dtype, generator=generator))
+            tensors[name] = t * (1 + 0.5 * torch.randn(N, *t.shape, dtype=t.dtype, generator=generator).to(t.device))
     for name in op.tensors:
         tensors[name].requires_grad_()
     return tensors
@@ -82,10 +79,31 @@ def dims_of(tensors: dict[str, Tensor], names: list[str]) -> dict[str, int | Non
 def loop(function: Callable, tensors: dict[str, Tensor], names: list[str]) -> tuple[Tensor, ...]:
     """What vmap should come to."""
     members = [{n: t[index] if n in names else t for n, t in tensors.items()} for index in range(N)]
-    outcomes = [function(member) for member in members]
-    if isinstance(outcomes[0], dict):
-        return {name: torch.stack([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
-    return tuple(map(torch.stack, zip(*outcomes)))
+    return tuple(map(torch.stack, zip(*map(function, members))))
+
+
+def error(op: Operands, backend: str, names: list[str], loop_backend: str = "reference") -> float:
+    """Of results, and of gradients of the whole, against a loop."""
+    tensors = stacked(op, names)
+    leaves = [tensors[name] for name in op.tensors]
+    results = vmap(call(op, backend), (dims_of(tensors, names),))(tensors)
+    exact = loop(call(op, loop_backend), tensors, names)
+    d_results = random_like(exact)
+    gradients, expected = (torch.autograd.grad(outcome, leaves, d_results) for outcome in (results, exact))
+    return relative_error([*results, *gradients], [*exact, *expected])
+
+
+def error_of_members(op: Operands, backend: str, names: list[str], loop_backend: str = "reference") -> float:
+    """Of the gradients of each member, also of what the members share, against a loop."""
+    tensors = {name: t.detach() for name, t in stacked(op, names).items()}
+
+    def gradients(tensors, name):
+        leaves = {n: t for n, t in tensors.items() if n in op.tensors}
+        fixed = {n: t for n, t in tensors.items() if n not in op.tensors}
+        return tuple(grad(lambda leaves: loss(op, name)({**leaves, **fixed}))(leaves).values())
+
+    results = vmap(lambda t: gradients(t, backend), (dims_of(tensors, names),))(tensors)
+    return relative_error(results, loop(lambda t: gradients(t, loop_backend), tensors, names))
 
 
 # Values and gradients ---------------------------------------------------------------------------------------
@@ -98,13 +116,15 @@ def test_results_and_gradients(cell, backend, kind, names, reverse):
     op = replace(KINDS[kind](operands(cell, SHAPE)), reverse=reverse)
     if not set(names) & set(op.tensors):
         pytest.skip("the cell has none of these")
-    tensors = stacked(op, names)
-    leaves = [tensors[name] for name in op.tensors]
-    results = vmap(call(op, backend), (dims_of(tensors, names),))(tensors)
-    exact = loop(call(op, "reference"), tensors, names)
-    d_results = random_like(exact)
-    gradients, expected = (torch.autograd.grad(outcome, leaves, d_results) for outcome in (results, exact))
-    assert relative_error([*results, *gradients], [*exact, *expected]) < 1e-11
+    assert error(op, backend, names) < 1e-11
+
+
+@BACKENDS
+@pytest.mark.parametrize("names", BATCHED.values(), ids=BATCHED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_each_member(cell, backend, kind, names):
+    """vmap over grad, of each member and of what they share."""
+    assert error_of_members(KINDS[kind](operands(cell, SHAPE)), backend, names) < 1e-11
 
 
 class Calls(TorchDispatchMode):
@@ -165,31 +185,6 @@ def test_other_dimensions(cell, backend):
 
 
 @BACKENDS
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_each_member(cell, backend, kind):
-    """vmap over grad: of what the members share, too."""
-    op = KINDS[kind](operands(cell, SHAPE))
-    for names in (BATCHED["sequences"], BATCHED["weights"]):
-        tensors = stacked(op, names)
-        arguments = {n: t for n, t in tensors.items() if n not in op.tensors}
-        leaves = {n: t.detach() for n, t in tensors.items() if n in op.tensors}
-
-        def gradients(tensors, backend=backend, names=names):
-            fixed = {n: t for n, t in tensors.items() if n not in op.tensors}
-            of = grad(lambda leaves: loss(op, backend)({**leaves, **fixed}))
-            return of({n: t for n, t in tensors.items() if n in op.tensors})
-
-        def by_autograd(tensors):
-            given = {n: t.detach().requires_grad_() if n in op.tensors else t for n, t in tensors.items()}
-            wanted = torch.autograd.grad(loss(op, "reference")(given), [given[n] for n in op.tensors])
-            return dict(zip(op.tensors, wanted))
-
-        both = {**leaves, **arguments}
-        result, exact = vmap(gradients, (dims_of(both, names),))(both), loop(by_autograd, both, names)
-        assert relative_error([result[n] for n in op.tensors], [exact[n] for n in op.tensors]) < 1e-11
-
-
-@BACKENDS
 def test_gradient_of_vmap(cell, backend):
     """grad over vmap, over members with weights of their own and with common ones."""
     op = operands(cell, SHAPE)
@@ -198,9 +193,8 @@ def test_gradient_of_vmap(cell, backend):
         dims = dims_of(tensors, names)
         result = grad(lambda given, dims=dims: vmap(loss(op, backend), (dims,))(given).sum())(tensors)
         leaves = {n: t.requires_grad_() for n, t in tensors.items()}
-        exact = torch.autograd.grad(
-            sum(loop(lambda t: (loss(op, "reference")(t),), leaves, names)).sum(), list(leaves.values())
-        )
+        (losses,) = loop(lambda t: (loss(op, "reference")(t),), leaves, names)
+        exact = torch.autograd.grad(losses.sum(), list(leaves.values()))
         assert relative_error([result[n] for n in leaves], exact) < 1e-11
 
 

@@ -16,6 +16,9 @@ from fused_rnn.triton import launch, math, plan, tiles
 
 from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
 from .test_math import X, units_in_the_last_place
+from .test_vmap import BATCHED, SHAPE
+from .test_vmap import error as vmap_error
+from .test_vmap import error_of_members as vmap_error_of_members
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = Shape(2, 13, 11, 29)  # fills most of one tile, which costs the interpreter no more than less would
@@ -172,6 +175,13 @@ def test_double_backward():
         (first,) = torch.autograd.grad(op.run(name)[0].square().sum(), x, create_graph=True)
         seconds.append(torch.autograd.grad(first.square().sum(), list(op.tensors.values())))
     assert relative_error(*seconds) < 1e-5
+
+
+@pytest.mark.parametrize("names", [BATCHED["sequences"], BATCHED["weights"]], ids=["sequences", "weights"])
+def test_vmap(names):
+    op = replace(operands("lstm", SHAPE, dtype=torch.float32), lengths=torch.tensor([3, 1]))
+    assert vmap_error(op, "triton", names) < 1e-5
+    assert vmap_error_of_members(op, "triton", names) < 1e-5
 
 
 def test_opcheck():

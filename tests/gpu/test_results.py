@@ -12,6 +12,9 @@ from fused_rnn import functional, ops
 from ..conftest import ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error
 from ..test_functional import call
 from ..test_ops import LENGTHS, torch_results_and_gradients
+from ..test_vmap import BATCHED, SHAPE
+from ..test_vmap import error as vmap_error
+from ..test_vmap import error_of_members as vmap_error_of_members
 from .places import EVERY_BACKEND, EVERY_SHAPE, FLOATS, Place, sized, skip_unless_it_computes_in
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +46,16 @@ def test_gradcheck_of_several_blocks(place, cell, shape):
 def test_double_backward(place, cell):
     op = place.operands(cell, Shape(3, 2, 3, 4), lengths=[3, 1])
     assert torch.autograd.gradgradcheck(partial(public, op, place), tuple(op.tensors.values()))
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("names", BATCHED.values(), ids=BATCHED)
+def test_vmap(place, cell, names):
+    """Against a loop, which need not round alike."""
+    op = replace(place.operands(cell, SHAPE, dtype=torch.float32), lengths=torch.tensor([3, 1], device=place.device))
+    if set(names) & set(op.tensors):
+        assert vmap_error(op, place.backend, names, place.backend) < 1e-5
+        assert vmap_error_of_members(op, place.backend, names, place.backend) < 1e-5
 
 
 @EVERY_SHAPE
