@@ -2,9 +2,9 @@
 
 ``RNN``, ``LSTM`` and ``GRU`` are drop-ins for torch.nn's; ``MultiplicativeLSTM`` and ``MultiplicativeGRU`` are
 cells that torch.nn lacks; ``RNNCell`` and so on are single steps. What all of them take and return stands in
-``Recurrent`` and ``RecurrentCell``. ``replace`` exchanges torch.nn's modules inside a model, ``from_keras`` takes the
-weights of one of Keras's. ``functional`` has the same with weights as arguments, ``reference`` the plain PyTorch
-oracle, ``backends()`` what can run on this machine.
+``Recurrent`` and ``RecurrentCell``. ``replace`` exchanges torch.nn's modules inside a model, ``restore`` is the way
+back, ``from_keras`` takes the weights of one of Keras's. ``functional`` has the same with weights as arguments,
+``reference`` the plain PyTorch oracle, ``backends()`` what can run on this machine.
 """
 
 from . import functional, reference
@@ -13,7 +13,7 @@ from .keras import from_keras, to_keras
 from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
 from .ops import backends, choose_backend
 from .recurrent import Recurrent
-from .replacement import Replacement, replace
+from .replacement import Replacement, replace, restore
 from .version import __version__
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "functional",
     "reference",
     "replace",
+    "restore",
     "to_keras",
 ]

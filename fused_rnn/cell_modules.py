@@ -8,11 +8,12 @@ where all inputs are known beforehand, the modules of whole sequences are faster
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import ops
+from .arguments import handing_on_to
+from .cell_based import CellBased, reshaped
 from .cells import cell_of_variant
-from .recurrent import CellBased, reshaped
 
 __all__ = ["GRUCell", "LSTMCell", "MultiplicativeGRUCell", "MultiplicativeLSTMCell", "RNNCell"]
 
@@ -39,6 +40,7 @@ class RecurrentCell(CellBased):
     """
 
     _defaults: ClassVar[dict] = {"bias": True, "backend": "auto"}
+    __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias"]
 
     def __init__(
         self,
@@ -51,11 +53,11 @@ class RecurrentCell(CellBased):
         backend: str = "auto",
     ) -> None:
         super().__init__(input_size, hidden_size, bias, backend)
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if value == 0:
+        for name in ("input_size", "hidden_size"):
+            if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be greater than zero, got 0")
         for name in self._spec.weights:
-            shape = self._spec.weight_shape(name, input_size, hidden_size)
+            shape = self._spec.weight_shape(name, self.input_size, self.hidden_size)
             present = name in self._weight_names()
             parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if present else None
             self.register_parameter(name, parameter)
@@ -63,6 +65,8 @@ class RecurrentCell(CellBased):
 
     def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
         """Make the step: the call that the class describes."""
+        if isinstance(input, fx.Proxy):
+            return self._as_one_node(input, hx)
         self._check_rank("input", input)
         parts = None if hx is None else self._state_parts(hx)
         for index, part in enumerate(parts or ()):
@@ -101,6 +105,8 @@ class RNNCell(RecurrentCell):
     """One step of an Elman network, a drop-in for torch.nn.RNNCell: h = tanh(W x + b + U h₋), or relu."""
 
     _defaults: ClassVar[dict] = {"bias": True, "nonlinearity": "tanh", "backend": "auto"}
+    __constants__: ClassVar[list[str]] = [*RecurrentCell.__constants__, "nonlinearity"]
+    _of_torch = nn.RNNCell
 
     def __init__(
         self,
@@ -128,13 +134,16 @@ class LSTMCell(RecurrentCell):
     """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as ``fused_rnn.LSTM``'s."""
 
     cell = "lstm"
+    _of_torch = nn.LSTMCell
 
 
 class GRUCell(RecurrentCell):
     """One step of a gated recurrent unit, a drop-in for torch.nn.GRUCell; ``reset_after`` as in ``fused_rnn.GRU``."""
 
     _defaults = RecurrentCell._defaults | {"reset_after": True}
+    _of_torch = nn.GRUCell
 
+    @handing_on_to(RecurrentCell.__init__)
     def __init__(self, *args, reset_after: bool = True, **kw):
         self.reset_after = reset_after
         super().__init__(*args, **kw)
@@ -150,6 +159,7 @@ class MultiplicativeLSTMCell(RecurrentCell):
 
     _defaults = RecurrentCell._defaults | {"variant": "input"}
 
+    @handing_on_to(RecurrentCell.__init__)
     def __init__(self, *args, variant: str = "input", **kw):
         cell_of_variant(variant)  # which refuses an unknown one
         self.variant = variant

@@ -6,6 +6,9 @@ does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``Multi
 ``recurrent.Recurrent``; here stands which cell each is, and the options that it alone has.
 """
 
+from torch import nn
+
+from .arguments import handing_on_to
 from .cells import cell_of_variant
 from .recurrent import Recurrent
 
@@ -15,6 +18,9 @@ __all__ = ["GRU", "LSTM", "RNN", "MultiplicativeGRU", "MultiplicativeLSTM"]
 class RNN(Recurrent):
     """Elman network, a drop-in for torch.nn.RNN: h = tanh(W x + b + U h₋), or relu in place of tanh."""
 
+    _of_torch = nn.RNN
+
+    @handing_on_to(Recurrent.__init__, without="proj_size")
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kw):
         _refuse_projection(self, kw)
         if nonlinearity not in ("tanh", "relu"):
@@ -40,6 +46,7 @@ class LSTM(Recurrent):
     """
 
     cell = "lstm"
+    _of_torch = nn.LSTM
 
 
 class GRU(Recurrent):
@@ -51,7 +58,9 @@ class GRU(Recurrent):
     """
 
     _defaults = Recurrent._defaults | {"reset_after": True}
+    _of_torch = nn.GRU
 
+    @handing_on_to(Recurrent.__init__, without="proj_size")
     def __init__(self, *args, reset_after: bool = True, **kw):
         _refuse_projection(self, kw)
         self.reset_after = reset_after
@@ -75,6 +84,7 @@ class MultiplicativeLSTM(Recurrent):
 
     _defaults = Recurrent._defaults | {"variant": "input"}
 
+    @handing_on_to(Recurrent.__init__)
     def __init__(self, *args, variant: str = "input", **kw):
         cell_of_variant(variant)  # which refuses an unknown one
         self.variant = variant

@@ -1,87 +1,26 @@
-"""What the modules of all cells share: parameters, their initialisation, the stacking of layers and directions.
+"""What the modules of all cells share: their options, and the stacking of layers and directions.
 
 One layer in one direction is one call of ``ops.run``; ``packing`` and ``projection`` turn what the kernels do not know
 into what they do. The modules by name are in ``modules``, those of a single step in ``cell_modules``.
 """
 
-import math
-import numbers
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autocast, batching, ops, packing, projection
+from . import batching, ops, packing, projection
+from .arguments import as_size, check_bools, check_positive, check_probabilities
+from .cell_based import reshaped
+from .torch_attributes import LikeRNNBase
 
 RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
 
 
-class CellBased(nn.Module):
-    """What whole sequences and single steps of a cell share: its parameters, their initialisation, the backend.
-
-    Subclasses set ``cell``, a key of ``ops.CELLS``, and ``_defaults``, the options that ``extra_repr`` shows where they
-    are not as they are by default.
-    """
-
-    _defaults: ClassVar[dict]
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool, backend: str) -> None:
-        super().__init__()
-        check_backend(backend)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.backend = backend
-
-    @property
-    def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which cell it is")
-
-    @property
-    def _spec(self) -> ops.Cell:
-        return ops.CELLS[self.cell]
-
-    def _weight_names(self) -> list[str]:
-        names = self._spec.weights
-        return list(names) if self.bias else [name for name in names if not name.startswith("bias")]
-
-    def _weights(self, suffix: str = "") -> dict[str, Tensor]:
-        """The weights of one layer and direction by name; parametrised ones are attributes, but no parameters."""
-        weights: dict[str, Tensor] = {}
-        for name in self._weight_names():
-            parameter = self._parameters.get(name + suffix)  # several times quicker than an attribute
-            weights[name] = getattr(self, name + suffix) if parameter is None else parameter
-        return weights
-
-    def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/√H, as torch.nn does."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def _state_parts(self, state: ops.State) -> tuple[Tensor, ...]:
-        """(h_0,) or (h_0, c_0); raises if the state is not of the cell's form."""
-        if self._spec.has_cell_state and isinstance(state, tuple | list) and len(state) != 2:
-            raise RuntimeError(f"this cell has two states, h_0 and c_0, got {len(state)} of them")
-        ops.check_state_form(self._spec, state)
-        return tuple(state) if isinstance(state, tuple | list) else (state,)
-
-    def _state_of(self, parts: tuple[Tensor, ...]) -> ops.State:
-        return (parts[0], parts[1]) if self._spec.has_cell_state else parts[0]
-
-    def extra_repr(self) -> str:
-        """Sizes, and the options that are not as they are by default."""
-        options = {name: getattr(self, name) for name in self._defaults}
-        changed = [f"{name}={value}" for name, value in options.items() if value != self._defaults[name]]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
-
-
-class Recurrent(CellBased):
+class Recurrent(LikeRNNBase):
     """Layers and directions of one cell.
 
     Args:
@@ -169,10 +108,11 @@ class Recurrent(CellBased):
         learn_initial_state: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, backend)
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_bools(bias=bias, batch_first=batch_first, recompute=recompute)
-        _check_bools(variational=variational, learn_initial_state=learn_initial_state)
-        _check_probabilities(dropout=dropout, weight_drop=weight_drop, zoneout=zoneout, zoneout_cell=zoneout_cell)
+        num_layers, proj_size = as_size("num_layers", num_layers), as_size("proj_size", proj_size)
+        check_positive(input_size=self.input_size, hidden_size=self.hidden_size, num_layers=num_layers)
+        check_bools(bias=bias, batch_first=batch_first, recompute=recompute)
+        check_bools(variational=variational, learn_initial_state=learn_initial_state)
+        check_probabilities(dropout=dropout, weight_drop=weight_drop, zoneout=zoneout, zoneout_cell=zoneout_cell)
         ops.check_gradient_clip(gradient_clip)
         self._check_projection(proj_size)
         self._check_zoneout(zoneout, zoneout_cell, proj_size)
@@ -195,7 +135,7 @@ class Recurrent(CellBased):
         self.gradient_clip = gradient_clip
         self.learn_initial_state = learn_initial_state
         for layer in range(num_layers):
-            layer_input = input_size if layer == 0 else self._output_size * self._directions
+            layer_input = self.input_size if layer == 0 else self._output_size * self._directions
             for suffix in self._suffixes(layer):
                 for name in self._weight_names():
                     shape = self._weight_shape(name, layer_input)
@@ -214,43 +154,11 @@ class Recurrent(CellBased):
             for name in self._state_sizes():
                 nn.init.zeros_(getattr(self, name))
 
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def _runs(self) -> int:
-        """Layers and directions: so many states there are."""
-        return self.num_layers * self._directions
-
-    @property
-    def _output_size(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    def _state_sizes(self) -> dict[str, int]:
-        sizes = {"h_0": self._output_size, "c_0": self.hidden_size}
-        return sizes if self._spec.has_cell_state else {"h_0": sizes["h_0"]}
-
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
-
-    def _weight_names(self) -> list[str]:
-        return super()._weight_names() + (["weight_hr"] if self.proj_size else [])
-
     def _weight_shape(self, name: str, layer_input: int) -> tuple[int, ...]:
         if name == "weight_hr":
             return self.proj_size, self.hidden_size
         shape = self._spec.weight_shape(name, layer_input, self.hidden_size)
         return (shape[0], self._output_size) if name == "weight_hh" else shape
-
-    @property
-    def all_weights(self) -> list[list[Tensor]]:
-        """The parameters, one list per layer and direction, as torch.nn has it."""
-        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
-        return [list(self._weights(suffix).values()) for suffix in suffixes]
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do here: torch.nn needs this for cuDNN, whose callers may go on calling it."""
 
     def forward(
         self,
@@ -262,22 +170,24 @@ class Recurrent(CellBased):
         """Run all layers: the call that the class describes."""
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, return_cells)
+        if isinstance(input, fx.Proxy):
+            return self._as_one_node(input, hx, lengths=lengths, return_cells=return_cells)
         if input.dim() not in (2, 3):
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
-        self._check_features(input)
         if not batched and lengths is not None:
             raise ValueError("lengths goes with batched input (3-D), and this input is unbatched (2-D)")
         if not batched:
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
+        self.check_input(input, None)
         initial = self._initial(hx, input.shape[1], batched)
         sequences, final = self._run_layers([input], initial, [lengths], return_cells)
         output, *cells = (stretch for (stretch,) in sequences)
         if not batched:
             output, *cells = (sequence.squeeze(1) for sequence in (output, *cells))
-            final = tuple(reshaped(part, (len(part), part.shape[2])) for part in final)
+            final = tuple(reshaped(part, (self._runs, part.shape[2])) for part in final)
         elif self.batch_first:
             output, *cells = (sequence.transpose(0, 1) for sequence in (output, *cells))
         return output, self._state_of(final), *cells
@@ -289,10 +199,8 @@ class Recurrent(CellBased):
         if lengths is not None:
             raise ValueError("a PackedSequence brings its lengths along: lengths goes with a padded tensor")
         data, batch_sizes, order, inverse = input
-        if data.dim() != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}: a PackedSequence of (T, I) tensors")
+        self.check_input(data, batch_sizes)
         batching.check_shared("batch_sizes of a PackedSequence", batch_sizes, "a padded tensor and lengths")
-        self._check_features(data)
         layout = packing.Packing(batch_sizes, data.device)
         initial = self._initial(hx, layout.batch, batched=True)
         if initial is not None and order is not None:
@@ -365,30 +273,13 @@ class Recurrent(CellBased):
         mask = nn.functional.dropout(outputs[0].new_ones(outputs[0].shape[1:]), self.dropout)
         return [stretch * mask[: stretch.shape[1]] for stretch in outputs]
 
-    def _check_features(self, input: Tensor) -> None:
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
-            )
-        dtype = self.weight_hh_l0.dtype
-        if input.dtype != dtype and not autocast.is_on(input.device.type):
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-            )
-
     def _initial(self, state: ops.State | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
         """The parts of the initial state, each (layers * directions, B, features); raises if a shape is wrong."""
-        sizes = self._state_sizes()
         if state is None:
-            learnt = [getattr(self, name) for name in sizes] if self.learn_initial_state else []
+            learnt = [getattr(self, name) for name in self._state_sizes()] if self.learn_initial_state else []
             return tuple(part.expand(-1, batch, -1) for part in learnt) or None
         parts = self._state_parts(state)
-        for (name, size), part in zip(sizes.items(), parts):
-            shape = (self._runs, batch, size) if batched else (self._runs, size)
-            if tuple(part.shape) != shape:
-                kind = "batched (3-D)" if batched else "unbatched (2-D)"
-                raise RuntimeError(f"{name}: Expected hidden size {shape} for {kind} input, got {tuple(part.shape)}")
+        self._check_states(parts, batch, batched)
         return parts if batched else tuple(part.unsqueeze(1) for part in parts)
 
     def _check_projection(self, proj_size: int) -> None:
@@ -396,8 +287,6 @@ class Recurrent(CellBased):
             return
         if self.cell != "lstm":
             raise ValueError(f"proj_size argument is only supported for LSTM, not {type(self).__name__}")
-        if not isinstance(proj_size, int):
-            raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
         if not 0 < proj_size < self.hidden_size:
             raise ValueError(
                 f"proj_size must be 0, for no projection, or positive and smaller than hidden_size={self.hidden_size}, "
@@ -419,40 +308,4 @@ def _side_by_side(directions: tuple[list[Tensor], ...]) -> list[Tensor]:
 
 
 def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
-    return reshaped(parts[0], (1, *parts[0].shape)) if len(parts) == 1 else torch.stack(parts)
-
-
-def reshaped(state: Tensor, shape: Sequence[int]) -> Tensor:
-    """A final state in another shape, and no view, which ``detach_()`` of truncated back-propagation would refuse.
-
-    It shares the memory of ``state``, which nobody else may read.
-    """
-    return torch.ops.aten._unsafe_view(state, shape)
-
-
-def check_backend(backend: str) -> None:
-    """Raise ValueError unless there is a backend of this name, on whatever machine."""
-    if backend != "auto" and backend not in ops.BACKENDS:
-        known = ", ".join(map(repr, ops.BACKENDS))
-        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
-
-
-def _check_bools(**values: bool) -> None:
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-
-
-def _check_probabilities(**values: float) -> None:
-    for name, value in values.items():
-        float(value)  # TypeError, as from torch.nn, for what is nothing like a number
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {value!r}")
+    return reshaped(parts[0], (1, -1, parts[0].shape[1])) if len(parts) == 1 else torch.stack(parts)

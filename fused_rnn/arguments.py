@@ -1,0 +1,69 @@
+"""Arguments of constructors: their checks, and the signature of those that hand them on."""
+
+import inspect
+import numbers
+import operator
+from collections.abc import Callable
+from typing import SupportsIndex, TypeVar
+
+from . import ops
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Init], Init]:
+    """Names all arguments in the signature of an ``__init__`` that hands ``*args`` and ``**kw`` on to ``parent``.
+
+    An argument that must not be named is left ``without``; those that follow it are then known by name alone.
+    """
+
+    def name_all(init: Init) -> Init:
+        own, handed_on = (list(inspect.signature(function).parameters.values()) for function in (init, parent))
+        own = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if without is not None:
+            place = [p.name for p in handed_on].index(without)
+            handed_on[place:] = [p.replace(kind=p.KEYWORD_ONLY) for p in handed_on[place + 1 :]]
+        names = {p.name for p in own}
+        together = [*own, *(p for p in handed_on if p.name not in names)]
+        # of the function, because subclasses would inherit that of a class
+        init.__signature__ = inspect.Signature(sorted(together, key=lambda p: p.kind))  # type: ignore[attr-defined]
+        return init
+
+    return name_all
+
+
+def as_size(name: str, value: SupportsIndex) -> int:
+    """Any integer, numpy's too, as an int; TypeError for all else."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}") from None
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for a size that is not greater than zero."""
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+def check_bools(**values: bool) -> None:
+    """Raise TypeError for what is no bool."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_probabilities(**values: float) -> None:
+    """Raise TypeError for what is nothing like a number, ValueError for what is none from 0 to 1."""
+    for name, value in values.items():
+        float(value)  # TypeError, as from torch.nn
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {value!r}")
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError unless there is a backend of this name, on whatever machine."""
+    if backend != "auto" and backend not in ops.BACKENDS:
+        known = ", ".join(map(repr, ops.BACKENDS))
+        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")

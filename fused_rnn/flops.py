@@ -1,0 +1,79 @@
+"""The floating-point operations of our operators, for torch.utils.flop_counter, which does not see inside them.
+
+They are counted as torch counts its own: two for each element of a matrix and each row that it is multiplied with,
+nothing for all else. Steps past the end of a sequence count, as they do where torch pads.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+from math import prod
+from types import ModuleType
+
+import torch
+
+from .cells import CELLS, WEIGHTS
+from .triton_backend import NAMESPACE
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def forward(input, h_0, c_0, *rest, out_shape=None) -> int:
+    """Of ``fused_rnn::forward``, given shapes for tensors, as of the others here."""
+    return _products(input, rest)
+
+
+def backward(*arguments, out_shape=None) -> int:
+    """Of ``fused_rnn::backward``: for each matrix its own gradient and that of what it is multiplied with."""
+    input, _, _, *weights = arguments[7 : 10 + len(WEIGHTS)]
+    cell, _, _, input_gradient, weight_gradients = arguments[-5:]
+    flops = (2 if weight_gradients else 1) * _products(input, weights)
+    if not input_gradient:
+        of_input = ("weight_mih",) if CELLS[cell].modulates == "input" else ("weight_ih", "weight_mih")
+        flops -= _products(input, [shape for name, shape in zip(WEIGHTS, weights) if name in of_input])
+    return flops
+
+
+def backward_from_states(*arguments, out_shape=None) -> int:
+    """Of ``fused_rnn::backward_from_states``, which goes forward once more."""
+    return backward(*arguments) + forward(*arguments[7:])
+
+
+def _products(input, shapes) -> int:
+    """Of all matrices among these shapes with the rows of the input (T, B, I)."""
+    matrices = [shape for shape in shapes if isinstance(shape, torch.Size) and len(shape) == 2]
+    return 2 * input[0] * input[1] * sum(map(prod, matrices))
+
+
+def _register(counter: ModuleType) -> None:
+    for namespace in ("fused_rnn", NAMESPACE):
+        operators = getattr(torch.ops, namespace)
+        for formula in (forward, backward, backward_from_states):
+            if hasattr(operators, formula.__name__):  # without the compiled library ours are not there
+                counter.register_flop_formula(getattr(operators, formula.__name__))(formula)
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Registers the formulas as soon as torch's counter is imported: to import it here would take Triton along."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        load = spec.loader.exec_module
+
+        def load_and_register(module: ModuleType) -> None:
+            load(module)
+            _register(module)
+
+        spec.loader.exec_module = load_and_register
+        return spec
+
+
+def register() -> None:
+    """Give torch's counter the formulas, now or when it is imported."""
+    if _COUNTER in sys.modules:
+        _register(sys.modules[_COUNTER])
+    else:
+        sys.meta_path.insert(0, _WhenImported())
