@@ -264,7 +264,7 @@ def triton(request, interpreter) -> Path | None:
             wanted = "--no-deps", "--target", f"{half_done}/triton", f"triton=={request.param}"
             status, _, errors = run_python("-m", "pip", "install", "--quiet", *wanted)
             if status != 0:
-                pytest.skip(f"Triton {request.param} could not be installed: {errors.strip().splitlines()[-1]}")
+                pytest.skip(f"Triton {request.param} could not be installed: {errors.strip()}")
             Path(half_done, "triton").rename(folder)
     return folder
 
