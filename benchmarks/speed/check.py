@@ -2,7 +2,7 @@
 
 Both are compared with the plain loop in float64, on the same operands (those of the dtype, widened): a result may be
 off by a factor more than the plain loop's, and in any case by one rounding of the dtype, and by the random walk of
-the rounding errors of a sum in float32 over all T·B rows, as gradients of weights are.
+the rounding errors of a sum in float32 over all T·B rows, as gradients of weights are. Rivals may approximate.
 """
 
 import math
@@ -56,10 +56,10 @@ class Judge:
         self._exact = results(torch.float64)
         self._own = self._relative(results(self.dtype))
 
-    def error(self, results: dict[str, Tensor], factor: float) -> Error:
+    def error(self, results: dict[str, Tensor], factor: float, least: float) -> Error:
         """The worst error of some or all of the results."""
         walk = math.sqrt(self._rows) * torch.finfo(torch.float32).eps
-        floor = max(walk, torch.finfo(self.dtype).eps)
+        floor = max(walk, torch.finfo(self.dtype).eps, least)
         errors = [
             Error(name, relative, self._own[name], max(factor * self._own[name], floor))
             for name, relative in self._relative(results).items()
@@ -99,7 +99,7 @@ class Bench:
         """How far the candidate is off on the first operands."""
         judge = self.judge(candidate.equations)
         ready.load(0)
-        return judge.error(candidate.translate(ready.run()), candidate.factor)
+        return judge.error(candidate.translate(ready.run()), candidate.factor, candidate.least)
 
     def judge(self, cell: str) -> Judge:
         if cell not in self._judges:
