@@ -111,7 +111,7 @@ def test_the_current_chip_needs_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 def test_estimates_are_near_what_was_measured(direction):
-    """Within the 8 % that csrc/cuda/cost.h claims."""
+    """Within the 8 % that csrc/cuda/cost.h claims of the times it was fitted to; a guard, no proof that it predicts."""
     for (cell, dtype, hidden, batch), measured in plans.MEASURED.items():
         division, us = measured[plans.DIRECTIONS.index(direction)]
         plan = Layer(cell, dtype, hidden, batch, direction=direction).plan(H200, division)

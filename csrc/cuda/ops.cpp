@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "../checks.h"
 #include "api.h"
@@ -257,7 +258,7 @@ cuda::Type type_named(std::string_view name) {
   fail("dtype must be float32, float64, bfloat16 or float16, got '", name, "'");
 }
 
-// The plan of a call on any device, which need not be here. I counts in cells that modulate x alone.
+// The plan of a call on any device, which need not be here. I matters to cells that modulate x alone.
 std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
     std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
     int64_t multiprocessors, int64_t shared_bytes, std::string forced) {
@@ -268,7 +269,8 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_
   layer.cell = cell.id, layer.modulates = cell.modulates, layer.type = type_named(dtype);
   layer.T = 1, layer.B = B, layer.H = H;
   layer.I = cell.multiplicative() ? cell.modulated_size(I, H) : 1;
-  const cuda::Chip chip{static_cast<int>(std::min<int64_t>(multiprocessors, 1 << 20)), shared_bytes};
+  constexpr int64_t most = std::numeric_limits<int>::max();
+  const cuda::Chip chip{static_cast<int>(std::min(multiprocessors, most)), shared_bytes};
   const cuda::Division division = cuda::division_named(forced);
   if (direction != "forward" && direction != "backward")
     fail("direction must be 'forward' or 'backward', got '", direction, "'");
