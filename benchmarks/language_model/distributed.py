@@ -94,6 +94,21 @@ class World:
             dist.broadcast_object_list(result)
         return result[0]
 
+    @contextlib.contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """If another process is lost, end with one sentence and status 1.
+
+        The launcher sends SIGTERM as soon as it notices the loss itself, so where signals are heeded this must be
+        entered after them: they are heeded until the sentence is said.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_loss(error):
+                raise
+            self.say(f"\nerror: another of the {self.size} processes is gone or does not answer; {self.saved}")
+            os._exit(1)  # the tidy way would wait for what the lost process was to send
+
     def say(self, message: str) -> None:
         """Print why the run ends early, if no other process has done so; all return only when it is printed."""
         if self.store is None:
@@ -122,13 +137,8 @@ def joined() -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         if not world.is_first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        try:
-            yield world
-        except RuntimeError as error:
-            if not _is_loss(error):
-                raise
-            world.say(f"\nerror: another of the {world.size} processes is gone or does not answer; {world.saved}")
-            os._exit(1)  # the tidy way would wait for what the lost process was to send
+        stack.enter_context(world.ending_together())
+        yield world
     dist.destroy_process_group()
 
 

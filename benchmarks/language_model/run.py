@@ -56,7 +56,7 @@ def train_command(options: argparse.Namespace, world: World) -> None:
         _make_folder(options.out)
         print(describe_data(data, alphabet.unit))
 
-    with Signals() as signals:
+    with Signals() as signals, world.ending_together():
         for cell in dict.fromkeys(options.cell):
             trainer = Trainer(configs[cell], settings, alphabet, data, checkpoints.get(cell), world, signals)
             _train_cell(options, trainer, configuration, checkpoints)

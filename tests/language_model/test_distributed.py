@@ -153,6 +153,46 @@ def test_interrupted_torchrun_saves_and_a_killed_process_ends_the_run(tmp_path):
     assert steps() > before
 
 
+def test_the_launcher_does_not_silence_a_process_that_notices_a_loss(text, tmp_path, monkeypatch, capsys):
+    """It sends SIGTERM when it notices the loss, which may be when the process is about to tell it."""
+
+    class Left(World):
+        """The first of two processes, of which the other goes when training begins."""
+
+        def gather(self, value):
+            return [value] * self.size
+
+        def from_first(self, make):
+            return make()
+
+        def parallel(self, model):
+            return model
+
+        def sum(self, *_):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+        def say(self, message):
+            signal.raise_signal(signal.SIGTERM)
+            super().say(message)
+
+    def leave(status):
+        raise SystemExit(status)
+
+    def silence(*_):
+        pytest.fail("SIGTERM ended the process")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = signal.signal(signal.SIGTERM, silence)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _run(arguments(text, tmp_path, *RUNS["bytes"]), Left(size=2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 1
+    assert "error: another of the 2 processes is gone or does not answer; nothing is" in capsys.readouterr().err
+
+
 def test_one_gpu_for_several_processes(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     world = World(rank=3, size=4)
