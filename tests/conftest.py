@@ -1,6 +1,7 @@
 """What the tests share: the cells and backends under test, random operands, and errors against float64."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,6 +162,14 @@ def threads(number: int) -> Iterator[None]:
 def find_nvcc() -> str:
     """The path of the CUDA compiler; skips the test where there is none."""
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or pytest.skip("no nvcc")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C means what it does in a terminal, whoever started the tests: a script's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

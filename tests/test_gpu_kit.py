@@ -287,18 +287,22 @@ def test_ends_of_processes_are_timed(capsys):
 
 
 @pytest.mark.parametrize(
-    ("case", "complaint"),
+    ("limit", "case", "complaint"),
     [
-        ("import threading, time; threading.Thread(target=time.sleep, args=(1.5,)).start()", r"took \d\.\d s to end"),
-        ("import time, threading; threading.Thread(target=time.sleep, args=(60,)).start()", "did not end within 2 s"),
-        ("import subprocess; subprocess.Popen(['sleep', '60'], stdout=-3)", "left 1 processes running"),
-        ("import os; os.abort()", "ended with exit status -6"),
+        (60, "import threading, time; threading.Thread(target=time.sleep, args=(1.5,)).start()", r"took \d+\.\d s to"),
+        (
+            2,
+            "import time, threading; threading.Thread(target=time.sleep, args=(60,)).start()",
+            "did not end within 2 s",
+        ),
+        (60, "import subprocess; subprocess.Popen(['sleep', '60'], stdout=-3)", "left 1 processes running"),
+        (60, "import os; os.abort()", "ended with exit status -6"),
     ],
     ids=["late", "never", "child", "crash"],
 )
-def test_bad_ends_are_found(monkeypatch, capsys, case, complaint):
+def test_bad_ends_are_found(monkeypatch, capsys, limit, case, complaint):
     monkeypatch.setattr(exits, "PATIENCE", 0.3)
-    monkeypatch.setattr(exits, "LIMIT", 2)
+    monkeypatch.setattr(exits, "LIMIT", limit)
     program = f"import time\n{case}\nprint(time.monotonic(), flush=True)"
     monkeypatch.setattr(exits, "command", lambda *_: [sys.executable, "-c", program])
     found = exits.measure("case", "cpu")

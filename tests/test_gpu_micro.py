@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def compile_exchanges(root: Path, target: Path, *flags: str) -> Path:
 
 
 def run(program: Path, check: str, seed: int) -> subprocess.CompletedProcess:
-    result = subprocess.run([program, check, str(seed)], check=False, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([program, check, str(seed)], check=False, capture_output=True, text=True, timeout=600)
     if "unexpected memory mapping" in result.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
     return result
@@ -136,7 +137,22 @@ def test_a_failed_measurement_ends_the_driver_with_an_error(tmp_path):
     assert len(json.loads((tmp_path / "micro.json").read_text())["records"]) == 2
 
 
-def test_what_was_measured_before_the_time_limit_is_kept(tmp_path):
+def test_what_was_measured_before_the_time_limit_is_kept(tmp_path, monkeypatch):
+    """The limit is reached when the first record is written, however long that took."""
+    written = threading.Event()
+
+    class Timer(threading.Timer):
+        def run(self):
+            assert written.wait(600)
+            self.function()
+
+    def write_json(path, content, write_json=common.write_json):
+        write_json(path, content)
+        if content["records"]:
+            written.set()
+
+    monkeypatch.setattr(micro.threading, "Timer", Timer)
+    monkeypatch.setattr(micro.common, "write_json", write_json)
     arguments = stand_in(tmp_path, f"echo '{DEVICE}'", f"echo '{GOOD}'", "exec sleep 60")
     with pytest.raises(SystemExit, match=r"after 1 s"):
         micro.main([*arguments, "--seconds", "1"])

@@ -72,7 +72,7 @@ def build(tmp_path_factory) -> Build:
 
 
 def run(program: Path, check: str, seed: int = 0) -> subprocess.CompletedProcess:
-    result = subprocess.run([program, check, str(seed)], check=False, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([program, check, str(seed)], check=False, capture_output=True, text=True, timeout=600)
     if "unexpected memory mapping" in result.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
     return result

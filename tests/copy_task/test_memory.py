@@ -16,8 +16,8 @@ from .conftest import ONE_THREAD, refusal
 
 def test_what_cannot_fit_is_refused_with_the_estimate(tmp_path, capsys):
     folder = tmp_path / "out"
-    line = refusal(capsys, "--length", "100", "10000000", "--cell", "lstm", "rnn", "--out", str(folder))
-    assert "--length 10000000 with lstm needs about" in line
+    line = refusal(capsys, "--length", "100", "10000000000", "--cell", "lstm", "rnn", "--out", str(folder))
+    assert "--length 10000000000 with lstm needs about" in line
     needed, free = map(float, re.findall(r"([\d.]+) GiB", line))
     assert needed > free > 0
     assert not folder.exists()

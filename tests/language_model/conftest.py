@@ -2,9 +2,7 @@
 
 import json
 import math
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -83,14 +81,6 @@ def assert_one_line(capsys, message: str) -> None:
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
-
-
-@pytest.fixture(scope="package", autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C means what it does in a terminal, whoever started the tests: a script's background job ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
