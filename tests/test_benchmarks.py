@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks import common, report
 from benchmarks.speed import __main__ as speed
+from benchmarks.speed import child
 from benchmarks.speed.candidates import candidates, compiled, fused
 from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape, random_operands
 from benchmarks.speed.check import Bench
@@ -72,6 +74,18 @@ def test_a_wrong_candidate_is_not_timed(monkeypatch, factor):
     assert right["spread_ms"] >= 0
     assert "output is off by" in wrong["wrong"]
     assert "median_ms" not in wrong
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_ctrl_c_ends_a_process_that_measures_unless_it_was_started_to_ignore_it(monkeypatch, capsys, before):
+    monkeypatch.setattr(sys, "argv", ["timing", "1", json.dumps(asdict(REFERENCE))])
+    outside = signal.signal(signal.SIGINT, before)
+    try:
+        child.serve(lambda _: [{"ignored": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}], Plan)
+        assert signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, outside)
+    assert json.loads(capsys.readouterr().out) == {"ignored": before == signal.SIG_IGN}
 
 
 def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
