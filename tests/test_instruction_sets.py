@@ -14,7 +14,7 @@ INSTRUCTION_SETS = {
     "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"],
     "amx": ["avx512_bf16", "amx_tile", "amx_bf16"],
 }
-TESTS = [str(Path(__file__).with_name(name)) for name in ("test_ops.py", "test_regularisation.py")]
+TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("ops", "lengths", "regularisation")]
 TELL = "import torch, fused_rnn; print(torch.ops.fused_rnn.cpu_instruction_set())"
 
 

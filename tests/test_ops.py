@@ -14,6 +14,7 @@ from fused_rnn import ops
 
 from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error, threads
 from .precision import Yardstick
+from .test_lengths import LENGTHS
 
 # sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
 LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]
@@ -298,68 +299,6 @@ def test_threads_agree(cell, shape):
     for number in (1, 2, 3):
         with threads(number):
             assert relative_error(op.results_and_gradients("cpu", d_results), exact) < 1e-11
-
-
-# sequences that end early, at the first step, at the last and never begin; more than a tile of them, in no order
-LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
-
-
-def test_lengths_equal_reference(cell, backend, reverse):
-    op = operands(cell, Shape(7, len(LENGTHS), 5, 18), reverse=reverse, lengths=LENGTHS)
-    d_results = random_like(op.run("reference"))
-    exact = op.results_and_gradients("reference", d_results)
-    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
-
-
-@pytest.mark.parametrize("lengths", [[0], [1], [4, 0], [1, 3]], ids=str)
-def test_lengths_equal_reference_in_short_calls(cell, backend, reverse, lengths):
-    op = operands(cell, Shape(4, len(lengths), 5, 18), reverse=reverse, lengths=lengths)
-    d_results = random_like(op.run("reference"))
-    exact = op.results_and_gradients("reference", d_results)
-    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
-
-
-def test_lengths_gradcheck(cell, backend, reverse):
-    op = operands(cell, Shape(3, 3, 2, 3), reverse=reverse, lengths=[2, 0, 3])
-    assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
-    assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
-
-
-def test_what_stands_past_the_end_does_not_matter(cell, backend, reverse):
-    """NaN in the padding, or in the gradient of an output there, reaches nothing."""
-    op = operands(cell, Shape(7, len(LENGTHS), 3, 9), reverse=reverse, lengths=LENGTHS)
-    d_results = random_like(op.run("reference"))
-    exact = op.results_and_gradients("reference", d_results)
-    past = torch.arange(7).unsqueeze(1) >= op.lengths
-    op.tensors["input"] = op.tensors["input"].detach().masked_fill(past.unsqueeze(2), torch.nan).requires_grad_()
-    d_results[0] = d_results[0].masked_fill(past.unsqueeze(2), torch.nan)
-    assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
-
-
-@pytest.mark.parametrize("number", [2, 3])
-def test_lengths_with_threads(cell, number):
-    for shape, lengths in ((Shape(7, 21, 5, 18), LENGTHS), (Shape(5, 3, 6, 190), [2, 5, 0])):
-        op = operands(cell, shape, lengths=lengths)
-        d_results = random_like(op.run("reference"))
-        exact = op.results_and_gradients("reference", d_results)
-        with threads(number):
-            assert relative_error(op.results_and_gradients("cpu", d_results), exact) < 1e-11
-
-
-@pytest.mark.parametrize("backend", [*FUSED, "reference"])
-def test_wrong_lengths(backend):
-    op = operands("gru", Shape(3, 2, 1, 1))
-    for error, message, lengths in (
-        (TypeError, "int64 tensor, got torch.float32", torch.ones(2)),
-        (TypeError, "int64 tensor, got list", [1, 2]),
-        (RuntimeError, r"shape \(2,\), one per sequence, got \(3,\)", torch.ones(3, dtype=torch.int64)),
-        (RuntimeError, "lengths is on meta but input is on cpu", torch.ones(2, dtype=torch.int64, device="meta")),
-        (RuntimeError, "between 0 and T = 3, got 4", torch.tensor([4, 1])),
-        (RuntimeError, "between 0 and T = 3, got -1", torch.tensor([2, -1])),
-    ):
-        op.lengths = lengths
-        with pytest.raises(error, match=message):
-            op.run(backend)
 
 
 @pytest.mark.parametrize("kind", ["whole", "lengths", "regularised"])
