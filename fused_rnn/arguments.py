@@ -18,15 +18,16 @@ def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Ini
     """
 
     def name_all(init: Init) -> Init:
-        own, handed_on = (list(inspect.signature(function).parameters.values()) for function in (init, parent))
-        own = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        signature = inspect.signature(init)
+        handed_on = list(inspect.signature(parent).parameters.values())
+        own = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if without is not None:
             place = [p.name for p in handed_on].index(without)
             handed_on[place:] = [p.replace(kind=p.KEYWORD_ONLY) for p in handed_on[place + 1 :]]
         names = {p.name for p in own}
-        together = [*own, *(p for p in handed_on if p.name not in names)]
+        together = sorted([*own, *(p for p in handed_on if p.name not in names)], key=lambda p: p.kind)
         # of the function, because subclasses would inherit that of a class
-        init.__signature__ = inspect.Signature(sorted(together, key=lambda p: p.kind))  # type: ignore[attr-defined]
+        init.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
         return init
 
     return name_all

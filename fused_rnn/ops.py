@@ -216,7 +216,7 @@ def run(
     arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
     training = derivatives.are_differentiated(arguments)
     if torch.jit.is_tracing():  # a trace serves calls with and without gradients: little is saved, and enough
-        training = recompute = any(t is not None and t.requires_grad for t in arguments)
+        training = recompute = derivatives.requires_grad(arguments)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
     arguments = (*arguments, lengths, keep_h, keep_c, cell_name, reverse, gradient_clip or 0.0, save)

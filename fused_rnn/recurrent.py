@@ -206,10 +206,8 @@ class Recurrent(LikeRNNBase):
         if initial is not None and order is not None:
             initial = tuple(part.index_select(1, order) for part in initial)
         padded, final = self._run_layers(layout.pad(data), initial, layout.lengths, return_cells)
-        if inverse is not None:
-            final = tuple(part.index_select(1, inverse) for part in final)
         output, *cells = (PackedSequence(layout.pack(parts), batch_sizes, order, inverse) for parts in padded)
-        return output, self._state_of(final), *cells
+        return output, self.permute_hidden(self._state_of(final), inverse), *cells
 
     def _run_layers(
         self,
