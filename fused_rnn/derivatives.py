@@ -114,6 +114,8 @@ def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, *r
 
 def _forward_setup(ctx, inputs, output):
     *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, ctx.save = inputs
+    if requires_grad(tensors[-2:]):  # which ops.run cannot see where a transform is compiled
+        raise ValueError("keep_h and keep_c are masks, which have no gradient, but one requires one: detach it")
     result, _, _, cells, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)

@@ -146,6 +146,14 @@ def test_a_mask_with_a_gradient(backend):
         vmap(lambda keep: replace(op, keep_h=keep).run(backend)[0])(masks)
 
 
+def test_a_mask_with_a_gradient_compiled(backend):
+    op = operands("gru", SHAPE, dtype=torch.float32)
+    masks = torch.zeros(N, 4, 2, 5, requires_grad=True)
+    run = torch.compile(vmap(lambda keep: replace(op, keep_h=keep).run(backend)[0]), backend="aot_eager")
+    with pytest.raises(Exception, match="are masks, which have no gradient, but one requires one"):
+        run(masks)
+
+
 def test_autocast(backend):
     """Within vmap as outside of it."""
     module = fused_rnn.LSTM(I, H, backend=backend)
