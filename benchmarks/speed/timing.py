@@ -4,16 +4,25 @@ Candidates of a case take turns, so that a machine that slows down for a while s
 ceilings of the machine at the same number of threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
-from .candidates import candidates
+from .candidates import Candidate, candidates
 from .cases import Case, Plan
 from .ceilings import ceilings
 from .check import bench_for
 from .child import serve
 from .clock import HostClock, summary
+
+
+class Rounds(Protocol):
+    """Of a plan, how often what is run."""
+
+    dtype: str
+    warm_up: int
+    rounds: int
 
 
 def measure_times(plan: Plan) -> Iterator[dict]:
@@ -23,10 +32,14 @@ def measure_times(plan: Plan) -> Iterator[dict]:
 
 
 def measure_case(case: Case, plan: Plan) -> list[dict]:
+    return time_in_turn(case, plan, candidates(case.cell, plan.backend, plan.all_rivals))
+
+
+def time_in_turn(case: Case, plan: Rounds, ways: Sequence[Candidate]) -> list[dict]:
     """One record per candidate: median and interquartile range in ms, or what is wrong with it."""
     bench, clock = bench_for(case.shape, getattr(torch, plan.dtype)), HostClock()
     records, running = [], []
-    for candidate in candidates(case.cell, plan.backend, plan.all_rivals):
+    for candidate in ways:
         record = {"cell": case.cell, "shape": case.shape.name, "mode": case.mode, "threads": torch.get_num_threads()}
         record |= {"candidate": candidate.name, "title": candidate.title}
         records.append(record)
