@@ -105,6 +105,15 @@ def test_wrong_input_ends_with_one_sentence_and_status_2(monkeypatch, capsys, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interpreter_without_torch_is_named(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')  # none of its packages
+    python.chmod(0o755)
+    result = run_all(tmp_path / "out", PYTHON=str(python))
+    assert result.returncode == 2
+    assert result.stderr == f"error: {python} has no torch: set PYTHON to an interpreter that has it\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["file/out"]], ids=["missing", "in a file"])
 def test_the_folder_must_be_given_and_be_one(monkeypatch, tmp_path, capsys, arguments):
     (tmp_path / "file").touch()

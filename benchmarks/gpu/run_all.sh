@@ -7,4 +7,9 @@ set -euo pipefail
 
 start=$PWD
 cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python3}" -u -m benchmarks.gpu.kit --from "$start" "$@"
+python=${PYTHON:-python3}
+if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+  echo "error: $python has no torch: set PYTHON to an interpreter that has it" >&2
+  exit 2
+fi
+exec "$python" -u -m benchmarks.gpu.kit --from "$start" "$@"
