@@ -70,7 +70,7 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
 
     def forward(ctx, *inputs):
         *arguments, keyset = inputs
-        # the levels further out differentiate, too
+        # autograd has turned itself off in here, but levels further out have their turn
         with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
             output = operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
         setup_context(ctx, arguments, output)
