@@ -59,6 +59,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.speed --all-rivals
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.fills
 	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/linters

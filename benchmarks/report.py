@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import common, pictures
 from benchmarks.copy_task import published as copy_task
+from benchmarks.fills import report as fills
 from benchmarks.gpu import pictures as gpu_pictures
 from benchmarks.gpu import report as gpu
 from benchmarks.gpu.machine import other_kernels
@@ -30,6 +31,7 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "speed": speed.block,
     "rivals": speed.rivals_block,
     "scaling": scaling.block,
+    "fills": fills.block,
     "gpu": gpu.block,
     "micro": micro.block,
 }

@@ -10,7 +10,7 @@ All of it follows from the batch sizes alone, which are always on the CPU: nothi
 directions, and their derivatives, are one gather or scatter of rows for each stretch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,15 +34,18 @@ class Packing:
     """
 
     def __init__(self, batch_sizes: Tensor, device: torch.device) -> None:
-        parts = list(_stretches(batch_sizes))
+        steps = _cut(batch_sizes)
+        parts = batch_sizes.split(steps)
         self.batch = int(batch_sizes[0])
         self._shapes = [(len(running), int(running[0])) for running in parts]
         self._rows = [int(running.sum()) for running in parts]
-        present = [_present(running) for running in parts]
-        self.lengths = [None if p is None else p.sum(0).to(device, non_blocking=True) for p in present]
-        self._places = [
-            None if p is None else p.flatten().nonzero().squeeze(1).to(device, non_blocking=True) for p in present
-        ]
+        padded = [rows < steps * batch for rows, (steps, batch) in zip(self._rows, self._shapes)]
+        if any(padded):  # so few numbers that a GPU need not be waited for, as it would be for those of all rows
+            _check_no_capture(device)
+            parts = batch_sizes.to(device, non_blocking=True).split(steps)
+        stretches = list(zip(padded, parts, self._shapes, self._rows))
+        self.lengths = [_lengths(running, *shape) if part else None for part, running, shape, _ in stretches]
+        self._places = [_places(running, *shape, rows) if part else None for part, running, shape, rows in stretches]
 
     def pad(self, data: Tensor) -> list[Tensor]:
         """For each stretch (T, B, features), zero past the end of a sequence, of packed rows (rows, features)."""
@@ -56,27 +59,42 @@ class Packing:
         return packed[0] if len(packed) == 1 else torch.cat(packed)
 
 
+def _check_no_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph cannot capture a PackedSequence of different lengths, because its replays would copy the batch "
+            "sizes from the CPU once more, when they are gone: give it a padded tensor and lengths"
+        )
+
+
 def _padded(rows: Tensor, steps: int, batch: int, places: Tensor | None) -> Tensor:
     if places is not None:
         rows = rows.new_zeros(steps * batch, rows.shape[1]).index_copy(0, places, rows)
     return rows.reshape(steps, batch, -1)
 
 
-def _stretches(batch_sizes: Tensor) -> Iterator[Tensor]:
-    """The batch sizes of each stretch: as many steps as go together with no more padding than rows."""
+def _cut(batch_sizes: Tensor) -> list[int]:
+    """The steps of each stretch: as many as go together with no more padding than rows."""
+    found = []
     while len(batch_sizes):
         padded = batch_sizes[0] * torch.arange(1, len(batch_sizes) + 1, device=batch_sizes.device)
         fits = padded <= 2 * batch_sizes.cumsum(0)  # once it does not it never does again, as fewer and fewer run
-        steps = int(fits.sum())
-        yield batch_sizes[:steps]
-        batch_sizes = batch_sizes[steps:]
+        found.append(int(fits.sum()))
+        batch_sizes = batch_sizes[found[-1] :]
+    return found
 
 
-def _present(batch_sizes: Tensor) -> Tensor | None:
-    """(T, B) whether a sequence has a step; None if all have all."""
-    if int(batch_sizes[-1]) == int(batch_sizes[0]):
-        return None
-    return torch.arange(int(batch_sizes[0]), device=batch_sizes.device) < batch_sizes.unsqueeze(1)
+def _lengths(running: Tensor, steps: int, batch: int) -> Tensor:
+    """(B) the steps of each sequence, of (T) how many have each step."""
+    numbers = torch.arange(batch, device=running.device)
+    return steps - torch.searchsorted(running.flip(0), numbers, right=True)
+
+
+def _places(running: Tensor, steps: int, batch: int, rows: int) -> Tensor:
+    """(rows) where each row stands among steps·batch, of (T) how many have each step."""
+    times, numbers = (torch.arange(count, device=running.device) for count in (steps, rows))
+    passed = times * batch - (running.cumsum(0) - running)  # by padding, before each step
+    return numbers + passed.repeat_interleave(running, output_size=rows)
 
 
 def run(

@@ -226,6 +226,14 @@ def test_packs_what_it_pads(lengths):
     assert torch.equal(sum(nn.functional.pad(n, (0, len(ends) - len(n))) for n in steps), ends)
 
 
+def test_cuda_graphs_refuse_different_lengths(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device = torch.device("cuda")
+    assert Packing(torch.tensor([2, 2]), device).lengths == [None]
+    with pytest.raises(RuntimeError, match="give it a padded tensor and lengths"):
+        Packing(torch.tensor([2, 1]), device)
+
+
 def random_lengths(seed: int) -> list[int]:
     """From equal ones to a few that are very much longer than the others."""
     draw = random.Random(seed)

@@ -113,13 +113,15 @@ def test_nothing_waits_for_the_gpu(place, cell):
         op.results_and_gradients(place.backend, d_results)
 
 
+@pytest.mark.parametrize("lengths", [[2, 5, 1], [1, 1, 1, 9, 2, 1]], ids=["at-once", "in-stretches"])
 @pytest.mark.parametrize("proj_size", [0, 4], ids=["plain", "projected"])
-def test_packed_sequences_do_not_wait_for_the_gpu(place, proj_size):
+def test_packed_sequences_do_not_wait_for_the_gpu(place, proj_size, lengths):
     how = {"proj_size": proj_size, "device": place.device, "backend": place.backend}
     module = fused_rnn.LSTM(6, 10, 2, bidirectional=True, **how)
-    x = torch.randn(5, 3, 6, device=place.device)
-    packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), enforce_sorted=False)
-    state = torch.randn(4, 3, proj_size or 10, device=place.device), torch.randn(4, 3, 10, device=place.device)
+    batch = len(lengths)
+    x = torch.randn(max(lengths), batch, 6, device=place.device)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    state = tuple(torch.randn(4, batch, size, device=place.device) for size in (proj_size or 10, 10))
     module(packed, state)[0].data.sum().backward()
     with waiting_is_an_error(place):
         module(packed, state)[0].data.sum().backward()

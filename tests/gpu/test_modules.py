@@ -92,7 +92,10 @@ def test_threads_infer_at_once(place):
         assert all(torch.equal(a, b) for a, b in zip(given, exact))
 
 
-@pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [1, 5, 2, 5]], ids=["sorted", "unsorted"])
+PACKED = {"sorted": [5, 3, 3, 1], "unsorted": [1, 5, 2, 5], "in-stretches": [1, 2, 1, 17, 1, 5, 1, 1]}
+
+
+@pytest.mark.parametrize("lengths", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("proj_size", [0, 4], ids=["plain", "projected"])
 def test_packed_sequences_against_torch(place, proj_size, lengths):
     options = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size, "dtype": torch.float64}
@@ -100,7 +103,9 @@ def test_packed_sequences_against_torch(place, proj_size, lengths):
     ours = fused_rnn.LSTM(6, 10, device=place.device, backend=place.backend, **options)
     ours.load_state_dict(theirs.state_dict())
     how = {"dtype": torch.float64, "device": place.device, "requires_grad": True}
-    leaves = [torch.randn(shape, **how) for shape in ((5, 4, 6), (4, 4, proj_size or 10), (4, 4, 10))]
+    batch = len(lengths)
+    sizes = (max(lengths), batch, 6), (4, batch, proj_size or 10), (4, batch, 10)
+    leaves = [torch.randn(size, **how) for size in sizes]
     packed = pack_padded_sequence(leaves[0], torch.tensor(lengths), enforce_sorted=False)
     outcomes = []
     for module in (ours, theirs):
