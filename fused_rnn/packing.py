@@ -62,7 +62,7 @@ class Packing:
 def _check_no_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "a CUDA graph cannot capture a PackedSequence of different lengths, because its replays would copy the batch "
+            "a CUDA graph cannot capture a PackedSequence of different lengths: its replays would copy the batch "
             "sizes from the CPU once more, when they are gone: give it a padded tensor and lengths"
         )
 

@@ -49,6 +49,8 @@ class Shape:
 
 
 ODD_SHAPES = [Shape(1, 1, 1, 1), Shape(5, 1, 3, 4), Shape(3, 2, 1, 7), Shape(4, 3, 5, 1), Shape(2, 7, 2, 3)]
+# sequences that end early, at the first step, at the last and never begin; more than a tile of them, in no order
+LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The benchmark of fills: lengths that fill what they should, ways that compute the same, and a report of the results."""
+"""The benchmark of fills: lengths that fill what they should, ways that compute the same, a report of the results."""
 
 import pytest
 import torch

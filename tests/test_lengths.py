@@ -11,10 +11,7 @@ import torch
 from benchmarks.speed.memory import peak_growth
 from fused_rnn import ops
 
-from .conftest import FUSED, Shape, operands, random_like, regularised, relative_error, threads
-
-# sequences that end early, at the first step, at the last and never begin; more than a tile of them, in no order
-LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
+from .conftest import FUSED, LENGTHS, Shape, operands, random_like, regularised, relative_error, threads
 
 
 def test_lengths_equal_reference(cell, backend, reverse):

@@ -12,9 +12,19 @@ from torch.utils.checkpoint import checkpoint
 import fused_rnn
 from fused_rnn import ops
 
-from .conftest import FUSED, ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error, threads
+from .conftest import (
+    FUSED,
+    LENGTHS,
+    ODD_SHAPES,
+    Operands,
+    Shape,
+    operands,
+    random_like,
+    regularised,
+    relative_error,
+    threads,
+)
 from .precision import Yardstick
-from .test_lengths import LENGTHS
 
 # sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
 LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]

@@ -14,11 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import fused_rnn
 from fused_rnn import functional, ops, recompute
 
-from .conftest import Operands, Shape, operands, random_like, relative_error
+from .conftest import LENGTHS, Operands, Shape, operands, random_like, relative_error
 from .precision import Yardstick
 from .test_functional import call
 from .test_modules import MODULES, B, H, I, T, flat
-from .test_ops import LENGTHS, backward_arguments, torch_results_and_gradients
+from .test_ops import backward_arguments, torch_results_and_gradients
 
 
 @pytest.fixture(params=[1, 3], ids=["one-part", "parts"])

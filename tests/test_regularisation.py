@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from fused_rnn import ops
 
-from .conftest import Shape, operands, random_like, regularised, relative_error
+from .conftest import LENGTHS, Shape, operands, random_like, regularised, relative_error
 from .precision import Yardstick
 from .test_modules import MODULES, B, H, I, T, flat
-from .test_ops import LENGTHS
 
 DTYPE = torch.float64
 SHAPE = Shape(7, len(LENGTHS), 5, 18)

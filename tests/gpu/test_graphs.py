@@ -9,8 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
 
-from ..conftest import Operands, Shape, random_like, relative_error
-from ..test_ops import LENGTHS
+from ..conftest import LENGTHS, Operands, Shape, random_like, relative_error
 from .places import EVERY_BACKEND, SHAPES, Place, sized
 
 pytestmark = pytest.mark.gpu

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fused_rnn import functional, ops
 
-from ..conftest import ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error
+from ..conftest import LENGTHS, ODD_SHAPES, Operands, Shape, operands, random_like, regularised, relative_error
 from ..test_functional import call
-from ..test_ops import LENGTHS, torch_results_and_gradients
+from ..test_ops import torch_results_and_gradients
 from ..test_vmap import BATCHED, SHAPE
 from ..test_vmap import error as vmap_error
 from ..test_vmap import error_of_members as vmap_error_of_members
