@@ -311,7 +311,11 @@ def test_threads_agree(cell, shape):
             assert relative_error(op.results_and_gradients("cpu", d_results), exact) < 1e-11
 
 
-@pytest.mark.parametrize("kind", ["whole", "lengths", "regularised"])
+WHOLE = [(cell, "whole") for cell in ops.CELLS]
+OTHERWISE = [(cell, kind) for cell in ("lstm", "multiplicative_gru") for kind in ("lengths", "regularised")]
+
+
+@pytest.mark.parametrize(("cell", "kind"), WHOLE + OTHERWISE)  # a call takes seconds
 def test_opcheck(cell, kind):
     op = operands(cell, Shape(3, 2, 3, 4), lengths=[3, 1] if kind == "lengths" else None, dtype=torch.float32)
     op = regularised(op) if kind == "regularised" else op
