@@ -170,7 +170,7 @@ def test_autocast(backend):
 # torch.compile ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["lengths", "recompute-lengths"])
+@pytest.mark.parametrize("kind", ["lengths", "all-options"])
 @pytest.mark.parametrize("names", [BATCHED["sequences"], BATCHED["weights"]], ids=["sequences", "weights"])
 def test_compiled_vmap(backend, kind, names):
     op = KINDS[kind](operands("lstm", SHAPE))
