@@ -52,9 +52,9 @@ class Recurrent(LikeRNNBase):
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
     sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
     are those of the last real step, and the reverse direction starts there. A ``PackedSequence``, sorted or not, is
-    taken too, and returned as output: it is padded, and the kernels are given its lengths. With ``return_cells=True``
-    the call returns a third thing, the cell states of all steps of the last layer, formed as the output, of H features
-    in each direction; they are differentiable.
+    taken too, and returned as output; work and memory are those of the steps that it holds, and at most as much again
+    for padding. With ``return_cells=True`` the call returns a third thing, the cell states of all steps of the last
+    layer, formed as the output, of H features in each direction; they are differentiable.
 
     ``recompute=True`` trades time for memory; results stay the same, and gradients too up to rounding (in bfloat16 also
     that of the stored states). For each step and unit the forward pass then saves, beside its output, one value in
