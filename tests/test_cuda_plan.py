@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 
 import pytest
@@ -111,12 +112,15 @@ def test_the_current_chip_needs_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
-def test_estimates_are_near_what_was_measured(direction):
-    """Within the 8 % that csrc/cuda/cost.h claims of the times it was fitted to; a guard, no proof that it predicts."""
+def test_estimates_are_near_what_the_profiler_saw(direction):
+    """Other times than those that csrc/cuda/cost.h is fitted to, of plans of an earlier planner."""
+    errors = []
     for (cell, dtype, hidden, batch), measured in plans.MEASURED.items():
         division, us = measured[plans.DIRECTIONS.index(direction)]
         plan = Layer(cell, dtype, hidden, batch, direction=direction).plan(H200, division)
-        assert abs(plan.nanoseconds / 1000 / us - 1) < 0.08, (cell, dtype, hidden, batch)
+        errors.append(plan.nanoseconds / 1000 / us - 1)
+    assert max(map(abs, errors)) < 0.17
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.1
 
 
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
@@ -130,20 +134,46 @@ def test_the_cheapest_plan_is_chosen(cell, direction):
         assert chosen.nanoseconds <= others[0].nanoseconds
 
 
+def timed_on_an_h200() -> list[tuple[Layer, dict[str, float]]]:
+    """The layers of the file that csrc/cuda/cost.h is fitted to, with µs per step by what forces the plan."""
+    found = []
+    for record in json.loads((RESULTS / "plans-nvidia-h200.json").read_text())["layers"]:
+        layer = Layer(*(record[name] for name in ("cell", "dtype", "hidden", "batch", "steps", "direction")))
+        times = {
+            ",".join(f"{name}={plan[name]}" for name in ("sequences", "parts", "segments")): plan["us_per_step"]
+            for plan in record.get("plans", [])
+        }
+        found += [(layer, times)] if times else []
+    return found
+
+
+def test_estimates_are_as_near_as_they_claim():
+    """Of plans within 2.5 times the fastest; the times include packing the weights, which the estimate leaves out."""
+    errors = [
+        math.log(layer.plan(H200, forced).nanoseconds / 1000 / us)
+        for layer, times in timed_on_an_h200()
+        for forced, us in times.items()
+        if us <= 2.5 * min(times.values())
+    ]
+    assert len(errors) == 256
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.105
+
+
 def test_the_plan_that_is_chosen_is_near_the_fastest():
-    """Of all that `python -m benchmarks.gpu.plans` timed on an H200, which the estimates were not fitted to."""
-    result = json.loads((RESULTS / "plans-nvidia-h200.json").read_text())
-    layers = [layer for layer in result["layers"] if "plans" in layer]
-    lost = []
-    for layer in layers:
-        timed = {(plan["sequences"], plan["parts"]): plan["us_per_step"] for plan in layer["plans"]}
-        sizes = layer["batch"], layer["hidden"], layer["hidden"]
-        chosen = cuda.plan(layer["cell"], getattr(torch, layer["dtype"]), *sizes, layer["direction"], H200)
-        if (chosen.sequences, chosen.parts) in timed:
-            lost.append(timed[chosen.sequences, chosen.parts] / min(timed.values()))
-    assert len(lost) >= len(layers) - 1  # one of them has a plan now that was not timed
-    assert max(lost) < 1.15
-    assert sum(lost) / len(lost) < 1.03
+    """By the times that the estimates are fitted to."""
+    lost, not_timed = [], []
+    for layer, times in timed_on_an_h200():
+        chosen = layer.plan(H200).forced
+        if chosen in times:
+            lost.append(times[chosen] / min(times.values()))
+        else:
+            not_timed.append(f"{layer.dtype} {layer.hidden} {layer.direction}: {chosen}")
+    assert max(lost) < 1.03
+    assert sum(lost) / len(lost) < 1.005
+    assert not_timed == [
+        "float16 768 forward: sequences=8,parts=48,segments=1",
+        "float32 512 backward: sequences=8,parts=16,segments=1",  # the profiler's 10.89 µs are less than all of these
+    ]
 
 
 # What is timed ----------------------------------------------------------------------------------------------

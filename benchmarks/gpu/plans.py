@@ -3,7 +3,7 @@
 A plan says how the kernels divide a call's work (see ``fused_rnn.cuda.plan``); FUSED_RNN_CUDA_PLAN forces one. For a
 layer and a direction this tries every division of a grid that fits the GPU, in turns, and times the kernels alone, with
 the preparation of their operands, without the library's products. Without --cell it goes through the layers that the
-constants of csrc/cuda/cost.h were fitted to. Results of every plan are held against those of the plan that the planner
+constants of csrc/cuda/cost.h are fitted to. Results of every plan are held against those of the plan that the planner
 chooses. On the CPU there are no kernels, but --list shows the plans and their estimates anywhere.
 """
 
@@ -60,8 +60,9 @@ class Layer:
         return cuda.plan(self.cell, dtype, self.batch, self.hidden, self.hidden, self.direction, chip, forced)
 
 
-# What csrc/cuda/cost.h is fitted to: µs per step of the kernels alone, forward and backward, T = 512, by the profiler
-# on an H200, each with the plan that was chosen then.
+# The layers that are tried, and what the estimates are held against beside the times of this command, to which they are
+# fitted: µs per step of the kernels alone, forward and backward, T = 512, by the profiler on an H200, each with the
+# plan that was chosen then.
 _BLOCK, _TEAM = "sequences=8,parts=1", "sequences=8,parts={},segments=1"
 MEASURED = {
     ("lstm", "bfloat16", 128, 16): ((_BLOCK, 5.80), (_BLOCK, 5.28)),
@@ -220,7 +221,7 @@ def described(record: dict) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.gpu.plans", description=__doc__)
     cells = [name for name in CELLS if CELLS[name].modulates is None or "rnn" not in name]
-    parser.add_argument("--cell", choices=cells, help="without it, all layers that the estimates were fitted to")
+    parser.add_argument("--cell", choices=cells, help="without it, all layers that the estimates are fitted to")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--hidden", type=common.positive, default=512, metavar="H")
     parser.add_argument("--batch", type=common.positive, default=64, metavar="B")

@@ -294,7 +294,8 @@ class Planner {
       const ProductPlan<S>& p = *all[nth].product;
       const State<S>& s = *all[nth].state;
       const int64_t blocks = blocks_of_warp(p), held = std::min(blocks, Planner::held(all.size(), nth));
-      work.products.push_back({blocks, p.resident, blocks - held - p.resident, s.segments, 0});
+      const int64_t all_blocks = int64_t{p.tiles} * p.depth_blocks;
+      work.products.push_back({all_blocks, blocks, p.resident, blocks - held - p.resident, s.segments, 0});
       if (!q_.local) work.products.back().fetched_bytes = int64_t{s.size} * s.segments * int64_t{sizeof(S)};
     }
     return work;
