@@ -4,6 +4,7 @@ The other device is ``meta``, whose tensors have no values, so that nothing made
 """
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from .test_modules import MODULES, PAIRS
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"recompute": True}, {"zoneout": 0.3}]
 OPTIONS += [{"learn_initial_state": True, "weight_drop": 0.5}, {"num_layers": 2, "variational": True, "dropout": 0.5}]
+
+PROJECTED = {"num_layers": 2, "bidirectional": True, "proj_size": 2}
 
 
 @contextlib.contextmanager
@@ -54,21 +57,9 @@ def results_and_gradients(module: nn.Module, x: torch.Tensor, form: str) -> list
 @OTHER_DEFAULT
 @BACKENDS
 @pytest.mark.parametrize("form", ["padded", "packed", "lengths"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "options"), [*itertools.product(MODULES, OPTIONS), ("lstm", PROJECTED)], ids=str)
 def test_modules(name, options, form, backend, elsewhere):
     module = MODULES[name](3, 5, device="cpu", dtype=torch.float32, backend=backend, **options)
-    x = torch.randn(4, 3, 3)
-    expected = results_and_gradients(module, x, form)
-    with elsewhere():
-        results = results_and_gradients(module, x, form)
-    assert all(map(torch.equal, results, expected))
-
-
-@OTHER_DEFAULT
-@pytest.mark.parametrize("form", ["padded", "packed", "lengths"])
-def test_projections(form, elsewhere):
-    module = fused_rnn.LSTM(3, 5, 2, proj_size=2, bidirectional=True)
     x = torch.randn(4, 3, 3)
     expected = results_and_gradients(module, x, form)
     with elsewhere():

@@ -12,6 +12,8 @@ import fused_rnn
 
 from .test_modules import B, H, I, T, flat
 
+# Both ways, and whose modules each begins with; what is of restore alone is in test_restore.py.
+WAYS = pytest.mark.parametrize(("way", "before"), [("replace", nn), ("restore", fused_rnn)], ids=["there", "back"])
 KINDS = [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell]
 
 
@@ -80,37 +82,41 @@ def test_same_outputs_before_and_after(dtype, training, backend):
         assert getattr(module, "backend", backend) == backend
 
 
-def test_optimisers_and_ties_go_on():
+@WAYS
+def test_optimisers_and_ties_go_on(way, before):
     torch.manual_seed(0)
-    model = nn.ModuleList([nn.GRU(H, H), nn.GRU(H, H)])
+    model = nn.ModuleList([before.GRU(H, H), before.GRU(H, H)])
     model[1].weight_hh_l0 = model[0].weight_hh_l0
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    fused_rnn.replace(model)
+    assert len(getattr(fused_rnn, way)(model).replaced) == 2
     assert model[1].weight_hh_l0 is model[0].weight_hh_l0
-    before = model[1].weight_hh_l0.clone()
+    old = model[1].weight_hh_l0.clone()
     model[0](torch.randn(T, B, H))[0].sum().backward()
     optimiser.step()
-    assert not torch.equal(model[1].weight_hh_l0, before)
+    assert not torch.equal(model[1].weight_hh_l0, old)
     assert len(list(model.parameters())) == 7
 
 
-def test_changes_made_after_construction_are_kept():
-    module = nn.LSTM(I, H, 2)
+@WAYS
+def test_changes_made_after_construction_are_kept(way, before):
+    module = before.LSTM(I, H, 2)
     module.batch_first, module.dropout, module.label = True, 1.0, "a"
-    fused = fused_rnn.replace(nn.Sequential(module)).model[0]
-    assert (fused.batch_first, fused.dropout, fused.label) == (True, 1.0, "a")
+    other = getattr(fused_rnn, way)(nn.Sequential(module)).model[0]
+    assert type(other) is not type(module)
+    assert (other.batch_first, other.dropout, other.label) == (True, 1.0, "a")
     x = torch.randn(B, T, I)
-    torch.testing.assert_close(fused(x)[0], module(x)[0])
+    torch.testing.assert_close(other(x)[0], module(x)[0])
 
 
-def test_draws_no_random_numbers_and_repeats_no_warning():
+@WAYS
+def test_draws_no_random_numbers_and_repeats_no_warning(way, before):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = nn.Sequential(nn.LSTM(I, H, dropout=0.5))
+        model = nn.Sequential(before.LSTM(I, H, dropout=0.5))
     state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(fused_rnn.replace(model).replaced) == ["0"]
+        assert list(getattr(fused_rnn, way)(model).replaced) == ["0"]
     assert torch.equal(torch.get_rng_state(), state)
 
 

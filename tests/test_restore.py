@@ -2,7 +2,6 @@
 
 import copy
 import io
-import warnings
 
 import pytest
 import torch
@@ -57,40 +56,6 @@ def test_weights_that_change_afterwards_count():
     expected.load_state_dict(model[0].state_dict())
     torch.testing.assert_close(model(x)[0], expected(x)[0])
     torch.testing.assert_close(model.double()(x.double())[0], expected.double()(x.double())[0])
-
-
-def test_optimisers_and_ties_go_on():
-    torch.manual_seed(0)
-    model = nn.ModuleList([fused_rnn.GRU(H, H), fused_rnn.GRU(H, H)])
-    model[1].weight_hh_l0 = model[0].weight_hh_l0
-    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    fused_rnn.restore(model)
-    assert model[1].weight_hh_l0 is model[0].weight_hh_l0
-    before = model[1].weight_hh_l0.clone()
-    model[0](torch.randn(T, B, H))[0].sum().backward()
-    optimiser.step()
-    assert not torch.equal(model[1].weight_hh_l0, before)
-    assert len(list(model.parameters())) == 7
-
-
-def test_changes_made_after_construction_are_kept():
-    module = fused_rnn.LSTM(I, H, 2)
-    module.batch_first, module.dropout, module.label = True, 1.0, "a"
-    restored = fused_rnn.restore(nn.Sequential(module)).model[0]
-    assert (restored.batch_first, restored.dropout, restored.label) == (True, 1.0, "a")
-    x = torch.randn(B, T, I)
-    torch.testing.assert_close(restored(x)[0], module(x)[0])
-
-
-def test_draws_no_random_numbers_and_repeats_no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = nn.Sequential(fused_rnn.LSTM(I, H, dropout=0.5))
-    state = torch.get_rng_state()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(fused_rnn.restore(model).replaced) == ["0"]
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
