@@ -117,12 +117,13 @@ class Chip:
 class Plan:
     """How a call divides its work. Teams of blocks run tiles of sequences; the parts of a team share the units.
 
-    Blocks of weights have 16 outputs and 64 steps of depth, and are counted for the warp that has most of them: those
-    in its registers, those in shared memory, and those that are read from the second-level cache in every step. A
-    state that the blocks of a team exchange comes to shared memory in segments. The time is an estimate for an H200,
-    by which the plan was chosen among others.
+    The parts of a team exchange states through L2 (``l2``), from where they come to shared memory in segments; a team
+    of one part may keep them there (``one_block``). Fragments of weights have 16 outputs and 64 values of K, and are
+    counted for the warp that has most of them: those in its registers, those in shared memory, and those that are read
+    from L2 in every step. The time is an estimate for an H200, by which the plan was chosen among others.
     """
 
+    exchange: str
     sequences: int
     parts: int
     segments: int
@@ -142,12 +143,17 @@ class Plan:
     @property
     def forced(self) -> str:
         """The value of ``FUSED_RNN_CUDA_PLAN`` that forces this division."""
+        return f"exchange={self.exchange},{self.division}"
+
+    @property
+    def division(self) -> str:
+        """The numbers of ``forced`` alone, from which the exchange follows."""
         return f"sequences={self.sequences},parts={self.parts},segments={self.segments}"
 
     def __str__(self) -> str:
         return (
             f"{self.forced}: {self.teams} x {self.parts} blocks with {self.shared_bytes} bytes of shared memory each, "
-            f"{self.held} + {self.resident} + {self.streamed} blocks of weights in registers, in shared memory and "
+            f"{self.held} + {self.resident} + {self.streamed} fragments of weights in registers, in shared memory and "
             f"streamed, a workspace of {self.workspace_bytes} bytes, about {self.nanoseconds / 1000:.2f} µs per step"
         )
 

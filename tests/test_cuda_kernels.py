@@ -58,7 +58,8 @@ class Plan(ctypes.Structure):
     """What a call's plan comes to, as in csrc/cuda/api.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "teams", "held", "resident", "streamed")),
+        *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "exchange", "teams")),
+        *((name, ctypes.c_int) for name in ("held", "resident", "streamed")),
         ("shared_bytes", ctypes.c_int64),
         ("workspace_bytes", ctypes.c_int64),
         ("nanoseconds", ctypes.c_double),
@@ -73,7 +74,8 @@ LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
 FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n cells saved"
 BACKWARD = "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
 BACKWARD += "d_h_0 d_c_0 d d_input"
-CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]
+CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]  # of both directions
+ONE_BLOCK, L2 = 1, 2  # of ExchangeId
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
 
 
@@ -231,8 +233,8 @@ def compare(library, op: Operands, allowed: float, way: Way, seed: int = 0) -> N
 def test_plans(library, cell, direction):
     """The ways of WAYS are what they are meant to be, and a plan that is not forced takes the cheapest."""
     block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), way) for way in WAYS.values())
-    assert (block.sequences, block.teams, block.parts) == (8, 2, 1)
-    assert (team.sequences, team.teams, team.parts, team.streamed) == (8, 1, 3, 0)
+    assert (block.sequences, block.teams, block.parts, block.exchange) == (8, 2, 1, ONE_BLOCK)
+    assert (team.sequences, team.teams, team.parts, team.streamed, team.exchange) == (8, 1, 3, 0, L2)
     assert (streamed.sequences, streamed.teams, streamed.parts) == (16, 1, 2)
     assert streamed.streamed or cell.startswith("rnn")
     free = Way(132, 232_448)
@@ -277,6 +279,17 @@ def test_forcing_the_plan_that_is_chosen_changes_no_bit(library, dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_exchange_gives_the_same_bits(library, cell, dtype):
+    op = operands(cell, Shape(4, 11, 5, 40), dtype=dtype, lengths=[3, 0, 1, 2, 3, 4, 1, 2, 3, 3, 2])
+    d_results = random_like(op.run("reference"))
+    ways = [Way(16, 200_000, f"exchange={exchange},sequences=8,parts=1,segments=1") for exchange in ("one_block", "l2")]
+    plans = [plan_of(library, "forward", cell, Shape(4, 11, 5, 40), way, dtype) for way in ways]
+    assert [plan.exchange for plan in plans] == [ONE_BLOCK, L2]
+    one_block, l2 = (run_kernels(op, d_results, HostKernels(library, way)) for way in ways)
+    assert all(torch.equal(a, b) for a, b in zip(one_block, l2))
+
+
 @pytest.mark.parametrize("direction", CALLS)
 def test_forced_plans_that_do_not_fit(library, direction):
     for way, needed in (
@@ -303,6 +316,13 @@ WRONG = [
     ",parts=8",
     "parts=8,,segments=1",
     "blocks=8",
+]
+WRONG += [
+    "exchange=",
+    "exchange=ring",
+    "exchange=l2,exchange=l2",
+    "exchange=one_block,parts=2",
+    "exchange=one_block,segments=2",
 ]
 WRONG += ["parts=8 ", "parts=8,parts=8", "parts=10000", "parts=99999999999", "sequences=12", "16,8", "=8", "parts=0x8"]
 
@@ -404,6 +424,7 @@ RACED = {
     "block": Way(4, 200_000, "sequences=8,parts=1"),
     "team": Way(4, 200_000, "sequences=8,parts=2"),
     "streamed": Way(2, 48_000, "sequences=16,parts=2"),
+    "tiles": Way(2, 200_000, "sequences=8,parts=2"),
 }
 
 
@@ -418,17 +439,16 @@ def test_sanitizers_find_nothing(tmp_path, sanitizer):
 ROOT = HERE.parent.parent
 # A file of the kernels, what is changed in it, and what it becomes
 FAULTS = {
-    "no-meeting": ("block.h", r"arrived = wait_for\(.*?\);", ""),
+    "no-barrier-of-the-team": ("exchange/l2.h", r"arrived = wait_for\(.*?\);", ""),
     "no-barrier-before-adding-up": (
         "block.h",
-        r"(first_part\);\s+if .*?copy_async_wait<0>\(\);\s+\}\s+)__syncthreads\(\);",
+        r"(s\.segments; \+\+segment\)[^}]*?first_split\);\s+)__syncthreads\(\);",
         r"\1",
     ),
-    "no-barrier-after-fetching": ("block.h", r"if \(!q_.local\) __syncthreads\(\);", ""),
+    "no-barrier-after-fetching": ("exchange/l2.h", r"(copy_async_wait<0>\(\);\s+)__syncthreads\(\);", r"\1"),
     "no-wait-for-copies": ("block.h", r"copy_async_wait<1>\(\);", ""),
     "relaxed-wait": ("device.h", r"load_acquire\(counter\) < target", "load_relaxed(counter) < target"),
-    "single-buffer": ("forward.h", r"publish\(q_.h, 1 - turn_", "publish(q_.h, turn_"),
-    "single-buffer-backward": ("backward.h", r"turn_ = 1 - turn_;", ""),
+    "single-copy": ("exchange/l2.h", r"copy\(channel, 1 - turn\(channel\)\)", "copy(channel, turn(channel))"),
 }
 
 
@@ -450,13 +470,14 @@ def test_seeded_races_are_reported(tmp_path, fault):
     assert ("NaN" if fault == "no-wait-for-copies" else "data race") in run.stderr
 
 
+@pytest.mark.parametrize("direction", CALLS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_nothing_is_spilled(dtype):
+def test_nothing_is_spilled(dtype, direction):
     """By what the compiler said when the library was built: every kernel keeps its values in registers."""
     if without := torch.ops.fused_rnn.without_cuda():
         pytest.skip(f"the library has no CUDA kernels: {without}")
-    report = (ROOT / "build/objects/csrc/cuda" / f"sequence_{dtype}.cu.report").read_text()
+    report = (ROOT / "build/objects/csrc/cuda" / f"{direction}_{dtype}.cu.report").read_text()
     kernels = re.findall(r"Compiling entry function '(\S+)' for '(sm_\w+)'", report)
     architectures = {architecture for _, architecture in kernels}
-    assert len(kernels) == len(architectures) * (2 * len(CELLS) + 1)  # both directions, and what prepares them
+    assert len(kernels) == len(architectures) * (len(CELLS) + 1)  # and what prepares the workspace
     assert re.findall(r"(\d+) bytes spill", report) == ["0"] * 2 * len(kernels)

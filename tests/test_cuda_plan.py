@@ -32,7 +32,7 @@ def _nothing_forced(monkeypatch):
 
 
 def test_a_plan_adds_up():
-    """Of an LSTM whose every share is whole: 4 gates of 32 units for each of 16 parts, 8 x 8 blocks of weights."""
+    """Of an LSTM whose every share is whole: 4 gates of 32 units for each of 16 parts, 8 x 8 fragments of weights."""
     plan = cuda.plan(*LSTM, chip=H200, forced="sequences=16,parts=16")
     assert (plan.sequences, plan.parts, plan.segments, plan.teams, plan.blocks) == (16, 16, 1, 4, 64)
     assert plan.held + plan.resident + plan.streamed == 8
@@ -43,7 +43,7 @@ def test_a_plan_adds_up():
     assert (small.teams, small.held, small.streamed > 0) == (1, plan.held, plan.resident < small.streamed)
 
 
-def test_blocks_of_weights_are_counted_where_they_are():
+def test_fragments_of_weights_are_counted_where_they_are():
     """Fewer parts have more of them each: first registers fill, then shared memory, then they are streamed."""
     found = [cuda.plan(*LSTM, chip=H200, forced=f"sequences=8,parts={parts}") for parts in (32, 16, 8, 4, 2)]
     assert [plan.held + plan.resident + plan.streamed for plan in found] == [4, 8, 16, 32, 64]
@@ -66,10 +66,10 @@ def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
 
 
 def test_a_plan_in_words():
-    plan = cuda.Plan(16, 8, 2, 4, 3, 2, 1, 1000, 2000, 4321.0)
+    plan = cuda.Plan("l2", 16, 8, 2, 4, 3, 2, 1, 1000, 2000, 4321.0)
     assert str(plan) == (
-        "sequences=16,parts=8,segments=2: 4 x 8 blocks with 1000 bytes of shared memory each, 3 + 2 + 1 blocks of "
-        "weights in registers, in shared memory and streamed, a workspace of 2000 bytes, about 4.32 µs per step"
+        "exchange=l2,sequences=16,parts=8,segments=2: 4 x 8 blocks with 1000 bytes of shared memory each, 3 + 2 + 1 "
+        "fragments of weights in registers, in shared memory and streamed, a workspace of 2000 bytes, about 4.32 µs per step"
     )
 
 
@@ -163,7 +163,7 @@ def test_the_plan_that_is_chosen_is_near_the_fastest():
     """By the times that the estimates are fitted to."""
     lost, not_timed = [], []
     for layer, times in timed_on_an_h200():
-        chosen = layer.plan(H200).forced
+        chosen = layer.plan(H200).division
         if chosen in times:
             lost.append(times[chosen] / min(times.values()))
         else:

@@ -5,34 +5,38 @@
 
 namespace fused_rnn::cuda {
 
-FUSED_RNN_SEQUENCES(extern template, float);
-FUSED_RNN_SEQUENCES(extern template, double);
-FUSED_RNN_SEQUENCES(extern template, BFloat16);
-FUSED_RNN_SEQUENCES(extern template, Half);
+#define FUSED_RNN_BOTH(S)                                 \
+  FUSED_RNN_INSTANTIATE(extern template, ForwardCall, S); \
+  FUSED_RNN_INSTANTIATE(extern template, BackwardCall, S)
+
+FUSED_RNN_BOTH(float);
+FUSED_RNN_BOTH(double);
+FUSED_RNN_BOTH(BFloat16);
+FUSED_RNN_BOTH(Half);
 
 namespace {
 template <typename Call>
-Planned plan_call(const Call& call, const Chip& chip, const Division& forced) {
+Prepared prepare_call(const Call& call, const Chip& chip, const Division& forced) {
   const StreamLauncher launcher;
   switch (call.type) {
     case Type::float32:
-      return plan_as<float>(call, chip, forced, launcher);
+      return prepare_as<float>(call, chip, forced, launcher);
     case Type::float64:
-      return plan_as<double>(call, chip, forced, launcher);
+      return prepare_as<double>(call, chip, forced, launcher);
     case Type::bfloat16:
-      return plan_as<BFloat16>(call, chip, forced, launcher);
+      return prepare_as<BFloat16>(call, chip, forced, launcher);
     case Type::float16:
-      return plan_as<Half>(call, chip, forced, launcher);
+      return prepare_as<Half>(call, chip, forced, launcher);
   }
   __builtin_unreachable();
 }
 }  // namespace
 
-Planned plan(const ForwardCall& call, const Chip& chip, const Division& forced) {
-  return plan_call(call, chip, forced);
+Prepared prepare(const ForwardCall& call, const Chip& chip, const Division& forced) {
+  return prepare_call(call, chip, forced);
 }
-Planned plan(const BackwardCall& call, const Chip& chip, const Division& forced) {
-  return plan_call(call, chip, forced);
+Prepared prepare(const BackwardCall& call, const Chip& chip, const Division& forced) {
+  return prepare_call(call, chip, forced);
 }
 
 }  // namespace fused_rnn::cuda

@@ -30,46 +30,59 @@ struct Layer {
   Type type;
   bool reverse;
   int64_t T, B, I, H;
-  const int64_t* lengths;       // [B] steps of each sequence, at most T, or null
-  unsigned* timed_out;          // becomes 1 if a block waited in vain; the host may read it at any time
-  const void *keep_h, *keep_c;  // [T, B, H] zoneout: the part of its old state that each unit keeps; or null
+  const int64_t* lengths;  // [B] steps of each sequence, at most T, or null
+  unsigned* timed_out;     // becomes 1 if a block timed out; the host may read it at any time
+};
+
+// The arrays of a call, of type S; of type void in what the operators hand over.
+template <typename S>
+struct ForwardArrays {
+  const S *keep_h, *keep_c;        // [T, B, H] zoneout: the part of its old state that each
+                                   // unit keeps; or null
+  const S* projected;              // [T, B, G*H] W x; where x is modulated [T, B, I] W_m x
+  const S* input;                  // [T, B, I] *
+  const S *h_0, *c_0;              // [B, H]; c_0 for cells with a cell state
+  const S *weight_ih, *weight_hh;  // [G*H, I] where x is modulated, [G*H, H]
+  const S *weight_mhh, *bias_m;    // [I, H] *, [I] * or null
+  const S *bias_ih, *bias_hh;      // [G*H] or null
+  S *output, *h_n, *c_n;           // [T, B, H], [B, H], [B, H] for cells with a cell state
+  S* cells;                        // [T, B, H] the cell states of all steps, or null
+  S* saved;                        // [T, B, Cell::saved * H (+ I)], or null
+};
+
+template <typename S>
+struct BackwardArrays {
+  const S *keep_h, *keep_c;                     // as above
+  const S *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null counts as zero
+  const S *output, *cells, *saved;              // of the forward call; cells for cells with a cell state
+  const S *input, *h_0, *c_0;                   // as above
+  const S *weight_ih, *weight_hh, *weight_mhh;
+  S *d_h_0, *d_c_0;  // [B, H]; d_c_0 for cells with a cell state
+  S* d;              // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m
+  S* d_input;        // [T, B, I] *, the part that does not pass through W_m
 };
 
 struct ForwardCall : Layer {
-  const void* projected;              // [T, B, G*H] W x; where x is modulated [T, B, I] W_m x
-  const void* input;                  // [T, B, I] *
-  const void *h_0, *c_0;              // [B, H]; c_0 for cells with a cell state
-  const void *weight_ih, *weight_hh;  // [G*H, I] where x is modulated, [G*H, H]
-  const void *weight_mhh, *bias_m;    // [I, H] *, [I] * or null
-  const void *bias_ih, *bias_hh;      // [G*H] or null
-  void *output, *h_n, *c_n;           // [T, B, H], [B, H], [B, H] for cells with a cell state
-  void* cells;                        // [T, B, H] the cell states of all steps, or null
-  void* saved;                        // [T, B, Cell::saved * H (+ I)], or null
+  ForwardArrays<void> arrays;
 };
 
 struct BackwardCall : Layer {
-  const void *d_output, *d_h_n, *d_c_n, *d_cells;  // gradients of the results; null counts as zero
-  const void *output, *cells, *saved;              // of the forward call; cells for cells with a cell state
-  const void *input, *h_0, *c_0;                   // as above
-  const void *weight_ih, *weight_hh, *weight_mhh;
-  void *d_h_0, *d_c_0;   // [B, H]; d_c_0 for cells with a cell state
-  void* d;               // [T, B, Cell::gradients * H (+ I)] of the pre-activations, then of m
-  void* d_input;         // [T, B, I] *, the part that does not pass through W_m
+  BackwardArrays<void> arrays;
   double gradient_clip;  // the largest magnitude of a gradient of a pre-activation, or infinity
 };
 
-// What a call's plan comes to, for people, benchmarks and tests. `division` has no zeros.
+// What a call's plan comes to, for people, benchmarks and tests. `division` leaves nothing open.
 struct Plan {
   Division division;
   int teams;                              // the grid has teams x parts blocks, which all run at the same time
-  int held, resident, streamed;           // blocks of weights, 16 outputs x 64 steps of depth, of the warp that has
+  int held, resident, streamed;           // fragments of weights, 16 outputs x 64 values of K, of the warp that has
                                           // most: in its registers, in shared memory, read anew in every step
   int64_t shared_bytes, workspace_bytes;  // of shared memory of a block, and of device memory beside the arrays
   double nanoseconds;                     // that a step is estimated to take
 };
 
-// A call that is planned.
-struct Planned {
+// A call that is ready to run.
+struct Prepared {
   std::string refusal;  // why the call cannot run, or empty; the rest says nothing then
   Plan plan;
   // Queue the call on a stream of the current device; returns at once, with an empty string or with what went wrong.
@@ -78,7 +91,7 @@ struct Planned {
 };
 
 // Plan a call, by the division that is forced as far as one is. Pointers are not looked at before it runs.
-Planned plan(const ForwardCall&, const Chip&, const Division& forced);
-Planned plan(const BackwardCall&, const Chip&, const Division& forced);
+Prepared prepare(const ForwardCall&, const Chip&, const Division& forced);
+Prepared prepare(const BackwardCall&, const Chip&, const Division& forced);
 
 }  // namespace fused_rnn::cuda

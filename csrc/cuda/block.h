@@ -1,68 +1,28 @@
-// What a block of the forward and of the backward kernel is made of: its share of the work, the meetings with the other
-// blocks of its team, the states that they exchange, and inputs that are fetched a step ahead.
+// What a block of the forward and of the backward kernel is made of: its share of the work, inputs that are fetched a
+// step ahead, and the products of its weights with the states that the blocks of its team exchange.
 //
-// Blocks come in teams. A team runs the whole sequence for one tile of sequences after another, and its blocks own
-// slices of the hidden units (and, in multiplicative cells, of the features). Teams never wait for each other. Within a
-// team states travel through global memory, and a counter that only grows separates the phases of a step. A team of
-// one block keeps them in shared memory and waits for nobody.
+// Teams of blocks run the whole sequence for one tile of sequences after another, and never wait for each other. The
+// parts of a team own slices of the hidden units (and, in multiplicative cells, of the features). How they hand each
+// other the states is the exchange's concern, a parameter of the kernel: see exchange/exchange.h.
 #pragma once
 
-#include "../cells/cells.h"
+#include "api.h"
+#include "exchange/exchange.h"
 #include "product.h"
 
 namespace fused_rnn::cuda {
 
-// What the operands of both kernels begin with. Offsets are in bytes into shared memory.
-template <typename S>
-struct Sequence {
+// The parameter of a kernel. Arrays is ForwardArrays or BackwardArrays.
+template <typename S, typename Exchange, template <typename> class Arrays>
+struct Operands {
   int T, B, I, H;
   bool reverse;
-  const int64_t* lengths;                                 // [B] steps of each sequence, or null
-  const S *keep_h, *keep_c;                               // [T, B, H] zoneout, or null
-  int sequences;                                          // of a tile, a multiple of 8
-  int teams, parts;                                       // parts: blocks of a team
-  int units, features;                                    // that a part owns, at most
-  bool local;                                             // whether the state stays in shared memory
-  int limits, states, staged, segments, sums, more_sums;  // offsets
-  unsigned* arrivals;                                     // [teams] zeros
-  unsigned* failed;                                       // zero; becomes 1 if a block did not come in time
-  unsigned* timed_out;                                    // likewise, for the host to read
-};
-
-// The meeting of a team's blocks at the end of a phase.
-class Team {
- public:
-  template <typename S>
-  FUSED_RNN_DEVICE explicit Team(const Sequence<S>& q)
-      : arrivals_(q.arrivals + blockIdx.x / q.parts), failed_(q.failed), timed_out_(q.timed_out), parts_(q.parts) {}
-
-  // Work that does not need the others may stand between the two.
-  FUSED_RNN_DEVICE void arrive() {
-    __syncthreads();
-    if (parts_ > 1 && threadIdx.x == 0) add_release(arrivals_, 1);
-  }
-  // What any block of the team stored before it arrived is visible afterwards. False if one did not come in time.
-  FUSED_RNN_DEVICE bool wait() {
-    if (parts_ == 1) return true;
-    bool arrived = true;
-    target_ += parts_;
-    if (threadIdx.x == 0) {
-      arrived = wait_for(arrivals_, target_, failed_);
-      if (!arrived) store_relaxed(timed_out_, 1);
-    }
-    return __syncthreads_and(arrived);
-  }
-
-  FUSED_RNN_DEVICE bool meet() {
-    arrive();
-    return wait();
-  }
-
- private:
-  unsigned* arrivals_;
-  unsigned* failed_;
-  unsigned* timed_out_;
-  unsigned parts_, target_ = 0;
+  const int64_t* lengths;  // [B] steps of each sequence, or null
+  Arrays<S> arrays;
+  Computed<S> gradient_clip;       // backward: the largest magnitude of a gradient of a pre-activation
+  const unsigned char* workspace;  // where the layout says, packed weights
+  Layout layout;
+  typename Exchange::template Operands<S> exchange;
 };
 
 // The part of `total` things that belongs to a block of a team.
@@ -79,12 +39,6 @@ FUSED_RNN_DEVICE Share share_of(int total, int each, int part) {
 template <typename C>
 FUSED_RNN_DEVICE C not_a_number() {
   return C(__builtin_nanf(""));
-}
-
-// Values of a row in shared memory when rows begin at multiples of 16 bytes.
-template <typename S>
-HOST_DEVICE constexpr int staged_stride(int columns) {
-  return static_cast<int>(round_up(columns, 16 / sizeof(S)));
 }
 
 // How the threads of a block spread over rows of so many columns. Divisions take longer than much of a step, so they
@@ -118,7 +72,7 @@ struct Spread {
 // spread over those of 16 bytes.
 template <typename S>
 FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, int columns, const Spread& pieces) {
-  const int to_stride = staged_stride<S>(columns);
+  const int to_stride = staged_stride(sizeof(S), columns);
   const auto copy = [&](const Spread& spread, int values, const auto& copy_piece) {
     spread.for_each(rows, [&](int, int r, int piece) {
       copy_piece(to + r * to_stride + piece * values, from + r * stride + piece * values);
@@ -135,37 +89,37 @@ FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, 
     copy(Spread::over(columns), 1, [](S* to, const S* from) { *to = *from; });
 }
 
-template <typename T>
-FUSED_RNN_DEVICE T* at(unsigned char* shared, int offset) {
-  return reinterpret_cast<T*>(shared + offset);
-}
-
-// A block at work on a tile. Operands has the members of Sequence and more.
-template <typename Operands, typename S>
+// A block at work on a tile.
+template <typename S, typename Exchange, template <typename> class Arrays>
 class Block {
  protected:
   using C = Computed<S>;
+  using Q = Operands<S, Exchange, Arrays>;
 
-  FUSED_RNN_DEVICE Block(const Operands& q, unsigned char* shared)
+  FUSED_RNN_DEVICE Block(const Q& q, unsigned char* shared)
       : q_(q),
+        arrays_(q.arrays),
+        layout_(q.layout),
         shared_(shared),
-        team_(q),
-        team_number_(static_cast<int>(blockIdx.x) / q.parts),
-        part_(static_cast<int>(blockIdx.x) % q.parts),
-        units_(share_of(q.H, q.units, part_)),
-        features_(share_of(q.I, q.features, part_)),
+        sequences_(q.layout.division.sequences),
+        team_(static_cast<int>(blockIdx.x) / q.layout.division.parts),
+        part_(static_cast<int>(blockIdx.x) % q.layout.division.parts),
+        units_(share_of(q.H, q.layout.units, part_)),
+        features_(share_of(q.I, q.layout.features, part_)),
         over_units_(Spread::over(units_.count)),
-        over_features_(Spread::over(features_.count)) {}
+        over_features_(Spread::over(features_.count)),
+        exchange_(q.exchange, q.layout, shared, team_) {
+    exchange_.clear();
+  }
 
   // f(tile of sequences) for all that are this team's.
   template <typename F>
   FUSED_RNN_DEVICE void for_tiles(const F& f) {
-    for (int64_t first = int64_t{team_number_} * q_.sequences; first < q_.B;
-         first += int64_t{q_.teams} * q_.sequences) {
+    for (int64_t first = int64_t{team_} * sequences_; first < q_.B; first += int64_t{layout_.teams} * sequences_) {
       first_row_ = static_cast<int>(first);
-      rows_ = q_.B - first_row_ < q_.sequences ? q_.B - first_row_ : q_.sequences;
+      rows_ = q_.B - first_row_ < sequences_ ? q_.B - first_row_ : sequences_;
       __syncthreads();
-      for (int r = threadIdx.x; r < rows_; r += threads) at<int>(shared_, q_.limits)[r] = steps_of(r);
+      for (int r = threadIdx.x; r < rows_; r += threads) at<int>(shared_, layout_.limits)[r] = steps_of(r);
       __syncthreads();
       longest_ = 0;
       for (int r = 0; r < rows_; ++r) longest_ = limit(r) > longest_ ? limit(r) : longest_;
@@ -174,7 +128,7 @@ class Block {
   }
 
   FUSED_RNN_DEVICE int time(int step) const { return q_.reverse ? q_.T - 1 - step : step; }
-  FUSED_RNN_DEVICE int limit(int r) const { return at<int>(shared_, q_.limits)[r]; }
+  FUSED_RNN_DEVICE int limit(int r) const { return at<int>(shared_, layout_.limits)[r]; }
   FUSED_RNN_DEVICE bool active(int r, int t) const { return t < limit(r); }
   FUSED_RNN_DEVICE bool any_active(int t) const { return t < longest_; }
 
@@ -195,70 +149,52 @@ class Block {
     over_features_.for_each(rows_, f);
   }
 
-  // States --------------------------------------------------------------------------------------------------------
+  // Products --------------------------------------------------------------------------------------------------------
 
-  // Where the block reads and writes a state; `turn` is which of two copies that take turns.
-  FUSED_RNN_DEVICE S* state(const State<S>& s, int turn) const {
-    if (q_.local) return at<S>(shared_, s.local);
-    return s.exchanged + (int64_t{turn} * q_.teams + team_number_) * s.segments * s.size;
+  template <typename Name>
+  FUSED_RNN_DEVICE const ProductLayout& layout_of(Name product) const {
+    return layout_.products[static_cast<int>(product)];
   }
-  FUSED_RNN_DEVICE void publish(const State<S>& s, int turn, int r, int k, C value) const {
-    const int segment = s.segments > 1 ? k / s.span : 0;
-    S* const p = state(s, turn) + int64_t{segment} * s.size + state_place<S>(r, k - segment * s.span, s.span);
-    if (q_.local)
-      *p = narrow<S>(value);
-    else
-      store_l2(p, narrow<S>(value));
-  }
-  // Zeros in the places of a local state that no unit fills, once.
-  FUSED_RNN_DEVICE void clear(const State<S>& s) const {
-    if (q_.local)
-      for (int i = threadIdx.x; i < s.size; i += threads) at<S>(shared_, s.local)[i] = S{};
+  // Where products of the first or the second kind leave their sums.
+  FUSED_RNN_DEVICE Sums<C> sums_at(int kind, int outputs) const {
+    return {at<C>(shared_, layout_.sums[kind]), sums_stride(outputs), sequences_};
   }
 
-  // Start to copy a segment of an exchanged state to shared memory.
-  FUSED_RNN_DEVICE void fetch(const State<S>& s, int turn, int segment) const {
-    constexpr int each = 16 / sizeof(S);
-    const S* const from = state(s, turn) + int64_t{segment} * s.size;
-    S* const to = fetched(s, segment);
-    for (int i = threadIdx.x * each; i < s.size; i += threads * each) copy_async<16>(to + i, from + i);
-  }
-  // Two segments of a state take turns in shared memory.
-  FUSED_RNN_DEVICE S* fetched(const State<S>& s, int segment) const {
-    return at<S>(shared_, q_.segments) + segment % 2 * s.size;
-  }
-
-  // All segments of a product. Those who read the state must have met before; the sums are there afterwards.
-  // `meanwhile` starts copies that nobody reads before the next step.
-  template <typename P, typename F>
-  FUSED_RNN_DEVICE void multiply(const P& product, const State<S>& s, int turn, const Sums<C>& sums, int first_part,
+  // A product with a state that the exchange has; its sums are there afterwards. `meanwhile` starts copies that nobody
+  // reads before the next step.
+  template <typename P, typename Name, typename F>
+  FUSED_RNN_DEVICE void multiply(const P& product, Name state, const Sums<C>& sums, int first_split,
                                  const F& meanwhile) const {
-    if (!q_.local) fetch(s, turn, 0);
+    const StateLayout& s = layout_.states[static_cast<int>(state)];
+    exchange_.begin(state);
     copy_async_commit();
     meanwhile();
     copy_async_commit();
     copy_async_wait<1>();
-    for (int segment = 0; segment < s.segments; ++segment) {
-      if (!q_.local) __syncthreads();
-      if (segment + 1 < s.segments) fetch(s, turn, segment + 1);
-      copy_async_commit();
-      product.multiply(q_.local ? state(s, turn) : fetched(s, segment), s.span, segment, sums, first_part);
-      if (segment + 1 < s.segments) copy_async_wait<0>();
-    }
+    for (int segment = 0; segment < s.segments; ++segment)
+      product.multiply(exchange_.take(state, segment), s.span, segment, sums, first_split);
     __syncthreads();
   }
-  template <typename P>
-  FUSED_RNN_DEVICE void multiply(const P& product, const State<S>& s, int turn, const Sums<C>& sums,
-                                 int first_part = 0) const {
-    multiply(product, s, turn, sums, first_part, [] {});
+  template <typename P, typename Name>
+  FUSED_RNN_DEVICE void multiply(const P& product, Name state, const Sums<C>& sums, int first_split = 0) const {
+    multiply(product, state, sums, first_split, [] {});
   }
 
-  const Operands& q_;
+  // End a phase: what was put in it can be read. False if a block of the team did not come in time.
+  template <typename... Names>
+  FUSED_RNN_DEVICE bool pass(Names... states) {
+    exchange_.close();
+    return exchange_.wait(states...);
+  }
+
+  const Q& q_;
+  const Arrays<S>& arrays_;
+  const Layout& layout_;
   unsigned char* const shared_;
-  Team team_;
-  const int team_number_, part_;
+  const int sequences_, team_, part_;
   const Share units_, features_;
   const Spread over_units_, over_features_;
+  typename Exchange::template Device<S> exchange_;
   int first_row_ = 0, rows_ = 0, longest_ = 0;
 
  private:

@@ -10,59 +10,82 @@
 
 namespace fused_rnn::cuda {
 
+// How the blocks of a team hand each other what they make: see exchange/exchange.h.
+enum class ExchangeId { chosen, one_block, l2 };
+
+constexpr std::string_view exchange_names[] = {"", "one_block", "l2"};
+
 // A team of blocks takes a tile of sequences at a time and shares the units among its parts; the states that its blocks
 // exchange come to shared memory in segments. In a division that is forced zero leaves a number to the planner, and the
 // others are an upper bound where units or states cannot be divided evenly into as many: parts and segments that would
 // be left with nothing are left out.
 struct Division {
   int sequences = 0, parts = 0, segments = 0;
+  ExchangeId exchange = ExchangeId::chosen;
 
   bool operator==(const Division& other) const {
-    return sequences == other.sequences && parts == other.parts && segments == other.segments;
+    return sequences == other.sequences && parts == other.parts && segments == other.segments &&
+           exchange == other.exchange;
   }
 };
 
-// As division_named takes it, without the numbers that are zero.
+// As division_named takes it, without what is left to the planner.
 inline std::string text(const Division& division) {
   std::string result;
-  const auto add = [&](const char* name, int number) {
-    if (number > 0) result += (result.empty() ? "" : ",") + std::string(name) + "=" + std::to_string(number);
+  const auto add = [&](const char* name, const std::string& value) {
+    result += (result.empty() ? "" : ",") + std::string(name) + "=" + value;
   };
-  add("sequences", division.sequences);
-  add("parts", division.parts);
-  add("segments", division.segments);
+  if (division.exchange != ExchangeId::chosen)
+    add("exchange", std::string(exchange_names[static_cast<int>(division.exchange)]));
+  if (division.sequences > 0) add("sequences", std::to_string(division.sequences));
+  if (division.parts > 0) add("parts", std::to_string(division.parts));
+  if (division.segments > 0) add("segments", std::to_string(division.segments));
   return result;
 }
 
-// The division that a text such as "sequences=16,parts=8" forces; an empty text forces nothing. Each of the three
-// numbers may stand there once.
+// Read a number from 1 to 9999 that fills the whole text; false if it is something else.
+inline bool read_number(std::string_view text, int& number) {
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  return stop == end && error == std::errc() && number >= 1 && number <= 9999;
+}
+
+// Read NAME=VALUE into its place in the division, where nothing stood before; false if it is something else.
+inline bool read_item(std::string_view item, Division& division) {
+  const size_t equals = item.find('=');
+  if (equals == item.npos) return false;
+  const std::string_view name = item.substr(0, equals), value = item.substr(equals + 1);
+  if (name == "exchange") {
+    if (division.exchange != ExchangeId::chosen) return false;
+    for (const ExchangeId id : {ExchangeId::one_block, ExchangeId::l2})
+      if (value == exchange_names[static_cast<int>(id)]) division.exchange = id;
+    return division.exchange != ExchangeId::chosen;
+  }
+  int* const number = name == "sequences"  ? &division.sequences
+                      : name == "parts"    ? &division.parts
+                      : name == "segments" ? &division.segments
+                                           : nullptr;
+  return number && *number == 0 && read_number(value, *number);
+}
+
+// The division that a text such as "sequences=16,parts=8" forces; an empty text forces nothing. Each item may stand
+// there once.
 inline Division division_named(std::string_view whole) {
   Division division;
-  const auto fail = [&] {
-    throw std::runtime_error(
-        "fused_rnn: FUSED_RNN_CUDA_PLAN must be like sequences=16,parts=8,segments=1, of which any may be left out, "
-        "with "
-        "numbers from 1 to 9999 and sequences a multiple of 8, and is '" +
-        std::string(whole) + "'");
-  };
-  for (std::string_view rest = whole; !rest.empty();) {
+  bool right = true;
+  for (std::string_view rest = whole; right && !rest.empty();) {
     const std::string_view item = rest.substr(0, rest.find(','));
     rest.remove_prefix(item.size());
-    if (rest == ",") fail();
+    right = rest != "," && read_item(item, division);
     if (!rest.empty()) rest.remove_prefix(1);
-    const size_t equals = item.find('=');
-    const std::string_view name = item.substr(0, equals);
-    int* const number = name == "sequences"  ? &division.sequences
-                        : name == "parts"    ? &division.parts
-                        : name == "segments" ? &division.segments
-                                             : nullptr;
-    if (!number || *number || equals == item.npos) fail();
-    const char* const end = item.data() + item.size();
-    const auto [stop, error] = std::from_chars(item.data() + equals + 1, end, *number);
-    if (stop != end || error != std::errc() || *number < 1 || *number > 9999) fail();
   }
-  if (division.sequences % 8) fail();
-  return division;
+  if (division.exchange == ExchangeId::one_block) right = right && division.parts <= 1 && division.segments <= 1;
+  if (right && division.sequences % 8 == 0) return division;
+  throw std::runtime_error(
+      "fused_rnn: FUSED_RNN_CUDA_PLAN must be like exchange=l2,sequences=16,parts=8,segments=1, of which any may be "
+      "left out, with numbers from 1 to 9999, sequences a multiple of 8, and an exchange l2 or, where parts and "
+      "segments are 1, one_block, and is '" +
+      std::string(whole) + "'");
 }
 
 // What the environment forces now. It is read at every call, so that a process can try one plan after the other.

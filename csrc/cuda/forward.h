@@ -1,74 +1,53 @@
 // The forward kernel: a whole sequence in one launch, for every cell. W x (W_m x where x is modulated, both where h₋
 // is) is computed before it, by the library.
 //
-// Phases of a step, each ended by a meeting of the team: multiplicative cells make m and x̂; the reset-before GRU makes
-// its gates and s = r⊙h₋; the last phase makes h. So one phase for RNN, LSTM and reset-after GRU, two for the
-// reset-before GRU and the multiplicative LSTMs, three for the multiplicative GRU. Where h₋ is modulated, x̂ is what U
-// multiplies. h is exchanged in two copies that take turns, because a block may write h while a slower one still reads
-// h₋.
+// Phases of a step, each ended by the team's exchange of what it made: multiplicative cells make m and x̂; the
+// reset-before GRU makes its gates and s = r⊙h₋; the last phase makes h. So one phase for RNN, LSTM and reset-after
+// GRU, two for the reset-before GRU and the multiplicative LSTMs, three for the multiplicative GRU. Where h₋ is
+// modulated, x̂ is what U multiplies.
 #pragma once
 
 #include "block.h"
 
 namespace fused_rnn::cuda {
 
-template <typename S>
-struct ForwardSequence : Sequence<S> {
-  const S* projected;                                      // [T, B, G*H] W x; where x is modulated [T, B, I] W_m x
-  const S* x;                                              // [T, B, I] multiplicative; where h₋ is modulated W_m x
-  const S *h_0, *c_0;                                      // [B, H]; c_0 in cells with a cell state
-  const S *bias_ih, *bias_hh, *bias_m;                     // [G*H], [G*H], [I]; or null
-  S *output, *h_n, *c_n;                                   // [T, B, H], [B, H], [B, H]
-  S* cells;                                                // [T, B, H] the cell states of all steps, or null
-  S* saved;                                                // [T, B, ...], or null
-  int biases;                                              // offset
-  State<S> h, s, x_hat;                                    // s: reset-before GRU; x_hat: multiplicative
-  ProductPlan<S> recurrent, candidate, input, modulation;  // candidate: U_n of the reset-before GRU
-};
-
-// Products of the kernel, and runs of columns that a step fetches ahead: W x of the gates, or W_m x and x; where h₋ is
-// modulated W x and W_m x.
-template <typename Cell, Modulates modulates>
-constexpr int forward_products =
-    1 + Cell::reset_before + (modulates != Modulates::nothing) + (modulates == Modulates::input);
-template <typename Cell, Modulates modulates>
-constexpr int forward_staged = modulates == Modulates::input ? 2 : Cell::gates + (modulates == Modulates::hidden);
-
-template <typename Cell, Modulates modulates, typename S>
-class ForwardBlock : Block<ForwardSequence<S>, S> {
-  using Base = Block<ForwardSequence<S>, S>;
+template <typename Cell, Modulates modulates, typename S, typename Exchange>
+class ForwardBlock : Block<S, Exchange, ForwardArrays> {
+  using Base = Block<S, Exchange, ForwardArrays>;
   using C = Computed<S>;
-  using Base::active, Base::any_active, Base::clear, Base::features_, Base::for_features, Base::for_tiles,
-      Base::for_units, Base::multiply, Base::part_, Base::place, Base::publish, Base::q_, Base::row, Base::rows_,
-      Base::shared_, Base::team_, Base::time, Base::units_;
-  template <bool exists, int nth>
-  using P = std::conditional_t<exists, Product<S, held_blocks<S>(forward_products<Cell, modulates>, nth)>, NoProduct>;
+  using State = ForwardState;
+  using Name = ForwardProduct;
+  using Base::active, Base::any_active, Base::arrays_, Base::exchange_, Base::features_, Base::for_features,
+      Base::for_tiles, Base::for_units, Base::layout_, Base::layout_of, Base::multiply, Base::part_, Base::pass,
+      Base::place, Base::q_, Base::row, Base::rows_, Base::sequences_, Base::shared_, Base::sums_at, Base::time,
+      Base::units_;
+  static constexpr CellShape shape = shape_of<Cell, modulates>;
   static constexpr int G = Cell::gates;
-  static constexpr bool multiplicative = modulates != Modulates::nothing, of_input = modulates == Modulates::input;
-  static constexpr int x_run = of_input ? 1 : G;
+  static constexpr bool multiplicative = shape.multiplicative(), of_input = shape.of_input();
+  static constexpr int x_run = of_input ? 1 : G, runs = forward_staged(shape);
+  template <Name name>
+  using P = std::conditional_t<exists(shape, name), Product<S, held_fragments(number_of<S>, shape, name)>, NoProduct>;
 
  public:
-  FUSED_RNN_DEVICE ForwardBlock(const ForwardSequence<S>& q, unsigned char* shared)
+  FUSED_RNN_DEVICE ForwardBlock(const typename Base::Q& q, unsigned char* shared)
       : Base(q, shared),
-        h_(at<C>(shared_, q.states)),
-        c_(h_ + q.sequences * q.units),
-        z_(c_ + (Cell::has_cell_state ? q.sequences * q.units : 0)),
-        bias_(at<C>(shared_, q.biases)),
+        h_(at<C>(shared_, layout_.carried)),
+        c_(h_ + sequences_ * layout_.units),
+        z_(c_ + (Cell::has_cell_state ? sequences_ * layout_.units : 0)),
+        bias_(at<C>(shared_, layout_.biases)),
         pieces_(Spread::over((of_input ? features_.count : units_.count) * int{sizeof(S)} / 16)),
-        recurrent_(q.recurrent, part_, shared),
-        candidate_(q.candidate, part_, shared),
-        input_(q.input, part_, shared),
-        modulation_(q.modulation, part_, shared) {
+        recurrent_(layout_of(Name::recurrent), q.workspace, part_, shared),
+        candidate_(layout_of(Name::candidate), q.workspace, part_, shared),
+        input_(layout_of(Name::input), q.workspace, part_, shared),
+        modulation_(layout_of(Name::modulation), q.workspace, part_, shared) {
+    const int units = layout_.units;
     for (int i = threadIdx.x; i < G * units_.count; i += threads) {
       const int64_t column = int64_t{i / units_.count} * q.H + units_.first + i % units_.count;
-      bias_[i] = q.bias_ih ? C(widen(q.bias_ih[column])) : C(0);
-      bias_[G * q.units + i] = q.bias_hh ? C(widen(q.bias_hh[column])) : C(0);
+      bias_[i] = arrays_.bias_ih ? C(widen(arrays_.bias_ih[column])) : C(0);
+      bias_[G * units + i] = arrays_.bias_hh ? C(widen(arrays_.bias_hh[column])) : C(0);
     }
     for (int i = threadIdx.x; multiplicative && i < features_.count; i += threads)
-      bias_[2 * G * q.units + i] = q.bias_m ? C(widen(q.bias_m[features_.first + i])) : C(0);
-    clear(q.h);
-    if constexpr (Cell::reset_before) clear(q.s);
-    if constexpr (multiplicative) clear(q.x_hat);
+      bias_[2 * G * units + i] = arrays_.bias_m ? C(widen(arrays_.bias_m[features_.first + i])) : C(0);
   }
 
   FUSED_RNN_DEVICE void run() {
@@ -78,11 +57,11 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
  private:
   FUSED_RNN_DEVICE void run_tile() {
     for_units([&](int i, int r, int u) {
-      h_[i] = widen(q_.h_0[place(r, u)]);
-      publish(q_.h, turn_, r, units_.first + u, h_[i]);
-      if constexpr (Cell::has_cell_state) c_[i] = widen(q_.c_0[place(r, u)]);
+      h_[i] = widen(arrays_.h_0[place(r, u)]);
+      exchange_.put(State::h, r, units_.first + u, h_[i]);
+      if constexpr (Cell::has_cell_state) c_[i] = widen(arrays_.c_0[place(r, u)]);
     });
-    alive_ = alive_ && team_.meet();
+    alive_ = alive_ && pass(State::h);
     stage(0);
     copy_async_commit();
     for (step_ = 0; step_ < q_.T; ++step_) {
@@ -95,15 +74,15 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
       copy_async_commit();
       for_units([&](int, int r, int u) {
         const S nothing = narrow<S>(alive_ ? C(0) : not_a_number<C>());
-        q_.output[result(r, u)] = nothing;
+        arrays_.output[result(r, u)] = nothing;
         if constexpr (Cell::has_cell_state)
-          if (q_.cells) q_.cells[result(r, u)] = nothing;
+          if (arrays_.cells) arrays_.cells[result(r, u)] = nothing;
       });
     }
     copy_async_wait<0>();
     for_units([&](int i, int r, int u) {
-      q_.h_n[place(r, u)] = narrow<S>(alive_ ? h_[i] : not_a_number<C>());
-      if constexpr (Cell::has_cell_state) q_.c_n[place(r, u)] = narrow<S>(alive_ ? c_[i] : not_a_number<C>());
+      arrays_.h_n[place(r, u)] = narrow<S>(alive_ ? h_[i] : not_a_number<C>());
+      if constexpr (Cell::has_cell_state) arrays_.c_n[place(r, u)] = narrow<S>(alive_ ? c_[i] : not_a_number<C>());
     });
   }
 
@@ -111,70 +90,67 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
   FUSED_RNN_DEVICE bool advance() {
     const auto stage_next = [&] { stage(step_ + 1); };
     if constexpr (multiplicative) {
-      multiply(modulation_, q_.h, turn_, sums(q_.modulation), 0, stage_next);
+      multiply(modulation_, State::h, sums(Name::modulation), 0, stage_next);
       make_input();
-      team_.arrive();
-      // needs no x̂, and so fills the time until the others come
-      if constexpr (of_input) multiply(recurrent_, q_.h, turn_, sums(q_.recurrent));
-      if (!team_.wait()) return false;
+      exchange_.close();
+      // needs no x̂, and so fills the time until the others have put it
+      if constexpr (of_input) multiply(recurrent_, State::h, sums(Name::recurrent));
+      if (!exchange_.wait(State::x_hat)) return false;
       if constexpr (of_input)
-        multiply(input_, q_.x_hat, 0, sums_x());
+        multiply(input_, State::x_hat, sums_x());
       else
-        multiply(recurrent_, q_.x_hat, 0, sums(q_.recurrent));
+        multiply(recurrent_, State::x_hat, sums(Name::recurrent));
     } else {
-      multiply(recurrent_, q_.h, turn_, sums(q_.recurrent), 0, stage_next);
+      multiply(recurrent_, State::h, sums(Name::recurrent), 0, stage_next);
     }
     if constexpr (Cell::reset_before) {
       make_gates();
-      if (!team_.meet()) return false;
-      multiply(candidate_, q_.s, 0, sums(q_.candidate));
+      if (!pass(State::s)) return false;
+      multiply(candidate_, State::s, sums(Name::candidate));
       make_candidate();
     } else {
       make_state();
     }
-    turn_ = 1 - turn_;
-    return team_.meet();
+    return pass(State::h);
   }
 
   // Inputs of a step, fetched during the step before -----------------------------------------------------------------
 
   FUSED_RNN_DEVICE S* staged(int step, int run) const {
-    const int stride = staged_stride<S>(of_input ? q_.features : q_.units);
-    return at<S>(shared_, q_.staged) + (step % 2 * forward_staged<Cell, modulates> + run) * q_.sequences * stride;
+    const int stride = staged_stride(sizeof(S), of_input ? layout_.features : layout_.units);
+    return at<S>(shared_, layout_.staged) + (step % 2 * runs + run) * sequences_ * stride;
   }
 
   FUSED_RNN_DEVICE void stage(int step) const {
     if (step >= q_.T || !any_active(time(step))) return;
     if constexpr (multiplicative) {
       const int64_t first = row(0, time(step)) * q_.I + features_.first;
-      if constexpr (of_input) copy_rows(staged(step, 0), q_.projected + first, q_.I, rows_, features_.count, pieces_);
-      copy_rows(staged(step, x_run), q_.x + first, q_.I, rows_, features_.count, pieces_);
+      if constexpr (of_input)
+        copy_rows(staged(step, 0), arrays_.projected + first, q_.I, rows_, features_.count, pieces_);
+      copy_rows(staged(step, x_run), arrays_.input + first, q_.I, rows_, features_.count, pieces_);
     }
     if constexpr (!of_input) {
-      const S* const first = q_.projected + row(0, time(step)) * G * q_.H + units_.first;
+      const S* const first = arrays_.projected + row(0, time(step)) * G * q_.H + units_.first;
       for (int g = 0; g < G; ++g)
         copy_rows(staged(step, g), first + int64_t{g} * q_.H, int64_t{G} * q_.H, rows_, units_.count, pieces_);
     }
   }
 
   FUSED_RNN_DEVICE C staged_at(int run, int r, int column) const {
-    const int stride = staged_stride<S>(of_input ? features_.count : units_.count);
+    const int stride = staged_stride(sizeof(S), of_input ? features_.count : units_.count);
     return widen(staged(step_, run)[r * stride + column]);
   }
 
   // Parts of the equations ----------------------------------------------------------------------------------------
 
-  FUSED_RNN_DEVICE Sums<C> sums(const ProductPlan<S>& p) const {
-    return {at<C>(shared_, q_.sums), sums_stride(p.outputs), q_.sequences};
-  }
-  FUSED_RNN_DEVICE Sums<C> sums_x() const {
-    return {at<C>(shared_, q_.more_sums), sums_stride(q_.input.outputs), q_.sequences};
-  }
+  FUSED_RNN_DEVICE Sums<C> sums(Name product) const { return sums_at(0, layout_of(product).outputs); }
+  FUSED_RNN_DEVICE Sums<C> sums_x() const { return sums_at(1, layout_of(Name::input).outputs); }
 
   // W x + b of n gates from `first` on.
   template <int n>
   FUSED_RNN_DEVICE void projections(int r, int u, int first, C (&wx)[n]) const {
-    if constexpr (of_input) sums_x().totals(q_.input.parts, r, first * q_.units + u, q_.units, wx);
+    if constexpr (of_input)
+      sums_x().totals(layout_of(Name::input).splits, r, first * layout_.units + u, layout_.units, wx);
     FUSED_RNN_UNROLL
     for (int g = 0; g < n; ++g) {
       const C bias = bias_[(first + g) * units_.count + u];
@@ -184,18 +160,19 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   // U h₋ + b' of n gates from `first` on, which are those of a product.
   template <int n>
-  FUSED_RNN_DEVICE void recurrences(const ProductPlan<S>& p, int r, int u, int first, C (&uh)[n]) const {
-    sums(p).totals(p.parts, r, u, q_.units, uh);
+  FUSED_RNN_DEVICE void recurrences(Name product, int r, int u, int first, C (&uh)[n]) const {
+    sums(product).totals(layout_of(product).splits, r, u, layout_.units, uh);
     FUSED_RNN_UNROLL
-    for (int g = 0; g < n; ++g) uh[g] += bias_[G * q_.units + (first + g) * units_.count + u];
+    for (int g = 0; g < n; ++g) uh[g] += bias_[G * layout_.units + (first + g) * units_.count + u];
   }
 
   FUSED_RNN_DEVICE void make_input() {
     for_features([&](int, int r, int j) {
       C m, x_hat;
-      const C uh = sums(q_.modulation).total(q_.modulation.parts, r, j) + bias_[2 * G * q_.units + j];
+      const C uh =
+          sums(Name::modulation).total(layout_of(Name::modulation).splits, r, j) + bias_[2 * G * layout_.units + j];
       Multiplicative::forward(of_input ? staged_at(0, r, j) : C(0), uh, staged_at(x_run, r, j), m, x_hat);
-      publish(q_.x_hat, 0, r, features_.first + j, x_hat);
+      exchange_.put(State::x_hat, r, features_.first + j, x_hat);
       save(r, Cell::saved, features_.first + j, m);
     });
   }
@@ -204,15 +181,15 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     for_units([&](int i, int r, int u) {
       C wx[G], uh[G], saved[Cell::saved], h, c = C(0);
       projections(r, u, 0, wx);
-      recurrences(q_.recurrent, r, u, 0, uh);
+      recurrences(Name::recurrent, r, u, 0, uh);
       if constexpr (Cell::has_cell_state) c = c_[i];
       Cell::forward(wx, uh, h_[i], c, h, saved);
       FUSED_RNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) save(r, k, units_.first + u, saved[k]);
       if constexpr (Cell::has_cell_state) {
-        c = zone_out(q_.keep_c, r, u, c_[i], c);
+        c = zone_out(arrays_.keep_c, r, u, c_[i], c);
         if (active(r, t_)) c_[i] = c;
-        if (q_.cells) q_.cells[result(r, u)] = narrow<S>(active(r, t_) ? c : C(0));
+        if (arrays_.cells) arrays_.cells[result(r, u)] = narrow<S>(active(r, t_) ? c : C(0));
       }
       finish(i, r, u, h);
     });
@@ -222,9 +199,9 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     for_units([&](int i, int r, int u) {
       C wx[2], uh[2], reset, s;
       projections(r, u, 0, wx);
-      recurrences(q_.recurrent, r, u, 0, uh);
+      recurrences(Name::recurrent, r, u, 0, uh);
       Cell::forward_gates(wx, uh, h_[i], reset, z_[i], s);
-      publish(q_.s, 0, r, units_.first + u, s);
+      exchange_.put(State::s, r, units_.first + u, s);
       save(r, 0, units_.first + u, reset);
       save(r, 1, units_.first + u, z_[i]);
     });
@@ -234,7 +211,7 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
     for_units([&](int i, int r, int u) {
       C wx[1], us[1], n, h;
       projections(r, u, 2, wx);
-      recurrences(q_.candidate, r, u, 2, us);
+      recurrences(Name::candidate, r, u, 2, us);
       Cell::forward_candidate(wx[0], us[0], z_[i], h_[i], n, h);
       save(r, 2, units_.first + u, n);
       finish(i, r, u, h);
@@ -248,9 +225,9 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   // A value that backward reads: the `slot` of a unit, or after all slots m of a feature.
   FUSED_RNN_DEVICE void save(int r, int slot, int column, C value) const {
-    if (!q_.saved || !active(r, t_)) return;
+    if (!arrays_.saved || !active(r, t_)) return;
     const int64_t width = int64_t{Cell::saved} * q_.H + (multiplicative ? q_.I : 0);
-    q_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
+    arrays_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
   }
 
   // What zoneout makes of a state that the cell changed.
@@ -260,28 +237,27 @@ class ForwardBlock : Block<ForwardSequence<S>, S> {
 
   // Hand on the state of a unit, and put out its output.
   FUSED_RNN_DEVICE void finish(int i, int r, int u, C h) {
-    h = zone_out(q_.keep_h, r, u, h_[i], h);
+    h = zone_out(arrays_.keep_h, r, u, h_[i], h);
     if (active(r, t_)) h_[i] = h;
-    publish(q_.h, 1 - turn_, r, units_.first + u, h_[i]);
-    q_.output[result(r, u)] = narrow<S>(active(r, t_) ? h : C(0));
+    exchange_.put(State::h, r, units_.first + u, h_[i]);
+    arrays_.output[result(r, u)] = narrow<S>(active(r, t_) ? h : C(0));
   }
 
-  int step_ = 0, t_ = 0, turn_ = 0;  // turn_: which of the two copies is h₋
-  bool alive_ = true;                // until a block of the team does not come; then results are NaN
-  C *h_, *c_, *z_;                   // [sequences, units]
-  C* bias_;                          // b and b' [G, units], b_m [features]
-  const Spread pieces_;              // of what is fetched ahead
-  // numbered as the planner lists them
-  P<true, 0> recurrent_;
-  P<Cell::reset_before, 1> candidate_;
-  P<of_input, 1 + Cell::reset_before> input_;
-  P<multiplicative, 1 + Cell::reset_before + of_input> modulation_;
+  int step_ = 0, t_ = 0;
+  bool alive_ = true;    // until a block of the team does not come in time; then results are NaN
+  C *h_, *c_, *z_;       // [sequences, units]
+  C* bias_;              // b and b' [G, units], b_m [features]
+  const Spread pieces_;  // of what is fetched ahead
+  P<Name::recurrent> recurrent_;
+  P<Name::candidate> candidate_;
+  P<Name::input> input_;
+  P<Name::modulation> modulation_;
 };
 
-template <typename Cell, Modulates modulates, typename S>
-FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_forward(FUSED_RNN_PARAMETER ForwardSequence<S> q) {
+template <typename Cell, Modulates modulates, typename S, typename Exchange>
+FUSED_RNN_KERNEL __launch_bounds__(threads, 1) run_forward(FUSED_RNN_PARAMETER Operands<S, Exchange, ForwardArrays> q) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  ForwardBlock<Cell, modulates, S>(q, shared).run();
+  ForwardBlock<Cell, modulates, S, Exchange>(q, shared).run();
 }
 
 }  // namespace fused_rnn::cuda

@@ -1,24 +1,23 @@
-// The launch of kernels through the CUDA runtime. A file for each type of tensors instantiates what is declared here,
-// so that they compile side by side.
+// The launch of kernels through the CUDA runtime. A file for each type of tensors and each direction instantiates what
+// is declared here, so that they compile side by side.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "sequence.h"
+#include "dispatch.h"
 
 namespace fused_rnn::cuda {
 
 struct StreamLauncher {
-  // See sequence.h. Blocks that wait for each other are launched cooperatively: all run at the same time, or none.
   template <typename P>
-  std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, bool together, const P& operands,
-                     void* stream) const {
+  std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
+                     const P& operands, void* stream) const {
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error == cudaSuccess) {
       cudaLaunchAttribute cooperative{};
       cooperative.id = cudaLaunchAttributeCooperative;
-      cooperative.val.cooperative = together;
+      cooperative.val.cooperative = attributes.cooperative;
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(static_cast<unsigned>(blocks));
       config.blockDim = dim3(threads);
@@ -37,9 +36,8 @@ struct StreamLauncher {
   }
 };
 
-// Instantiations for a type: with `template` in the file that compiles them, with `extern template` elsewhere.
-#define FUSED_RNN_SEQUENCES(instantiate, S)                                                                \
-  instantiate Planned plan_as<S>(const ForwardCall&, const Chip&, const Division&, const StreamLauncher&); \
-  instantiate Planned plan_as<S>(const BackwardCall&, const Chip&, const Division&, const StreamLauncher&)
+// An instantiation: with `template` in the file that compiles it, with `extern template` elsewhere.
+#define FUSED_RNN_INSTANTIATE(instantiate, Call, S) \
+  instantiate Prepared prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
 
 }  // namespace fused_rnn::cuda

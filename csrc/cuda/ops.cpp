@@ -96,7 +96,7 @@ cuda::Type type_of(const Tensor& tensor) {
 const void* address(const Tensor& tensor) { return tensor.const_data_ptr(); }
 const void* address(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
-// A call with all that both directions have; the rest is zero.
+// A call with all that both directions have; the rest is null.
 template <typename Call>
 Call call_with(const Operands& o) {
   Call call{};
@@ -110,14 +110,15 @@ Call call_with(const Operands& o) {
   call.H = o.H;
   call.lengths = static_cast<const int64_t*>(address(o.lengths));
   call.timed_out = cuda::timed_out_word();
-  call.keep_h = address(o.keep_h);
-  call.keep_c = address(o.keep_c);
-  call.input = address(o.input);
-  call.h_0 = address(o.h_0);
-  call.c_0 = address(o.c_0);
-  call.weight_ih = address(o.weight_ih);
-  call.weight_hh = address(o.weight_hh);
-  call.weight_mhh = address(o.weight_mhh);
+  auto& a = call.arrays;
+  a.keep_h = address(o.keep_h);
+  a.keep_c = address(o.keep_c);
+  a.input = address(o.input);
+  a.h_0 = address(o.h_0);
+  a.c_0 = address(o.c_0);
+  a.weight_ih = address(o.weight_ih);
+  a.weight_hh = address(o.weight_hh);
+  a.weight_mhh = address(o.weight_mhh);
   return call;
 }
 
@@ -144,12 +145,12 @@ template <typename Call>
 void queue(const Call& call, const Tensor& like) {
   const int32_t device = like.get_device_index();
   const cuda::Chip& chip = cuda::gpu(device).chip;
-  const cuda::Planned planned = cuda::plan(call, chip, cuda::forced_division());
-  if (!planned.refusal.empty()) fail(planned.refusal);
+  const cuda::Prepared ready = cuda::prepare(call, chip, cuda::forced_division());
+  if (!ready.refusal.empty()) fail(ready.refusal);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const Tensor workspace = new_empty(like, {planned.plan.workspace_bytes}, ScalarType::Byte);
-  const std::string error = planned.run(workspace.mutable_data_ptr(), stream);
+  const Tensor workspace = new_empty(like, {ready.plan.workspace_bytes}, ScalarType::Byte);
+  const std::string error = ready.run(workspace.mutable_data_ptr(), stream);
   if (!error.empty()) fail(error);
 }
 
@@ -185,15 +186,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, Opt
   if (lengths) torch::stable::zero_(saved);
 
   auto call = call_with<cuda::ForwardCall>(o);
-  call.projected = address(steps);
-  call.bias_m = address(b_m);
-  call.bias_ih = address(b);
-  call.bias_hh = address(b_h);
-  call.output = output.mutable_data_ptr();
-  call.h_n = h_n.mutable_data_ptr();
-  call.c_n = o.cell.has_cell_state ? c_n.mutable_data_ptr() : nullptr;
-  call.cells = cells.numel() ? cells.mutable_data_ptr() : nullptr;
-  call.saved = saved.numel() ? saved.mutable_data_ptr() : nullptr;
+  auto& a = call.arrays;
+  a.projected = address(steps);
+  a.bias_m = address(b_m);
+  a.bias_ih = address(b);
+  a.bias_hh = address(b_h);
+  a.output = output.mutable_data_ptr();
+  a.h_n = h_n.mutable_data_ptr();
+  a.c_n = o.cell.has_cell_state ? c_n.mutable_data_ptr() : nullptr;
+  a.cells = cells.numel() ? cells.mutable_data_ptr() : nullptr;
+  a.saved = saved.numel() ? saved.mutable_data_ptr() : nullptr;
   queue(call, projected);
   return {output, h_n, c_n, cells, saved};
 }
@@ -224,18 +226,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   const Tensor d_input = inputs ? new_empty(output, {o.T, o.B, inputs}) : new_empty(output, {0});
 
   auto call = call_with<cuda::BackwardCall>(o);
-  call.d_output = address(d_hidden);
-  call.d_h_n = address(d_h);
-  call.d_c_n = address(d_c);
-  call.d_cells = address(d_states);
-  call.output = address(hidden);
-  call.cells = o.cell.has_cell_state ? address(c) : nullptr;
-  call.saved = address(kept);
-  call.d_h_0 = d_h_0.mutable_data_ptr();
-  call.d_c_0 = o.cell.has_cell_state ? d_c_0.mutable_data_ptr() : nullptr;
-  call.d = d.mutable_data_ptr();
+  auto& a = call.arrays;
+  a.d_output = address(d_hidden);
+  a.d_h_n = address(d_h);
+  a.d_c_n = address(d_c);
+  a.d_cells = address(d_states);
+  a.output = address(hidden);
+  a.cells = o.cell.has_cell_state ? address(c) : nullptr;
+  a.saved = address(kept);
+  a.d_h_0 = d_h_0.mutable_data_ptr();
+  a.d_c_0 = o.cell.has_cell_state ? d_c_0.mutable_data_ptr() : nullptr;
+  a.d = d.mutable_data_ptr();
   call.gradient_clip = checked_gradient_clip(gradient_clip);
-  call.d_input = inputs ? d_input.mutable_data_ptr() : nullptr;
+  a.d_input = inputs ? d_input.mutable_data_ptr() : nullptr;
   queue(call, output);
   return {d_h_0, d_c_0, d, d_input};
 }
@@ -259,7 +262,7 @@ cuda::Type type_named(std::string_view name) {
 }
 
 // The plan of a call on any device, which need not be here. I matters to cells that modulate x alone.
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
+std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
     std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
     int64_t multiprocessors, int64_t shared_bytes, std::string forced) {
   const CellSpec cell = cell_with_kernels(cell_name);
@@ -274,12 +277,23 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_
   const cuda::Division division = cuda::division_named(forced);
   if (direction != "forward" && direction != "backward")
     fail("direction must be 'forward' or 'backward', got '", direction, "'");
-  const cuda::Planned planned = direction == "forward" ? cuda::plan(cuda::ForwardCall{layer}, chip, division)
-                                                       : cuda::plan(cuda::BackwardCall{layer}, chip, division);
-  if (!planned.refusal.empty()) fail(planned.refusal);
-  const cuda::Plan& p = planned.plan;
-  return {p.division.sequences, p.division.parts, p.division.segments, p.teams,           p.held,
-          p.resident,           p.streamed,       p.shared_bytes,      p.workspace_bytes, p.nanoseconds};
+  const cuda::Prepared ready = direction == "forward"
+                                   ? cuda::prepare(cuda::ForwardCall{layer, {}}, chip, division)
+                                   : cuda::prepare(cuda::BackwardCall{layer, {}, 0.0}, chip, division);
+  if (!ready.refusal.empty()) fail(ready.refusal);
+  const cuda::Plan& p = ready.plan;
+  const cuda::Division& made = p.division;
+  return {std::string(cuda::exchange_names[static_cast<int>(made.exchange)]),
+          made.sequences,
+          made.parts,
+          made.segments,
+          p.teams,
+          p.held,
+          p.resident,
+          p.streamed,
+          p.shared_bytes,
+          p.workspace_bytes,
+          p.nanoseconds};
 }
 
 }  // namespace
@@ -299,7 +313,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def("cuda_device(int index) -> (str name, str obstacle, int multiprocessors, int shared_bytes)");
   m.def(
       "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, str "
-      "forced) -> (int sequences, int parts, int segments, int teams, int held, int resident, int streamed, int "
+      "forced) -> (str exchange, int sequences, int parts, int segments, int teams, int held, int resident, int "
+      "streamed, int "
       "shared_bytes, int workspace_bytes, float nanoseconds)");
   m.def("cuda_raise_timed_out() -> ()");
 }

@@ -2,6 +2,7 @@
 // a program instead, which runs every cell on operands of its own for a sanitizer to watch. FUSED_RNN_CUDA_PLAN forces
 // a plan, as it does on a GPU.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/sequence.h"
+#include "../../csrc/cuda/dispatch.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
@@ -22,11 +23,11 @@ struct HostLauncher {
   unsigned seed;
   int missing = 0;  // blocks that do not come, of those that should run together
 
-  template <typename Operands>
-  std::string launch(void (*kernel)(const Operands), int64_t blocks, int64_t shared_bytes, bool together,
-                     const Operands& q, void* /*stream*/) const {
+  template <typename P>
+  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
+                     const P& q, void* /*stream*/) const {
     try {
-      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (together ? missing : 0))},
+      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
                                     {threads},
                                     static_cast<size_t>(shared_bytes),
                                     seed,
@@ -40,12 +41,12 @@ struct HostLauncher {
 };
 
 // The workspace is full of NaN, because nobody promises the kernels a clean one.
-std::string run_in_workspace(const Planned& planned) {
-  if (!planned.refusal.empty()) return planned.refusal;
-  const auto bytes = static_cast<size_t>(round_up(planned.plan.workspace_bytes, 256));
+std::string run_in_workspace(const Prepared& call) {
+  if (!call.refusal.empty()) return call.refusal;
+  const auto bytes = static_cast<size_t>(round_up(call.plan.workspace_bytes, 256));
   const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
   std::memset(workspace.get(), 0xff, bytes);
-  return planned.run(workspace.get(), nullptr);
+  return call.run(workspace.get(), nullptr);
 }
 
 }  // namespace
@@ -55,25 +56,25 @@ std::string run_in_workspace(const Planned& planned) {
 namespace {
 
 template <typename S, typename Call>
-Planned plan_on_host(const Call& call, const Chip& chip, HostLauncher launcher) {
+Prepared prepare_on_host(const Call& call, const Chip& chip, HostLauncher launcher) {
   try {
-    return plan_as<S>(call, chip, forced_division(), launcher);
+    return prepare_as<S>(call, chip, forced_division(), launcher);
   } catch (const std::exception& error) {
     return {error.what(), {}, nullptr};
   }
 }
 
 template <typename Call>
-Planned plan_of(const Call& call, const Chip& chip, HostLauncher launcher) {
+Prepared prepared(const Call& call, const Chip& chip, HostLauncher launcher) {
   switch (call.type) {
     case Type::float32:
-      return plan_on_host<float>(call, chip, launcher);
+      return prepare_on_host<float>(call, chip, launcher);
     case Type::float64:
-      return plan_on_host<double>(call, chip, launcher);
+      return prepare_on_host<double>(call, chip, launcher);
     case Type::bfloat16:
-      return plan_on_host<BFloat16>(call, chip, launcher);
+      return prepare_on_host<BFloat16>(call, chip, launcher);
     case Type::float16:
-      return plan_on_host<Half>(call, chip, launcher);
+      return prepare_on_host<Half>(call, chip, launcher);
   }
   return {"unknown type", {}, nullptr};
 }
@@ -86,9 +87,9 @@ const char* keep(const std::string& error) {
 
 template <typename Call>
 const char* plan_call(const Call& call, const Chip& chip, Plan& plan) {
-  const Planned planned = plan_of(call, chip, {});
-  plan = planned.plan;
-  return keep(planned.refusal);
+  const Prepared ready = prepared(call, chip, {});
+  plan = ready.plan;
+  return keep(ready.refusal);
 }
 
 }  // namespace
@@ -106,10 +107,10 @@ const char* plan_backward_call(const BackwardCall* call, const Chip* chip, Plan*
 // Run a call, or return what went wrong. The last `missing` blocks of a grid whose blocks wait for each other do not
 // come.
 const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  return keep(run_in_workspace(plan_of(*call, *chip, {seed, missing})));
+  return keep(run_in_workspace(prepared(*call, *chip, {seed, missing})));
 }
 const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  return keep(run_in_workspace(plan_of(*call, *chip, {seed, missing})));
+  return keep(run_in_workspace(prepared(*call, *chip, {seed, missing})));
 }
 
 }  // extern "C"
@@ -144,32 +145,41 @@ void run_cell(const Chip& chip, unsigned seed) {
   constexpr int64_t T = 3, B = 9, H = 21, I = modulates == Modulates::hidden ? H : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
-  lengths[0] = 1, lengths[B - 1] = 2;
+  // the first tile of 8 ends before the second, which the same team may run
+  std::fill(lengths.begin(), lengths.end() - 1, T - 1), lengths[0] = 1;
   unsigned timed_out = 0;
-  const Layer layer{
-      {}, modulates, {}, seed % 2 == 1, T, B, I, H, lengths.data(), &timed_out, m.array(T * B * H), m.array(T * B * H)};
-  ForwardCall f{layer};
+  const Layer layer{.modulates = modulates,
+                    .reverse = seed % 2 == 1,
+                    .T = T,
+                    .B = B,
+                    .I = I,
+                    .H = H,
+                    .lengths = lengths.data(),
+                    .timed_out = &timed_out};
+  ForwardCall forward_call{layer, {}};
+  auto& f = forward_call.arrays;
+  f.keep_h = m.array(T * B * H), f.keep_c = m.array(T * B * H);
   f.projected = m.array(T * B * (G * H + I)), f.input = m.array(T * B * I);
   f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
   f.weight_ih = m.array(G * H * I), f.weight_hh = m.array(G * H * H), f.weight_mhh = m.array(I * H);
   f.bias_m = m.array(I), f.bias_ih = m.array(G * H), f.bias_hh = m.array(G * H);
   f.output = m.array(T * B * H), f.h_n = m.array(B * H), f.c_n = m.array(B * H);
   f.cells = m.array(T * B * H), f.saved = m.array(T * B * saved);
-  BackwardCall b{layer};
+  BackwardCall backward_call{layer, {}, 0.01};
+  auto& b = backward_call.arrays;
+  b.keep_h = f.keep_h, b.keep_c = f.keep_c;
   b.d_output = m.array(T * B * H), b.d_h_n = m.array(B * H), b.d_c_n = m.array(B * H);
   b.d_cells = m.array(T * B * H);
   b.output = f.output, b.cells = f.cells, b.saved = f.saved, b.input = f.input, b.h_0 = f.h_0, b.c_0 = f.c_0;
   b.weight_ih = f.weight_ih, b.weight_hh = f.weight_hh, b.weight_mhh = f.weight_mhh;
   b.d_h_0 = m.array(B * H), b.d_c_0 = m.array(B * H), b.d = m.array(T * B * (G * H + I));
   b.d_input = m.array(T * B * I);
-  b.gradient_clip = 0.01;
-  const auto run = [&](auto planner, auto kernel) {
-    return run_in_workspace(planned(planner, kernel, layer, chip, forced_division(), HostLauncher{seed}));
+  const auto run = [&](const auto& call) {
+    return run_in_workspace(
+        prepare_for<Cell, modulates, S, ChosenExchange>(call, chip, forced_division(), HostLauncher{seed}));
   };
-  const ForwardPlanner<Cell, modulates, S> forward(f, chip, forced_division());
-  const BackwardPlanner<Cell, modulates, S> backward(b, chip, forced_division());
-  std::string error = run(forward, run_forward<Cell, modulates, S>);
-  if (error.empty()) error = run(backward, run_backward<Cell, modulates, S>);
+  std::string error = run(forward_call);
+  if (error.empty()) error = run(backward_call);
   if (error.empty() && timed_out) error = "a block did not come in time";
   if (error.empty() && !m.finite()) error = "NaN among the results";
   if (!error.empty()) throw std::runtime_error(error);

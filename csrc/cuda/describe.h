@@ -1,0 +1,149 @@
+// What planning must know of a call, for each direction: its sizes, what a step exchanges and multiplies, and what a
+// block keeps in shared memory beside that. Runs on the host.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "shape.h"
+
+namespace fused_rnn::cuda {
+
+// The weights of a product: for each gate the units (or the features) that a part of a team owns, times the K values of
+// a state. The value for (gate, unit, k) stands at `offset` + gate * gate_stride + unit * unit_stride + k * k_stride.
+struct ProductShape {
+  int gates = 0;          // zero where the cell lacks the product
+  bool features = false;  // outputs are features in place of units
+  int state = 0;          // that it reads
+  int sums = 0;           // in which of the two places it leaves its sums
+  enum class Weight { ih, hh, mhh } weight = Weight::hh;
+  int64_t offset = 0, gate_stride = 0, unit_stride = 0, k_stride = 0;
+};
+
+struct Description {
+  Number number;
+  CellShape cell;
+  bool forward;
+  int64_t B, I, H;
+  std::array<int64_t, most_states> k{};  // of each state; zero where the cell lacks it
+  std::array<ProductShape, most_products> products{};
+  int carried;             // values of a unit that a thread keeps in shared memory from step to step
+  int staged;              // runs of columns that are fetched a step ahead
+  bool staged_features;    // whether these are columns of features
+  int biases;              // of a unit; one of each feature besides
+  bool sums_side_by_side;  // all sums of a place at the same time; else one product after the other
+  int phases;              // of a step
+  int values, scaled;      // pre-activations of a unit, and of a feature, or their gradients
+  int64_t most_parts;      // finer ones would leave strips partly empty
+
+  int count_products() const {
+    int count = 0;
+    for (const ProductShape& p : products) count += p.gates > 0;
+    return count;
+  }
+  // Fragments of a product that each warp holds in registers.
+  int held(int product) const {
+    int before = 0;
+    for (int p = 0; p < product; ++p) before += products[p].gates > 0;
+    return held_fragments(number, count_products(), before);
+  }
+  int64_t deepest() const {
+    int64_t most = 0;
+    for (const int64_t each : k) most = std::max(most, each);
+    return most;
+  }
+};
+
+namespace describing {
+
+template <typename State>
+void add_state(Description& d, State state, int64_t k) {
+  if (exists(d.cell, state)) d.k[static_cast<int>(state)] = k;
+}
+
+template <typename Product, typename State>
+void add_product(Description& d, Product product, State state, ProductShape shape) {
+  if (!exists(d.cell, product)) return;
+  shape.state = static_cast<int>(state);
+  d.products[static_cast<int>(product)] = shape;
+}
+
+}  // namespace describing
+
+inline Description describe_forward(const CellShape& cell, const Number& number, int64_t B, int64_t I, int64_t H) {
+  using State = ForwardState;
+  using Product = ForwardProduct;
+  using Weight = ProductShape::Weight;
+  using describing::add_product, describing::add_state;
+  Description d{.number = number,
+                .cell = cell,
+                .forward = true,
+                .B = B,
+                .I = I,
+                .H = H,
+                .carried = 1 + cell.has_cell_state + cell.reset_before,
+                .staged = forward_staged(cell),
+                .staged_features = cell.of_input(),
+                .biases = 2 * cell.gates,
+                .sums_side_by_side = false,
+                .phases = 1 + cell.reset_before + cell.multiplicative(),
+                .values = cell.gates,
+                .scaled = 2 * cell.multiplicative(),
+                .most_parts = divide_up(H, divide_up(fragment_outputs, cell.gates))};
+  add_state(d, State::h, H);
+  add_state(d, State::s, H);
+  add_state(d, State::x_hat, I);
+  add_product(d, Product::recurrent, cell.of_hidden() ? State::x_hat : State::h,
+              {.gates = cell.reset_before ? 2 : cell.gates, .gate_stride = H * H, .unit_stride = H, .k_stride = 1});
+  add_product(d, Product::candidate, State::s, {.gates = 1, .offset = 2 * H * H, .unit_stride = H, .k_stride = 1});
+  add_product(
+      d, Product::input, State::x_hat,
+      {.gates = cell.gates, .sums = 1, .weight = Weight::ih, .gate_stride = H * I, .unit_stride = I, .k_stride = 1});
+  add_product(d, Product::modulation, State::h,
+              {.gates = 1, .features = true, .weight = Weight::mhh, .unit_stride = H, .k_stride = 1});
+  return d;
+}
+
+inline Description describe_backward(const CellShape& cell, const Number& number, int64_t B, int64_t I, int64_t H) {
+  using State = BackwardState;
+  using Product = BackwardProduct;
+  using Weight = ProductShape::Weight;
+  using describing::add_product, describing::add_state;
+  Description d{.number = number,
+                .cell = cell,
+                .forward = false,
+                .B = B,
+                .I = I,
+                .H = H,
+                .carried = 1 + cell.has_cell_state,
+                .staged = backward_staged(cell),
+                .staged_features = false,
+                .biases = 0,
+                .sums_side_by_side = true,
+                .phases = 1 + cell.reset_before + cell.multiplicative(),
+                .values = cell.gradients,
+                .scaled = 2 * cell.multiplicative(),
+                .most_parts = divide_up(H, fragment_outputs)};
+  add_state(d, State::gates, cell.gates_together() * H);
+  add_state(d, State::n, H);
+  add_state(d, State::q, H);
+  add_state(d, State::m, I);
+  const Weight through_x = cell.of_hidden() ? Weight::hh : Weight::ih;
+  add_product(d, Product::recurrent, State::gates, {.gates = 1, .unit_stride = 1, .k_stride = H});
+  add_product(d, Product::recurrent_n, cell.has_q() ? State::q : State::n,
+              {.gates = 1, .offset = 2 * H * H, .unit_stride = 1, .k_stride = H});
+  add_product(d, Product::input, State::gates,
+              {.gates = 1, .features = true, .sums = 1, .weight = through_x, .unit_stride = 1, .k_stride = I});
+  add_product(d, Product::input_n, State::n,
+              {.gates = 1,
+               .features = true,
+               .sums = 1,
+               .weight = through_x,
+               .offset = 2 * H * I,
+               .unit_stride = 1,
+               .k_stride = I});
+  add_product(d, Product::modulation, State::m, {.gates = 1, .weight = Weight::mhh, .unit_stride = 1, .k_stride = H});
+  return d;
+}
+
+}  // namespace fused_rnn::cuda

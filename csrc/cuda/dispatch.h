@@ -1,0 +1,143 @@
+// The calls of api.h for one type of tensors: the choice of a kernel by cell, its plan, and its launch. Whoever
+// launches (the CUDA runtime, or the host shim of the tests) passes a Launcher with
+//   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes&, const P&, void*
+//   stream)
+// whose result is empty or says what went wrong.
+#pragma once
+
+#include <limits>
+
+#include "backward.h"
+#include "forward.h"
+#include "pack.h"
+#include "planner.h"
+
+namespace fused_rnn::cuda {
+
+// Of T, B, I and H: kernels count in 32 bits, up to 8 values for each unit.
+constexpr int64_t largest_size = std::numeric_limits<int>::max() / 8;
+
+// Why a size is refused, or an empty string.
+inline std::string refused_size(const Layer& layer) {
+  for (const int64_t size : {layer.T, layer.B, layer.I, layer.H})
+    if (size > largest_size)
+      return "T, B, I or H is " + std::to_string(size) + ", and must be at most " + std::to_string(largest_size);
+  return "";
+}
+
+// f with a value of the cell's type and with what the multiplicative modifier acts on, as a type. Kernels are compiled
+// for the pairs that have a name, which are not all: see CELLS in fused_rnn/cells.py.
+template <typename F>
+auto dispatch_kernel(const Layer& layer, const F& f) {
+  using Nothing = std::integral_constant<Modulates, Modulates::nothing>;
+  using Input = std::integral_constant<Modulates, Modulates::input>;
+  using Hidden = std::integral_constant<Modulates, Modulates::hidden>;
+  if (layer.modulates == Modulates::hidden) return f(Lstm(), Hidden());
+  if (layer.modulates == Modulates::input) return layer.cell == CellId::lstm ? f(Lstm(), Input()) : f(Gru(), Input());
+  return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, Nothing()); });
+}
+
+// What the two directions have in common, by the type of the call.
+template <typename Call>
+struct Direction;
+
+template <>
+struct Direction<ForwardCall> {
+  static constexpr auto describe = describe_forward;
+  template <typename S>
+  using Arrays = ForwardArrays<S>;
+  template <typename Cell, Modulates modulates, typename S, typename Exchange>
+  static constexpr auto kernel = run_forward<Cell, modulates, S, Exchange>;
+  static double gradient_clip(const ForwardCall&) { return std::numeric_limits<double>::infinity(); }
+};
+
+template <>
+struct Direction<BackwardCall> {
+  static constexpr auto describe = describe_backward;
+  template <typename S>
+  using Arrays = BackwardArrays<S>;
+  template <typename Cell, Modulates modulates, typename S, typename Exchange>
+  static constexpr auto kernel = run_backward<Cell, modulates, S, Exchange>;
+  static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
+};
+
+// Weights to pack, and words to clear, in a workspace.
+template <typename S, typename Arrays>
+Preparation<S> preparation(const Planned& plan, const Arrays& arrays, unsigned char* workspace) {
+  using Weight = ProductShape::Weight;
+  const Layout& layout = plan.layout;
+  Preparation<S> result{};
+  for (int i = 0; i < most_products; ++i) {
+    const ProductShape& shape = plan.description.products[i];
+    if (shape.gates == 0) continue;
+    const S* const weights = shape.weight == Weight::ih   ? arrays.weight_ih
+                             : shape.weight == Weight::hh ? arrays.weight_hh
+                                                          : arrays.weight_mhh;
+    result.packings[result.count++] = {
+        .from = weights + shape.offset,
+        .to = reinterpret_cast<S*>(workspace + layout.products[i].packed),
+        .parts = layout.division.parts,
+        .gates = shape.gates,
+        .units = static_cast<int>(shape.features ? plan.description.I : plan.description.H),
+        .own = shape.features ? layout.features : layout.units,
+        .k = layout.states[shape.state].k,
+        .gate_stride = shape.gate_stride,
+        .unit_stride = shape.unit_stride,
+        .k_stride = shape.k_stride,
+    };
+  }
+  result.cleared = reinterpret_cast<uint32_t*>(workspace + layout.cleared);
+  result.words = (layout.workspace_bytes - layout.cleared) / 4;
+  return result;
+}
+
+// Queue what a plan makes of a call.
+template <typename Cell, Modulates modulates, typename S, typename Exchange, typename Call, typename Launcher>
+std::string run(const Planned& plan, const Call& call, const Chip& chip, const Launcher& launcher, void* memory,
+                void* stream) {
+  using Way = Direction<Call>;
+  using Arrays = typename Way::template Arrays<S>;
+  const Layout& layout = plan.layout;
+  auto* const workspace = static_cast<unsigned char*>(memory);
+  const auto arrays = __builtin_bit_cast(Arrays, call.arrays);
+  const std::string error = launcher.launch(prepare_workspace<S>, chip.multiprocessors, 0, Attributes{},
+                                            preparation<S>(plan, arrays, workspace), stream);
+  if (!error.empty()) return error;
+  const Operands<S, Exchange, Way::template Arrays> operands{
+      .T = static_cast<int>(call.T),
+      .B = static_cast<int>(call.B),
+      .I = static_cast<int>(call.I),
+      .H = static_cast<int>(call.H),
+      .reverse = call.reverse,
+      .lengths = call.lengths,
+      .arrays = arrays,
+      .gradient_clip = static_cast<Computed<S>>(Way::gradient_clip(call)),
+      .workspace = workspace,
+      .layout = layout,
+      .exchange = Exchange::template operands<S>(layout, workspace, call.timed_out),
+  };
+  return launcher.launch(Way::template kernel<Cell, modulates, S, Exchange>, layout.blocks(), layout.shared_bytes,
+                         Exchange::attributes(layout.division), operands, stream);
+}
+
+// A call for one kernel, planned.
+template <typename Cell, Modulates modulates, typename S, typename Exchange, typename Call, typename Launcher>
+Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  const std::string refused = refused_size(call);
+  if (!refused.empty()) return {refused, {}, nullptr};
+  const Planned& plan =
+      planned(Direction<Call>::describe(shape_of<Cell, modulates>, number_of<S>, call.B, call.I, call.H), chip, forced);
+  if (!plan.refusal.empty()) return {plan.refusal, {}, nullptr};
+  return {"", plan.plan, [&plan, call, chip, launcher](void* workspace, void* stream) {
+            return run<Cell, modulates, S, Exchange>(plan, call, chip, launcher, workspace, stream);
+          }};
+}
+
+template <typename S, typename Call, typename Launcher>
+Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  return dispatch_kernel(call, [&](auto cell, auto modulates) {
+    return prepare_for<decltype(cell), decltype(modulates)::value, S, ChosenExchange>(call, chip, forced, launcher);
+  });
+}
+
+}  // namespace fused_rnn::cuda

@@ -1,7 +1,0 @@
-// The kernels for tensors of type float16.
-
-#include "launch.h"
-
-namespace fused_rnn::cuda {
-FUSED_RNN_SEQUENCES(template, Half);
-}  // namespace fused_rnn::cuda
