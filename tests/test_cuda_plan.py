@@ -69,7 +69,8 @@ def test_a_plan_in_words():
     plan = cuda.Plan("l2", 16, 8, 2, 4, 3, 2, 1, 1000, 2000, 4321.0)
     assert str(plan) == (
         "exchange=l2,sequences=16,parts=8,segments=2: 4 x 8 blocks with 1000 bytes of shared memory each, 3 + 2 + 1 "
-        "fragments of weights in registers, in shared memory and streamed, a workspace of 2000 bytes, about 4.32 µs per step"
+        "fragments of weights in registers, in shared memory and streamed, a workspace of 2000 bytes, about 4.32 µs "
+        "per step"
     )
 
 

@@ -83,8 +83,8 @@ inline Division division_named(std::string_view whole) {
   if (right && division.sequences % 8 == 0) return division;
   throw std::runtime_error(
       "fused_rnn: FUSED_RNN_CUDA_PLAN must be like exchange=l2,sequences=16,parts=8,segments=1, of which any may be "
-      "left out, with numbers from 1 to 9999, sequences a multiple of 8, and an exchange l2 or, where parts and "
-      "segments are 1, one_block, and is '" +
+      "left out, with the exchange l2 or, for one part and one segment, one_block, numbers from 1 to 9999 and "
+      "sequences a multiple of 8, and is '" +
       std::string(whole) + "'");
 }
 

@@ -22,10 +22,10 @@ const Gpu& gpu(int64_t index);
 // Make a GPU the current one of the CUDA runtime in this library, which is another than the runtime that torch brings.
 void use(int64_t index);
 
-// The word that kernels set when they waited in vain, in memory of the host that every GPU can write.
+// The word that kernels set when they time out, in memory of the host that every GPU can write.
 unsigned* timed_out_word();
 
-// Whether a kernel waited in vain since the last look.
+// Whether a kernel timed out since the last look.
 bool take_timed_out();
 
 }  // namespace fused_rnn::cuda

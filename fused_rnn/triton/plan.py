@@ -19,7 +19,7 @@ BLOCK_B = 16  # rows of a tile of matrix instructions; smaller batches are maske
 WIDEST = {False: 256, True: 128}  # units or features of a tile that stays on the chip; without the modifier and with it
 MOST_BYTES = 160 << 10  # of weights on the chip; beside more, eight warps spill registers
 EXCHANGED = 4  # float32 tiles that a compiler may keep in shared memory at a time, on their way between layouts
-# the streaming kernel by bytes per value: columns and depth of a block of weights, and warps
+# the streaming kernel by bytes per value: columns and K of a block of weights, and warps
 BLOCKS = {2: (64, 64, 8), 4: (32, 16, 8)}
 STAGES = (3, 2)  # blocks in flight, and one more
 
