@@ -1,11 +1,12 @@
 // What kernels ask of the machine: function macros, memory that blocks exchange data through, asynchronous copies,
-// matrix instructions and conversions. All inline PTX is here; it needs sm_80 or newer.
+// barriers, matrix instructions, conversions and clocks. All inline PTX of the project is here, for sm_80 or newer, and
+// in sm90.h, for what came with sm_90.
 //
 // Without nvcc the same names come from a shim that runs kernels on the CPU (tests/host_shim/host_shim.h, found
 // through the include path), so that everything under __CUDACC__ has a twin there. Besides, kernels may use these
 // names of CUDA: threadIdx, blockIdx, blockDim, gridDim, __launch_bounds__, __syncthreads, __syncthreads_and,
-// __syncwarp, atomicAdd and, with a mask of all lanes, __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync.
-// Shared memory is dynamic only.
+// __syncwarp, atomicAdd and, with a mask of all lanes, __all_sync, __shfl_sync, __shfl_xor_sync, __shfl_up_sync,
+// __shfl_down_sync. Shared memory is dynamic only.
 //
 // How blocks exchange data: writers store_l2, __syncthreads, one thread adds to a counter with add_release; one thread
 // of a reading block calls wait_for, __syncthreads, readers load_l2. Counters only grow.
@@ -78,11 +79,16 @@ FUSED_RNN_DEVICE void store_l2(T* p, T value) {
   }
 }
 
-// Whoever reads a counter with load_acquire sees all that its writers wrote before their add_release.
+// Whoever reads a flag or a counter with load_acquire sees all that was written before the store_release or the
+// add_release that it reads.
 FUSED_RNN_DEVICE unsigned load_acquire(const unsigned* p) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
+}
+
+FUSED_RNN_DEVICE void store_release(unsigned* p, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
 FUSED_RNN_DEVICE void add_release(unsigned* p, unsigned value) {
@@ -100,6 +106,70 @@ FUSED_RNN_DEVICE void store_relaxed(unsigned* p, unsigned value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
+// Messages of 16 bytes that say nothing about other memory. PTX promises no more than each word on its own; that 16
+// aligned bytes travel together is what the micro-measurements check.
+template <typename T>
+FUSED_RNN_DEVICE void store_message(T* p, const T& message) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  const auto bits = __builtin_bit_cast(uint4, message);
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+               "r"(bits.w)
+               : "memory");
+}
+
+template <typename T>
+FUSED_RNN_DEVICE T load_message(const T* p) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  uint4 bits;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+               : "l"(p)
+               : "memory");
+  return __builtin_bit_cast(T, bits);
+}
+
+// Shared memory and barriers ----------------------------------------------------------------------------------------
+
+// Where something stands in shared memory, as instructions take it.
+using SharedAddress = uint32_t;
+
+FUSED_RNN_DEVICE SharedAddress shared_address(const void* shared) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
+}
+
+// A load that stays where it is written, however often it is repeated. T has 4, 8 or 16 bytes and is aligned to them.
+template <typename T>
+FUSED_RNN_DEVICE T load_shared(SharedAddress address) {
+  static_assert(alignof(T) == sizeof(T));
+  if constexpr (sizeof(T) == 4) {
+    uint32_t bits;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(address) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else if constexpr (sizeof(T) == 8) {
+    uint64_t bits;
+    asm volatile("ld.shared.b64 %0, [%1];" : "=l"(bits) : "r"(address) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else {
+    uint4 bits;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "r"(address)
+                 : "memory");
+    return __builtin_bit_cast(T, bits);
+  }
+}
+
+// The block's named barriers, 1 to 15: whoever syncs waits until `threads` threads, in whole warps, have arrived or
+// synced, and sees what all of them wrote before. Who only arrives goes on at once, and must not arrive again before
+// the barrier is complete: where it can run ahead, two barriers take turns.
+FUSED_RNN_DEVICE void barrier_arrive(unsigned barrier, unsigned threads) {
+  asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+FUSED_RNN_DEVICE void barrier_sync(unsigned barrier, unsigned threads) {
+  asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // Asynchronous copies -----------------------------------------------------------------------------------------------
 
 // Start to copy 4, 8 or 16 bytes, both ends aligned to as many, from global to shared memory. The data is there for
@@ -108,7 +178,7 @@ FUSED_RNN_DEVICE void store_relaxed(unsigned* p, unsigned value) {
 template <int bytes>
 FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const SharedAddress to = shared_address(shared);
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
   else
@@ -126,21 +196,35 @@ FUSED_RNN_DEVICE void copy_async_wait() {
 
 // Matrix products ---------------------------------------------------------------------------------------------------
 
-// Load four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8, in shared memory
-// and aligned to 16 bytes, and gets elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix m in registers[m].
+// Load one, two or four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8, if
+// there is one, in shared memory and aligned to 16 bytes, and gets elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of
+// matrix m in registers[m]; transposed: elements l / 4 of rows 2(l % 4) and 2(l % 4) + 1.
 FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "r"(shared_address(row))
                : "memory");
 }
 
-// Two matrices, with the addresses of lanes 0 to 15.
-FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(registers[0]), "=r"(registers[1])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+               : "=r"(registers[0])
+               : "r"(shared_address(row))
                : "memory");
+}
+
+FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Transpose an 8 x 8 matrix that a warp holds as load_matrices gives it.
+FUSED_RNN_DEVICE uint32_t transpose_matrix(uint32_t matrix) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
 }
 
 // sum[16, 8] += a[16, 16] b[16, 8] by one warp, with S = BFloat16 or Half and sums in float. With r = lane / 4 and
@@ -193,9 +277,30 @@ FUSED_RNN_DEVICE uint32_t narrow_pair(float low, float high) {
   return result;
 }
 
+// Nonlinearities and clocks -----------------------------------------------------------------------------------------
+
+// Within a relative error of 2^-11.
+FUSED_RNN_DEVICE float approximate_tanh(float x) {
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Cycles of this multiprocessor.
+FUSED_RNN_DEVICE long long cycles() {
+  long long value;
+  asm volatile("mov.u64 %0, %%clock64;" : "=l"(value)::"memory");
+  return value;
+}
+
+// What makes the value stays before this point.
+FUSED_RNN_DEVICE void finish(unsigned& value) { asm volatile("" : "+r"(value)::"memory"); }
+
 }  // namespace fused_rnn::cuda
 
 #endif
+
+#include "sm90.h"
 
 // How often wait_for looks before it gives up. A look takes 0.3 to 1 µs, so this is about ten seconds.
 #ifndef FUSED_RNN_WAIT_POLLS

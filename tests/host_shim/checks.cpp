@@ -6,10 +6,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cluster_kernels.h"
 #include "kernels.h"
 
 using namespace fused_rnn;
@@ -67,6 +69,143 @@ void check_product(unsigned seed) {
     for (int k = 0; k < depth; ++k) sum += double{widen(a[i / 8 * depth + k])} * widen(b[i % 8 * depth + k]);
     expect(std::fabs(c[i] - sum) < 1e-5, "product");
   }
+}
+
+void check_hand_over(unsigned seed) {
+  constexpr int steps = 7, warps = 3;
+  std::vector<float> sums(steps * 32);
+  launch({{1}, {32 * warps}, 2 * 32 * warps * sizeof(float), seed}, hand_over, HandOver{steps, sums.data()});
+  for (int t = 0; t < steps; ++t)
+    for (int lane = 0; lane < 32; ++lane)
+      expect(sums[32 * t + lane] == 2 * (t * 100 + 31 - lane) + 10 + 20, "sum that was handed over");
+}
+
+uint16_t element(const std::vector<uint32_t>& matrices, int matrix, int row, int column) {
+  return static_cast<uint16_t>(matrices[32 * matrix + 4 * row + column / 2] >> 16 * (column % 2));
+}
+
+std::vector<uint32_t> four_matrices() {
+  std::vector<uint32_t> in(4 * 32);
+  for (unsigned i = 0; i < in.size(); ++i) in[i] = 2 * i | (2 * i + 1) << 16;
+  return in;
+}
+
+void check_transposition(unsigned seed) {
+  const auto in = four_matrices();
+  std::vector<uint32_t> out(3 * 4 * 32);
+  launch({{1}, {32}, 512, seed}, transpose, in.data(), out.data());
+  for (int m = 0; m < 4; ++m)
+    for (int row = 0; row < 8; ++row)
+      for (int column = 0; column < 8; ++column) {
+        expect(element(out, m, row, column) == element(in, m, column, row), "transpose_matrix");
+        expect(element(out, 4 + m, row, column) == element(in, m, column, row), "load_matrices_transposed, four");
+        expect(element(out, 8 + m, row, column) == element(in, 0, column, row), "load_matrices_transposed, one");
+      }
+}
+
+void check_stored_matrices(unsigned seed) {
+  const auto in = four_matrices();
+  std::vector<uint32_t> out(6 * 4 * 32);
+  launch({{1}, {32}, 512, seed}, store_matrices_on_all_ways, in.data(), out.data());
+  for (int way = 0; way < 6; ++way)
+    for (int m = 0; m < 1 << way % 3; ++m)
+      for (int row = 0; row < 8; ++row)
+        for (int column = 0; column < 8; ++column)
+          expect(element(out, 4 * way + m, row, column) ==
+                     (way < 3 ? element(in, m, row, column) : element(in, m, column, row)),
+                 way < 3 ? "store_matrices" : "store_matrices_transposed");
+}
+
+void check_approximate_tanh(unsigned seed) {
+  std::vector<float> in = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-30f, 8.0f, -100.0f};
+  for (int i = -60; i < 60; ++i) in.push_back(0.07f * static_cast<float>(i) + 0.001f);
+  std::vector<float> out(in.size());
+  launch({{1}, {static_cast<unsigned>(in.size())}, 0, seed}, approximate, in.data(), out.data());
+  int inexact = 0;
+  for (size_t i = 0; i < in.size(); ++i) {
+    const double exact = std::tanh(double{in[i]});
+    if (std::isnan(exact)) {
+      expect(std::isnan(out[i]), "tanh of NaN");
+      continue;
+    }
+    expect(std::fabs(out[i] - exact) <= std::fabs(exact) / 2048, "approximate tanh");
+    expect(std::fabs(out[i]) <= 1 && std::signbit(out[i]) == std::signbit(in[i]), "range of the approximate tanh");
+    inexact += std::fabs(out[i] - exact) > std::fabs(exact) / 8192;
+  }
+  expect(inexact > 60, "approximate tanh, which is too good");
+}
+
+void check_passing_on(unsigned seed) {
+  auto in = noises(32);
+  for (const bool positive : {false, true}) {
+    std::vector<float> out(3 * 32);
+    std::vector<Vector<float, 4>> box(32);
+    if (positive)
+      for (float& value : in) value = std::fabs(value) + 1;
+    launch({{1}, {32}, 32 * sizeof(float), seed}, pass_on, in.data(), box.data(), out.data());
+    for (int i = 0; i < 32; ++i) {
+      expect(out[i] == in[i], "message");
+      expect(out[32 + i] == in[i], "load_shared");
+      expect(out[64 + i] == positive, "__all_sync");
+    }
+  }
+}
+
+// A launch of so many clusters.
+host_shim::Launch clusters(unsigned count, unsigned size, unsigned threads, size_t shared_bytes, unsigned seed) {
+  host_shim::Launch shape{{count * size}, {threads}, shared_bytes, seed};
+  shape.cluster = size;
+  return shape;
+}
+
+void check_cluster_sums(unsigned seed) {
+  constexpr unsigned count = 2, threads = 40;
+  for (const unsigned size : {1u, 2u, 5u, 16u}) {
+    std::vector<unsigned> in(count * size * threads), sums(in.size());
+    for (unsigned i = 0; i < in.size(); ++i) in[i] = i * 7919;
+    launch(clusters(count, size, threads, threads * sizeof(unsigned), seed), add_over_cluster, in.data(), sums.data());
+    for (unsigned i = 0; i < in.size(); ++i) {
+      const unsigned rank = i / threads % size;
+      unsigned sum = rank;
+      for (unsigned other = 0; other < size; ++other) sum += in[i - rank * threads + other * threads];
+      expect(sums[i] == sum, "sum over a cluster");
+    }
+  }
+}
+
+template <int words>
+void check_gathering(unsigned size, unsigned seed) {
+  constexpr unsigned threads = 24, steps = 7;
+  const unsigned all = size * threads;
+  std::vector<uint32_t> numbers(steps * all);
+  unsigned failed = 0;
+  launch(clusters(1, size, threads, 2 * all * 4 * words + 16, seed), gather<words>,
+         Gathering<words>{steps, numbers.data(), &failed});
+  expect(failed == 0, "flag of failure");
+  uint32_t sum = 0;
+  for (unsigned t = 0; t < steps; ++t) {
+    uint32_t next = 0;
+    for (unsigned i = 0; i < all; ++i) {
+      expect(numbers[t * all + i] == next_number(sum, i, t), "number gathered");
+      next += numbers[t * all + i] + i % words;
+    }
+    sum = next;
+  }
+}
+
+void check_gathering(unsigned seed) {
+  check_gathering<4>(4, seed);
+  check_gathering<2>(3, seed);
+  check_gathering<2>(1, seed);
+}
+
+void check_bounded_phase(unsigned seed) {
+  unsigned failed = 0, gave_up[2 * 4] = {};
+  host_shim::Launch shape{{2}, {4}, 16, seed};
+  shape.gives_up = true;
+  launch(shape, wait_for_nothing, &failed, gave_up);
+  expect(failed == 1, "flag of failure");
+  for (const unsigned given_up : gave_up) expect(given_up, "result of wait_for_phase");
 }
 
 void check_shuffles(unsigned seed) {
@@ -162,27 +301,62 @@ void check_bounded_wait(unsigned seed) {
   for (int block = 1; block < 4; ++block) expect(gave_up[block] == 1, "result of wait_for");
 }
 
+void check_exchange(unsigned seed) {
+  check_exchange<Half>(seed);
+  check_exchange<float>(seed);
+  check_exchange<double>(seed);
+  check_exchange<Vector<BFloat16, 8>>(seed);
+}
+
+const std::map<std::string, void (*)(unsigned seed)> checks = {
+    {"recurrence", check_recurrence},
+    {"product_bfloat16", check_product<BFloat16>},
+    {"product_half", check_product<Half>},
+    {"shuffles", check_shuffles},
+    {"exchange", check_exchange},
+    {"conversions", check_conversions},
+    {"indices", check_indices},
+    {"bounded_wait", check_bounded_wait},
+    {"hand_over", check_hand_over},
+    {"transposition", check_transposition},
+    {"stored_matrices", check_stored_matrices},
+    {"approximate_tanh", check_approximate_tanh},
+    {"passing_on", check_passing_on},
+    {"cluster_sums", check_cluster_sums},
+    {"gathering", check_gathering},
+    {"bounded_phase", check_bounded_phase},
+};
+
+// Kernels that end with a message of the shim.
+struct Misuse {
+  void (*kernel)();
+  unsigned threads;
+};
+
+const std::map<std::string, Misuse> misuses = {
+    {"return_early", {return_early, 4}},
+    {"meet_apart", {meet_apart, 4}},
+    {"arrive_twice", {arrive_twice, 64}},
+    {"expect_others", {expect_others, 64}},
+    {"arrive_at_no_barrier", {arrive_at_no_barrier, 64}},
+    {"arrive_and_leave", {arrive_and_leave, 64}},
+    {"arrive_twice_in_cluster", {arrive_twice_in_cluster, 4}},
+    {"leave_others_in_cluster", {leave_others_in_cluster, 4}},
+    {"push_nowhere", {push_nowhere, 1}},
+    {"map_beyond_the_cluster", {map_beyond_the_cluster, 1}},
+    {"expect_twice", {expect_twice, 1}},
+    {"expect_too_much", {expect_too_much, 1}},
+    {"expect_in_vain", {expect_in_vain, 1}},
+};
+
 void check(const std::string& name, unsigned seed) {
   const unsigned never = 0;
   alignas(16) const float numbers[8] = {};
   float number;
-  if (name == "recurrence") return check_recurrence(seed);
-  if (name == "product_bfloat16") return check_product<BFloat16>(seed);
-  if (name == "product_half") return check_product<Half>(seed);
-  if (name == "shuffles") return check_shuffles(seed);
-  if (name == "conversions") return check_conversions(seed);
-  if (name == "indices") return check_indices(seed);
-  if (name == "bounded_wait") return check_bounded_wait(seed);
-  if (name == "exchange") {
-    check_exchange<Half>(seed);
-    check_exchange<float>(seed);
-    check_exchange<double>(seed);
-    return check_exchange<Vector<BFloat16, 8>>(seed);
-  }
-  if (name == "return_early") return launch({{2}, {4}, 0, seed}, return_early);
-  if (name == "meet_apart") return launch({{2}, {4}, 0, seed}, meet_apart);
+  if (checks.count(name)) return checks.at(name)(seed);
   if (name == "spin") return launch({{2}, {4}, 0, seed, 100}, spin, &never);
   if (name == "load_misaligned") return launch({{1}, {1}, 0, seed}, load_misaligned, numbers, &number);
+  if (misuses.count(name)) return launch(clusters(1, 2, misuses.at(name).threads, 64, seed), misuses.at(name).kernel);
   throw std::runtime_error("unknown check " + name);
 }
 

@@ -1,15 +1,12 @@
-// The runtime of the shim: fibers, their scheduler, and the places where they wait for each other.
+// The runtime of the shim: the threads of a launch, their scheduler, and the places where they wait for each other. Its
+// parts are fiber.h, what a thread is made of, and network.h, the stores from block to block.
 //
-// To be compiled without sanitizers: what happens here is the machine's work, not the kernel's. The sanitizers' hooks
-// are weak, so that one object serves every kind of program; they tell ThreadSanitizer which fiber runs and which of
-// its waits order memory, and AddressSanitizer which stack is in use.
+// To be compiled without sanitizers: what happens here is the machine's work, not the kernel's.
 
 #include "host_shim.h"
 
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <algorithm>
+#include <bitset>
 #include <cstdlib>
 #include <deque>
 #include <map>
@@ -17,41 +14,19 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
-extern "C" {
-#define HOOK __attribute__((weak))
-HOOK void* __tsan_get_current_fiber();
-HOOK void* __tsan_create_fiber(unsigned flags);
-HOOK void __tsan_destroy_fiber(void*);
-HOOK void __tsan_switch_to_fiber(void*, unsigned flags);
-HOOK void __tsan_acquire(void*);
-HOOK void __tsan_release(void*);
-HOOK void __sanitizer_start_switch_fiber(void** save, const void* to_stack, size_t to_bytes);
-HOOK void __sanitizer_finish_switch_fiber(void* saved, const void** from_stack, size_t* from_bytes);
-#undef HOOK
-}
+#include "fiber.h"
 
 host_shim::Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host_shim {
 namespace {
 
-constexpr size_t stack_bytes = 128 << 10, guard_bytes = 64 << 10;
-constexpr unsigned warp_size = 32;
-constexpr unsigned sync = 0, no_sync = 1;  // flags of __tsan_switch_to_fiber
+constexpr unsigned warp_size = 32, most_threads = 1024, most_blocks = 16;  // of a block, of a cluster
 
 // The state of a launch ---------------------------------------------------------------------------------------------
-
-// Where a fiber, or the scheduler itself, goes on when it is resumed.
-struct Context {
-  ucontext_t machine{};
-  const void* stack = nullptr;
-  size_t bytes = 0;
-  void* tsan_fiber = nullptr;
-  void* asan_stack = nullptr;
-  bool finished = false;
-};
 
 // Threads meet here generation after generation. What one of them publishes for a generation lies in a place of its
 // parity: when a thread arrives at the next but one, all have left the former.
@@ -67,22 +42,53 @@ struct Warp {
   Slot slots[2][warp_size];
 };
 
+// A named barrier, and who has arrived since it was complete last.
+struct NamedBarrier {
+  Barrier barrier;
+  std::bitset<most_threads> arrived;
+};
+
+// A barrier that counts arrivals and bytes.
+struct Mbarrier {
+  unsigned arrivals, pending;  // of a phase, and of those the ones that have not come
+  int64_t bytes = 0;           // announced and not come; below zero: come and not announced
+  unsigned phase = 0;
+  char order[2] = {}, own_order[2] = {};  // by the parity of the phase; of all blocks and of this one's threads alone
+};
+
+struct Cluster;
+
 struct Block {
   Index index;
+  Cluster* cluster;
+  unsigned rank;          // in the cluster
+  unsigned live;          // threads that have not ended
+  unsigned incoming = 0;  // pushes under way to it
+  char end_order = 0;
+  NamedBarrier named[16];
+  std::map<uintptr_t, Mbarrier> mbarriers;
   std::unique_ptr<unsigned char, decltype(&free)> shared{nullptr, &free};
   Barrier barrier;
   unsigned votes[2] = {};
   std::vector<Warp> warps;
 };
 
+struct Cluster {
+  Barrier barrier;
+  std::vector<Block*> blocks;
+};
+
 struct Thread {
   Context context;
+  Carrier carrier;
   Index index;
   unsigned number;  // in the block
   Block* block;
   Warp* warp;
   const Barrier* barrier = nullptr;  // where it waits, and for the end of which generation
   unsigned generation = 0;
+  bool at_cluster_barrier = false;  // it has arrived there, in this generation, and not waited
+  unsigned cluster_generation = 0;
   const char* operation = nullptr;  // the last that gave others a turn
   Place place{};
   std::deque<std::pair<unsigned, Copy>> copies;  // with the number of their group
@@ -91,62 +97,11 @@ struct Thread {
   bool can_run() const { return !barrier || barrier->generation != generation; }
 };
 
+Launch shape;
+uint64_t round_number;
 Thread* current;
-Context scheduler;
 const std::function<void()>* body;
 std::string failure;  // of the thread that ran last
-
-// Fibers ------------------------------------------------------------------------------------------------------------
-
-void acquire(void* order) {
-  if (__tsan_acquire) __tsan_acquire(order);
-}
-
-void release(void* order) {
-  if (__tsan_release) __tsan_release(order);
-}
-
-void switch_context(Context& from, Context& to) {
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // a turn orders nothing
-  if (__sanitizer_start_switch_fiber)
-    __sanitizer_start_switch_fiber(from.finished ? nullptr : &from.asan_stack, to.stack, to.bytes);
-  swapcontext(&from.machine, &to.machine);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
-}
-
-void fiber_main() {
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.bytes);
-  (*body)();
-  current->context.finished = true;
-  switch_context(current->context, scheduler);
-}
-
-void create_fiber(Context& context) {
-  // The guard below the stack turns its overflow into a fault.
-  void* memory =
-      mmap(nullptr, guard_bytes + stack_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  void* stack = static_cast<char*>(memory) + guard_bytes;
-  mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE);
-  context.stack = stack;
-  context.bytes = stack_bytes;
-  getcontext(&context.machine);
-  context.machine.uc_stack.ss_sp = stack;
-  context.machine.uc_stack.ss_size = stack_bytes;
-  context.machine.uc_link = nullptr;
-  makecontext(&context.machine, fiber_main, 0);
-  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // comes after all that was done so far
-}
-
-void destroy_fiber(Context& context) {
-  if (__tsan_switch_to_fiber) {
-    // What follows the launch comes after all that the fiber did, even if it did not come to its end.
-    __tsan_switch_to_fiber(context.tsan_fiber, no_sync);
-    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
-    __tsan_destroy_fiber(context.tsan_fiber);
-  }
-  munmap(static_cast<char*>(const_cast<void*>(context.stack)) - guard_bytes, guard_bytes + stack_bytes);
-}
 
 // Messages ----------------------------------------------------------------------------------------------------------
 
@@ -182,7 +137,29 @@ std::string whereabouts(const std::vector<Thread*>& threads) {
 
 // Waiting -----------------------------------------------------------------------------------------------------------
 
-// Returns once all have arrived; orders their memory accesses if the barrier does so on a GPU.
+// One more has arrived; returns the generation that it belongs to. What it did before is released if that is so on a
+// GPU.
+unsigned arrive_at(Barrier& barrier, bool orders_memory) {
+  const unsigned generation = barrier.generation;
+  if (orders_memory) release(&barrier.order[generation % 2]);
+  if (++barrier.arrived == barrier.expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  }
+  return generation;
+}
+
+void wait_for_end(Barrier& barrier, unsigned generation, bool orders_memory, const char* operation, Place place) {
+  if (barrier.generation == generation) {
+    current->barrier = &barrier;
+    current->generation = generation;
+    let_others_run(operation, place);
+    current->barrier = nullptr;
+  }
+  if (orders_memory) acquire(&barrier.order[generation % 2]);
+}
+
+// Returns once all have arrived, who must all come from the same place.
 void wait_at(Barrier& barrier, bool orders_memory, const char* operation, Place place) {
   if (barrier.arrived == 0) {
     barrier.operation = operation;
@@ -190,21 +167,28 @@ void wait_at(Barrier& barrier, bool orders_memory, const char* operation, Place 
   } else if (barrier.place.line != place.line || strcmp(barrier.place.file, place.file) != 0) {
     fail("others wait at " + text(barrier.operation, barrier.place) + " for a thread that is", operation, place);
   }
-  char* const order = &barrier.order[barrier.generation % 2];
-  if (orders_memory) release(order);
-  if (++barrier.arrived == barrier.expected) {
-    barrier.arrived = 0;
-    ++barrier.generation;
-  } else {
-    current->barrier = &barrier;
-    current->generation = barrier.generation;
-    let_others_run(operation, place);
-    current->barrier = nullptr;
-  }
-  if (orders_memory) acquire(order);
+  wait_for_end(barrier, arrive_at(barrier, orders_memory), orders_memory, operation, place);
 }
 
+// All lanes of the warp must be here.
+void require_whole_warp(const char* operation, Place place) { exchange(~0u, Slot{}, operation, place); }
+
+}  // namespace
+}  // namespace host_shim
+
+#include "network.h"
+
+namespace host_shim {
+namespace {
+
 // The grid and its scheduler ----------------------------------------------------------------------------------------
+
+void fiber_main() {
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.bytes);
+  (*body)();
+  current->context.finished = true;
+  switch_context(current->context, scheduler);
+}
 
 template <typename F>
 void for_each_index(const Index& size, const F& f) {
@@ -216,6 +200,9 @@ void for_each_index(const Index& size, const F& f) {
 class Grid {
  public:
   explicit Grid(const Launch& launch) : launch_(launch) {
+    if (launch.cluster < 1 || launch.cluster > most_blocks || launch.grid.x % launch.cluster)
+      throw std::runtime_error("host_shim: a grid of " + text(launch.grid) + " blocks has no clusters of " +
+                               std::to_string(launch.cluster));
     for_each_index(launch.grid, [&](const Index& index) { add_block(index); });
   }
 
@@ -227,10 +214,10 @@ class Grid {
     std::vector<Thread*> live;
     for (Thread& thread : threads_) live.push_back(&thread);
     std::mt19937 random(launch_.seed);
-    for (uint64_t round = 0; !live.empty(); ++round) {
+    for (round_number = 0; !live.empty(); ++round_number) {
       if (launch_.seed) std::shuffle(live.begin(), live.end(), random);
-      if (!run_round(live)) stop("deadlock, all threads wait:", live);
-      if (round == launch_.round_limit) stop("no end in sight after so many rounds as allowed:", live);
+      if (!run_round(live) && !network.deliver_next()) stop("deadlock, all threads wait:", live);
+      if (round_number == launch_.round_limit) stop("no end in sight after so many rounds as allowed:", live);
       live.erase(std::remove_if(live.begin(), live.end(), [](const Thread* t) { return t->context.finished; }),
                  live.end());
     }
@@ -240,8 +227,13 @@ class Grid {
   void add_block(const Index& index) {
     Block& block = blocks_.emplace_back();
     const unsigned threads = launch_.block.x * launch_.block.y * launch_.block.z;
+    if (index.x % launch_.cluster == 0) clusters_.emplace_back();
     block.index = index;
-    block.barrier.expected = threads;
+    block.cluster = &clusters_.back();
+    block.cluster->blocks.push_back(&block);
+    block.cluster->barrier.expected += threads;
+    block.rank = index.x % launch_.cluster;
+    block.live = block.barrier.expected = threads;
     block.warps.resize((threads + warp_size - 1) / warp_size);
     for (unsigned w = 0; w < block.warps.size(); ++w) {
       block.warps[w].barrier.expected = std::min(warp_size, threads - w * warp_size);
@@ -261,13 +253,14 @@ class Grid {
     thread.number = index.x + launch_.block.x * (index.y + launch_.block.y * index.z);
     thread.block = &block;
     thread.warp = &block.warps[thread.number / warp_size];
-    create_fiber(thread.context);
+    create_fiber(thread.context, fiber_main);
   }
 
   // A turn for every thread that can run; false if none can.
   bool run_round(const std::vector<Thread*>& live) {
     bool any = false;
     for (Thread* thread : live) {
+      network.pass_turn(live.size());
       if (!thread->can_run()) continue;
       any = true;
       current = thread;
@@ -286,7 +279,8 @@ class Grid {
   }
 
   Launch launch_;
-  std::deque<Block> blocks_;  // deques, because others point to the elements
+  std::deque<Cluster> clusters_;  // deques, because others point to the elements
+  std::deque<Block> blocks_;
   std::deque<Thread> threads_;
 };
 
@@ -295,8 +289,10 @@ class Grid {
 void run(const Launch& launch, const std::function<void()>& kernel) {
   gridDim = launch.grid;
   blockDim = launch.block;
+  shape = launch;
   body = &kernel;
   failure.clear();
+  network.clear(launch.seed);
   if (__tsan_get_current_fiber) scheduler.tsan_fiber = __tsan_get_current_fiber();
   Grid grid(launch);
   grid.run();
@@ -305,6 +301,10 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
 // What a running thread calls ---------------------------------------------------------------------------------------
 
 unsigned char* dynamic_shared() { return current->block->shared.get(); }
+
+size_t dynamic_shared_bytes() { return shape.shared_bytes; }
+
+uint64_t rounds() { return round_number; }
 
 unsigned lane() { return current->number % warp_size; }
 
@@ -321,6 +321,29 @@ unsigned sync_block(bool vote, const char* operation, Place place) {
   block.votes[parity] += vote;
   wait_at(block.barrier, true, operation, place);
   return block.votes[parity];
+}
+
+void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place place) {
+  Block& block = *current->block;
+  if (number < 1 || number > 15)
+    fail("named barriers are numbered 1 to 15, not " + std::to_string(number), operation, place);
+  if (threads == 0 || threads % warp_size || threads > block.barrier.expected)
+    fail(std::to_string(threads) + " threads cannot arrive at a named barrier", operation, place);
+  require_whole_warp(operation, place);
+  auto& [barrier, arrived] = block.named[number];
+  if (barrier.arrived == 0) {
+    barrier.expected = threads;
+    arrived.reset();
+  }
+  if (barrier.expected != threads)
+    fail("others expect " + std::to_string(barrier.expected) + " threads at the named barrier, not " +
+             std::to_string(threads),
+         operation, place);
+  if (arrived[current->number])
+    fail("a thread arrives again at a named barrier that is not complete", operation, place);
+  arrived.set(current->number);
+  const unsigned generation = arrive_at(barrier, true);
+  if (waits) wait_for_end(barrier, generation, true, operation, place);
 }
 
 void sync_warp(Place place) { wait_at(current->warp->barrier, true, "__syncwarp", place); }

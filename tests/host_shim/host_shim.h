@@ -8,7 +8,10 @@
 //  - overruns: under -fsanitize=address, of dynamic shared memory too.
 //  - uninitialised values: dynamic shared memory and the targets of unfinished copies hold NaN.
 //  - hangs: threads that wait for each other, return early or meet at different barriers end the launch with a message.
+//  - misuse of named barriers and of barriers that count bytes, and stores to blocks that have ended.
 //  - misaligned operands of vector accesses, asynchronous copies and matrix loads.
+// Clusters and what else came with sm_90 have their twins in host_sm90.h. A store to another block is under way until
+// some later turn that is drawn by the seed, so that stores arrive late and in any order.
 // It cannot show speed, occupancy or whether all blocks are resident at once.
 //
 // The runtime is compiled without sanitizers, a program that launches kernels with any one of them or none:
@@ -16,6 +19,7 @@
 //   g++ -std=c++17 -O1 -g -fsanitize=thread -Itests/host_shim program.cpp host_shim.o
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -43,14 +47,21 @@ struct Launch {
   size_t shared_bytes = 0;
   unsigned seed = 0;               // 0: threads take turns in order; else in an order drawn anew for each round
   uint64_t round_limit = 1 << 18;  // a round gives every thread that can run one turn
+  unsigned cluster = 1;            // so many blocks that follow each other in x are a cluster
+  bool gives_up = false;           // the kernel may end in the middle of phases, as after a timeout
 };
 
 // Run a kernel to its end. Throws std::runtime_error with a description if it cannot get there. One at a time.
 void run(const Launch&, const std::function<void()>& kernel);
 
+void end_thread();
+
 template <typename... Parameters, typename... Arguments>
 void launch(const Launch& shape, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  run(shape, [&] { kernel(arguments...); });
+  run(shape, [&] {
+    kernel(arguments...);
+    end_thread();
+  });
 }
 
 // The runtime, in host_shim.cpp -------------------------------------------------------------------------------------
@@ -75,10 +86,14 @@ struct Copy {
 };
 
 unsigned char* dynamic_shared();
+size_t dynamic_shared_bytes();
+uint64_t rounds();
 unsigned lane();
 void let_others_run(const char* operation, Place);
 unsigned sync_block(bool vote, const char* operation, Place);  // the number of threads that vote true
 void sync_warp(Place);
+void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place);
+bool leave_block();  // whether this is the last thread of the block, which comes after all others
 void exchange(unsigned mask, const Slot&, const char* operation, Place);  // every lane gives a value ...
 Slot given_by(unsigned lane);                                             // ... which all can read until the next one
 void start_copy(const Copy&);
@@ -87,6 +102,11 @@ bool take_copy(unsigned pending, Copy*);  // the next copy of a group before the
 void require_aligned(const void*, size_t bytes, const char* operation, Place);
 void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float (*widen)(uint16_t),
                        Place);
+
+// The end of a block takes its shared memory away: for ThreadSanitizer a write that all uses of it must come before.
+inline void end_thread() {
+  if (leave_block()) memset(dynamic_shared(), 0xff, dynamic_shared_bytes());
+}
 
 template <typename T>
 Slot to_slot(const T& value) {
@@ -109,13 +129,32 @@ T shuffle(unsigned mask, const T& value, unsigned source, const char* operation,
   return from_slot<T>(given_by(source));
 }
 
+// Where row `row` of matrix `matrix` begins, after every lane has given the address of one row.
+inline unsigned char* row_of(unsigned matrix, unsigned row) {
+  return from_slot<unsigned char*>(given_by(8 * matrix + row));
+}
+
+// Every lane gives the address of a row, if there are so many.
+template <int matrices>
+void exchange_rows(const void* row, const char* operation, Place place) {
+  static_assert(matrices == 1 || matrices == 2 || matrices == 4);
+  if (lane() < 8 * matrices) require_aligned(row, 16, operation, place);
+  exchange(~0u, to_slot(row), operation, place);
+}
+
 template <int matrices>
 void load_matrices(uint32_t (&registers)[matrices], const void* row, Place place) {
-  if (lane() < 8 * matrices) require_aligned(row, 16, "load_matrices", place);
-  exchange(~0u, to_slot(row), "load_matrices", place);
+  exchange_rows<matrices>(row, "load_matrices", place);
+  for (unsigned m = 0; m < matrices; ++m) memcpy(&registers[m], row_of(m, lane() / 4) + 4 * (lane() % 4), 4);
+}
+
+template <int matrices>
+void load_matrices_transposed(uint32_t (&registers)[matrices], const void* row, Place place) {
+  exchange_rows<matrices>(row, "load_matrices_transposed", place);
   for (unsigned m = 0; m < matrices; ++m) {
-    const auto* bytes = from_slot<const char*>(given_by(8 * m + lane() / 4));
-    memcpy(&registers[m], bytes + 4 * (lane() % 4), 4);
+    uint16_t pair[2];
+    for (unsigned i = 0; i < 2; ++i) memcpy(&pair[i], row_of(m, 2 * (lane() % 4) + i) + 2 * (lane() / 4), 2);
+    memcpy(&registers[m], pair, 4);
   }
 }
 
@@ -132,6 +171,13 @@ inline void __syncthreads(host_shim::Place place = host_shim::Place::here()) {
 inline int __syncthreads_and(int predicate, host_shim::Place place = host_shim::Place::here()) {
   const unsigned votes = host_shim::sync_block(predicate, "__syncthreads_and", place);
   return votes == blockDim.x * blockDim.y * blockDim.z;
+}
+
+inline int __all_sync(unsigned mask, int predicate, host_shim::Place place = host_shim::Place::here()) {
+  host_shim::exchange(mask, host_shim::to_slot(predicate), "__all_sync", place);
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (!host_shim::from_slot<int>(host_shim::given_by(lane))) return 0;
+  return 1;
 }
 
 inline void __syncwarp(host_shim::Place place = host_shim::Place::here()) { host_shim::sync_warp(place); }
@@ -198,8 +244,50 @@ inline unsigned load_relaxed(const unsigned* p, Place place = Place::here()) {
   return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+inline void store_release(unsigned* p, unsigned value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 inline void add_release(unsigned* p, unsigned value) { __atomic_fetch_add(p, value, __ATOMIC_RELEASE); }
 inline void store_relaxed(unsigned* p, unsigned value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
+
+// Word by word for ThreadSanitizer; nothing comes between the words.
+template <typename T>
+void store_message(T* p, const T& message, Place place = Place::here()) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  host_shim::require_aligned(p, 16, "store_message", place);
+  uint32_t words[4];
+  memcpy(words, &message, 16);
+  for (int i = 0; i < 4; ++i) __atomic_store_n(reinterpret_cast<uint32_t*>(p) + i, words[i], __ATOMIC_RELAXED);
+}
+
+template <typename T>
+T load_message(const T* p, Place place = Place::here()) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  host_shim::require_aligned(p, 16, "load_message", place);
+  host_shim::let_others_run("load_message", place);
+  uint32_t words[4];
+  for (int i = 0; i < 4; ++i) words[i] = __atomic_load_n(reinterpret_cast<const uint32_t*>(p) + i, __ATOMIC_RELAXED);
+  T message;
+  memcpy(&message, words, 16);
+  return message;
+}
+
+using SharedAddress = uintptr_t;
+
+inline SharedAddress shared_address(const void* shared) { return reinterpret_cast<SharedAddress>(shared); }
+
+template <typename T>
+T load_shared(SharedAddress address, Place place = Place::here()) {
+  static_assert(alignof(T) == sizeof(T) && (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16));
+  host_shim::require_aligned(reinterpret_cast<const T*>(address), sizeof(T), "load_shared", place);
+  return *reinterpret_cast<const T*>(address);
+}
+
+inline void barrier_arrive(unsigned barrier, unsigned threads, Place place = Place::here()) {
+  host_shim::use_named_barrier(barrier, threads, false, "barrier_arrive", place);
+}
+
+inline void barrier_sync(unsigned barrier, unsigned threads, Place place = Place::here()) {
+  host_shim::use_named_barrier(barrier, threads, true, "barrier_sync", place);
+}
 
 template <int bytes>
 void copy_async(void* shared, const void* global, Place place = Place::here()) {
@@ -222,8 +310,20 @@ inline void load_matrices(uint32_t (&registers)[4], const void* row, Place place
   host_shim::load_matrices(registers, row, place);
 }
 
-inline void load_matrices(uint32_t (&registers)[2], const void* row, Place place = Place::here()) {
-  host_shim::load_matrices(registers, row, place);
+template <int matrices>
+void load_matrices_transposed(uint32_t (&registers)[matrices], const void* row, Place place = Place::here()) {
+  host_shim::load_matrices_transposed(registers, row, place);
+}
+
+inline uint32_t transpose_matrix(uint32_t matrix, Place place = Place::here()) {
+  host_shim::exchange(~0u, host_shim::to_slot(matrix), "transpose_matrix", place);
+  uint32_t result = 0;
+  const unsigned row = host_shim::lane() / 4, column = 2 * (host_shim::lane() % 4);
+  for (unsigned i = 0; i < 2; ++i) {
+    const auto pair = host_shim::from_slot<uint32_t>(host_shim::given_by(4 * (column + i) + row / 2));
+    result |= (pair >> 16 * (row % 2) & 0xffffu) << 16 * i;
+  }
+  return result;
 }
 
 inline float widen(Half value) { return half_to_float(value); }
@@ -246,4 +346,18 @@ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     host_shim::multiply_matrices(sum, a, b, [](uint16_t bits) { return half_to_float({bits}); }, place);
 }
 
+// As far from tanh as the instruction may be, in a way that looks arbitrary and is the same for the same x.
+inline float approximate_tanh(float x) {
+  const auto hash = __builtin_bit_cast(uint32_t, x) * 2654435761u >> 8;
+  const double error = (hash / double{1 << 23} - 1) * 0.999 / 2048, y = std::tanh(double{x}) * (1 + error);
+  return static_cast<float>(y > 1 ? 1 : y < -1 ? -1 : y);
+}
+
+// The shim counts rounds in place of cycles.
+inline long long cycles() { return static_cast<long long>(host_shim::rounds()); }
+
+inline void finish(unsigned&) {}
+
 }  // namespace fused_rnn::cuda
+
+#include "host_sm90.h"

@@ -1,5 +1,6 @@
 // The same kernels for the GPU's compiler: every template once for each of its types.
 
+#include "cluster_kernels.h"
 #include "kernels.h"
 
 namespace fused_rnn::cuda {
@@ -12,5 +13,8 @@ template __global__ void exchange(const double*, double*);
 template __global__ void exchange(const Vector<BFloat16, 8>*, Vector<BFloat16, 8>*);
 template __global__ void convert(const float*, BFloat16*, float*, uint32_t*);
 template __global__ void convert(const float*, Half*, float*, uint32_t*);
+
+template __global__ void gather(Gathering<2>);
+template __global__ void gather(Gathering<4>);
 
 }  // namespace fused_rnn::cuda

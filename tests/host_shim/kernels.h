@@ -86,6 +86,41 @@ FUSED_RNN_KERNEL recur(Recurrence r) {
   }
 }
 
+// Warps but the first make numbers a step, which the first adds up: in two buffers that take turns, each with a barrier
+// that it is full and one that it is empty.
+struct HandOver {
+  int steps;
+  float* sums;  // [steps, 32]
+};
+
+FUSED_RNN_KERNEL hand_over(HandOver h) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  for (int t = 0; t < h.steps; ++t) {
+    float* const buffer = reinterpret_cast<float*>(shared) + t % 2 * blockDim.x;
+#ifdef FAULT_ONE_NAMED_BARRIER
+    const int full = 1, empty = 3;
+#else
+    const int full = 1 + t % 2, empty = 3 + t % 2;
+#endif
+    if (warp > 0) {
+      if (t >= 2) barrier_sync(empty, blockDim.x);
+      buffer[threadIdx.x] = static_cast<float>(t * 100 + warp * 10 + lane);
+      barrier_arrive(full, blockDim.x);
+      continue;
+    }
+#ifdef FAULT_NO_NAMED_WAIT
+    barrier_arrive(full, blockDim.x);
+#else
+    barrier_sync(full, blockDim.x);
+#endif
+    float sum = 0;
+    for (int w = 1; w < warps; ++w) sum += buffer[32 * w + 31 - lane];
+    h.sums[32 * t + lane] = sum;
+    if (t + 2 < h.steps) barrier_arrive(empty, blockDim.x);
+  }
+}
+
 // c[16, 8] = a[16, depth] bᵀ[depth, 8] by one warp, with tiles of shared memory padded against bank conflicts.
 template <typename S>
 struct Product {
@@ -122,12 +157,43 @@ FUSED_RNN_KERNEL __launch_bounds__(32) multiply(Product<S> p) {
   float sum[4] = {};
   FUSED_RNN_UNROLL
   for (int k = 0; k < p.depth; k += 16) {
-    uint32_t a[4], b[2];
+    uint32_t a[4], b[4];
     load_matrices(a, a_rows + lane % 16 * stride + k + lane / 16 * 8);
-    load_matrices(b, b_rows + lane % 8 * stride + k + lane / 8 % 2 * 8);
-    mma_m16n8k16<S>(sum, a, b);
+    load_matrices(b, b_rows + lane % 8 * stride + k + lane / 8 % 2 * 8);  // the last two are the first again
+    mma_m16n8k16<S>(sum, a, {b[0], b[1]});
   }
   for (int i = 0; i < 4; ++i) p.c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
+}
+
+// Four matrices of [8, 8] 16-bit elements on all ways to be transposed. in: [4, 32], out: [3, 4, 32], two elements
+// each.
+FUSED_RNN_KERNEL transpose(const uint32_t* in, uint32_t* out) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  const int lane = threadIdx.x;
+  for (int i = lane; i < 4 * 32; i += 32) reinterpret_cast<uint32_t*>(shared)[i] = in[i];
+  __syncwarp();
+  uint32_t loaded[4], transposed[4], first[1];
+  load_matrices(loaded, shared + 16 * lane);
+  load_matrices_transposed(transposed, shared + 16 * lane);
+  load_matrices_transposed(first, shared + 16 * lane);
+  for (int m = 0; m < 4; ++m) {
+    out[32 * m + lane] = transpose_matrix(loaded[m]);
+    out[32 * (4 + m) + lane] = transposed[m];
+    out[32 * (8 + m) + lane] = first[0];
+  }
+}
+
+FUSED_RNN_KERNEL approximate(const float* in, float* out) { out[threadIdx.x] = approximate_tanh(in[threadIdx.x]); }
+
+// out[3, 32]: as passed on in messages, as read from shared memory, and whether all numbers are positive.
+FUSED_RNN_KERNEL pass_on(const float* in, Vector<float, 4>* box, float* out) {
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  const float value = in[threadIdx.x];
+  reinterpret_cast<float*>(shared)[threadIdx.x] = value;
+  store_message(box + threadIdx.x, Vector<float, 4>{{value, value, value, value}});
+  out[threadIdx.x] = load_message(box + threadIdx.x).values[3];
+  out[32 + threadIdx.x] = load_shared<float>(shared_address(shared) + 4 * threadIdx.x);
+  out[64 + threadIdx.x] = static_cast<float>(__all_sync(~0u, value > 0));
 }
 
 // out[4, 32]: the sum over the warp, the value of lane 5, of the lane before and of the lane two after.
@@ -186,6 +252,19 @@ FUSED_RNN_KERNEL meet_apart() {
 FUSED_RNN_KERNEL spin(const unsigned* never) {
   while (load_acquire(never) == 0) {
   }
+}
+
+FUSED_RNN_KERNEL arrive_twice() {
+  barrier_arrive(1, 64);
+  barrier_arrive(1, 64);
+}
+
+FUSED_RNN_KERNEL expect_others() { barrier_arrive(1, threadIdx.x < 32 ? 64 : 32); }
+
+FUSED_RNN_KERNEL arrive_at_no_barrier() { barrier_arrive(16, 64); }
+
+FUSED_RNN_KERNEL arrive_and_leave() {
+  if (threadIdx.x < 32) barrier_arrive(1, 64);
 }
 
 FUSED_RNN_KERNEL load_misaligned(const float* p, float* out) {

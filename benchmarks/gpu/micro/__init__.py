@@ -1,27 +1,27 @@
-"""What meetings, messages, memory and arithmetic cost on a GPU: ``python -m benchmarks.gpu.micro``.
+"""What barriers, messages, memory and arithmetic cost on a GPU: ``python -m benchmarks.gpu.micro``.
 
-The kernels of whole sequences spend a step on three things: the product, the exchange of the state, and the meeting
+The kernels of whole sequences spend a step on three things: the product, the exchange of the state, and the barrier
 that orders it. Each number here decides a choice between ways to do one of them; ``MEASUREMENTS`` says which.
-``exchange.h`` runs on the host shim too, ``cluster.h`` and ``throughput.h`` only on a GPU, ``ptx.h`` holds all inline
-PTX, ``micro.cu`` is the program that launches and checks them, by means of ``harness.h``.
+``exchange.h`` and ``cluster.h`` run on the host shim too, ``throughput.h`` only on a GPU; ``micro.cu`` is the program
+that launches and checks them, by means of ``harness.h``.
 """
 
 # By name: what one value is, and what it is for in tuning.
 MEASUREMENTS = {
     "counter_barrier": (
-        "a meeting of all blocks at one counter, as the recurrent kernels have it, in µs",
+        "a barrier of all blocks at one counter, as the recurrent kernels have it, in µs",
         "the floor of a phase that spans several blocks, and how it grows with them: sets how many blocks a team takes",
     ),
     "flag_barrier": (
-        "a meeting where each block raises its own flag and polls all others, in µs",
+        "a barrier where each block raises its own flag and polls all others, in µs",
         "replaces the counter where it is faster: arrivals do not queue at one address, but there is more to poll",
     ),
     "grid_sync": (
-        "a meeting by cooperative groups, in µs",
+        "a barrier by cooperative groups, in µs",
         "what the counter must beat; a counter that loses to it is badly placed or badly polled",
     ),
     "cluster_barrier": (
-        "a meeting of a cluster in hardware that orders memory, in µs, of one cluster alone or everywhere at once",
+        "a barrier of a cluster in hardware that orders memory, in µs, of one cluster alone or everywhere at once",
         "the floor of a phase within a cluster: if it is far under the counter's, small teams belong in clusters",
     ),
     "cluster_barrier_relaxed": (
@@ -30,7 +30,7 @@ MEASUREMENTS = {
     ),
     "tagged_message": (
         "16 bytes that carry data and tag from one block to another through the second-level cache, one way, in µs",
-        "the floor of any exchange between clusters: tagged messages replace store, meeting and load where faster",
+        "the floor of any exchange between clusters: tagged messages replace store, barrier and load where faster",
     ),
     "flagged_message": (
         "the same as data, then a released flag, in µs",
@@ -46,12 +46,12 @@ MEASUREMENTS = {
         "whether states can be read where they were made, or must be copied before the product",
     ),
     "tile_exchange": (
-        "a state of so many bytes stored in shares, a meeting, and the whole of it loaded by every block, in µs",
+        "a state of so many bytes stored in shares, a barrier, and the whole of it loaded by every block, in µs",
         "a step without its product: sets the batch tile, and what is gained by exchanging 16-bit states",
     ),
     "cluster_exchange": (
         "a state of so many bytes pushed in shares into every block of a cluster, and read there, in µs",
-        "the same within a cluster and without a meeting: up to which state clusters beat the second-level cache",
+        "the same within a cluster and without a barrier: up to which state clusters beat the second-level cache",
     ),
     "shared_scan": (
         "bytes of shared memory that a multiprocessor reads in a clock",

@@ -1,26 +1,32 @@
-// How blocks meet and exchange data through the second-level cache. These kernels run on the host shim too
-// (tests/host_shim/exchanges.cpp), where ThreadSanitizer watches their order.
+// How blocks wait for each other and exchange data through the second-level cache. These kernels run on the host shim
+// too (tests/host_shim/exchanges.cpp), where ThreadSanitizer watches their order.
 //
 // Every kernel counts in `wrong` what it found to be other than it should be, and gives up where it waits in vain.
 #pragma once
 
 #include "../../../csrc/cells/math.h"
-#include "ptx.h"
+#include "../../../csrc/cuda/device.h"
 
 namespace fused_rnn::cuda {
+
+// Three words of data and the tag that says which message it is, in one access of 16 bytes.
+struct alignas(16) Message {
+  unsigned data[3];
+  unsigned tag;
+};
 
 #ifndef FUSED_RNN_THREADS
 #  define FUSED_RNN_THREADS 256
 #endif
 constexpr int threads = FUSED_RNN_THREADS;  // of a block, as in the recurrent kernels
 
-// The meeting of the recurrent kernels' blocks, at a counter that only grows: what any block stored before is visible
+// The barrier of the recurrent kernels' blocks, at a counter that only grows: what any block stored before is visible
 // to all afterwards. False if a block did not come in time.
-class CounterMeeting {
+class CounterBarrier {
  public:
-  FUSED_RNN_DEVICE CounterMeeting(unsigned* arrivals, unsigned* failed) : arrivals_(arrivals), failed_(failed) {}
+  FUSED_RNN_DEVICE CounterBarrier(unsigned* arrivals, unsigned* failed) : arrivals_(arrivals), failed_(failed) {}
 
-  FUSED_RNN_DEVICE bool meet() {
+  FUSED_RNN_DEVICE bool wait() {
     __syncthreads();
     bool arrived = true;
     target_ += gridDim.x;
@@ -47,9 +53,9 @@ FUSED_RNN_DEVICE Part part_of(int total, int block, int blocks) {
   return {first, first >= total ? 0 : total - first < each ? total - first : each};
 }
 
-// What meetings are measured with. In checked runs each block also passes a number on to the next, in two places that
-// take turns, and looks whether it came; the timed runs do nothing but meet.
-struct Meetings {
+// What barriers are measured with. In checked runs each block also passes a number on to the next, in two places that
+// take turns, and looks whether it came; the timed runs do nothing but wait.
+struct Barriers {
   int rounds;
   unsigned* arrivals;  // [1] counter, or [blocks] flags; zeros
   unsigned* passed;    // [2, blocks], or null where nothing is checked
@@ -57,29 +63,29 @@ struct Meetings {
   unsigned* wrong;     // zero
 };
 
-// f() meets all blocks; false if one did not come.
+// f() waits for all blocks; false if one did not come.
 template <typename F>
-FUSED_RNN_DEVICE void meet_often(const Meetings& q, const F& meet) {
+FUSED_RNN_DEVICE void wait_often(const Barriers& q, const F& wait) {
   const unsigned blocks = gridDim.x, next = (blockIdx.x + 1) % blocks;
   for (int round = 1; round <= q.rounds; ++round) {
     unsigned* const passed = q.passed ? q.passed + round % 2 * blocks : nullptr;
     // the last thread, because the first is the one that arrives
     if (passed && threadIdx.x == blockDim.x - 1) store_l2(passed + blockIdx.x, round * 7919u + blockIdx.x);
-    if (!meet(round)) return;
+    if (!wait(round)) return;
     if (passed && threadIdx.x == blockDim.x / 2 && load_l2(passed + next) != round * 7919u + next)
       atomicAdd(q.wrong, 1u);
   }
 }
 
-FUSED_RNN_KERNEL __launch_bounds__(threads, 1) meet_at_counter(const Meetings q) {
-  CounterMeeting team(q.arrivals, q.failed);
-  meet_often(q, [&](int) { return team.meet(); });
+FUSED_RNN_KERNEL __launch_bounds__(threads, 1) wait_at_counter(const Barriers q) {
+  CounterBarrier team(q.arrivals, q.failed);
+  wait_often(q, [&](int) { return team.wait(); });
 }
 
 // Every block raises a flag of its own, and its threads wait for one flag each: nothing is added up, so arrivals do not
 // queue at one address. At most as many blocks as a block has threads.
-FUSED_RNN_KERNEL __launch_bounds__(threads, 1) meet_at_flags(const Meetings q) {
-  meet_often(q, [&](int round) {
+FUSED_RNN_KERNEL __launch_bounds__(threads, 1) wait_at_flags(const Barriers q) {
+  wait_often(q, [&](int round) {
     __syncthreads();
     if (threadIdx.x == 0) store_release(q.arrivals + blockIdx.x, round);
     const bool arrived = threadIdx.x >= gridDim.x || wait_for(q.arrivals + threadIdx.x, round, q.failed);
@@ -143,7 +149,7 @@ FUSED_RNN_KERNEL exchange_flagged(const PingPong q) {
 }
 
 // The exchange of a state, as the recurrent kernels do it in every phase: each block stores its share of a tile, all
-// blocks of the team meet, each loads the whole tile. Two tiles take turns. The grid is one team.
+// blocks of the team wait for each other, each loads the whole tile. Two tiles take turns. The grid is one team.
 struct TileExchange {
   using Word = Vector<unsigned, 4>;
   int rounds;
@@ -175,14 +181,14 @@ inline unsigned expected_sum(int rounds, int words) {
 }
 
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_tile(const TileExchange q) {
-  CounterMeeting team(q.arrivals, q.failed);
+  CounterBarrier team(q.arrivals, q.failed);
   const Part own = part_of(q.words, blockIdx.x, gridDim.x);
   unsigned sum = 0;
   for (int round = 1; round <= q.rounds; ++round) {
     TileExchange::Word* const tile = q.tiles + round % 2 * q.words;
     for (int i = own.first + threadIdx.x; i < own.first + own.count; i += blockDim.x)
       store_l2(tile + i, tile_word(round, i));
-    if (!team.meet()) return;
+    if (!team.wait()) return;
     for (int i = threadIdx.x; i < q.words; i += blockDim.x) sum ^= joined(load_l2(tile + i));
   }
   q.sums[blockIdx.x * blockDim.x + threadIdx.x] = sum;

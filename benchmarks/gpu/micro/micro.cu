@@ -18,27 +18,27 @@ using namespace fused_rnn::cuda;
 
 namespace {
 
-// Meetings of blocks --------------------------------------------------------------------------------------------------
+// Barriers of blocks --------------------------------------------------------------------------------------------------
 
 // A barrier's counters; every launch starts from zeros.
-struct MeetingMemory {
-  explicit MeetingMemory(unsigned blocks) : arrivals(blocks), passed(2 * blocks), verdict(2) {}
+struct BarrierMemory {
+  explicit BarrierMemory(unsigned blocks) : arrivals(blocks), passed(2 * blocks), verdict(2) {}
 
-  Meetings start(int rounds, bool checked) {
+  Barriers start(int rounds, bool checked) {
     arrivals.clear();
     return {rounds, arrivals.data(), checked ? passed.data() : nullptr, verdict.data(), verdict.data() + 1};
   }
   void judge() {
     const auto seen = verdict.read();
     expect(seen[0] == 0, "a block did not come in time");
-    expect(seen[1] == 0, std::to_string(seen[1]) + " numbers passed on were not there after a meeting");
+    expect(seen[1] == 0, std::to_string(seen[1]) + " numbers passed on were not there after a barrier");
   }
 
   Array<unsigned> arrivals, passed, verdict;
 };
 
-std::vector<double> measure_meetings(void (*kernel)(Meetings), unsigned blocks) {
-  MeetingMemory memory(blocks);
+std::vector<double> measure_barrier(void (*kernel)(Barriers), unsigned blocks) {
+  BarrierMemory memory(blocks);
   launch_grid(kernel, blocks, threads, memory.start(2000, true));
   memory.judge();
   const auto values =
@@ -47,9 +47,9 @@ std::vector<double> measure_meetings(void (*kernel)(Meetings), unsigned blocks) 
   return values;
 }
 
-__global__ void __launch_bounds__(threads, 1) meet_in_group(const Meetings q) {
+__global__ void __launch_bounds__(threads, 1) wait_in_group(const Barriers q) {
   const auto grid = cooperative_groups::this_grid();
-  meet_often(q, [&](int) {
+  wait_often(q, [&](int) {
     grid.sync();
     return true;
   });
@@ -57,18 +57,18 @@ __global__ void __launch_bounds__(threads, 1) meet_in_group(const Meetings q) {
 
 void counter_barrier(const std::string& name) {
   for (const unsigned blocks : block_counts())
-    attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_meetings(meet_at_counter, blocks); });
+    attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_barrier(wait_at_counter, blocks); });
 }
 
 void flag_barrier(const std::string& name) {
   for (const unsigned blocks : block_counts())
     if (blocks <= threads)
-      attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_meetings(meet_at_flags, blocks); });
+      attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_barrier(wait_at_flags, blocks); });
 }
 
 void grid_sync(const std::string& name) {
   for (const unsigned blocks : block_counts())
-    attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_meetings(meet_in_group, blocks); });
+    attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_barrier(wait_in_group, blocks); });
 }
 
 // Messages through the second-level cache -----------------------------------------------------------------------------
@@ -131,14 +131,14 @@ void tile_exchange(const std::string& name) {
 
 // Clusters ------------------------------------------------------------------------------------------------------------
 
-std::vector<double> measure_cluster_meetings(bool relaxed, unsigned size, unsigned clusters) {
+std::vector<double> measure_cluster_barrier(bool relaxed, unsigned size, unsigned clusters) {
   Array<unsigned> wrong(1);
-  const auto kernel = relaxed ? meet_in_cluster<true> : meet_in_cluster<false>;
+  const auto kernel = relaxed ? wait_in_cluster<true> : wait_in_cluster<false>;
   const ClusterLaunch shape{size, clusters, threads, 2 * sizeof(unsigned)};
-  if (!relaxed) launch_clusters(kernel, shape, ClusterMeetings{2000, true, wrong.data()});
+  if (!relaxed) launch_clusters(kernel, shape, ClusterBarriers{2000, true, wrong.data()});
   const auto values = us_per_round(
-      5000, [&](int rounds) { launch_clusters(kernel, shape, ClusterMeetings{rounds, false, wrong.data()}); });
-  expect(wrong.read()[0] == 0, "numbers passed on were not there after a meeting");
+      5000, [&](int rounds) { launch_clusters(kernel, shape, ClusterBarriers{rounds, false, wrong.data()}); });
+  expect(wrong.read()[0] == 0, "numbers passed on were not there after a barrier");
   return values;
 }
 
@@ -151,7 +151,7 @@ void cluster_barrier(const std::string& name, bool relaxed) {
   for_cluster_sizes([&](unsigned size) {
     for (const bool everywhere : {false, true})
       attempt(name, {{"cluster", size}, {"everywhere", everywhere}}, "us",
-              [&] { return measure_cluster_meetings(relaxed, size, everywhere ? all / size : 1); });
+              [&] { return measure_cluster_barrier(relaxed, size, everywhere ? all / size : 1); });
   });
 }
 

@@ -11,13 +11,13 @@ UNITS = {"us": "µs"}
 # What a row says, whose measurements it shows, and by which of their settings: one entry each, in this order.
 ROWS = (
     (
-        "meeting of 2 / 8 / 16 / 128 blocks at a counter",
+        "barrier of 2 / 8 / 16 / 128 blocks at a counter",
         "counter_barrier",
         [{"blocks": blocks} for blocks in (2, 8, 16, 128)],
     ),
     ("the same by flags", "flag_barrier", [{"blocks": blocks} for blocks in (2, 8, 16, 128)]),
     ("the same by cooperative groups", "grid_sync", [{"blocks": blocks} for blocks in (2, 8, 16, 128)]),
-    ("meeting of a cluster of 16 in hardware", "cluster_barrier", [{"cluster": 16, "everywhere": 1}]),
+    ("barrier of a cluster of 16 in hardware", "cluster_barrier", [{"cluster": 16, "everywhere": 1}]),
     ("the same without ordering memory", "cluster_barrier_relaxed", [{"cluster": 16, "everywhere": 1}]),
     ("message through the second-level cache whose words are its flag", "tagged_message", [{"distance": 66}]),
     ("the same with a flag of its own", "flagged_message", [{"distance": 66}]),
@@ -58,7 +58,7 @@ def section(result: dict) -> str:
     )
     rows = [f"| {title} | {entry(result, name, settings)} |" for title, name, settings in ROWS]
     table = "\n".join(["| | |", "|---|---|", *rows])
-    return folded(f"What meetings, messages, memory and arithmetic cost on {device['device']}", intro, table)
+    return folded(f"What barriers, messages, memory and arithmetic cost on {device['device']}", intro, table)
 
 
 def entry(result: dict, name: str, settings: list[dict]) -> str:

@@ -2,7 +2,7 @@
 // nvcc alone. Each kernel writes the cycles of its first block and a number that tells whether the work was done.
 #pragma once
 
-#include "ptx.h"
+#include "../../../csrc/cuda/device.h"
 
 namespace fused_rnn::cuda {
 
@@ -34,14 +34,14 @@ constexpr int scan_batch = 4;  // loads of a thread that are under way at a time
 __global__ void scan_shared(const Work w) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
   for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 1;
-  const unsigned begin = shared_address(shared) + 16 * threadIdx.x, end = shared_address(shared) + w.bytes;
+  const SharedAddress begin = shared_address(shared) + 16 * threadIdx.x, end = shared_address(shared) + w.bytes;
   time_block(w, [&] {
     unsigned sum = 0;
     for (int i = 0; i < w.count; ++i) {
-      for (unsigned address = begin; address < end; address += 16 * scan_batch * blockDim.x) {
+      for (SharedAddress address = begin; address < end; address += 16 * scan_batch * blockDim.x) {
         uint4 words[scan_batch];
 #pragma unroll
-        for (int k = 0; k < scan_batch; ++k) words[k] = load_shared_words(address + 16 * k * blockDim.x);
+        for (int k = 0; k < scan_batch; ++k) words[k] = load_shared<uint4>(address + 16 * k * blockDim.x);
 #pragma unroll
         for (int k = 0; k < scan_batch; ++k) sum += words[k].x + words[k].y + words[k].z + words[k].w;
       }
@@ -111,14 +111,14 @@ template <int outputs>
 __global__ void multiply_add_shared(const Work w, float4 ones) {
   FUSED_RNN_DYNAMIC_SHARED(shared);  // [steps, quarters, 8 sequences]
   for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<float*>(shared)[i] = ones.x;
-  const unsigned states = shared_address(shared) + 32 * (threadIdx.x % 32 / 8);
+  const SharedAddress states = shared_address(shared) + 32 * (threadIdx.x % 32 / 8);
   const float weights[4] = {ones.x, ones.y, ones.z, ones.w};
   time_block(w, [&] {
     float sum[outputs][8] = {};
     for (int i = 0; i < w.count; ++i) {
 #pragma unroll 8
       for (int k = 0; k < product_steps; ++k) {
-        const uint4 low = load_shared_words(states + 128 * k), high = load_shared_words(states + 128 * k + 16);
+        const uint4 low = load_shared<uint4>(states + 128 * k), high = load_shared<uint4>(states + 128 * k + 16);
         const unsigned state[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int o = 0; o < outputs; ++o) {

@@ -1,0 +1,196 @@
+// What sm_90 adds to device.h, which includes this file: clusters of blocks, barriers that count bytes, stores into the
+// shared memory of another block, and matrices stored from registers.
+//
+// A kernel that uses any of it has its body in `#if FUSED_RNN_SM90`, so that it is empty where older architectures are
+// compiled for, and must not be launched there. The twins are in tests/host_shim/host_sm90.h.
+//
+// How blocks of a cluster hand data to each other: each block sets up its barriers with mbarrier_init, then all meet at
+// a cluster_barrier. For each phase a thread of the receiving block calls mbarrier_expect with the number of bytes,
+// others push, before that or after, and readers wait_for_phase. Pushes arrive in any order, and nothing but their
+// barrier tells when: a block must not end before it has waited for all that is pushed to it.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+
+#  if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#    define FUSED_RNN_SM90 1
+#  else
+#    define FUSED_RNN_SM90 0
+#  endif
+
+#  if FUSED_RNN_SM90
+
+namespace fused_rnn::cuda {
+
+// Clusters ----------------------------------------------------------------------------------------------------------
+
+FUSED_RNN_DEVICE unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+FUSED_RNN_DEVICE unsigned cluster_size() {
+  unsigned size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// The barrier of all threads of the cluster's blocks, in two halves. What a thread wrote before it arrived is visible
+// to all after they have waited, unless it arrived relaxed.
+FUSED_RNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+FUSED_RNN_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+FUSED_RNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Where an address of this block's shared memory stands in that of another block.
+FUSED_RNN_DEVICE SharedAddress address_in_block(SharedAddress address, unsigned rank) {
+  SharedAddress result;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(result) : "r"(address), "r"(rank));
+  return result;
+}
+
+// Load from the shared memory of any block of the cluster.
+FUSED_RNN_DEVICE uint32_t load_cluster(SharedAddress address) {
+  uint32_t value;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+// Barriers that count bytes -----------------------------------------------------------------------------------------
+
+// 8 bytes of this block's shared memory become a barrier of which a phase ends when so many arrivals and all bytes that
+// they announced have come. Other blocks may use it after a cluster_barrier.
+FUSED_RNN_DEVICE void mbarrier_init(SharedAddress barrier, unsigned arrivals = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(barrier),
+               "r"(arrivals)
+               : "memory");
+}
+
+// One arrival, which announces so many bytes; some or all of them may have come before.
+FUSED_RNN_DEVICE void mbarrier_expect(SharedAddress barrier, unsigned bytes) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(barrier),
+               "r"(bytes)
+               : "memory");
+}
+
+// Whether the phase of this parity, the present one or the one before, has ended. After it has, what other blocks
+// pushed in it may be read; without cluster_scope that is so on the chips there are, but not by the memory model.
+template <bool cluster_scope = true>
+FUSED_RNN_DEVICE bool mbarrier_ended(SharedAddress barrier, unsigned parity) {
+  unsigned ended;
+  if constexpr (cluster_scope)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  else
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  return ended;
+}
+
+// Store 8 or 16 bytes in the shared memory of a block of the cluster; when they are there they count for a barrier of
+// the same block. Both addresses come from address_in_block.
+template <typename T>
+FUSED_RNN_DEVICE void push(SharedAddress to, SharedAddress barrier, const T& value) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 8) {
+    const auto bits = __builtin_bit_cast(uint2, value);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+                 "r"(bits.x), "r"(bits.y), "r"(barrier)
+                 : "memory");
+  } else {
+    const auto bits = __builtin_bit_cast(uint4, value);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(barrier)
+                 : "memory");
+  }
+}
+
+// Matrices ----------------------------------------------------------------------------------------------------------
+
+// The opposites of load_matrices and load_matrices_transposed.
+template <int matrices>
+FUSED_RNN_DEVICE void store_matrices(void* row, const uint32_t (&registers)[matrices]) {
+  static_assert(matrices == 1 || matrices == 2 || matrices == 4);
+  const SharedAddress to = shared_address(row);
+  if constexpr (matrices == 1)
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(to), "r"(registers[0]) : "memory");
+  else if constexpr (matrices == 2)
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(registers[0]),
+                 "r"(registers[1])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(registers[0]),
+                 "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+}
+
+template <int matrices>
+FUSED_RNN_DEVICE void store_matrices_transposed(void* row, const uint32_t (&registers)[matrices]) {
+  static_assert(matrices == 1 || matrices == 2 || matrices == 4);
+  const SharedAddress to = shared_address(row);
+  if constexpr (matrices == 1)
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(registers[0]) : "memory");
+  else if constexpr (matrices == 2)
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(registers[0]),
+                 "r"(registers[1])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(registers[0]),
+                 "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+}
+
+}  // namespace fused_rnn::cuda
+
+#  endif
+#endif
+
+// How many cycles wait_for_phase looks before it gives up: about ten seconds.
+#ifndef FUSED_RNN_WAIT_CYCLES
+#  define FUSED_RNN_WAIT_CYCLES (1ll << 34)
+#endif
+
+#if FUSED_RNN_SM90
+
+namespace fused_rnn::cuda {
+
+FUSED_RNN_DEVICE void cluster_barrier() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+FUSED_RNN_DEVICE void cluster_barrier_relaxed() {
+  cluster_arrive_relaxed();
+  cluster_wait();
+}
+
+// Wait until the phase of this parity has ended. False if that takes too long; as wait_for, this ends all other waits
+// with *failed. By the clock, because a look may itself sleep.
+template <bool cluster_scope = true>
+FUSED_RNN_DEVICE bool wait_for_phase(SharedAddress barrier, unsigned parity, unsigned* failed) {
+  if (mbarrier_ended<cluster_scope>(barrier, parity)) return true;
+  const long long begin = cycles();
+  for (unsigned polls = 1; !mbarrier_ended<cluster_scope>(barrier, parity); ++polls) {
+    if (polls % 64 != 0) continue;
+    if (load_relaxed(failed)) return false;
+    if (cycles() - begin > FUSED_RNN_WAIT_CYCLES) {
+      store_relaxed(failed, 1);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace fused_rnn::cuda
+
+#endif

@@ -1,0 +1,115 @@
+// Fibers of the shim's runtime, and what the sanitizers are told of them: a part of host_shim.cpp.
+//
+// The sanitizers' hooks are weak, so that one object serves every kind of program; they tell ThreadSanitizer which
+// fiber runs and what orders memory, and AddressSanitizer which stack is in use.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstddef>
+#include <new>
+
+extern "C" {
+#define HOOK __attribute__((weak))
+HOOK void* __tsan_get_current_fiber();
+HOOK void* __tsan_create_fiber(unsigned flags);
+HOOK void __tsan_destroy_fiber(void*);
+HOOK void __tsan_switch_to_fiber(void*, unsigned flags);
+HOOK void __tsan_acquire(void*);
+HOOK void __tsan_release(void*);
+HOOK void __sanitizer_start_switch_fiber(void** save, const void* to_stack, size_t to_bytes);
+HOOK void __sanitizer_finish_switch_fiber(void* saved, const void** from_stack, size_t* from_bytes);
+#undef HOOK
+}
+
+namespace host_shim {
+namespace {
+
+constexpr size_t stack_bytes = 128 << 10, guard_bytes = 64 << 10;
+constexpr unsigned sync = 0, no_sync = 1;  // flags of __tsan_switch_to_fiber
+
+// Where a fiber, or the scheduler itself, goes on when it is resumed.
+struct Context {
+  ucontext_t machine{};
+  const void* stack = nullptr;
+  size_t bytes = 0;
+  void* tsan_fiber = nullptr;
+  void* asan_stack = nullptr;
+  bool finished = false;
+};
+
+Context scheduler;
+
+void acquire(void* order) {
+  if (__tsan_acquire) __tsan_acquire(order);
+}
+
+void release(void* order) {
+  if (__tsan_release) __tsan_release(order);
+}
+
+void switch_context(Context& from, Context& to) {
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // a turn orders nothing
+  if (__sanitizer_start_switch_fiber)
+    __sanitizer_start_switch_fiber(from.finished ? nullptr : &from.asan_stack, to.stack, to.bytes);
+  swapcontext(&from.machine, &to.machine);
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
+}
+
+// A fiber that begins with `main` when it is first resumed.
+void create_fiber(Context& context, void (*main)()) {
+  // The guard below the stack turns its overflow into a fault.
+  void* memory =
+      mmap(nullptr, guard_bytes + stack_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  void* stack = static_cast<char*>(memory) + guard_bytes;
+  mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE);
+  context.stack = stack;
+  context.bytes = stack_bytes;
+  getcontext(&context.machine);
+  context.machine.uc_stack.ss_sp = stack;
+  context.machine.uc_stack.ss_size = stack_bytes;
+  context.machine.uc_link = nullptr;
+  makecontext(&context.machine, main, 0);
+  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // comes after all that was done so far
+}
+
+void destroy_fiber(Context& context) {
+  if (__tsan_switch_to_fiber) {
+    // What follows the launch comes after all that the fiber did, even if it did not come to its end.
+    __tsan_switch_to_fiber(context.tsan_fiber, no_sync);
+    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
+    __tsan_destroy_fiber(context.tsan_fiber);
+  }
+  munmap(static_cast<char*>(const_cast<void*>(context.stack)) - guard_bytes, guard_bytes + stack_bytes);
+}
+
+// What ThreadSanitizer takes for a thread of its own: whoever carries a thread's stores to other blocks.
+class Carrier {
+ public:
+  Carrier() = default;
+  Carrier(const Carrier&) = delete;
+  ~Carrier() {
+    if (!fiber_) return;
+    __tsan_switch_to_fiber(fiber_, no_sync);
+    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);  // what follows the launch comes after what it did
+    __tsan_destroy_fiber(fiber_);
+  }
+
+  // Do f as the carrier, who then knows what was released to `before`; called by the scheduler.
+  template <typename F>
+  void run(void* before, const F& f) {
+    if (!fiber_ && __tsan_create_fiber) fiber_ = __tsan_create_fiber(0);
+    if (fiber_) __tsan_switch_to_fiber(fiber_, no_sync);
+    acquire(before);
+    f();
+    if (fiber_) __tsan_switch_to_fiber(scheduler.tsan_fiber, no_sync);
+  }
+
+ private:
+  void* fiber_ = nullptr;
+};
+
+}  // namespace
+}  // namespace host_shim
