@@ -2,8 +2,6 @@
 
 import contextlib
 import ctypes
-import math
-import os
 import re
 import shutil
 import subprocess
@@ -15,22 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.kernel import build, calls
+from benchmarks.gpu.kernel.calls import TYPES, Chip, Plan
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS, WEIGHTS
 
 from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
 
 HERE = Path(__file__).parent / "host_shim"
-COMPILER = os.environ.get("CXX", "g++")
-BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
+DIRECTIONS = list(calls.ARRAYS)
 RACES = ["-O1", "-g1"]  # a program for sanitizers in place of the library
-pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"no C++ compiler: {COMPILER}")
-
-
-class Chip(ctypes.Structure):
-    """What a plan must know of a device."""
-
-    _fields_ = (("multiprocessors", ctypes.c_int), ("shared_bytes", ctypes.c_int64))
+pytestmark = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
 
 
 @dataclass(frozen=True)
@@ -54,47 +47,10 @@ class Way:
             yield
 
 
-class Plan(ctypes.Structure):
-    """What a call's plan comes to, as in csrc/cuda/api.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "exchange", "teams")),
-        *((name, ctypes.c_int) for name in ("held", "resident", "streamed")),
-        ("shared_bytes", ctypes.c_int64),
-        ("workspace_bytes", ctypes.c_int64),
-        ("nanoseconds", ctypes.c_double),
-    )
-
-    def __repr__(self) -> str:
-        return str({name: getattr(self, name) for name, _ in self._fields_})
-
-
-LAYER = [("cell", ctypes.c_int), ("modulates", ctypes.c_int), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
-LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
-FORWARD = "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh output h_n c_n cells saved"
-BACKWARD = "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
-BACKWARD += "d_h_0 d_c_0 d d_input"
-CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]  # of both directions
-ONE_BLOCK, L2 = 1, 2  # of ExchangeId
-TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
-
-
-def structure(names: str) -> type[ctypes.Structure]:
-    fields = [(name, ctypes.c_void_p) for name in [*CONSTANTS, *names.split()]]
-    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *fields, ("gradient_clip", ctypes.c_double)]})
-
-
-CALLS = {"forward": structure(FORWARD), "backward": structure(BACKWARD)}
-
-
 def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
     """Build sequences.cpp with few threads and short chunks; the runtime goes without sanitizers."""
-    runtime, target = folder / "host_shim.o", folder / "sequences"
-    common = [COMPILER, "-std=c++17", "-fPIC", "-Wall", "-Werror"]
-    subprocess.run([*common, "-O2", "-c", sources / "host_shim.cpp", "-o", runtime], check=True)
-    small = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=64", "-DFUSED_RNN_WAIT_POLLS=20000"]
-    source = [f"-I{sources}", *small, *flags, sources / "sequences.cpp", runtime]
-    subprocess.run([*common, *source, "-o", target], check=True)
+    target = folder / "sequences"
+    build.compile_on_host(sources / "sequences.cpp", target, *flags, shim=sources)
     return target
 
 
@@ -111,16 +67,10 @@ def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProce
 def library(tmp_path_factory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("sequences")
     loaded = ctypes.CDLL(compile_sequences(folder, "-O1", "-shared"))
-    for direction in CALLS:
+    for direction in DIRECTIONS:
         for verb in ("run", "plan"):
             getattr(loaded, f"{verb}_{direction}_call").restype = ctypes.c_char_p
     return loaded
-
-
-def which(cell: str) -> dict[str, int]:
-    """The numbers of a base cell and of what is modulated in it."""
-    base = BASE_CELLS.index(cell.removeprefix("multiplicative_").removesuffix("_hidden"))
-    return {"cell": base, "modulates": [None, "input", "hidden"].index(CELLS[cell].modulates)}
 
 
 @dataclass
@@ -132,58 +82,24 @@ class HostKernels:
     seed: int = 0
     missing: int = 0
 
-    def forward(self, projected, input, h_0, c_0, *rest):
-        *weights, lengths, keep_h, keep_c, cell, reverse, save = rest
-        spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
-        state = (B, H) if spec.has_cell_state else (0,)
-        cells = (T, B, H) if spec.has_cell_state and save != "nothing" else (0,)
-        columns = spec.saved * H + (input.shape[2] if spec.multiplicative else 0)
-        saved = (T, B, columns) if save == "everything" else (0,)
-        # what the operator of csrc/cuda/ops.cpp leaves to chance must be written, and is NaN here
-        results = [self.unwritten(h_0, *shape) for shape in ((T, B, H), (B, H), state, cells, saved)]
-        results[4] = results[4] if lengths is None else results[4].zero_()
-        operands = [projected, input, h_0, c_0, *weights, *(t if t.numel() else None for t in results)]
-        self.launch("forward", FORWARD, operands, cell, reverse, (lengths, keep_h, keep_c), (T, B, H))
-        return tuple(results)
+    def forward(self, *operands):
+        return self.run(calls.forward(self.unwritten, *operands))
 
-    def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest):
-        *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip = rest
-        spec, (T, B, H) = CELLS[cell], output.shape
-        inputs = input.shape[2] if spec.multiplicative else 0
-        shapes = (B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)
-        results = [self.unwritten(h_0, *shape) for shape in shapes]
-        operands = [d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *weights, *results]
-        constants = lengths, keep_h, keep_c
-        self.launch("backward", BACKWARD, operands, cell, reverse, constants, (T, B, H), gradient_clip or math.inf)
-        return results[0], results[1] if spec.has_cell_state else h_0.new_empty(0), *results[2:]
+    def backward(self, *operands):
+        return self.run(calls.backward(self.unwritten, *operands))
 
     def unwritten(self, like: Tensor, *shape: int) -> Tensor:
         """Memory whose every value must become another: NaN, or a number where NaN is expected."""
         return torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype)
 
-    def launch(self, direction, names, operands, cell, reverse, constants, sizes, gradient_clip=math.inf) -> None:
-        """Run a kernel; fails if it does not come to its end, or if it should not and says nothing."""
-        timed_out = torch.zeros(1, dtype=torch.int32)
-        # contiguous, as the operator makes them, and alive until the kernel has run
-        lengths, *keep = constants
-        tensors = [None if t is None else t.contiguous() for t in (*operands, lengths, timed_out, *keep)]
-        names = [*names.split(), *CONSTANTS]
-        pointers = {name: None if t is None else t.data_ptr() for name, t in zip(names, tensors, strict=True)}
-        input = tensors[names.index("input")]
-        call = CALLS[direction](
-            **which(cell),
-            type=TYPES.index(tensors[names.index("h_0")].dtype),
-            reverse=reverse,
-            **dict(zip("TBH", sizes)),
-            I=1 if input is None else input.shape[2],
-            **pointers,
-            gradient_clip=gradient_clip,
-        )
-        run = getattr(self.library, f"run_{direction}_call")
+    def run(self, call: calls.Call) -> tuple[Tensor, ...]:
+        """The results; fails if the kernel does not come to its end, or if it should not and says nothing."""
+        run = getattr(self.library, f"run_{call.direction}_call")
         with self.way.enforced():
-            error = run(ctypes.byref(call), ctypes.byref(self.way.chip), self.seed, self.missing)
+            error = run(ctypes.byref(call.structure), ctypes.byref(self.way.chip), self.seed, self.missing)
         assert error == b"", error.decode()
-        assert timed_out.item() == (self.missing > 0)
+        assert call.timed_out == (self.missing > 0)
+        return call.results
 
 
 @torch.no_grad()
@@ -212,8 +128,7 @@ WAYS = {
 
 def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
     """How a call would be launched; RuntimeError if it cannot be."""
-    modulated = CELLS[cell].modulated_size(shape.I, shape.H)
-    call = CALLS[direction](**which(cell), type=TYPES.index(dtype), **{**vars(shape), "I": modulated or shape.I})
+    call = calls.sized(direction, cell, dtype, **vars(shape))
     plan = Plan()
     with way.enforced():
         error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
@@ -229,12 +144,12 @@ def compare(library, op: Operands, allowed: float, way: Way, seed: int = 0) -> N
     assert relative_error(values, exact) <= allowed
 
 
-@pytest.mark.parametrize("direction", CALLS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_plans(library, cell, direction):
     """The ways of WAYS are what they are meant to be, and a plan that is not forced takes the cheapest."""
     block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), way) for way in WAYS.values())
-    assert (block.sequences, block.teams, block.parts, block.exchange) == (8, 2, 1, ONE_BLOCK)
-    assert (team.sequences, team.teams, team.parts, team.streamed, team.exchange) == (8, 1, 3, 0, L2)
+    assert (block.sequences, block.teams, block.parts, block.exchange) == (8, 2, 1, "one_block")
+    assert (team.sequences, team.teams, team.parts, team.streamed, team.exchange) == (8, 1, 3, 0, "l2")
     assert (streamed.sequences, streamed.teams, streamed.parts) == (16, 1, 2)
     assert streamed.streamed or cell.startswith("rnn")
     free = Way(132, 232_448)
@@ -245,7 +160,7 @@ def test_plans(library, cell, direction):
 
 # multiprocessors and shared memory of an A100, an RTX 4090, an H100 or H200, and a B200
 @pytest.mark.parametrize("way", [Way(108, 166_912), Way(128, 101_376), Way(132, 232_448), Way(148, 232_448)], ids=str)
-@pytest.mark.parametrize("direction", CALLS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_plans_fit_the_chip(library, cell, direction, way):
     for B in (1, 7, 64, 500, 100_000):
         for H in (1, 33, 128, 1000, 2048, 8192):
@@ -260,7 +175,7 @@ def test_forced_plans(library, cell):
     for forced in ("sequences=24", "parts=4", "segments=2", "segments=3,parts=2", "parts=11,sequences=16,segments=9"):
         way = replace(free, forced=forced)
         compare(library, op, 1e-11, way)
-        for direction in CALLS:
+        for direction in DIRECTIONS:
             plan = plan_of(library, direction, cell, Shape(2, 19, 5, 70), way)
             for name, number in (item.split("=") for item in forced.split(",")):
                 assert getattr(plan, name) == int(number) or (name != "sequences" and getattr(plan, name) < int(number))
@@ -285,12 +200,12 @@ def test_every_exchange_gives_the_same_bits(library, cell, dtype):
     d_results = random_like(op.run("reference"))
     ways = [Way(16, 200_000, f"exchange={exchange},sequences=8,parts=1,segments=1") for exchange in ("one_block", "l2")]
     plans = [plan_of(library, "forward", cell, Shape(4, 11, 5, 40), way, dtype) for way in ways]
-    assert [plan.exchange for plan in plans] == [ONE_BLOCK, L2]
+    assert [plan.exchange for plan in plans] == ["one_block", "l2"]
     one_block, l2 = (run_kernels(op, d_results, HostKernels(library, way)) for way in ways)
     assert all(torch.equal(a, b) for a, b in zip(one_block, l2))
 
 
-@pytest.mark.parametrize("direction", CALLS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_forced_plans_that_do_not_fit(library, direction):
     for way, needed in (
         (Way(12, 60_000, "sequences=64,parts=1"), r"bytes of shared memory in each block, and this device has 60000"),
@@ -349,10 +264,10 @@ def test_a_block_that_does_not_come(library, cell):
 
 
 @pytest.mark.parametrize("size", "TBIH")
-@pytest.mark.parametrize("direction", CALLS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_sizes_beyond_32_bits_are_refused(library, direction, size):
     sizes = {"T": 1, "B": 1, "I": 1, "H": 1, size: 2**31}
-    call = CALLS[direction](**which("lstm"), type=0, **sizes)
+    call = calls.sized(direction, "lstm", torch.float32, **sizes)
     error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Chip(132, 232_448)), 0, 0)
     assert b"2147483648" in error
 
@@ -470,7 +385,7 @@ def test_seeded_races_are_reported(tmp_path, fault):
     assert ("NaN" if fault == "no-wait-for-copies" else "data race") in run.stderr
 
 
-@pytest.mark.parametrize("direction", CALLS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_nothing_is_spilled(dtype, direction):
     """By what the compiler said when the library was built: every kernel keeps its values in registers."""

@@ -33,12 +33,13 @@ H200 = cuda.Chip(132, 232_448)
 DIRECTIONS = ("forward", "backward")
 DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in cuda.DTYPES)
 SEQUENCES, PARTS = (8, 16, 32, 64), (1, 2, 4, 8, 16, 32, 64, 128)
+WITH_KERNELS = tuple(name for name in CELLS if CELLS[name].modulates is None or "rnn" not in name)
 STEPS, ROUNDS, CALLS = 512, 3, 3  # calls in a row, so that the host is not what is waited for
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One direction of a layer; I = H."""
+    """One direction of a layer."""
 
     cell: str
     dtype: str
@@ -46,9 +47,15 @@ class Layer:
     batch: int
     steps: int = STEPS
     direction: str = "forward"
+    input: int | None = None  # features; as many as units if left out
 
     def __str__(self) -> str:
-        return f"{self.cell} {self.dtype} H={self.hidden} B={self.batch} T={self.steps} {self.direction}"
+        features = "" if self.input is None else f" I={self.input}"
+        return f"{self.cell} {self.dtype} H={self.hidden}{features} B={self.batch} T={self.steps} {self.direction}"
+
+    @property
+    def features(self) -> int:
+        return self.input or self.hidden
 
     @property
     def cost(self) -> float:
@@ -57,7 +64,7 @@ class Layer:
 
     def plan(self, chip: cuda.Chip, forced: str = "") -> cuda.Plan:
         dtype = getattr(torch, self.dtype)
-        return cuda.plan(self.cell, dtype, self.batch, self.hidden, self.hidden, self.direction, chip, forced)
+        return cuda.plan(self.cell, dtype, self.batch, self.hidden, self.features, self.direction, chip, forced)
 
 
 # The layers that are tried, and what the estimates are held against beside the times of this command, to which they are
@@ -98,11 +105,16 @@ def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequen
     return [chosen, *sorted(found.values(), key=lambda plan: plan.nanoseconds)]
 
 
-@contextlib.contextmanager
-def forced(plan: cuda.Plan) -> Iterator[None]:
+def forced(plan: cuda.Plan) -> contextlib.AbstractContextManager[None]:
     """Calls inside run with this plan."""
+    return enforced(plan.forced)
+
+
+@contextlib.contextmanager
+def enforced(text: str) -> Iterator[None]:
+    """What runs inside finds this text in the environment, where a plan is forced."""
     before = os.environ.get(cuda.FORCED)
-    os.environ[cuda.FORCED] = plan.forced
+    os.environ[cuda.FORCED] = text
     try:
         yield
     finally:
@@ -125,16 +137,17 @@ class Operands:
             return (scale * values).to(getattr(torch, layer.dtype))
 
         rows, modulates_input = spec.gates * H, spec.modulates == "input"
-        self.input = random(T, B, H) if spec.multiplicative else None
+        modulated = spec.modulated_size(layer.features, H)
+        self.input = random(T, B, modulated) if modulated else None
         self.states = [random(B, H), random(B, H) if spec.has_cell_state else None]
         self.weights = [
-            random(rows, H, scale=H**-0.5) if modulates_input else None,
+            random(rows, modulated, scale=H**-0.5) if modulates_input else None,
             random(rows, H, scale=H**-0.5),
-            random(H, H, scale=H**-0.5) if spec.multiplicative else None,
+            random(modulated, H, scale=H**-0.5) if modulated else None,
         ]
-        self.projected = random(T, B, H if modulates_input else rows)
+        self.projected = random(T, B, modulated if modulates_input else rows)
         self.biases = [
-            random(H, scale=H**-0.5) if modulates_input else None,
+            random(modulated, scale=H**-0.5) if modulates_input else None,
             random(rows, scale=H**-0.5),
             random(rows, scale=H**-0.5) if spec.recurrent_bias else None,
         ]
@@ -220,8 +233,7 @@ def described(record: dict) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.gpu.plans", description=__doc__)
-    cells = [name for name in CELLS if CELLS[name].modulates is None or "rnn" not in name]
-    parser.add_argument("--cell", choices=cells, help="without it, all layers that the estimates are fitted to")
+    parser.add_argument("--cell", choices=WITH_KERNELS, help="without it, all layers that the estimates are fitted to")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--hidden", type=common.positive, default=512, metavar="H")
     parser.add_argument("--batch", type=common.positive, default=64, metavar="B")

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import common
+from benchmarks.gpu import toolkit
 from benchmarks.speed import ROOT
 
 from . import MEASUREMENTS
@@ -49,7 +49,7 @@ def build_command(target: Path, nvcc: str = "nvcc") -> list[str]:
 
 
 def build(target: Path) -> None:
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    nvcc = toolkit.nvcc()
     if not nvcc:
         raise common.InputError("there is no nvcc here: build with --build where there is one, and carry the program")
     with common.replacing(target) as partial_path:

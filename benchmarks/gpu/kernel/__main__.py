@@ -1,0 +1,272 @@
+"""``python -m benchmarks.gpu.kernel``: compile one kernel, check it, time it, and show what it consists of.
+
+Compiles one kernel of csrc/cuda (cell x dtype x direction x exchange) for one architecture, and prints its registers,
+spills and shared memory, the instructions of its time-step loop, and its plan. Then it holds the results against the
+reference in float64, at the sizes that are asked for, and times the kernel alone: the difference between --steps and
+half of them, so that launching it and packing its weights drop out. Without a GPU that the kernel was compiled for, it
+is not timed, and checked on the host shim of the tests, at small sizes. Every run is appended to a file of results.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from benchmarks.gpu import machine, plans
+from benchmarks.gpu.plans import H200, Layer
+from benchmarks.speed import ROOT
+from benchmarks.speed.clock import HostClock, clock_for, summary
+from fused_rnn import cuda
+
+from . import build, calls, sass
+from .check import Error, check
+
+EXCHANGES = ("l2",)  # how blocks hand states to each other
+DIVISION = ("sequences", "parts", "segments")
+ROUNDS, WARM_UP = 20, 3
+CHECKED_STEPS = 8
+ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # at most
+NO_DISASSEMBLER = "instructions are not counted: neither nvcc, PATH nor Triton has cuobjdump and nvdisasm"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = common.Parser(prog="python -m benchmarks.gpu.kernel", description=__doc__)
+    parser.add_argument("--cell", choices=plans.WITH_KERNELS, default="lstm")
+    parser.add_argument("--dtype", choices=plans.DTYPES, default="bfloat16")
+    parser.add_argument("--hidden", type=common.positive, default=512, metavar="H")
+    parser.add_argument("--batch", type=common.positive, default=64, metavar="B")
+    parser.add_argument("--input", type=common.positive, metavar="I", help="features; H if left out")
+    parser.add_argument("--direction", choices=plans.DIRECTIONS, default="forward")
+    parser.add_argument("--exchange", choices=EXCHANGES, default="l2", help="how blocks hand states to each other")
+    forced = f"forced as by {cuda.FORCED}; the planner's choice if left out"
+    parser.add_argument("--sequences", type=common.positive, metavar="N", help=f"of a tile, {forced}")
+    parser.add_argument("--parts", type=common.positive, metavar="N", help=f"blocks of a team, {forced}")
+    parser.add_argument("--segments", type=common.positive, metavar="N", help=f"of a state, {forced}")
+    parser.add_argument(
+        "--arch", type=architecture, help="compute capability as nvcc writes it; that of the GPU here, or else 90a"
+    )
+    parser.add_argument("--steps", type=steps, default=plans.STEPS, metavar="T", help="time steps, at least 2")
+    parser.add_argument("--out", type=Path, help="file of results to append to, in place of one in runs")
+    return parser.parse_args(arguments)
+
+
+def architecture(text: str) -> str:
+    """An argparse type: a compute capability such as 80 or 90a."""
+    if not re.fullmatch(r"\d{2,3}[af]?", text):
+        raise argparse.ArgumentTypeError(f"must be like 80, 90a or 100, got {text}")
+    return text
+
+
+def steps(text: str) -> int:
+    """An argparse type: time steps that can be halved."""
+    if (value := common.positive(text)) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, because half of them are timed as well, got {value}")
+    return value
+
+
+class Bench:
+    """One kernel, from its source to its record."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.layer = Layer(
+            *(options.cell, options.dtype, options.hidden, options.batch, options.steps, options.direction),
+            options.input,
+        )
+        self.dtype = getattr(torch, options.dtype)
+        self.arch = options.arch or own_architecture(device) or "90a"
+        self.obstacle = obstacle(device, self.arch)
+        self.device = torch.device("cpu") if self.obstacle else device
+        self.record = {**asdict(self.layer), "arch": self.arch, "exchange": options.exchange}
+
+    def run(self, folder: Path, clock: HostClock) -> None:
+        """Fill the record, and print a line or two for each of its parts."""
+        library = self.compile(folder / "kernel.so")
+        self.plan(library)
+        error = self.check(library, folder)
+        if error and error.wrong:
+            self.record["wrong"] = str(error)
+        elif not self.obstacle:
+            self.record |= measure(self.layer, library, clock)
+        else:
+            self.record["not_timed"] = self.obstacle
+        print(timing(self.record), flush=True)
+
+    def compile(self, target: Path) -> build.Library:
+        nvcc = build.find_nvcc(self.arch)
+        chosen = build.macros(self.layer.cell, self.layer.dtype, self.layer.direction)
+        begun = time.perf_counter()
+        report = build.compiled(build.nvcc_command(nvcc, self.arch, chosen), target)
+        seconds, version = time.perf_counter() - begun, build.version_of(nvcc)
+        print(
+            f"{self.layer}, sm_{self.arch}, exchange {self.record['exchange']}: {version}, {seconds:.1f} s", flush=True
+        )
+        found = build.resources(report, self.layer.direction)
+        self.record |= {"compiler": version, "compile_seconds": round(seconds, 1), **asdict(found)}
+        print(
+            f"registers: {found.registers} of a thread; {found.spill_stores} + {found.spill_loads} bytes spilled and "
+            f"loaded again, {found.stack} bytes of stack; {found.static_shared} bytes of static shared memory"
+        )
+        instructions = build.disassembled(target, nvcc, self.layer.direction)
+        self.record["step"] = None if instructions is None else counted(instructions)
+        print(NO_DISASSEMBLER if instructions is None else step_in_words(self.record["step"]), flush=True)
+        return build.Library(target, chip_of(self.device), self.device)
+
+    def plan(self, library: build.Library) -> None:
+        sizes = {"T": self.layer.steps, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
+        plan = library.plan(calls.sized(self.layer.direction, self.layer.cell, self.dtype, **sizes))
+        self.record["plan"] = asdict(plan)
+        print(f"plan: {plan}", flush=True)
+
+    def check(self, library: build.Library, folder: Path) -> Error | None:
+        """The error where the kernel could run, which is noted."""
+        sizes = {"T": CHECKED_STEPS, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
+        where = f"on {self.device}"
+        if self.obstacle:
+            if missing := build.host_obstacle():
+                self.record["not_checked"] = missing
+                print(f"check: not checked: {missing}")
+                return None
+            where, sizes = "on the host shim", {size: min(n, ON_HOST[size]) for size, n in sizes.items()}
+            library = self.host_library(folder / "host.so")
+        error = check(library, where, self.layer.cell, self.dtype, self.layer.direction, **sizes)
+        self.record["check"] = error.record()
+        print(f"check: {'WRONG ' if error.wrong else ''}{error}", flush=True)
+        return error
+
+    def host_library(self, target: Path) -> build.Library:
+        chosen = build.macros(self.layer.cell, self.layer.dtype, self.layer.direction)
+        build.compile_on_host(build.SOURCE, target, "-O1", "-shared", *chosen)
+        return build.Library(target, H200, torch.device("cpu"))
+
+
+def own_architecture(device: torch.device) -> str | None:
+    """What nvcc calls a GPU, with all that it can do."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}{minor}{'a' if major >= 9 else ''}"
+
+
+def obstacle(device: torch.device, arch: str) -> str | None:
+    """Why a kernel cannot be timed here, or None if it can."""
+    if device.type != "cuda":
+        return "there is no GPU"
+    own = own_architecture(device)
+    return None if own.rstrip("af") == arch.rstrip("af") else f"the GPU is sm_{own}, the kernel for sm_{arch}"
+
+
+def chip_of(device: torch.device) -> cuda.Chip:
+    """The GPU by which the kernel is planned; an H200 where there is none."""
+    if device.type != "cuda":
+        return H200
+    properties = torch.cuda.get_device_properties(device)
+    return cuda.Chip(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+def counted(instructions: list[sass.Instruction]) -> dict:
+    """The time-step loop, as the record has it."""
+    loop = sass.time_loop(instructions)
+    return {} if loop is None else {**asdict(sass.count(instructions, loop)), "address": loop.header}
+
+
+def step_in_words(step: dict) -> str:
+    if not step:
+        return "time-step loop: none was found in the machine code, so its instructions are not counted"
+    kinds = ", ".join(f"{number} {kind}" for kind, number in step["kinds"].items())
+    return (
+        f"time-step loop, at {step['address']:#x}: {step['instructions']} instructions, with those of {step['loops']} "
+        f"loops inside it once each, without {step['polls']} that poll\n  {kinds}"
+    )
+
+
+def timing(record: dict) -> str:
+    estimate = f"estimated {record['plan']['nanoseconds'] / 1000:.2f} µs per step"
+    if "us_per_step" in record:
+        return f"time: measured {record['us_per_step']:.2f} ± {record['spread_us']:.2f}, {estimate}"
+    return f"time: not timed: {record.get('not_timed', 'its results are wrong')}; {estimate}"
+
+
+def measure(layer: Layer, library: build.Library, clock: HostClock, rounds: int = ROUNDS) -> dict[str, float]:
+    """µs per step of the kernel alone, and the interquartile range: by calls of two lengths that take turns."""
+    lengths = (layer.steps, layer.steps // 2)
+    long, short = (library.prepared(prepare(replace(layer, steps=length), library.device)) for length in lengths)
+    found = []
+    for number in range(WARM_UP + rounds):
+        difference = clock.time(long).ms - clock.time(short).ms
+        if number >= WARM_UP:
+            found.append(1000 * difference / (lengths[0] - lengths[1]))
+    us = summary(found)
+    return {"us_per_step": us["median_ms"], "spread_us": us["spread_ms"]}
+
+
+def prepare(layer: Layer, device: torch.device) -> calls.Call:
+    """A call on random operands; those that backward has of the forward pass are random as well."""
+    generator = torch.Generator(device).manual_seed(1)
+
+    def random(like: Tensor, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=like.device).to(like.dtype)
+
+    kernels = cuda.Kernels(lambda *o: calls.forward(random, *o).results, lambda *o: calls.backward(random, *o))
+    operands = plans.Operands(layer, device, kernels)
+    if layer.direction == "backward":
+        return operands.backward()
+    operands.kernels = cuda.Kernels(lambda *o: calls.forward(random, *o), None)
+    return operands.forward()
+
+
+def forced_by(options: argparse.Namespace) -> str:
+    """The text that forces the plan: of the options, or where there is none what the environment has."""
+    given = [(name, getattr(options, name)) for name in DIVISION]
+    text = ",".join(f"{name}={number}" for name, number in given if number is not None)
+    return text or os.environ.get(cuda.FORCED, "")
+
+
+def appended(path: Path, run: dict) -> None:
+    """Write a file of results again, with one run more; InputError if it is no such file."""
+    runs = []
+    if path.exists():
+        try:
+            runs = json.loads(path.read_text())["kernels"]
+        except (ValueError, KeyError, TypeError):
+            raise common.InputError(
+                f"--out {path} is no file of this command's results, to which runs are appended"
+            ) from None
+    common.write_json(path, {"kernels": [*runs, run]})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock = clock_for(device)
+    run = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu.kernel", *(arguments or sys.argv[1:])]),
+        "hardware": machine.description(clock.device),
+        "digests": machine.digests(),
+    }
+    path = options.out or ROOT / "runs" / common.file_name("kernel", run["hardware"]["gpu"])
+    bench = Bench(options, clock.device)
+    with tempfile.TemporaryDirectory() as folder, plans.enforced(forced_by(options)):
+        try:
+            bench.run(Path(folder), clock)
+        except build.CompilerError as error:
+            sys.exit(f"{error}error: the kernel did not compile")
+    appended(path, run | bench.record)
+    print(f"appended to {path}")
+    if "wrong" in bench.record:
+        sys.exit(f"error: the kernel is wrong: {bench.record['wrong']}")
+
+
+if __name__ == "__main__":
+    common.run_command(main, interrupted="interrupted; nothing is written")

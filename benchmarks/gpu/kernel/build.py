@@ -1,0 +1,191 @@
+"""One kernel compiled and loaded: by nvcc for a GPU, or by a C++ compiler for the host shim of the tests."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from benchmarks.gpu import toolkit
+from benchmarks.speed import ROOT
+from fused_rnn import cuda
+from fused_rnn.cells import CELLS
+
+from . import calls, sass
+
+SOURCE = Path(__file__).with_name("kernel.cu")
+SHIM = ROOT / "tests" / "host_shim"
+CPP_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Half"}
+# --exclude-libs: the runtime's functions must not be mixed with those of the one that torch brings
+NVCCFLAGS = ["-std=c++17", "-O3", "-Xcompiler=-Wall,-fPIC", "-Xlinker=--exclude-libs,ALL", "--resource-usage"]
+HOSTFLAGS = ["-std=c++17", "-fPIC", "-Wall", "-Werror"]
+SMALL = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=64", "-DFUSED_RNN_WAIT_POLLS=20000"]
+
+
+class CompilerError(Exception):
+    """The kernel did not compile; the message is what the compiler said."""
+
+
+def macros(cell: str, dtype: str, direction: str) -> list[str]:
+    """What chooses the kernel in kernel.cu."""
+    base = calls.base_of(cell)
+    rnn = base.startswith("rnn_")
+    name = f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
+    chosen = {
+        "CELL": name,
+        "MODULATES": CELLS[cell].modulates or "nothing",
+        "TYPE": CPP_TYPES[dtype],
+        "FORWARD": int(direction == "forward"),
+    }
+    return [f"-DKERNEL_{macro}={value}" for macro, value in chosen.items()]
+
+
+def compiled(command: Sequence[str | Path], target: Path) -> str:
+    """Run a compiler with ``-o target``, which is there only if all went well; returns what it said."""
+    with common.replacing(target) as partial_path:
+        done = subprocess.run(
+            [*command, "-o", partial_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise CompilerError(done.stdout)
+    return done.stdout
+
+
+# For a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the kernel takes, by the compiler's report: registers of a thread, bytes of a thread and of a block."""
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    stack: int
+    static_shared: int
+
+
+def find_nvcc(arch: str) -> str:
+    """An nvcc that knows the architecture; InputError where there is none."""
+    nvcc = toolkit.nvcc()
+    if not nvcc:
+        raise common.InputError(
+            "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda to compile the kernel with"
+        )
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
+    if f"compute_{arch.rstrip('af')}" not in known:
+        listed = ", ".join(name.removeprefix("compute_") for name in known)
+        raise common.InputError(f"--arch {arch} is unknown to {nvcc}, which knows {listed or 'none'}")
+    return nvcc
+
+
+def nvcc_command(nvcc: str, arch: str, chosen: list[str]) -> list[str]:
+    return [nvcc, *NVCCFLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", *chosen, "-shared", str(SOURCE)]
+
+
+def version_of(nvcc: str) -> str:
+    """As in 'nvcc 13.0, V13.0.88'."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\S+, \S+)", said)
+    return f"nvcc {found[1]}" if found else said.strip()
+
+
+def resources(report: str, direction: str) -> Resources:
+    """Of the kernel of this direction, from what ptxas reports with --resource-usage."""
+    about = next(part for part in report.split("Compiling entry function")[1:] if f"run_{direction}" in part)
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, about)
+        return int(found[1]) if found else 0
+
+    return Resources(
+        number(r"Used (\d+) registers"),
+        number(r"(\d+) bytes spill stores"),
+        number(r"(\d+) bytes spill loads"),
+        number(r"(\d+) bytes stack frame"),
+        number(r"(\d+) bytes smem"),
+    )
+
+
+def disassembled(library: Path, nvcc: str, direction: str) -> list[sass.Instruction] | None:
+    """The kernel's instructions; None where there is no disassembler."""
+    program = toolkit.cuobjdump(nvcc)
+    if not program:
+        return None
+    path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # where it finds nvdisasm
+    run = subprocess.run(
+        [program, "-sass", library], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+    )
+    return next(code for name, code in sass.parse(run.stdout).items() if f"run_{direction}" in name)
+
+
+# For the host shim --------------------------------------------------------------------------------------------------
+
+
+def host_compiler() -> str:
+    return os.environ.get("CXX") or "g++"
+
+
+def host_obstacle() -> str | None:
+    """Why kernels cannot run on the host shim here, or None if they can."""
+    if not SHIM.is_dir():
+        return f"the host shim is not in {SHIM}"
+    return None if shutil.which(host_compiler()) else f"there is no C++ compiler {host_compiler()}"
+
+
+def compile_on_host(source: Path, target: Path, *flags: str, shim: Path = SHIM) -> None:
+    """Compile kernels for the host shim, with few threads and short chunks; its runtime goes without ``flags``."""
+    command, runtime = [host_compiler(), *HOSTFLAGS], target.with_name("host_shim.o")
+    compiled([*command, "-O2", "-c", shim / "host_shim.cpp"], runtime)
+    compiled([*command, f"-I{shim}", *SMALL, *flags, "-x", "c++", source, "-x", "none", runtime], target)
+
+
+# Loaded -------------------------------------------------------------------------------------------------------------
+
+
+class Library:
+    """A compiled kernel, and the device that it is planned for."""
+
+    def __init__(self, path: Path, chip: cuda.Chip, device: torch.device) -> None:
+        self._library = ctypes.CDLL(str(path))
+        for function in (self._library.plan_call, self._library.run_call):
+            function.restype = ctypes.c_char_p
+        self._chip, self.device = calls.Chip(chip.multiprocessors, chip.shared_bytes), device
+
+    def plan(self, structure: ctypes.Structure) -> cuda.Plan:
+        """How a call divides its work; InputError if it cannot run."""
+        plan = calls.Plan()
+        refused = self._library.plan_call(*map(ctypes.byref, (structure, self._chip, plan)))
+        if refused:
+            raise common.InputError(refused.decode().removeprefix("fused_rnn: "))
+        return cuda.Plan(**plan.values)
+
+    def prepared(self, call: calls.Call) -> Callable[[], None]:
+        """A function that queues the call, in a workspace of its own; RuntimeError from it if the launch fails."""
+        bytes_ = self.plan(call.structure).workspace_bytes
+        workspace = torch.full((bytes_ + 256,), 0xFF, dtype=torch.uint8, device=self.device)  # nobody promises zeros
+        aligned = ctypes.c_void_p(-(-workspace.data_ptr() // 256) * 256)
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
+
+        def queue(workspace: Tensor = workspace) -> None:
+            error = self._library.run_call(
+                ctypes.byref(call.structure), ctypes.byref(self._chip), aligned, ctypes.c_void_p(stream)
+            )
+            if error:
+                raise RuntimeError(error.decode())
+
+        return queue
+
+    def run(self, call: calls.Call) -> tuple[Tensor, ...]:
+        """Its results; RuntimeError if it fails or a block waits in vain."""
+        self.prepared(call)()
+        if call.timed_out:
+            raise RuntimeError("a block of the kernel waited in vain for another")
+        return call.results

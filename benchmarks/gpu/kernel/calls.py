@@ -1,0 +1,158 @@
+"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``cuda.Kernels`` fill them.
+
+Whoever loads a library with these calls in C (``build`` here, and the tests of the kernels on the host shim) takes the
+structures from here, so that a change of api.h has one place in Python.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from fused_rnn import cuda
+from fused_rnn.cells import CELLS
+
+BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
+EXCHANGES = ["", "one_block", "l2"]  # in the order of ExchangeId
+MODULATES = [None, "input", "hidden"]  # in the order of Modulates
+
+
+class Chip(ctypes.Structure):
+    """What a plan must know of a device."""
+
+    _fields_ = (("multiprocessors", ctypes.c_int), ("shared_bytes", ctypes.c_int64))
+
+
+class Plan(ctypes.Structure):
+    """What a call's plan comes to; its fields are those of ``fused_rnn.cuda.Plan``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "exchange_id")),
+        *((name, ctypes.c_int) for name in ("teams", "held", "resident", "streamed")),
+        ("shared_bytes", ctypes.c_int64),
+        ("workspace_bytes", ctypes.c_int64),
+        ("nanoseconds", ctypes.c_double),
+    )
+
+    @property
+    def exchange(self) -> str:
+        return EXCHANGES[self.exchange_id]
+
+    @property
+    def values(self) -> dict[str, float | str]:
+        return {field.name: getattr(self, field.name) for field in fields(cuda.Plan)}
+
+    def __repr__(self) -> str:
+        return str(self.values)
+
+
+LAYER = [("cell", ctypes.c_int), ("modulates", ctypes.c_int), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
+LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
+CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]  # of both directions
+ARRAYS = {
+    "forward": "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh "
+    "output h_n c_n cells saved",
+    "backward": "d_output d_h_n d_c_n d_cells output cells saved input h_0 c_0 weight_ih weight_hh weight_mhh "
+    "d_h_0 d_c_0 d d_input",
+}
+
+
+def structure(arrays: str) -> type[ctypes.Structure]:
+    pointers = [(name, ctypes.c_void_p) for name in [*CONSTANTS, *arrays.split()]]
+    return type("Call", (ctypes.Structure,), {"_fields_": [*LAYER, *pointers, ("gradient_clip", ctypes.c_double)]})
+
+
+STRUCTURES = {direction: structure(arrays) for direction, arrays in ARRAYS.items()}
+
+
+def base_of(cell: str) -> str:
+    """The base cell, without what the multiplicative modifier adds."""
+    return cell.removeprefix("multiplicative_").removesuffix("_hidden")
+
+
+def which(cell: str) -> dict[str, int]:
+    """The numbers of a base cell and of what is modulated in it."""
+    return {"cell": BASE_CELLS.index(base_of(cell)), "modulates": MODULATES.index(CELLS[cell].modulates)}
+
+
+def sized(direction: str, cell: str, dtype: torch.dtype, T: int, B: int, I: int, H: int) -> ctypes.Structure:
+    """A call with its sizes and without its arrays, as it is planned."""
+    modulated = CELLS[cell].modulated_size(I, H)
+    return STRUCTURES[direction](**which(cell), type=TYPES.index(dtype), T=T, B=B, I=modulated or I, H=H)
+
+
+@dataclass
+class Call:
+    """A call with its arrays, which live as long as it does: contiguous, as the operators of csrc/cuda make them."""
+
+    direction: str
+    structure: ctypes.Structure
+    arrays: dict[str, Tensor]
+    results: tuple[Tensor, ...]  # as the operators return them
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether a block timed out; waits for the device."""
+        return bool(self.arrays["timed_out"].item())
+
+
+New = Callable[..., Tensor]  # memory for a result, of a tensor whose dtype and device it has, and its shape
+
+
+def forward(new: New, projected, input, h_0, c_0, *rest) -> Call:
+    """The operands of ``cuda.Kernels.forward`` as a call, with results in memory that is as ``new`` makes it."""
+    *weights, lengths, keep_h, keep_c, cell, reverse, save = rest
+    spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
+    state = (B, H) if spec.has_cell_state else (0,)
+    cells = (T, B, H) if spec.has_cell_state and save != "nothing" else (0,)
+    columns = spec.saved * H + (input.shape[2] if spec.multiplicative else 0)
+    saved = (T, B, columns) if save == "everything" else (0,)
+    results = [new(h_0, *shape) for shape in ((T, B, H), (B, H), state, cells, saved)]
+    # past the ends of sequences nothing is written, and the operator of csrc/cuda/ops.cpp has zeros there, too
+    results[4] = results[4] if lengths is None else results[4].zero_()
+    operands = [projected, input, h_0, c_0, *weights, *(t if t.numel() else None for t in results)]
+    return _call("forward", operands, (lengths, keep_h, keep_c), cell, reverse, (T, B, H), results)
+
+
+def backward(new: New, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest) -> Call:
+    """The operands of ``cuda.Kernels.backward``, likewise."""
+    *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip = rest
+    spec, (T, B, H) = CELLS[cell], output.shape
+    inputs = input.shape[2] if spec.multiplicative else 0
+    shapes = (B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)
+    results = [new(h_0, *shape) for shape in shapes]
+    operands = [d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *weights, *results]
+    returned = (results[0], results[1] if spec.has_cell_state else h_0.new_empty(0), *results[2:])
+    constants = (lengths, keep_h, keep_c)
+    return _call("backward", operands, constants, cell, reverse, (T, B, H), returned, gradient_clip or math.inf)
+
+
+def _call(
+    direction: str,
+    operands: Sequence[Tensor | None],
+    constants: Sequence[Tensor | None],
+    cell: str,
+    reverse: bool,
+    sizes: tuple[int, int, int],
+    results: Sequence[Tensor],
+    gradient_clip: float = math.inf,
+) -> Call:
+    lengths, *keep = constants
+    timed_out = torch.zeros(1, dtype=torch.int32, device=results[0].device)
+    names = [*ARRAYS[direction].split(), *CONSTANTS]
+    tensors = zip(names, (*operands, lengths, timed_out, *keep), strict=True)
+    arrays = {name: tensor.contiguous() for name, tensor in tensors if tensor is not None}
+    filled = STRUCTURES[direction](
+        **which(cell),
+        type=TYPES.index(results[0].dtype),
+        reverse=reverse,
+        **dict(zip("TBH", sizes)),
+        I=arrays["input"].shape[2] if "input" in arrays else 1,
+        **{name: tensor.data_ptr() for name, tensor in arrays.items()},
+        gradient_clip=gradient_clip,
+    )
+    return Call(direction, filled, arrays, tuple(results))

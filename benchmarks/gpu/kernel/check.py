@@ -1,0 +1,135 @@
+"""Whether a kernel computes what the reference does in float64, judged by the error of the reference in its dtype."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from fused_rnn import cuda, ops
+from fused_rnn.cells import CELLS, WEIGHTS
+
+from . import calls
+from .build import Library
+
+STATES = ("h_0", "c_0")
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of the result that goes furthest towards what is allowed, or beyond; relative errors in the Euclidean norm."""
+
+    where: str
+    T: int
+    B: int
+    I: int
+    H: int
+    result: str
+    relative: float
+    reference: float  # of the reference in the kernel's dtype
+    allowed: float
+
+    @property
+    def wrong(self) -> bool:
+        return not self.relative <= self.allowed  # so that a NaN is wrong
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} with T={self.T} B={self.B} I={self.I} H={self.H}: {self.result} is off by "
+            f"{self.relative:.1e} of its norm, where the reference in that dtype is off by {self.reference:.1e} and "
+            f"{self.allowed:.1e} is allowed"
+        )
+
+    record = asdict
+
+
+def check(library: Library, where: str, cell: str, dtype: torch.dtype, direction: str, **sizes: int) -> Error:
+    """The worst error of the kernel at these sizes: of results, or of gradients where it is the backward kernel."""
+    tensors = random_operands(cell, dtype, library.device, **sizes)
+    exact, d_results = by_reference(cell, tensors, torch.float64)
+    plain, _ = by_reference(cell, tensors, dtype)
+    own = forward(library, cell, tensors) if direction == "forward" else backward(library, cell, tensors, d_results)
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    least = 32 * torch.finfo(computed).eps  # sums are in another order than the reference's
+    errors = []
+    for name, values in own.items():
+        reference = relative_error(plain[name], exact[name])
+        worst = Error(
+            where,
+            *(sizes[size] for size in "TBIH"),
+            name,
+            relative_error(values, exact[name]),
+            reference,
+            max(2 * reference, least),
+        )
+        errors.append(worst)
+    return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
+
+
+def random_operands(
+    cell: str, dtype: torch.dtype, device: torch.device, T: int, B: int, I: int, H: int
+) -> dict[str, Tensor]:
+    """Input, states and weights by name, in the dtype; weights are scaled by the root of what they sum over."""
+    spec, generator = CELLS[cell], torch.Generator().manual_seed(0)
+    shapes = {"input": (T, B, I), **dict.fromkeys(STATES[: 1 + spec.has_cell_state], (B, H))}
+    shapes |= {name: spec.weight_shape(name, I, H) for name in spec.weights}
+    tensors = {}
+    for name, shape in shapes.items():
+        scale = shape[-1] ** -0.5 if name.startswith("weight") else 1.0
+        tensors[name] = (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+    return tensors
+
+
+def by_reference(cell: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Results, and gradients named after their operands, of random gradients of the results; these as well."""
+    t = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in tensors.items()}
+    state = (t["h_0"], t["c_0"]) if "c_0" in t else t["h_0"]
+    weights = {name: t[name] for name in t if name in WEIGHTS}
+    output, last = ops.run(cell, t["input"], state, weights, backend="reference")
+    results = [output, *(last if isinstance(last, tuple) else (last,))]
+    generator = torch.Generator().manual_seed(1)
+    kernel_dtype = tensors["input"].dtype  # in which the gradients are numbers, too
+    d_results = [torch.randn(r.shape, generator=generator).to(r.device, kernel_dtype) for r in results]
+    gradients = torch.autograd.grad(results, list(t.values()), [d.to(dtype) for d in d_results])
+    found = dict(zip(("output", "h_n", "c_n"), results)) | {f"gradient of {n}": g for n, g in zip(t, gradients)}
+    return {name: tensor.detach() for name, tensor in found.items()}, d_results
+
+
+def operands(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
+    """As the operators of a layer take them."""
+    named = [tensors.get(name) for name in ("input", *STATES, *WEIGHTS)]
+    return [None if t is None else t.to(device, dtype) for t in named] + [None] * 3
+
+
+def unwritten(like: Tensor, *shape: int) -> Tensor:
+    """Memory whose every value must become another."""
+    return like.new_full(shape, torch.nan)
+
+
+@torch.no_grad()
+def forward(library: Library, cell: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Results by the forward kernel."""
+    kernels = cuda.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None)
+    given = operands(tensors, tensors["input"].dtype, library.device)
+    results = cuda.forward(*given, cell, False, 0.0, "everything", kernels=kernels)
+    return {name: result for name, result in zip(("output", "h_n", "c_n"), results) if result.numel()}
+
+
+@torch.no_grad()
+def backward(library: Library, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Gradients by the backward kernel, of a forward pass on the CPU in float64."""
+    dtype = tensors["input"].dtype
+    in_full = operands(tensors, torch.float64, torch.device("cpu"))
+    output, _, _, *saved = torch.ops.fused_rnn.forward(*in_full, cell, False, 0.0, "everything")
+    kept = [tensor.to(library.device, dtype) for tensor in (output, *saved)]
+    kernels = cuda.Kernels(None, lambda *o: library.run(calls.backward(unwritten, *o)))
+    given = operands(tensors, dtype, library.device)
+    gradients = cuda.backward(
+        *(*d_results, None, None)[:3], None, *kept, *given, cell, False, 0.0, True, True, kernels=kernels
+    )
+    names = ("input", *STATES, *WEIGHTS)
+    return {f"gradient of {name}": gradient for name, gradient in zip(names, gradients) if name in tensors}
+
+
+def relative_error(values: Tensor, exact: Tensor) -> float:
+    return ((values.double() - exact).norm() / exact.norm()).item()

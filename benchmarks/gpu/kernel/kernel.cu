@@ -1,0 +1,77 @@
+// One kernel of csrc/cuda behind a C interface, for benchmarks.gpu.kernel. Macros choose it: KERNEL_CELL, KERNEL_TYPE
+// (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). nvcc makes a library of it that runs on a GPU;
+// any other compiler, with tests/host_shim on its include path, one that runs on the CPU.
+
+#include <exception>
+#include <string>
+
+#ifdef __CUDACC__
+#  include "../../../csrc/cuda/launch.h"
+#else
+#  include "../../../csrc/cuda/dispatch.h"
+#endif
+
+namespace fused_rnn::cuda {
+namespace {
+
+#ifdef __CUDACC__
+using Launcher = StreamLauncher;
+#else
+struct Launcher {
+  template <typename P>
+  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes&, const P& operands,
+                     void*) const {
+    const host_shim::Launch shape{
+        {static_cast<unsigned>(blocks)}, {threads}, static_cast<size_t>(shared_bytes), 0, uint64_t{1} << 24};
+    host_shim::launch(shape, kernel, operands);
+    return "";
+  }
+};
+#endif
+
+#if KERNEL_FORWARD
+using Call = ForwardCall;
+#else
+using Call = BackwardCall;
+#endif
+
+// By the division that the environment forces.
+Prepared prepared(const Call& call, const Chip& chip) {
+  return prepare_for<KERNEL_CELL, Modulates::KERNEL_MODULATES, KERNEL_TYPE, KERNEL_EXCHANGE>(
+      call, chip, forced_division(), Launcher());
+}
+
+// An empty string or what went wrong in f, until the next call.
+template <typename F>
+const char* message_of(const F& f) {
+  static std::string message;
+  try {
+    message = f();
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}
+
+}  // namespace
+}  // namespace fused_rnn::cuda
+
+using namespace fused_rnn::cuda;
+
+extern "C" {
+
+// Fill in the plan of a call, or return why it cannot run.
+const char* plan_call(const Call* call, const Chip* chip, Plan* plan) {
+  return message_of([&] {
+    const Prepared ready = prepared(*call, *chip);
+    *plan = ready.plan;
+    return ready.refusal;
+  });
+}
+
+// Queue a call that has a plan on a stream, in a workspace of the plan's size, aligned to 256 bytes.
+const char* run_call(const Call* call, const Chip* chip, void* workspace, void* stream) {
+  return message_of([&] { return prepared(*call, *chip).run(workspace, stream); });
+}
+
+}  // extern "C"

@@ -1,0 +1,211 @@
+"""The machine code of a kernel: instructions, loops, and what a time step consists of.
+
+``parse`` reads what ``cuobjdump -sass`` or ``nvdisasm`` print. ``loops`` finds loops in the graph of jumps, where
+a loop is a set of instructions each of which leads back to each other; taking away the jumps back to its first
+instructions leaves the loops inside it. So code that the compiler moved behind the jump back still belongs to its loop.
+
+A time step multiplies, waits for other threads and puts out results: ``time_loop`` is the innermost loop that does all
+three. Loops around it run tiles of sequences; a loop inside it brings no results (the product and its segments) or
+waits for nobody (what is done unit by unit). Counts are of the code, each instruction of the loop once, however often
+loops inside it run; loops that only poll are left out.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+# By kind, in the order in which they are shown: how the opcodes begin.
+KINDS = {
+    "mma": r"[HDIQ]G?MMA\b",
+    "multiply-add": r"(FFMA|DFMA)",
+    "ldmatrix": r"LDSM\b",
+    "LDS": r"LDS\b",
+    "STS": r"(STS|STSM)\b",
+    "LDG": r"LDG?\b",
+    "STG": r"(STG?|STAS)\b",
+    "cp.async": r"(LDGSTS|UBLKCP)\b",
+    "atomic": r"(RED|ATOM)",
+    "BAR": r"BAR\b",
+    "mbarrier": r"SYNCS\b",
+    "MUFU": r"MUFU\b",
+    "S2R": r"S2U?R\b",
+    "local memory": r"(LDL|STL)\b",
+    "integer division": r"I2F(\.U32|\.U64|\.S64)?\.RP\b",
+    "call": r"CALL\b",
+    "jump": r"(BRA|BRX|JMP|JMX)\b",
+}
+PRODUCTS = ("mma", "multiply-add")
+STOPS = ("EXIT", "RET", "BRX", "JMX", "KILL")  # what comes next is not the instruction that follows
+# An instruction as both programs print it; a label of nvdisasm; the name of a function, as either has it.
+LINE = re.compile(
+    r"^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[T\d]+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);"
+    r"|^(?P<label>\.L_\w+):|^\s*Function\s*:\s*(?P<function>\S+)|^\.text\.(?P<section>\S+):",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    opcode: str  # with its modifiers
+    operands: str
+    conditional: bool  # has a predicate
+    target: int | None = None  # where a jump leads
+
+    @property
+    def kind(self) -> str | None:
+        return next((kind for kind, pattern in KINDS.items() if re.match(pattern, self.opcode)), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for other threads, or reads what they change: a barrier, or a load that is never cached."""
+        return self.kind in ("BAR", "mbarrier") or (self.kind == "LDG" and "STRONG" in self.opcode)
+
+
+@dataclass(frozen=True)
+class Loop:
+    header: int  # address of its first instruction
+    body: frozenset[int]  # addresses, those of loops inside it included
+    inner: tuple["Loop", ...] = ()
+
+    def __iter__(self) -> Iterator["Loop"]:
+        """This loop, then all those inside it."""
+        yield self
+        for loop in self.inner:
+            yield from loop
+
+
+@dataclass
+class Count:
+    """What a loop consists of."""
+
+    instructions: int
+    kinds: dict[str, int]
+    loops: int  # inside it
+    polls: int = field(default=0)  # loops inside it that are left out
+
+
+def parse(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of each function, in the order of their addresses."""
+    found: dict[str, list[re.Match]] = {}
+    labels: dict[str, dict[str, int]] = {}
+    function, waiting = "", []
+    for line in LINE.finditer(text):
+        if line["function"] or line["section"]:
+            function = line["function"] or line["section"]
+            found[function], labels[function] = [], {}
+        elif line["label"]:
+            waiting.append(line["label"])
+        else:
+            address = int(line["address"], 16)
+            labels.setdefault(function, {}).update(dict.fromkeys(waiting, address))
+            waiting = []
+            found.setdefault(function, []).append(line)
+    return {name: [_instruction(line, labels[name]) for line in lines] for name, lines in found.items()}
+
+
+def _instruction(line: re.Match, labels: dict[str, int]) -> Instruction:
+    opcode, operands, target = line["opcode"], line["operands"].strip(), None
+    if opcode.startswith(("BRA", "JMP")):
+        last = operands.rsplit(",", 1)[-1].split()[-1].strip("`()")
+        target = labels[last] if last in labels else int(last, 16)
+    conditional = line["predicate"] not in (None, "PT", "UPT")
+    # a condition may also stand before the target: BRA P0, 0x100; BRA.U UP0, 0x100; BRA.DIV UR4, 0x100
+    return Instruction(int(line["address"], 16), opcode, operands, conditional or "," in operands, target)
+
+
+def successors(instructions: list[Instruction]) -> dict[int, list[int]]:
+    """What can come after each instruction; calls come back, and what they call leads nowhere."""
+    following: dict[int, list[int]] = {}
+    for instruction, after in zip(instructions, [*instructions[1:], None]):
+        leaves = instruction.target is not None or instruction.opcode.split(".")[0] in STOPS
+        following[instruction.address] = [] if instruction.target is None else [instruction.target]
+        if after and (instruction.conditional or not leaves):
+            following[instruction.address].append(after.address)
+    return following
+
+
+def loops(instructions: list[Instruction]) -> tuple[Loop, ...]:
+    """The outermost loops, with those inside them."""
+    following = successors(instructions)
+    return _loops(set(following), following) if following else ()
+
+
+def _loops(nodes: set[int], following: dict[int, list[int]]) -> tuple[Loop, ...]:
+    found = []
+    for component in _components(nodes, following):
+        if len(component) == 1 and not component & set(following[min(component)]):
+            continue
+        entered = {to for node in nodes - component for to in following[node] if to in component}
+        headers = entered or {min(component)}
+        without_return = {node: [to for to in following[node] if to not in headers] for node in component}
+        found.append(Loop(min(headers), frozenset(component), _loops(component, without_return)))
+    return tuple(sorted(found, key=lambda loop: loop.header))
+
+
+def _components(nodes: Collection[int], following: dict[int, list[int]]) -> list[set[int]]:
+    """The strongly connected components (Tarjan 1972), without recursion, because code is long."""
+    number: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    stack: list[int] = []
+    found: list[set[int]] = []
+    on_stack: set[int] = set()
+    for start in nodes:
+        path = [(start, iter(following[start]))] if start not in number else []
+        while path:
+            node, rest = path[-1]
+            if node not in number:
+                number[node] = lowest[node] = len(number)
+                stack.append(node)
+                on_stack.add(node)
+            after = next((to for to in rest if to in following and (to not in number or to in on_stack)), None)
+            if after is None:
+                path.pop()
+                if path:
+                    lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[node])
+                if lowest[node] == number[node]:
+                    cut = stack.index(node)
+                    found.append(set(stack[cut:]))
+                    on_stack -= found[-1]
+                    del stack[cut:]
+            elif after not in number:
+                path.append((after, iter(following[after])))
+            else:
+                lowest[node] = min(lowest[node], number[after])
+    return found
+
+
+def time_loop(instructions: list[Instruction]) -> Loop | None:
+    """The loop over time steps, as this module's head defines it; of several, the one with most products."""
+    kinds = {instruction.address: instruction.kind for instruction in instructions}
+    waits = {instruction.address for instruction in instructions if instruction.waits}
+    product = next((kind for kind in PRODUCTS if kind in kinds.values()), None)
+
+    def products(loop: Loop) -> int:
+        return sum(kinds[address] == product for address in loop.body)
+
+    def is_step(loop: Loop) -> bool:
+        return products(loop) > 0 and bool(waits & loop.body) and any(kinds[a] == "STG" for a in loop.body)
+
+    steps = [loop for outer in loops(instructions) for loop in outer if is_step(loop)]
+    innermost = [loop for loop in steps if not any(is_step(inner) for inner in loop.inner)]
+    return max(innermost, key=products, default=None)
+
+
+def count(instructions: list[Instruction], loop: Loop) -> Count:
+    """The instructions of a loop by kind, without the loops in it that only poll."""
+    at = {instruction.address: instruction for instruction in instructions}
+    inside = [each for each in loop if each is not loop]
+    polling = [each for each in inside if _polls([at[address] for address in each.body])]
+    left_out = {address for each in polling for address in each.body}
+    counted = [at[address] for address in loop.body - left_out]
+    kinds = Counter(instruction.kind for instruction in counted)
+    shown = {kind: kinds[kind] for kind in KINDS if kinds[kind]}
+    return Count(len(counted), shown, len(inside) - len(polling), len(polling))
+
+
+def _polls(body: list[Instruction]) -> bool:
+    """Whether a loop only looks at what other threads change, until it has changed."""
+    looks = {"LDG", "mbarrier", "jump", "S2R", None}
+    return any(each.waits for each in body) and all(each.kind in looks for each in body)
