@@ -266,8 +266,8 @@ def test_a_block_that_does_not_come(library, cell):
 @pytest.mark.parametrize("size", "TBIH")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_sizes_beyond_32_bits_are_refused(library, direction, size):
-    sizes = {"T": 1, "B": 1, "I": 1, "H": 1, size: 2**31}
-    call = calls.sized(direction, "lstm", torch.float32, **sizes)
+    call = calls.sized(direction, "lstm", torch.float32, T=1, B=1, I=1, H=1)
+    setattr(call, size, 2**31)
     error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Chip(132, 232_448)), 0, 0)
     assert b"2147483648" in error
 

@@ -3,5 +3,5 @@
 ``points`` says what is measured and in which order, ``candidates`` what is timed at a point, ``measure`` times it and
 reads its memory, ``machine`` describes the device. How a cell is run and checked, the clocks and the ceilings are those
 of ``benchmarks.speed``. ``report`` makes the tables of README.md, ``micro`` measures what the kernels are tuned by,
-``run_all.sh`` runs it all, by ``kit``.
+``kernel`` shows one of them alone, ``run_all.sh`` runs it all, by ``kit``.
 """

@@ -30,7 +30,7 @@ from benchmarks.speed.clock import HostClock, clock_for, summary
 from fused_rnn import cuda
 
 from . import build, calls, sass
-from .check import Error, check
+from .check import check
 
 EXCHANGES = ("l2",)  # how blocks hand states to each other
 DIVISION = ("sequences", "parts", "segments")
@@ -93,13 +93,14 @@ class Bench:
         """Fill the record, and print a line or two for each of its parts."""
         library = self.compile(folder / "kernel.so")
         self.plan(library)
-        error = self.check(library, folder)
-        if error and error.wrong:
-            self.record["wrong"] = str(error)
-        elif not self.obstacle:
-            self.record |= measure(self.layer, library, clock)
-        else:
-            self.record["not_timed"] = self.obstacle
+        try:
+            self.check(library, folder)
+            if self.obstacle:
+                self.record["not_timed"] = self.obstacle
+            elif "failed" not in self.record:
+                self.record |= measure(self.layer, library, clock)
+        except RuntimeError as error:  # a launch or a wait
+            self.record["failed"] = str(error).splitlines()[0]
         print(timing(self.record), flush=True)
 
     def compile(self, target: Path) -> build.Library:
@@ -128,21 +129,22 @@ class Bench:
         self.record["plan"] = asdict(plan)
         print(f"plan: {plan}", flush=True)
 
-    def check(self, library: build.Library, folder: Path) -> Error | None:
-        """The error where the kernel could run, which is noted."""
+    def check(self, library: build.Library, folder: Path) -> None:
+        """Run the kernel where it can be run, and note its error."""
         sizes = {"T": CHECKED_STEPS, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
         where = f"on {self.device}"
         if self.obstacle:
             if missing := build.host_obstacle():
                 self.record["not_checked"] = missing
                 print(f"check: not checked: {missing}")
-                return None
+                return
             where, sizes = "on the host shim", {size: min(n, ON_HOST[size]) for size, n in sizes.items()}
             library = self.host_library(folder / "host.so")
         error = check(library, where, self.layer.cell, self.dtype, self.layer.direction, **sizes)
         self.record["check"] = error.record()
-        print(f"check: {'WRONG ' if error.wrong else ''}{error}", flush=True)
-        return error
+        print(f"check: {error}", flush=True)
+        if error.wrong:
+            self.record["failed"] = f"its results are wrong: {error}"
 
     def host_library(self, target: Path) -> build.Library:
         chosen = build.macros(self.layer.cell, self.layer.dtype, self.layer.direction)
@@ -194,35 +196,44 @@ def timing(record: dict) -> str:
     estimate = f"estimated {record['plan']['nanoseconds'] / 1000:.2f} µs per step"
     if "us_per_step" in record:
         return f"time: measured {record['us_per_step']:.2f} ± {record['spread_us']:.2f}, {estimate}"
-    return f"time: not timed: {record.get('not_timed', 'its results are wrong')}; {estimate}"
+    return f"time: not timed: {record.get('not_timed', 'it failed')}; {estimate}"
 
 
 def measure(layer: Layer, library: build.Library, clock: HostClock, rounds: int = ROUNDS) -> dict[str, float]:
     """µs per step of the kernel alone, and the interquartile range: by calls of two lengths that take turns."""
-    lengths = (layer.steps, layer.steps // 2)
-    long, short = (library.prepared(prepare(replace(layer, steps=length), library.device)) for length in lengths)
+    lengths = layer.steps, layer.steps // 2
+    both = [prepare(replace(layer, steps=length), library.device) for length in lengths]
+    long, short = map(library.prepared, both)
     found = []
     for number in range(WARM_UP + rounds):
         difference = clock.time(long).ms - clock.time(short).ms
         if number >= WARM_UP:
             found.append(1000 * difference / (lengths[0] - lengths[1]))
+    for call in both:
+        build.check_waits(call)
     us = summary(found)
     return {"us_per_step": us["median_ms"], "spread_us": us["spread_ms"]}
 
 
 def prepare(layer: Layer, device: torch.device) -> calls.Call:
-    """A call on random operands; those that backward has of the forward pass are random as well."""
+    """A call on random operands, with random numbers for what backward reads of the forward pass."""
     generator = torch.Generator(device).manual_seed(1)
 
     def random(like: Tensor, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=like.device).to(like.dtype)
 
-    kernels = cuda.Kernels(lambda *o: calls.forward(random, *o).results, lambda *o: calls.backward(random, *o))
-    operands = plans.Operands(layer, device, kernels)
-    if layer.direction == "backward":
-        return operands.backward()
-    operands.kernels = cuda.Kernels(lambda *o: calls.forward(random, *o), None)
-    return operands.forward()
+    made = {}
+
+    def forward(*operands: Tensor | None) -> tuple[Tensor, ...]:
+        made["forward"] = calls.forward(random, *operands)
+        return made["forward"].results
+
+    def backward(*operands: Tensor | None) -> tuple[Tensor, ...]:
+        made["backward"] = calls.backward(random, *operands)
+        return made["backward"].results
+
+    plans.Operands(layer, device, cuda.Kernels(forward, backward)).run()
+    return made[layer.direction]
 
 
 def forced_by(options: argparse.Namespace) -> str:
@@ -232,17 +243,15 @@ def forced_by(options: argparse.Namespace) -> str:
     return text or os.environ.get(cuda.FORCED, "")
 
 
-def appended(path: Path, run: dict) -> None:
-    """Write a file of results again, with one run more; InputError if it is no such file."""
-    runs = []
-    if path.exists():
-        try:
-            runs = json.loads(path.read_text())["kernels"]
-        except (ValueError, KeyError, TypeError):
-            raise common.InputError(
-                f"--out {path} is no file of this command's results, to which runs are appended"
-            ) from None
-    common.write_json(path, {"kernels": [*runs, run]})
+def runs_in(path: Path) -> list[dict]:
+    """The runs in a file of results, none if there is no file; InputError if it is another file."""
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text())["kernels"])
+    except (ValueError, KeyError, TypeError):
+        refused = f"--out {path} is no file of this command's results, to which runs are appended"
+        raise common.InputError(refused) from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -256,16 +265,17 @@ def main(arguments: list[str] | None = None) -> None:
         "digests": machine.digests(),
     }
     path = options.out or ROOT / "runs" / common.file_name("kernel", run["hardware"]["gpu"])
+    earlier = runs_in(path)
     bench = Bench(options, clock.device)
     with tempfile.TemporaryDirectory() as folder, plans.enforced(forced_by(options)):
         try:
             bench.run(Path(folder), clock)
         except build.CompilerError as error:
             sys.exit(f"{error}error: the kernel did not compile")
-    appended(path, run | bench.record)
+    common.write_json(path, {"kernels": [*earlier, run | bench.record]})
     print(f"appended to {path}")
-    if "wrong" in bench.record:
-        sys.exit(f"error: the kernel is wrong: {bench.record['wrong']}")
+    if "failed" in bench.record:
+        sys.exit(f"error: the kernel failed: {bench.record['failed']}")
 
 
 if __name__ == "__main__":

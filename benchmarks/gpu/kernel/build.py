@@ -169,14 +169,16 @@ class Library:
 
     def prepared(self, call: calls.Call) -> Callable[[], None]:
         """A function that queues the call, in a workspace of its own; RuntimeError from it if the launch fails."""
-        bytes_ = self.plan(call.structure).workspace_bytes
-        workspace = torch.full((bytes_ + 256,), 0xFF, dtype=torch.uint8, device=self.device)  # nobody promises zeros
-        aligned = ctypes.c_void_p(-(-workspace.data_ptr() // 256) * 256)
+        size = self.plan(call.structure).workspace_bytes
+        memory = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=self.device)  # nobody promises zeros
+        workspace = memory[-memory.data_ptr() % 256 :]
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
 
-        def queue(workspace: Tensor = workspace) -> None:
+        def queue() -> None:
             error = self._library.run_call(
-                ctypes.byref(call.structure), ctypes.byref(self._chip), aligned, ctypes.c_void_p(stream)
+                *map(ctypes.byref, (call.structure, self._chip)),
+                ctypes.c_void_p(workspace.data_ptr()),
+                ctypes.c_void_p(stream),
             )
             if error:
                 raise RuntimeError(error.decode())
@@ -186,6 +188,11 @@ class Library:
     def run(self, call: calls.Call) -> tuple[Tensor, ...]:
         """Its results; RuntimeError if it fails or a block waits in vain."""
         self.prepared(call)()
-        if call.timed_out:
-            raise RuntimeError("a block of the kernel waited in vain for another")
+        check_waits(call)
         return call.results
+
+
+def check_waits(call: calls.Call) -> None:
+    """Wait for the device; RuntimeError if a block of the call waited in vain."""
+    if call.timed_out:
+        raise RuntimeError("a block of the kernel waited in vain for another")

@@ -80,9 +80,9 @@ def which(cell: str) -> dict[str, int]:
 
 
 def sized(direction: str, cell: str, dtype: torch.dtype, T: int, B: int, I: int, H: int) -> ctypes.Structure:
-    """A call with its sizes and without its arrays, as it is planned."""
-    modulated = CELLS[cell].modulated_size(I, H)
-    return STRUCTURES[direction](**which(cell), type=TYPES.index(dtype), T=T, B=B, I=modulated or I, H=H)
+    """A call with its sizes and without its arrays, as it is planned; what is not modulated counts as one feature."""
+    modulated = CELLS[cell].modulated_size(I, H) or 1
+    return STRUCTURES[direction](**which(cell), type=TYPES.index(dtype), T=T, B=B, I=modulated, H=H)
 
 
 @dataclass

@@ -1,0 +1,465 @@
+"""The bench of one kernel without a GPU: what it compiles, reads out of the machine code, checks and writes."""
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import common
+from benchmarks.gpu import machine, plans, toolkit
+from benchmarks.gpu.kernel import __main__ as kernel
+from benchmarks.gpu.kernel import build, calls, sass
+from benchmarks.gpu.kernel.check import check
+from benchmarks.gpu.plans import H200, Layer
+from benchmarks.speed.clock import HostClock, Reading
+from fused_rnn import cuda
+from fused_rnn.cells import CELLS
+
+from .conftest import find_nvcc
+
+SIZES = ["--hidden", "40", "--batch", "9", "--input", "5", "--steps", "6"]
+needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_and_nothing_forced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv(cuda.FORCED, raising=False)
+
+
+# Machine code -----------------------------------------------------------------------------------------------
+
+# a loop over tiles around a loop over steps: products in a loop of their own, a barrier, a loop that polls, results
+# unit by unit, and code that was moved behind the jump back
+STEPS_OF_CUOBJDUMP = """
+\t\tFunction : run
+\t.headerflags\t@"EF_CUDA_SM90"
+        /*0000*/                   S2R R1, SR_TID.X ;                  /* 0x0000000000017919 */
+                                                                       /* 0x000e220000002100 */
+        /*0010*/                   MOV R2, RZ ;                        /* 0x0000000000027202 */
+        /*0020*/              @!P0 BRA 0x130 ;                         /* 0x0000000000008947 */
+        /*0030*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0040*/               @P1 BRA 0x30 ;
+        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0060*/                   LDG.E.STRONG.GPU R3, desc[UR4][R2.64] ;
+        /*0070*/                   ISETP.GE.U32.AND P2, PT, R3, R5, PT ;
+        /*0080*/              @!P2 BRA 0x60 ;
+        /*0090*/                   FFMA R9, R9, R9, R9 ;
+        /*00a0*/                   STG.E.U16.STRONG.GPU desc[UR4][R2.64], R9 ;
+        /*00b0*/               @P3 BRA 0x90 ;
+        /*00c0*/               @P4 BRA 0x110 ;
+        /*00d0*/              @!P5 BRA 0x20 ;
+        /*00e0*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*00f0*/                   BRA.U UP0, 0x10 ;
+        /*0100*/                   EXIT ;
+        /*0110*/                   MUFU.EX2 R4, R4 ;
+        /*0120*/                   BRA 0xd0 ;
+        /*0130*/                   I2F.U32.RP R4, R4 ;
+        /*0140*/                   CALL.REL.NOINC 0x160 ;
+        /*0150*/                   BRA 0xd0 ;
+        /*0160*/                   RET.REL.NODEC R4 0x0 ;
+        /*0170*/                   BRA 0x170;
+"""
+LOOPS_OF_NVDISASM = """
+\t.section\t.text.add,"ax",@progbits
+.text.add:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDS R2, [R1] ;
+.L_x_0:
+        /*0020*/                   DFMA R4, R2, R2, R4 ;
+        /*0030*/               @P0 BRA `(.L_x_0) ;
+        /*0040*/                   STL [R1], R4 ;
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+        /*0060*/                   EXIT ;
+.L_x_2:
+        /*0070*/                   BRA `(.L_x_2) ;
+"""
+
+
+def nested(loops) -> list:
+    return [(loop.header, nested(loop.inner)) for loop in loops]
+
+
+def test_instructions_and_jumps_are_read():
+    (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
+    assert [each.address for each in code] == list(range(0, 0x180, 0x10))
+    product = code[3]
+    assert (product.opcode, product.operands) == ("HMMA.16816.F32.BF16", "R8, R4, R6, R8")
+    following = sass.successors(code)
+    assert following[0x20] == [0x130, 0x30]
+    assert following[0xF0] == [0x10, 0x100]  # a condition among the operands
+    assert (following[0x100], following[0x120], following[0x140]) == ([], [0xD0], [0x150])
+    assert sass.parse("") == {}
+
+
+def test_labels_are_read():
+    found = sass.parse(LOOPS_OF_NVDISASM)
+    assert list(found) == ["add"]
+    assert [each.target for each in found["add"] if each.target is not None] == [0x20, 0x10, 0x70]
+
+
+def test_loops_are_found():
+    (steps,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
+    found = sass.loops(steps)
+    assert nested(found) == [(0x10, [(0x20, [(0x30, []), (0x60, []), (0x90, [])])]), (0x170, [])]
+    assert found[0].inner[0].body == {*range(0x20, 0xE0, 0x10), *range(0x110, 0x160, 0x10)}
+    assert nested(sass.loops(sass.parse(LOOPS_OF_NVDISASM)["add"])) == [(0x10, [(0x20, [])]), (0x70, [])]
+    assert sass.loops([]) == ()
+
+
+def test_a_loop_that_is_entered_in_two_places_is_one_loop():
+    text = "/*0000*/ @P0 BRA 0x20 ;\n/*0010*/ NOP ;\n/*0020*/ NOP ;\n/*0030*/ @P1 BRA 0x10 ;\n/*0040*/ EXIT ;"
+    (loop,) = sass.loops(sass.parse(text)[""])
+    assert (loop.header, loop.body, loop.inner) == (0x10, {0x10, 0x20, 0x30}, ())
+
+
+def test_the_time_step_is_the_innermost_loop_that_multiplies_waits_and_stores():
+    (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
+    assert sass.time_loop(code).header == 0x20
+    for missing in ("HMMA", "BAR LDG", "STG"):  # without products of matrices, FFMA is what it multiplies with
+        less = [each for each in code if not each.opcode.startswith(tuple(missing.split()))]
+        loop = sass.time_loop(less)
+        assert loop is None if missing != "HMMA" else loop.header == 0x20
+    assert sass.time_loop(sass.parse(LOOPS_OF_NVDISASM)["add"]) is None
+
+
+def test_instructions_are_counted_by_kind_and_without_polling():
+    (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
+    count = sass.count(code, sass.time_loop(code))
+    assert (count.instructions, count.loops, count.polls) == (14, 2, 1)
+    kinds = {"mma": 1, "multiply-add": 1, "STG": 1, "BAR": 1, "MUFU": 1, "integer division": 1, "call": 1, "jump": 7}
+    assert count.kinds == kinds
+    (outer, _) = sass.loops(sass.parse(LOOPS_OF_NVDISASM)["add"])
+    count = sass.count(sass.parse(LOOPS_OF_NVDISASM)["add"], outer)
+    assert count.kinds == {"multiply-add": 1, "LDS": 1, "local memory": 1, "jump": 2}
+
+
+@pytest.mark.parametrize(
+    ("opcode", "kind"),
+    [
+        ("HGMMA.64x8x16.F32.BF16", "mma"),
+        ("LDSM.16.M88.4", "ldmatrix"),
+        ("LDS.128", "LDS"),
+        ("STSM.16.M88.4", "STS"),
+        ("LD.E", "LDG"),
+        ("LDGSTS.E.BYPASS.128", "cp.async"),
+        ("LDGDEPBAR", None),
+        ("LDC", None),
+        ("LDL.LU", "local memory"),
+        ("REDG.E.ADD.STRONG.GPU", "atomic"),
+        ("S2UR", "S2R"),
+        ("I2F.RP", "integer division"),
+        ("I2F.U32", None),
+        ("HFMA2.MMA", None),  # how a constant gets into a register
+        ("IMAD.WIDE", None),
+    ],
+)
+def test_kinds_of_instructions(opcode, kind):
+    assert sass.Instruction(0, opcode, "", False).kind == kind
+
+
+# From end to end ----------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> list[str]:
+    """The lines that the command prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        kernel.main([*SIZES, *arguments])
+    return said.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def forward(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run of an LSTM's forward kernel: the folder with its results and what it compiled, and what it printed."""
+    find_nvcc()
+    folder = tmp_path_factory.mktemp("forward")
+
+    def compiled(command, target, compiled=build.compiled):
+        said = compiled(command, target)
+        shutil.copy(target, folder)
+        return said
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(build, "compiled", compiled)
+        patch.setenv(cuda.FORCED, "parts=2")  # as for any call, if no option says otherwise
+        return folder, run("--out", str(folder / "kernels.json"))
+
+
+def kernels_in(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["kernels"]
+
+
+@needs_compiler
+def test_a_kernel_without_a_gpu(forward):
+    folder, lines = forward
+    (record,) = kernels_in(folder / "kernels.json")
+    assert record["digests"] == machine.digests()
+    assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
+    assert (record["exchange"], record["hardware"]["gpu"]) == ("l2", "none")
+    assert record["compiler"].startswith("nvcc ")
+    assert 16 < record["registers"] <= 255
+    assert record["spill_stores"] == record["spill_loads"] == record["static_shared"] == 0
+    assert record["plan"]["parts"] == 2
+    assert (record["plan"]["shared_bytes"] > 0, record["plan"]["nanoseconds"] > 0) == (True, True)
+    assert {name: record["check"][name] for name in ("where", *"TBIH")} == {
+        "where": "on the host shim",
+        **{"T": 3, "B": 9, "I": 5, "H": 40},
+    }
+    assert 0 < record["check"]["relative"] <= record["check"]["allowed"] < 0.02
+    assert record["not_timed"] == "there is no GPU"
+    assert not {"us_per_step", "failed"} & record.keys()
+    assert lines[0].startswith("lstm bfloat16 H=40 I=5 B=9 T=6 forward, sm_90a, exchange l2: nvcc ")
+    assert f"registers: {record['registers']} of a thread" in lines[1]
+    plan = cuda.Plan(**record["plan"])
+    assert f"plan: {plan}" in lines
+    assert f"time: not timed: there is no GPU; estimated {plan.nanoseconds / 1000:.2f} µs per step" in lines
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="this build has no CUDA kernels")
+def test_the_plan_is_that_of_the_operator(forward):
+    library = build.Library(forward[0] / "kernel.so", H200, torch.device("cpu"))
+    call = calls.sized("forward", "lstm", torch.bfloat16, T=512, B=64, I=512, H=512)
+    for forced in ("", "sequences=16,parts=8"):
+        with plans.enforced(forced):
+            assert library.plan(call) == Layer("lstm", "bfloat16", 512, 64).plan(H200, forced)
+
+
+def test_the_time_step_of_the_real_kernel(forward):
+    """One phase, so one loop that polls for the other blocks; every product of the kernel is in the loop."""
+    folder, lines = forward
+    (record,) = kernels_in(folder / "kernels.json")
+    if record["step"] is None:
+        pytest.skip(kernel.NO_DISASSEMBLER)
+    code = build.disassembled(folder / "kernel.so", find_nvcc(), "forward")
+    step, kinds = record["step"], record["step"]["kinds"]
+    assert step["polls"] == 1
+    assert kinds["mma"] == sum(each.kind == "mma" for each in code)
+    assert kinds["mma"] >= 2 * kinds["ldmatrix"]
+    assert {"LDS", "STS", "LDG", "STG", "BAR", "MUFU", "cp.async"} <= set(kinds)
+    assert "local memory" not in kinds
+    assert sum(kinds.values()) < step["instructions"] < len(code)
+    assert f"time-step loop, at {step['address']:#x}: {step['instructions']} instructions, " in "\n".join(lines)
+
+
+@needs_compiler
+def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path, monkeypatch):
+    """The other direction, of a cell that is multiplicative and in float32, forced by options."""
+    find_nvcc()
+    out = tmp_path / "kernels.json"
+    shutil.copy(forward[0] / "kernels.json", out)
+    monkeypatch.setattr(toolkit, "cuobjdump", lambda beside: None)
+    monkeypatch.setenv(cuda.FORCED, "parts=2")  # options go before
+    arguments = ["--cell", "multiplicative_lstm", "--dtype", "float32", "--direction", "backward", "--arch", "80"]
+    lines = run(*arguments, "--sequences", "16", "--parts", "3", "--out", str(out))
+    before, record = kernels_in(out)
+    assert [before] == kernels_in(forward[0] / "kernels.json")
+    assert (record["plan"]["sequences"], record["plan"]["parts"], record["arch"]) == (16, 3, "80")
+    assert record["check"]["result"].startswith("gradient of ")
+    assert record["check"]["relative"] <= record["check"]["allowed"] < 1e-5
+    assert record["step"] is None
+    assert kernel.NO_DISASSEMBLER in lines
+    assert os.environ[cuda.FORCED] == "parts=2"
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
+
+
+def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, monkeypatch):
+    find_nvcc()
+    monkeypatch.setitem(build.CPP_TYPES, "bfloat16", "Quarter")
+    with pytest.raises(SystemExit, match=r"(?s)Quarter.*error: the kernel did not compile"):
+        run("--out", str(tmp_path / "kernels.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Checked and timed, by the host shim in place of a GPU -----------------------------------------------------------
+
+
+class Host(kernel.Bench):
+    """A bench whose kernel is compiled already, and runs on the host shim as if that were a GPU."""
+
+    def __init__(self, forward, *arguments: str) -> None:
+        options = kernel.parse([*SIZES, *arguments])
+        super().__init__(options, torch.device("cpu"))
+        self.obstacle, self.library = None, build.Library(forward[0] / "host.so", H200, self.device)
+
+    def compile(self, target: Path) -> build.Library:
+        return self.library
+
+
+@needs_compiler
+def test_what_can_run_is_checked_at_its_sizes_and_timed(forward, capsys):
+    bench = Host(forward)
+    bench.run(forward[0], HostClock())
+    checked = bench.record["check"]
+    assert (checked["where"], checked["T"], checked["B"], checked["H"]) == ("on cpu", kernel.CHECKED_STEPS, 9, 40)
+    assert {"us_per_step", "spread_us"} <= bench.record.keys()
+    assert "failed" not in bench.record
+    assert "time: measured " in capsys.readouterr().out
+
+
+@needs_compiler
+def test_a_kernel_with_wrong_results_is_not_timed(forward, tmp_path, monkeypatch, capsys):
+    def spoiled(library, call, run=build.Library.run):
+        results = run(library, call)
+        results[1][0, 0] = torch.nan
+        return results
+
+    monkeypatch.setattr(build.Library, "run", spoiled)
+    monkeypatch.setattr(kernel, "Bench", lambda *_: Host(forward))
+    with pytest.raises(
+        SystemExit, match="error: the kernel failed: its results are wrong: on cpu .*: h_n is off by nan"
+    ):
+        kernel.main(["--out", str(tmp_path / "kernels.json")])
+    (record,) = kernels_in(tmp_path / "kernels.json")
+    assert "us_per_step" not in record
+    assert "time: not timed: it failed; " in capsys.readouterr().out
+
+
+@needs_compiler
+def test_a_launch_that_fails_is_recorded(forward, tmp_path, monkeypatch):
+    def prepared(library, call):
+        def queue():
+            raise RuntimeError("cudaErrorNoKernelImageForDevice: no kernel image\nsecond line")
+
+        return queue
+
+    monkeypatch.setattr(build.Library, "prepared", prepared)
+    monkeypatch.setattr(kernel, "Bench", lambda *_: Host(forward))
+    with pytest.raises(SystemExit, match="error: the kernel failed: cudaErrorNoKernelImageForDevice: no kernel image$"):
+        kernel.main(["--out", str(tmp_path / "kernels.json")])
+    assert kernels_in(tmp_path / "kernels.json")[0]["failed"].endswith("no kernel image")
+
+
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+@pytest.mark.parametrize("cell", plans.WITH_KERNELS)
+def test_time_is_the_difference_of_two_lengths(cell, direction):
+    """What a call costs whatever its length drops out; operands are such as the kernel takes."""
+
+    class Library:
+        device = torch.device("cpu")
+
+        def prepared(self, call):
+            spec, at = CELLS[cell], call.arrays
+            I, columns = (4, spec.gradients * 3 + 4) if spec.modulates == "input" else (3, spec.gradients * 3 + 3)
+            columns -= 0 if spec.multiplicative else 3
+            if direction == "backward":
+                assert at["d"].shape == (call.structure.T, 2, columns)
+            assert (call.direction, call.structure.I) == (direction, I if spec.multiplicative else 1)
+            return lambda: call.structure.T
+
+    class Clock(HostClock):
+        def time(self, call):
+            return Reading(5 + 0.003 * call(), 0)
+
+    layer = Layer(cell, "float32", 3, 2, 9, direction, 4)
+    assert kernel.measure(layer, Library(), Clock()) == {"us_per_step": pytest.approx(3), "spread_us": 0}
+
+
+@needs_compiler
+def test_the_check_sees_one_wrong_number(forward):
+    class Wrong(build.Library):
+        def run(self, call):
+            results = super().run(call)
+            results[0][1, 2, 3] += 0.5
+            return results
+
+    sizes = {"T": 3, "B": 5, "I": 4, "H": 20}
+    library = build.Library(forward[0] / "host.so", H200, torch.device("cpu"))
+    assert not check(library, "here", "lstm", torch.bfloat16, "forward", **sizes).wrong
+    error = check(
+        Wrong(forward[0] / "host.so", H200, torch.device("cpu")), "here", "lstm", torch.bfloat16, "forward", **sizes
+    )
+    assert (error.wrong, error.result) == (True, "output")
+
+
+# Wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cell", "lstn"], "argument --cell: invalid choice: 'lstn'"),
+        (["--cell", "multiplicative_rnn_tanh"], "argument --cell: invalid choice: 'multiplicative_rnn_tanh'"),
+        (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--exchange", "pigeon"], "argument --exchange: invalid choice: 'pigeon'"),
+        (["--hidden", "0"], "argument --hidden: must be at least 1, got 0"),
+        (["--steps", "1"], "argument --steps: must be at least 2, because half of them are timed as well, got 1"),
+        (["--arch", "sm_90"], "argument --arch: must be like 80, 90a or 100, got sm_90"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    with pytest.raises(common.InputError, match=message):
+        kernel.main(arguments)
+
+
+def test_an_architecture_that_nvcc_does_not_know(tmp_path):
+    find_nvcc()
+    with pytest.raises(common.InputError, match=r"--arch 35 is unknown to .*nvcc, which knows .*80, .*90"):
+        run("--arch", "35", "--out", str(tmp_path / "kernels.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_nvcc_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(common.InputError, match="there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("forced", "message"),
+    [
+        ("sequences=64,parts=1", "sequences=64,parts=1, which FUSED_RNN_CUDA_PLAN forces, does not fit: with H = 8000"),
+        ("sequences=12", "^FUSED_RNN_CUDA_PLAN must be like .* and is 'sequences=12'"),
+    ],
+)
+def test_a_plan_that_does_not_fit(forward, monkeypatch, forced, message):
+    library = build.Library(forward[0] / "kernel.so", H200, torch.device("cpu"))
+    call = calls.sized("forward", "lstm", torch.bfloat16, T=2, B=64, I=8, H=8000)
+    with plans.enforced(forced), pytest.raises(common.InputError, match=message):
+        library.plan(call)
+
+
+def test_only_its_own_files_are_appended_to(tmp_path):
+    out = tmp_path / "results.json"
+    for content in ("[1, 2]", "{}", "half a fi"):
+        out.write_text(content)
+        with pytest.raises(common.InputError, match=f"--out {out} is no file of this command's results"):
+            kernel.main([*SIZES, "--out", str(out)])
+        assert out.read_text() == content
+
+
+def test_why_a_gpu_does_not_time_the_kernel(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda", 0)
+    assert kernel.own_architecture(gpu) == "90a"
+    assert [kernel.obstacle(gpu, arch) for arch in ("90a", "90")] == [None, None]
+    assert kernel.obstacle(gpu, "80") == "the GPU is sm_90a, the kernel for sm_80"
+
+
+def test_the_disassembler_is_looked_for_beside_nvcc_then_on_path(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("cuda", "path", "half")]
+    for folder in folders:
+        folder.mkdir()
+        for name in ("cuobjdump", "nvdisasm")[: 1 if folder.name == "half" else 2]:
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+    cuda_folder, path, half = folders
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, (half, path))))
+    assert toolkit.cuobjdump(f"{cuda_folder}/nvcc") == f"{cuda_folder}/cuobjdump"
+    assert toolkit.cuobjdump(f"{tmp_path}/nvcc") == f"{path}/cuobjdump"
+    monkeypatch.setenv("PATH", str(half))
+    monkeypatch.setattr(toolkit.importlib.util, "find_spec", lambda name: None)
+    assert toolkit.cuobjdump(f"{tmp_path}/nvcc") is None
+
+
+def test_structures_have_the_layout_of_the_plan():
+    assert list(calls.Plan().values) == list(cuda.Plan.__dataclass_fields__)
+    assert ctypes.sizeof(calls.Chip) == 16
