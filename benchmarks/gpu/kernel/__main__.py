@@ -32,8 +32,8 @@ from fused_rnn import cuda
 from . import build, calls, sass
 from .check import check
 
-EXCHANGES = ("l2",)  # how blocks hand states to each other
-DIVISION = ("sequences", "parts", "segments")
+EXCHANGES = tuple(calls.EXCHANGES[1:])
+DIVISION = ("exchange", "sequences", "parts", "segments")
 ROUNDS, WARM_UP = 20, 3
 CHECKED_STEPS = 8
 ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # at most
@@ -48,7 +48,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=common.positive, default=64, metavar="B")
     parser.add_argument("--input", type=common.positive, metavar="I", help="features; H if left out")
     parser.add_argument("--direction", choices=plans.DIRECTIONS, default="forward")
-    parser.add_argument("--exchange", choices=EXCHANGES, default="l2", help="how blocks hand states to each other")
+    parser.add_argument(
+        "--exchange", choices=EXCHANGES, help="how blocks hand each other states, compiled alone; both if left out"
+    )
     forced = f"forced as by {cuda.FORCED}; the planner's choice if left out"
     parser.add_argument("--sequences", type=common.positive, metavar="N", help=f"of a tile, {forced}")
     parser.add_argument("--parts", type=common.positive, metavar="N", help=f"blocks of a team, {forced}")
@@ -88,6 +90,7 @@ class Bench:
         self.obstacle = obstacle(device, self.arch)
         self.device = torch.device("cpu") if self.obstacle else device
         self.record = {**asdict(self.layer), "arch": self.arch, "exchange": options.exchange}
+        self.macros = build.macros(options.cell, options.dtype, options.direction, options.exchange)
 
     def run(self, folder: Path, clock: HostClock) -> None:
         """Fill the record, and print a line or two for each of its parts."""
@@ -105,13 +108,11 @@ class Bench:
 
     def compile(self, target: Path) -> build.Library:
         nvcc = build.find_nvcc(self.arch)
-        chosen = build.macros(self.layer.cell, self.layer.dtype, self.layer.direction)
         begun = time.perf_counter()
-        report = build.compiled(build.nvcc_command(nvcc, self.arch, chosen), target)
+        report = build.compiled(build.nvcc_command(nvcc, self.arch, self.macros), target)
         seconds, version = time.perf_counter() - begun, build.version_of(nvcc)
-        print(
-            f"{self.layer}, sm_{self.arch}, exchange {self.record['exchange']}: {version}, {seconds:.1f} s", flush=True
-        )
+        exchange = self.record["exchange"] or " or ".join(EXCHANGES)
+        print(f"{self.layer}, sm_{self.arch}, exchange {exchange}: {version}, {seconds:.1f} s", flush=True)
         found = build.resources(report, self.layer.direction)
         self.record |= {"compiler": version, "compile_seconds": round(seconds, 1), **asdict(found)}
         print(
@@ -147,8 +148,7 @@ class Bench:
             self.record["failed"] = f"its results are wrong: {error}"
 
     def host_library(self, target: Path) -> build.Library:
-        chosen = build.macros(self.layer.cell, self.layer.dtype, self.layer.direction)
-        build.compile_on_host(build.SOURCE, target, "-O1", "-shared", *chosen)
+        build.compile_on_host(build.SOURCE, target, "-O1", "-shared", *self.macros)
         return build.Library(target, H200, torch.device("cpu"))
 
 

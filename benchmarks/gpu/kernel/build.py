@@ -23,9 +23,16 @@ from . import calls, sass
 SOURCE = Path(__file__).with_name("kernel.cu")
 SHIM = ROOT / "tests" / "host_shim"
 CPP_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Half"}
-# --exclude-libs: the runtime's functions must not be mixed with those of the one that torch brings
-NVCCFLAGS = ["-std=c++17", "-O3", "-Xcompiler=-Wall,-fPIC", "-Xlinker=--exclude-libs,ALL", "--resource-usage"]
-HOSTFLAGS = ["-std=c++17", "-fPIC", "-Wall", "-Werror"]
+# hidden: a library must not share what it remembers with others of other sizes that the process loads; --exclude-libs:
+# the runtime's functions must not be mixed with those of the one that torch brings
+NVCCFLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
+    "-Xlinker=--exclude-libs,ALL",
+    "--resource-usage",
+]
+HOSTFLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror"]
 SMALL = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=64", "-DFUSED_RNN_WAIT_POLLS=20000"]
 
 
@@ -33,8 +40,8 @@ class CompilerError(Exception):
     """The kernel did not compile; the message is what the compiler said."""
 
 
-def macros(cell: str, dtype: str, direction: str) -> list[str]:
-    """What chooses the kernel in kernel.cu."""
+def macros(cell: str, dtype: str, direction: str, exchange: str | None) -> list[str]:
+    """What chooses the kernel in kernel.cu; without an exchange it has those of the package, chosen by the plan."""
     base = calls.base_of(cell)
     rnn = base.startswith("rnn_")
     name = f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
@@ -42,6 +49,7 @@ def macros(cell: str, dtype: str, direction: str) -> list[str]:
         "CELL": name,
         "MODULATES": CELLS[cell].modulates or "nothing",
         "TYPE": CPP_TYPES[dtype],
+        "EXCHANGE": f"{(exchange or 'chosen').title().replace('_', '')}Exchange",
         "FORWARD": int(direction == "forward"),
     }
     return [f"-DKERNEL_{macro}={value}" for macro, value in chosen.items()]
@@ -186,13 +194,13 @@ class Library:
         return queue
 
     def run(self, call: calls.Call) -> tuple[Tensor, ...]:
-        """Its results; RuntimeError if it fails or a block waits in vain."""
+        """Its results; RuntimeError if it fails or a block times out."""
         self.prepared(call)()
         check_waits(call)
         return call.results
 
 
 def check_waits(call: calls.Call) -> None:
-    """Wait for the device; RuntimeError if a block of the call waited in vain."""
+    """Wait for the device; RuntimeError if a block of the call timed out."""
     if call.timed_out:
-        raise RuntimeError("a block of the kernel waited in vain for another")
+        raise RuntimeError("a block of the kernel timed out, waiting for another")

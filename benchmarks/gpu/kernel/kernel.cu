@@ -58,6 +58,7 @@ const char* message_of(const F& f) {
 
 using namespace fused_rnn::cuda;
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Fill in the plan of a call, or return why it cannot run.
@@ -75,3 +76,4 @@ const char* run_call(const Call* call, const Chip* chip, void* workspace, void* 
 }
 
 }  // extern "C"
+#pragma GCC visibility pop
