@@ -24,6 +24,7 @@ from fused_rnn.cells import CELLS
 from .conftest import find_nvcc
 
 SIZES = ["--hidden", "40", "--batch", "9", "--input", "5", "--steps", "6"]
+LSTM = "lstm-bfloat16-forward-l2-sm_90a.so"
 needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
 
 
@@ -178,20 +179,21 @@ def run(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def forward(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A run of an LSTM's forward kernel: the folder with its results and what it compiled, and what it printed."""
+    """A run of an LSTM's forward kernel: the folder with its results and all that it compiled, and what it printed."""
     find_nvcc()
     folder = tmp_path_factory.mktemp("forward")
 
     def compiled(command, target, compiled=build.compiled):
         said = compiled(command, target)
-        shutil.copy(target, folder)
+        if target.parent != folder:  # the host shim's kernel, which is not kept
+            shutil.copy(target, folder)
         return said
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(build, "compiled", compiled)
         patch.setenv(cuda.FORCED, "parts=2")  # as for any call, if no option says otherwise
-        return folder, run("--out", str(folder / "kernels.json"))
+        return folder, run("--out", str(folder / "kernels.json"), "--folder", str(folder))
 
 
 def kernels_in(path: Path) -> list[dict]:
@@ -204,7 +206,8 @@ def test_a_kernel_without_a_gpu(forward):
     (record,) = kernels_in(folder / "kernels.json")
     assert record["digests"] == machine.digests()
     assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
-    assert (record["exchange"], record["hardware"]["gpu"]) == (None, "none")
+    assert (record["exchange"], record["hardware"]["gpu"]) == ("l2", "none")
+    assert record["chip"] == {"multiprocessors": 132, "shared_bytes": 232_448}  # which it is planned for
     assert record["compiler"].startswith("nvcc ")
     assert 16 < record["registers"] <= 255
     assert record["spill_stores"] == record["spill_loads"] == record["static_shared"] == 0
@@ -217,7 +220,7 @@ def test_a_kernel_without_a_gpu(forward):
     assert 0 < record["check"]["relative"] <= record["check"]["allowed"] < 0.02
     assert record["not_timed"] == "there is no GPU"
     assert not {"us_per_step", "failed"} & record.keys()
-    assert lines[0].startswith("lstm bfloat16 H=40 I=5 B=9 T=6 forward, sm_90a, exchange one_block or l2: nvcc ")
+    assert lines[0].startswith("lstm bfloat16 H=40 I=5 B=9 T=6 forward, sm_90a, exchange l2: nvcc ")
     assert f"registers: {record['registers']} of a thread" in lines[1]
     plan = cuda.Plan(**record["plan"])
     assert f"plan: {plan}" in lines
@@ -226,7 +229,7 @@ def test_a_kernel_without_a_gpu(forward):
 
 @pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="this build has no CUDA kernels")
 def test_the_plan_is_that_of_the_operator(forward):
-    library = build.Library(forward[0] / "kernel.so", H200, torch.device("cpu"))
+    library = build.Library(forward[0] / LSTM, H200, torch.device("cpu"))
     call = calls.sized("forward", "lstm", torch.bfloat16, T=512, B=64, I=512, H=512)
     for forced in ("", "sequences=16,parts=8"):
         with plans.enforced(forced):
@@ -239,7 +242,7 @@ def test_the_time_step_of_the_real_kernel(forward):
     (record,) = kernels_in(folder / "kernels.json")
     if record["step"] is None:
         pytest.skip(kernel.NO_DISASSEMBLER)
-    code = build.disassembled(folder / "kernel.so", find_nvcc(), "forward")
+    code = build.disassembled(folder / LSTM, find_nvcc(), "forward")
     step, kinds = record["step"], record["step"]["kinds"]
     assert step["polls"] == 1
     assert kinds["mma"] == sum(each.kind == "mma" for each in code)
@@ -259,7 +262,8 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
     monkeypatch.setattr(toolkit, "cuobjdump", lambda beside: None)
     monkeypatch.setenv(cuda.FORCED, "parts=2")  # options go before
     arguments = ["--cell", "multiplicative_lstm", "--dtype", "float32", "--direction", "backward", "--arch", "80"]
-    lines = run(*arguments, "--sequences", "16", "--parts", "3", "--out", str(out))
+    forced = ["--sequences", "16", "--parts", "3"]
+    lines = run(*arguments, *forced, "--out", str(out), "--folder", str(tmp_path / "compiled"))
     before, record = kernels_in(out)
     assert [before] == kernels_in(forward[0] / "kernels.json")
     assert (record["plan"]["sequences"], record["plan"]["parts"], record["arch"]) == (16, 3, "80")
@@ -268,74 +272,114 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
     assert record["step"] is None
     assert kernel.NO_DISASSEMBLER in lines
     assert os.environ[cuda.FORCED] == "parts=2"
-    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
+    name = "multiplicative_lstm-float32-backward-l2-sm_80"
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"kernels.json", f"{name}.so", f"{name}.json"}
 
 
 def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, monkeypatch):
     find_nvcc()
     monkeypatch.setitem(build.CPP_TYPES, "bfloat16", "Quarter")
     with pytest.raises(SystemExit, match=r"(?s)Quarter.*error: the kernel did not compile"):
-        run("--out", str(tmp_path / "kernels.json"))
+        run("--out", str(tmp_path / "kernels.json"), "--folder", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_was_carried_here(forward, tmp_path, monkeypatch):
+    """It needs no nvcc, but sources that are the same."""
+    monkeypatch.setattr(toolkit, "nvcc", lambda: None)
+    monkeypatch.setattr(build, "host_obstacle", lambda: "no compiler either")
+    built = ["--built", "--folder", str(forward[0]), "--out", str(tmp_path / "kernels.json")]
+    lines = run(*built)
+    assert lines[:3] == forward[1][:3]
+    (record,), (before,) = kernels_in(tmp_path / "kernels.json"), kernels_in(forward[0] / "kernels.json")
+    assert [record[name] for name in ("registers", "step", "compiler")] == [
+        before[name] for name in ("registers", "step", "compiler")
+    ]
+    with pytest.raises(
+        common.InputError, match=r"no compiled kernel .*lstm-bfloat16-backward-l2-sm_90a.so: it is made"
+    ):
+        run(*built, "--direction", "backward")
+    monkeypatch.setattr(machine, "digests", lambda: {"kernels": "others", "library": None})
+    with pytest.raises(common.InputError, match=f"{LSTM} was compiled from other sources than those here"):
+        run(*built)
+    assert len(kernels_in(tmp_path / "kernels.json")) == 1
 
 
 # Checked and timed, by the host shim in place of a GPU -----------------------------------------------------------
 
 
-class Host(kernel.Bench):
-    """A bench whose kernel is compiled already, and runs on the host shim as if that were a GPU."""
-
-    def __init__(self, forward, *arguments: str) -> None:
-        options = kernel.parse([*SIZES, *arguments])
-        super().__init__(options, torch.device("cpu"))
-        self.obstacle, self.library = None, build.Library(forward[0] / "host.so", H200, self.device)
-
-    def compile(self, target: Path) -> build.Library:
-        return self.library
+@pytest.fixture
+def on_gpu(forward, tmp_path, monkeypatch) -> list[str]:
+    """Options for a kernel that is compiled already, and runs on the host shim as if that were a GPU."""
+    monkeypatch.setattr(kernel, "obstacle", lambda device, arch: None)
+    monkeypatch.setattr(kernel, "ROUNDS", 2)
+    shutil.copy(forward[0] / "host.so", tmp_path / LSTM)
+    shutil.copy((forward[0] / LSTM).with_suffix(".json"), tmp_path)
+    return ["--built", "--folder", str(tmp_path), "--out", str(tmp_path / "kernels.json")]
 
 
 @needs_compiler
-def test_what_can_run_is_checked_at_its_sizes_and_timed(forward, capsys):
-    bench = Host(forward)
-    bench.run(forward[0], HostClock())
-    checked = bench.record["check"]
+def test_what_can_run_is_checked_at_its_sizes_and_timed(on_gpu, tmp_path):
+    lines = run(*on_gpu)
+    (record,) = kernels_in(tmp_path / "kernels.json")
+    checked = record["check"]
     assert (checked["where"], checked["T"], checked["B"], checked["H"]) == ("on cpu", kernel.CHECKED_STEPS, 9, 40)
-    assert {"us_per_step", "spread_us"} <= bench.record.keys()
-    assert "failed" not in bench.record
-    assert "time: measured " in capsys.readouterr().out
+    assert {"us_per_step", "spread_us"} <= record.keys()
+    assert not {"failed", "not_timed"} & record.keys()
+    assert lines[-2].startswith(f"time: measured {record['us_per_step']:.2f} ± ")
 
 
 @needs_compiler
-def test_a_kernel_with_wrong_results_is_not_timed(forward, tmp_path, monkeypatch, capsys):
+def test_a_kernel_with_wrong_results_is_not_timed(on_gpu, tmp_path, monkeypatch, capsys):
     def spoiled(library, call, run=build.Library.run):
         results = run(library, call)
         results[1][0, 0] = torch.nan
         return results
 
     monkeypatch.setattr(build.Library, "run", spoiled)
-    monkeypatch.setattr(kernel, "Bench", lambda *_: Host(forward))
-    with pytest.raises(
-        SystemExit, match="error: the kernel failed: its results are wrong: on cpu .*: h_n is off by nan"
-    ):
-        kernel.main(["--out", str(tmp_path / "kernels.json")])
+    wrong = "error: the kernel failed: its results are wrong: on cpu .*: h_n is off by nan"
+    with pytest.raises(SystemExit, match=wrong):
+        kernel.main([*SIZES, *on_gpu])
     (record,) = kernels_in(tmp_path / "kernels.json")
     assert "us_per_step" not in record
     assert "time: not timed: it failed; " in capsys.readouterr().out
 
 
 @needs_compiler
-def test_a_launch_that_fails_is_recorded(forward, tmp_path, monkeypatch):
-    def prepared(library, call):
-        def queue():
-            raise RuntimeError("cudaErrorNoKernelImageForDevice: no kernel image\nsecond line")
+def test_a_launch_that_fails_is_recorded(on_gpu, tmp_path, monkeypatch):
+    def failing() -> None:
+        raise RuntimeError("cudaErrorNoKernelImageForDevice: no kernel image\nsecond line")
 
-        return queue
+    monkeypatch.setattr(build.Library, "prepared", lambda library, call: failing)
+    with pytest.raises(SystemExit, match="error: the kernel failed: cudaErrorNoKernelImageForDevice: no kernel image$"):
+        run(*on_gpu)
+    assert kernels_in(tmp_path / "kernels.json")[0]["failed"].endswith("no kernel image")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("steps", "checked"), [(kernel.CHECKED_STEPS, False), (6, True)])
+def test_a_block_that_waited_in_vain_is_an_error(on_gpu, tmp_path, monkeypatch, steps, checked):
+    """Also in a call that is timed, after a check that went well."""
+
+    def prepared(library, call, prepared=build.Library.prepared):
+        call.arrays["timed_out"].fill_(int(steps == call.structure.T))
+        return prepared(library, call)
 
     monkeypatch.setattr(build.Library, "prepared", prepared)
-    monkeypatch.setattr(kernel, "Bench", lambda *_: Host(forward))
-    with pytest.raises(SystemExit, match="error: the kernel failed: cudaErrorNoKernelImageForDevice: no kernel image$"):
-        kernel.main(["--out", str(tmp_path / "kernels.json")])
-    assert kernels_in(tmp_path / "kernels.json")[0]["failed"].endswith("no kernel image")
+    with pytest.raises(SystemExit, match="error: the kernel failed: a block of the kernel waited in vain"):
+        run(*on_gpu)
+    (record,) = kernels_in(tmp_path / "kernels.json")
+    assert ("check" in record, "us_per_step" in record) == (checked, False)
+
+
+@needs_compiler
+def test_without_gpu_and_compiler_it_says_what_it_cannot_do(on_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel, "obstacle", lambda device, arch: "there is no GPU")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "check: not checked: there is no C++ compiler no-such-compiler" in run(*on_gpu)
+    (record,) = kernels_in(tmp_path / "kernels.json")
+    assert record["not_checked"] == "there is no C++ compiler no-such-compiler"
+    assert not {"check", "failed", "us_per_step"} & record.keys()
 
 
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
@@ -347,12 +391,12 @@ def test_time_is_the_difference_of_two_lengths(cell, direction):
         device = torch.device("cpu")
 
         def prepared(self, call):
-            spec, at = CELLS[cell], call.arrays
-            I, columns = (4, spec.gradients * 3 + 4) if spec.modulates == "input" else (3, spec.gradients * 3 + 3)
-            columns -= 0 if spec.multiplicative else 3
+            spec, steps = CELLS[cell], call.structure.T
+            modulated = spec.modulated_size(4, 3)
+            assert (call.direction, call.structure.I, call.structure.H) == (direction, modulated or 1, 3)
             if direction == "backward":
-                assert at["d"].shape == (call.structure.T, 2, columns)
-            assert (call.direction, call.structure.I) == (direction, I if spec.multiplicative else 1)
+                assert call.arrays["saved"].shape == (steps, 2, spec.saved * 3 + modulated)
+                assert call.arrays["d"].shape == (steps, 2, spec.gradients * 3 + modulated)
             return lambda: call.structure.T
 
     class Clock(HostClock):
@@ -421,7 +465,7 @@ def test_without_nvcc_nothing_is_compiled(monkeypatch):
     ],
 )
 def test_a_plan_that_does_not_fit(forward, monkeypatch, forced, message):
-    library = build.Library(forward[0] / "kernel.so", H200, torch.device("cpu"))
+    library = build.Library(forward[0] / LSTM, H200, torch.device("cpu"))
     call = calls.sized("forward", "lstm", torch.bfloat16, T=2, B=64, I=8, H=8000)
     with plans.enforced(forced), pytest.raises(common.InputError, match=message):
         library.plan(call)

@@ -5,6 +5,9 @@ spills and shared memory, the instructions of its time-step loop, and its plan. 
 reference in float64, at the sizes that are asked for, and times the kernel alone: the difference between --steps and
 half of them, so that launching it and packing its weights drop out. Without a GPU that the kernel was compiled for, it
 is not timed, and checked on the host shim of the tests, at small sizes. Every run is appended to a file of results.
+
+What is compiled stays in --folder, which can be carried to a machine that has a GPU and no nvcc: --built takes it from
+there.
 """
 
 import argparse
@@ -32,8 +35,9 @@ from fused_rnn import cuda
 from . import build, calls, sass
 from .check import check
 
-EXCHANGES = tuple(calls.EXCHANGES[1:])
-DIVISION = ("exchange", "sequences", "parts", "segments")
+EXCHANGES = ("l2",)  # how blocks hand states to each other
+FOLDER = ROOT / "build" / "kernel"
+DIVISION = ("sequences", "parts", "segments")
 ROUNDS, WARM_UP = 20, 3
 CHECKED_STEPS = 8
 ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # at most
@@ -48,9 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=common.positive, default=64, metavar="B")
     parser.add_argument("--input", type=common.positive, metavar="I", help="features; H if left out")
     parser.add_argument("--direction", choices=plans.DIRECTIONS, default="forward")
-    parser.add_argument(
-        "--exchange", choices=EXCHANGES, help="how blocks hand each other states, compiled alone; both if left out"
-    )
+    parser.add_argument("--exchange", choices=EXCHANGES, default="l2", help="how blocks hand states to each other")
     forced = f"forced as by {cuda.FORCED}; the planner's choice if left out"
     parser.add_argument("--sequences", type=common.positive, metavar="N", help=f"of a tile, {forced}")
     parser.add_argument("--parts", type=common.positive, metavar="N", help=f"blocks of a team, {forced}")
@@ -59,6 +61,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--arch", type=architecture, help="compute capability as nvcc writes it; that of the GPU here, or else 90a"
     )
     parser.add_argument("--steps", type=steps, default=plans.STEPS, metavar="T", help="time steps, at least 2")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for compiled kernels")
+    parser.add_argument("--built", action="store_true", help="take the kernel from --folder, as compiled there before")
     parser.add_argument("--out", type=Path, help="file of results to append to, in place of one in runs")
     return parser.parse_args(arguments)
 
@@ -85,19 +89,26 @@ class Bench:
             *(options.cell, options.dtype, options.hidden, options.batch, options.steps, options.direction),
             options.input,
         )
+        self.kernel = (options.cell, options.dtype, options.direction)
         self.dtype = getattr(torch, options.dtype)
         self.arch = options.arch or own_architecture(device) or "90a"
         self.obstacle = obstacle(device, self.arch)
         self.device = torch.device("cpu") if self.obstacle else device
-        self.record = {**asdict(self.layer), "arch": self.arch, "exchange": options.exchange}
-        self.macros = build.macros(options.cell, options.dtype, options.direction, options.exchange)
+        self.chip = chip_of(self.device)
+        self.record = {**asdict(self.layer), "arch": self.arch, "exchange": options.exchange, "chip": asdict(self.chip)}
 
-    def run(self, folder: Path, clock: HostClock) -> None:
+    def run(self, folder: Path, built: bool, clock: HostClock) -> None:
         """Fill the record, and print a line or two for each of its parts."""
-        library = self.compile(folder / "kernel.so")
+        target = folder / f"{'-'.join([*self.kernel, self.record['exchange'], f'sm_{self.arch}'])}.so"
+        about = target.with_suffix(".json")
+        if not built:
+            common.write_json(about, self.compile(target))
+        self.record |= known(about, target)
+        print("\n".join(compiled_in_words(self.layer, self.record)), flush=True)
+        library = build.Library(target, self.chip, self.device)
         self.plan(library)
         try:
-            self.check(library, folder)
+            self.check(library)
             if self.obstacle:
                 self.record["not_timed"] = self.obstacle
             elif "failed" not in self.record:
@@ -106,23 +117,19 @@ class Bench:
             self.record["failed"] = str(error).splitlines()[0]
         print(timing(self.record), flush=True)
 
-    def compile(self, target: Path) -> build.Library:
+    def compile(self, target: Path) -> dict:
+        """Compile the kernel; what is known of it then, and of what sources."""
         nvcc = build.find_nvcc(self.arch)
         begun = time.perf_counter()
-        report = build.compiled(build.nvcc_command(nvcc, self.arch, self.macros), target)
-        seconds, version = time.perf_counter() - begun, build.version_of(nvcc)
-        exchange = self.record["exchange"] or " or ".join(EXCHANGES)
-        print(f"{self.layer}, sm_{self.arch}, exchange {exchange}: {version}, {seconds:.1f} s", flush=True)
-        found = build.resources(report, self.layer.direction)
-        self.record |= {"compiler": version, "compile_seconds": round(seconds, 1), **asdict(found)}
-        print(
-            f"registers: {found.registers} of a thread; {found.spill_stores} + {found.spill_loads} bytes spilled and "
-            f"loaded again, {found.stack} bytes of stack; {found.static_shared} bytes of static shared memory"
-        )
-        instructions = build.disassembled(target, nvcc, self.layer.direction)
-        self.record["step"] = None if instructions is None else counted(instructions)
-        print(NO_DISASSEMBLER if instructions is None else step_in_words(self.record["step"]), flush=True)
-        return build.Library(target, chip_of(self.device), self.device)
+        report = build.compiled(build.nvcc_command(nvcc, self.arch, build.macros(*self.kernel)), target)
+        seconds, instructions = time.perf_counter() - begun, build.disassembled(target, nvcc, self.layer.direction)
+        return {
+            "sources": machine.digests()["kernels"],
+            "compiler": build.version_of(nvcc),
+            "compile_seconds": round(seconds, 1),
+            **asdict(build.resources(report, self.layer.direction)),
+            "step": None if instructions is None else counted(instructions),
+        }
 
     def plan(self, library: build.Library) -> None:
         sizes = {"T": self.layer.steps, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
@@ -130,7 +137,7 @@ class Bench:
         self.record["plan"] = asdict(plan)
         print(f"plan: {plan}", flush=True)
 
-    def check(self, library: build.Library, folder: Path) -> None:
+    def check(self, library: build.Library) -> None:
         """Run the kernel where it can be run, and note its error."""
         sizes = {"T": CHECKED_STEPS, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
         where = f"on {self.device}"
@@ -140,16 +147,39 @@ class Bench:
                 print(f"check: not checked: {missing}")
                 return
             where, sizes = "on the host shim", {size: min(n, ON_HOST[size]) for size, n in sizes.items()}
-            library = self.host_library(folder / "host.so")
+            library = self.on_host()
         error = check(library, where, self.layer.cell, self.dtype, self.layer.direction, **sizes)
         self.record["check"] = error.record()
         print(f"check: {error}", flush=True)
         if error.wrong:
             self.record["failed"] = f"its results are wrong: {error}"
 
-    def host_library(self, target: Path) -> build.Library:
-        build.compile_on_host(build.SOURCE, target, "-O1", "-shared", *self.macros)
-        return build.Library(target, H200, torch.device("cpu"))
+    def on_host(self) -> build.Library:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "host.so"
+            build.compile_on_host(build.SOURCE, target, "-O1", "-shared", *build.macros(*self.kernel))
+            return build.Library(target, self.chip, torch.device("cpu"))
+
+
+def known(about: Path, library: Path) -> dict:
+    """What a file says of a compiled kernel; InputError if that is not there, or is not what the sources here make."""
+    if not (about.exists() and library.exists()):
+        raise common.InputError(f"there is no compiled kernel {library}: it is made by a run without --built, by nvcc")
+    found = json.loads(about.read_text())
+    if found["sources"] != machine.digests()["kernels"]:
+        raise common.InputError(f"{library} was compiled from other sources than those here, and must be made anew")
+    return found
+
+
+def compiled_in_words(layer: Layer, record: dict) -> list[str]:
+    seconds = f"{record['compile_seconds']:.1f} s"
+    return [
+        f"{layer}, sm_{record['arch']}, exchange {record['exchange']}: {record['compiler']}, {seconds}",
+        f"registers: {record['registers']} of a thread; {record['spill_stores']} + {record['spill_loads']} bytes "
+        f"spilled and loaded again, {record['stack']} bytes of stack; {record['static_shared']} bytes of static shared "
+        "memory",
+        NO_DISASSEMBLER if record["step"] is None else step_in_words(record["step"]),
+    ]
 
 
 def own_architecture(device: torch.device) -> str | None:
@@ -199,13 +229,13 @@ def timing(record: dict) -> str:
     return f"time: not timed: {record.get('not_timed', 'it failed')}; {estimate}"
 
 
-def measure(layer: Layer, library: build.Library, clock: HostClock, rounds: int = ROUNDS) -> dict[str, float]:
+def measure(layer: Layer, library: build.Library, clock: HostClock) -> dict[str, float]:
     """µs per step of the kernel alone, and the interquartile range: by calls of two lengths that take turns."""
     lengths = layer.steps, layer.steps // 2
     both = [prepare(replace(layer, steps=length), library.device) for length in lengths]
     long, short = map(library.prepared, both)
     found = []
-    for number in range(WARM_UP + rounds):
+    for number in range(WARM_UP + ROUNDS):
         difference = clock.time(long).ms - clock.time(short).ms
         if number >= WARM_UP:
             found.append(1000 * difference / (lengths[0] - lengths[1]))
@@ -267,11 +297,11 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.out or ROOT / "runs" / common.file_name("kernel", run["hardware"]["gpu"])
     earlier = runs_in(path)
     bench = Bench(options, clock.device)
-    with tempfile.TemporaryDirectory() as folder, plans.enforced(forced_by(options)):
-        try:
-            bench.run(Path(folder), clock)
-        except build.CompilerError as error:
-            sys.exit(f"{error}error: the kernel did not compile")
+    try:
+        with plans.enforced(forced_by(options)):
+            bench.run(options.folder, options.built, clock)
+    except build.CompilerError as error:
+        sys.exit(f"{error}error: the kernel did not compile")
     common.write_json(path, {"kernels": [*earlier, run | bench.record]})
     print(f"appended to {path}")
     if "failed" in bench.record:

@@ -13,7 +13,7 @@ loops inside it run; loops that only poll are left out.
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # By kind, in the order in which they are shown: how the opcodes begin.
 KINDS = {
@@ -83,7 +83,7 @@ class Count:
     instructions: int
     kinds: dict[str, int]
     loops: int  # inside it
-    polls: int = field(default=0)  # loops inside it that are left out
+    polls: int  # loops inside it that are left out
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
@@ -116,7 +116,7 @@ def _instruction(line: re.Match, labels: dict[str, int]) -> Instruction:
 
 
 def successors(instructions: list[Instruction]) -> dict[int, list[int]]:
-    """What can come after each instruction; calls come back, and what they call leads nowhere."""
+    """What can come after each instruction. Calls come back; jumps to an address in a register lead nowhere."""
     following: dict[int, list[int]] = {}
     for instruction, after in zip(instructions, [*instructions[1:], None]):
         leaves = instruction.target is not None or instruction.opcode.split(".")[0] in STOPS
