@@ -1,4 +1,4 @@
-"""What the bench of one kernel reads out of machine code: instructions, loops, the time step, and what it consists of."""
+"""What the bench of one kernel reads out of machine code: instructions, loops, and what a step consists of."""
 
 import pytest
 
