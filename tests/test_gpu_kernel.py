@@ -24,7 +24,7 @@ from fused_rnn.cells import CELLS
 from .conftest import find_nvcc
 
 SIZES = ["--hidden", "40", "--batch", "9", "--input", "5", "--steps", "6"]
-LSTM = "lstm-bfloat16-forward-l2-sm_90a.so"
+LSTM = "lstm-bfloat16-forward-chosen-sm_90a.so"
 needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
 
 
@@ -74,7 +74,7 @@ def test_a_kernel_without_a_gpu(forward):
     (record,) = kernels_in(folder / "kernels.json")
     assert record["digests"] == machine.digests()
     assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
-    assert (record["exchange"], record["hardware"]["gpu"]) == ("l2", "none")
+    assert (record["exchange"], record["hardware"]["gpu"]) == ("chosen", "none")
     assert record["chip"] == {"multiprocessors": 132, "shared_bytes": 232_448}  # which it is planned for
     assert record["compiler"].startswith("nvcc ")
     assert 16 < record["registers"] <= 255
@@ -88,7 +88,7 @@ def test_a_kernel_without_a_gpu(forward):
     assert 0 < record["check"]["relative"] <= record["check"]["allowed"] < 0.02
     assert record["not_timed"] == "there is no GPU"
     assert not {"us_per_step", "failed"} & record.keys()
-    assert lines[0].startswith("lstm bfloat16 H=40 I=5 B=9 T=6 forward, sm_90a, exchange l2: nvcc ")
+    assert lines[0].startswith("lstm bfloat16 H=40 I=5 B=9 T=6 forward, sm_90a, exchange chosen: nvcc ")
     assert f"registers: {record['registers']} of a thread" in lines[1]
     plan = cuda.Plan(**record["plan"])
     assert f"plan: {plan}" in lines
@@ -140,7 +140,7 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
     assert record["step"] is None
     assert kernel.NO_DISASSEMBLER in lines
     assert os.environ[cuda.FORCED] == "parts=2"
-    name = "multiplicative_lstm-float32-backward-l2-sm_80"
+    name = "multiplicative_lstm-float32-backward-chosen-sm_80"
     assert {path.name for path in tmp_path.rglob("*.*")} == {"kernels.json", f"{name}.so", f"{name}.json"}
 
 
@@ -164,7 +164,7 @@ def test_a_kernel_that_was_carried_here(forward, tmp_path, monkeypatch):
         before[name] for name in ("registers", "step", "compiler")
     ]
     with pytest.raises(
-        common.InputError, match=r"no compiled kernel .*lstm-bfloat16-backward-l2-sm_90a.so: it is made"
+        common.InputError, match=r"no compiled kernel .*lstm-bfloat16-backward-chosen-sm_90a.so: it is made"
     ):
         run(*built, "--direction", "backward")
     monkeypatch.setattr(machine, "digests", lambda: {"kernels": "others", "library": None})
@@ -226,7 +226,7 @@ def test_a_launch_that_fails_is_recorded(on_gpu, tmp_path, monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize(("steps", "checked"), [(kernel.CHECKED_STEPS, False), (6, True)])
-def test_a_block_that_waited_in_vain_is_an_error(on_gpu, tmp_path, monkeypatch, steps, checked):
+def test_a_block_that_timed_out_is_an_error(on_gpu, tmp_path, monkeypatch, steps, checked):
     """Also in a call that is timed, after a check that went well."""
 
     def prepared(library, call, prepared=build.Library.prepared):
@@ -234,7 +234,7 @@ def test_a_block_that_waited_in_vain_is_an_error(on_gpu, tmp_path, monkeypatch, 
         return prepared(library, call)
 
     monkeypatch.setattr(build.Library, "prepared", prepared)
-    with pytest.raises(SystemExit, match="error: the kernel failed: a block of the kernel waited in vain"):
+    with pytest.raises(SystemExit, match="error: the kernel failed: a block of the kernel timed out"):
         run(*on_gpu)
     (record,) = kernels_in(tmp_path / "kernels.json")
     assert ("check" in record, "us_per_step" in record) == (checked, False)

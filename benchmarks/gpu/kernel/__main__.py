@@ -35,9 +35,8 @@ from fused_rnn import cuda
 from . import build, calls, sass
 from .check import check
 
-EXCHANGES = ("l2",)  # how blocks hand states to each other
 FOLDER = ROOT / "build" / "kernel"
-DIVISION = ("sequences", "parts", "segments")
+DIVISION = ("exchange", "sequences", "parts", "segments")
 ROUNDS, WARM_UP = 20, 3
 CHECKED_STEPS = 8
 ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # at most
@@ -52,7 +51,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=common.positive, default=64, metavar="B")
     parser.add_argument("--input", type=common.positive, metavar="I", help="features; H if left out")
     parser.add_argument("--direction", choices=plans.DIRECTIONS, default="forward")
-    parser.add_argument("--exchange", choices=EXCHANGES, default="l2", help="how blocks hand states to each other")
+    parser.add_argument(
+        "--exchange",
+        choices=calls.EXCHANGES,
+        default="chosen",
+        help="how blocks hand each other states, compiled alone; by default as the package has it, chosen by the plan",
+    )
     forced = f"forced as by {cuda.FORCED}; the planner's choice if left out"
     parser.add_argument("--sequences", type=common.positive, metavar="N", help=f"of a tile, {forced}")
     parser.add_argument("--parts", type=common.positive, metavar="N", help=f"blocks of a team, {forced}")
@@ -89,7 +93,7 @@ class Bench:
             *(options.cell, options.dtype, options.hidden, options.batch, options.steps, options.direction),
             options.input,
         )
-        self.kernel = (options.cell, options.dtype, options.direction)
+        self.kernel = (options.cell, options.dtype, options.direction, options.exchange)
         self.dtype = getattr(torch, options.dtype)
         self.arch = options.arch or own_architecture(device) or "90a"
         self.obstacle = obstacle(device, self.arch)
@@ -99,7 +103,7 @@ class Bench:
 
     def run(self, folder: Path, built: bool, clock: HostClock) -> None:
         """Fill the record, and print a line or two for each of its parts."""
-        target = folder / f"{'-'.join([*self.kernel, self.record['exchange'], f'sm_{self.arch}'])}.so"
+        target = folder / f"{'-'.join([*self.kernel, f'sm_{self.arch}'])}.so"
         about = target.with_suffix(".json")
         if not built:
             common.write_json(about, self.compile(target))
@@ -269,7 +273,7 @@ def prepare(layer: Layer, device: torch.device) -> calls.Call:
 def forced_by(options: argparse.Namespace) -> str:
     """The text that forces the plan: of the options, or where there is none what the environment has."""
     given = [(name, getattr(options, name)) for name in DIVISION]
-    text = ",".join(f"{name}={number}" for name, number in given if number is not None)
+    text = ",".join(f"{name}={value}" for name, value in given if value not in (None, "chosen"))
     return text or os.environ.get(cuda.FORCED, "")
 
 

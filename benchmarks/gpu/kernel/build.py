@@ -40,8 +40,8 @@ class CompilerError(Exception):
     """The kernel did not compile; the message is what the compiler said."""
 
 
-def macros(cell: str, dtype: str, direction: str, exchange: str | None) -> list[str]:
-    """What chooses the kernel in kernel.cu; without an exchange it has those of the package, chosen by the plan."""
+def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
+    """What chooses the kernel in kernel.cu."""
     base = calls.base_of(cell)
     rnn = base.startswith("rnn_")
     name = f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
@@ -49,7 +49,7 @@ def macros(cell: str, dtype: str, direction: str, exchange: str | None) -> list[
         "CELL": name,
         "MODULATES": CELLS[cell].modulates or "nothing",
         "TYPE": CPP_TYPES[dtype],
-        "EXCHANGE": f"{(exchange or 'chosen').title().replace('_', '')}Exchange",
+        "EXCHANGE": f"{exchange.title().replace('_', '')}Exchange",
         "FORWARD": int(direction == "forward"),
     }
     return [f"-DKERNEL_{macro}={value}" for macro, value in chosen.items()]
