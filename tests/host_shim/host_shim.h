@@ -93,7 +93,7 @@ void let_others_run(const char* operation, Place);
 unsigned sync_block(bool vote, const char* operation, Place);  // the number of threads that vote true
 void sync_warp(Place);
 void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place);
-bool leave_block();  // whether this is the last thread of the block, which comes after all others
+bool leave_block();  // whether the block ends now, after all that its threads did and have waited for
 void exchange(unsigned mask, const Slot&, const char* operation, Place);  // every lane gives a value ...
 Slot given_by(unsigned lane);                                             // ... which all can read until the next one
 void start_copy(const Copy&);
@@ -354,7 +354,10 @@ inline float approximate_tanh(float x) {
 }
 
 // The shim counts rounds in place of cycles.
-inline long long cycles() { return static_cast<long long>(host_shim::rounds()); }
+inline long long cycles(Place place = Place::here()) {
+  host_shim::let_others_run("cycles", place);
+  return static_cast<long long>(host_shim::rounds());
+}
 
 inline void finish(unsigned&) {}
 

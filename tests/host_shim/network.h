@@ -177,7 +177,7 @@ bool leave_block() {
   if (--block.live > 0) return false;
   acquire(&block.end_order);
   require_quiet(block);
-  return true;
+  return !shape.gives_up;
 }
 
 unsigned cluster_rank() { return current->block->rank; }

@@ -1,24 +1,61 @@
-// How the blocks of a team hand each other what they make. A kernel is cell x exchange x division: it names the states
-// that travel and says when it has put them and when it needs them, and never how they get there or which of two copies
-// is which. Who wants to try another exchange writes one file like l2.h, with both halves:
+// How the blocks of a team hand each other what they make. A kernel is cell x exchange x division: it names what travels
+// and says when it has made it and when it needs it, and never how it gets there or which of two copies is which. Who
+// wants to try another exchange writes one file, with both halves.
+//
+// A *channel* is what the blocks hand each other once a step, in two copies that take turns where one would not do.
+// There are two kinds: a *state*, K values of each sequence of the tile, made by all blocks and read by all; and
+// *partial sums*, of which every block contributes a part for outputs that one block owns and adds up.
 //
 // On the host, static:
-//   void reserve_shared(Layout&, const Number&, Arena&)      what it needs of a block's shared memory
-//   void reserve_workspace(Layout&, const Number&, Arena&)   and of device memory, which is cleared before the launch
-//   double of_phase(int parts), double of_byte               what it costs in nanoseconds, for the planner
-//   Attributes attributes(const Division&)                   how blocks must be launched
-//   Operands<S> operands(layout, workspace, timed_out)       what its device half finds in the kernel's parameter
+//   attributes(...)                 how blocks must be launched
+//   of_phase, of_byte               what it costs in nanoseconds, for the planner
+//   reserve_shared, reserve_workspace(Layout&, const Number&, Arena&)
+//                                   what it needs of a block's shared memory, and of device memory that is cleared
+//   operands<S>(layout, workspace, timed_out)
+//                                   what its device half finds in the kernel's parameter
 //
-// On the device, a class Device<S> of which each thread has one. A *channel* is the name of a state: K values of each
-// sequence of the tile, made by all blocks and read by all.
+// On the device, by values: for kernels of blocks, of any size (l2.h, one_block.h, either.h). A class Device<S> of which
+// each thread has one; a channel is the name of a state in the layout.
 //   clear()                         once, before anything is put: places that nobody fills read as zero
 //   put(channel, r, k, value)       one value for sequence r of the tile
 //   close()                         this block has put all of the phase; by all threads. What needs nobody may follow
 //   bool wait(channels...)          all blocks have; by all threads. From here on products read what was put, and what
-//                                   is put next goes elsewhere. False if a block did not come in time: nothing may be
-//                                   read then, and no other phase begun
+//                                   is put next goes elsewhere. False if a block timed out: nothing may be read then,
+//                                   and no other phase begun
 //   begin(channel)                  start to bring its first segment to shared memory, by asynchronous copies
 //   const S* take(channel, segment) the segment in shared memory, when those copies have come; the next is under way
+//
+// On the device, by rows: for kernels of warps whose sizes are constants of the compiler and whose values stay in
+// registers (cluster.h). The team and each channel are objects that every thread has; a warp calls these with all its
+// lanes. An *octet* is 8 sequences, what a matrix instruction takes; a *share* is a share of K that some warps read and
+// wait for by themselves.
+//   team.start(fill)                by all threads of the team, before each tile: all have ended the last one, and
+//                                   fill() writes to rows() what the first step reads
+//   team.end()                      by all threads, before the block returns
+// A state:
+//   expect(share)                   one warp of those that read the share: the present step will be followed by another,
+//                                   which reads what this one makes. After the step's wait, if it has one
+//   push(octet, k, row)             8 values, 16 bytes: lane l gives units k to k + 7 of sequence 8 * octet + l % 8, so
+//                                   that four lanes give the same row. Not in the last step: nobody would wait for it
+//   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed next
+//                                   is for the step after. By every warp, in every step but the first
+//   bool wait_also(share)           another share of the same step, for a warp that reads more than one
+//   S* rows()                       [sequences, K + 8] in shared memory, for load_matrices
+// Partial sums have expect(), wait() and
+//   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
+//   const Sums* sums(contributor)   the places, as one block gave them
+//   follow()                        in place of wait(), for a warp that contributes and reads nothing: another warp of
+//                                   its block has waited, and a barrier of the block lies between
+//
+// By rows two copies are enough, and no exchange has to say "I have read it", because of a rule that kernels keep:
+// whatever a warp reads in a step it has read before its block makes the last of what others wait for in that step. So
+// who gets a whole step knows that nobody reads the step before any more, and may push what takes its place. A warp that
+// makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does.
+//
+// A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
+// once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
+// writes NaN for what it could not compute, to the block too; where it only arrives at a barrier it must wait there,
+// because no exchange holds it back. The others follow, by `failed`, and the host learns of it.
 #pragma once
 
 #include <algorithm>
@@ -28,8 +65,10 @@
 
 namespace fused_rnn::cuda {
 
+// What an exchange asks of the launch.
 struct Attributes {
   bool cooperative = false;  // all blocks run at the same time, or the launch fails
+  int cluster = 1;           // so many blocks that follow each other are a cluster, if more than one
 };
 
 template <typename T>

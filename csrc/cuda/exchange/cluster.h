@@ -1,0 +1,193 @@
+// The exchange within a cluster: blocks push what they make into each other's shared memory, and barriers there, one
+// for each copy and share of K, count the bytes. No block waits for another but through what it reads. It needs sm_90,
+// and the blocks of a cluster are the team. See exchange.h for what the functions promise.
+//
+// Both kinds of channel keep the turn in the number of the steps that were waited for: the copy of its parity is read,
+// the other is made, and a barrier ends a phase every second step. Nothing is under way when the kernel ends, because
+// every byte that is pushed is waited for. After a timeout that is not so: then the block stays until what may be under
+// way has come.
+#pragma once
+
+#include "../device.h"
+#include "exchange.h"
+
+// How many cycles a block stays after a timeout, which is far more than a push takes: about half a millisecond.
+#ifndef FUSED_RNN_DRAIN_CYCLES
+#  define FUSED_RNN_DRAIN_CYCLES (1 << 20)
+#endif
+
+namespace fused_rnn::cuda {
+
+struct ClusterExchange {
+  // Nanoseconds of a phase in which a block receives so many bytes: cluster_exchange of `python -m
+  // benchmarks.gpu.micro` in clusters of 8 and 16, where 2 KB take 370 to 390 and 32 KB 1360.
+  static constexpr double of_phase = 310, of_byte = 0.032;
+
+  static constexpr Attributes attributes(int team) { return {false, team}; }
+};
+
+#if FUSED_RNN_SM90
+
+// The blocks of a cluster as one thread knows them.
+template <int team>
+class ClusterTeam {
+  static_assert(team >= 1 && team <= 16 && (team & (team - 1)) == 0, "clusters have 1, 2, 4, 8 or 16 blocks");
+
+ public:
+  static constexpr int size = team;
+
+  FUSED_RNN_DEVICE explicit ClusterTeam(unsigned* failed) : failed_(failed) {}
+
+  template <typename F>
+  FUSED_RNN_DEVICE void start(const F& fill) const {
+    cluster_barrier();
+    fill();
+    __syncthreads();
+  }
+
+  FUSED_RNN_DEVICE void end() const {
+    cluster_barrier();
+    if (alive_) return;
+    const long long begin = cycles();
+    while (cycles() - begin < FUSED_RNN_DRAIN_CYCLES) {
+    }
+  }
+
+  FUSED_RNN_DEVICE bool alive() const { return alive_; }
+
+  // For channels: the same for all lanes, which leave together.
+  FUSED_RNN_DEVICE bool wait(SharedAddress barrier, unsigned parity) {
+    if (alive_) alive_ = __all_sync(~0u, wait_for_phase(barrier, parity, failed_));
+    return alive_;
+  }
+
+ private:
+  unsigned* const failed_;
+  bool alive_ = true;  // no wait of this warp has failed
+};
+
+// What both kinds of channel have in common: `barriers` barriers for each of two copies, at a place of shared memory
+// that is the same in all blocks of the team.
+template <typename Team, int barriers>
+class ClusterChannel {
+ protected:
+  static constexpr int barrier_bytes = 2 * barriers * 8;
+
+  FUSED_RNN_DEVICE ClusterChannel(Team& team, SharedAddress barrier) : team_(team), barrier_(barrier) {
+    static_assert(2 * barriers <= 32, "a warp sets up all barriers");
+    if (threadIdx.x < 2 * barriers) mbarrier_init(barrier + 8 * threadIdx.x);
+  }
+
+  FUSED_RNN_DEVICE void expect(int share, int bytes) const {
+    if (team_.alive() && threadIdx.x % 32 == 0) mbarrier_expect(barrier_of(made(), share), bytes);
+  }
+
+  FUSED_RNN_DEVICE void follow() { ++steps_; }
+
+  // Copy 1 is made first, and each has a phase every second step.
+  FUSED_RNN_DEVICE bool wait(int share) { return team_.wait(barrier_of(read(), share), (steps_ - 1) / 2 % 2); }
+
+  FUSED_RNN_DEVICE bool alive() const { return team_.alive(); }
+  FUSED_RNN_DEVICE unsigned read() const { return steps_ % 2; }
+  FUSED_RNN_DEVICE unsigned made() const { return 1 - steps_ % 2; }
+  FUSED_RNN_DEVICE SharedAddress barrier_of(unsigned copy, int share) const {
+    return barrier_ + 8 * (copy * barriers + share);
+  }
+
+ private:
+  Team& team_;
+  const SharedAddress barrier_;
+  unsigned steps_ = 0;  // that were waited for
+};
+
+// A state of K values in `octets` times 8 sequences, in S = BFloat16 or Half.
+template <typename Team, typename S, int K, int shares, int octets>
+class ClusterState : ClusterChannel<Team, shares> {
+  using Base = ClusterChannel<Team, shares>;
+  using Base::alive, Base::barrier_of, Base::made, Base::read;
+  static_assert(sizeof(S) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
+  static constexpr int stride = K + 8;  // rows start in different banks
+  static constexpr int copy_bytes = octets * 8 * stride * int{sizeof(S)};
+
+ public:
+  using Row = Vector<S, 8>;
+  static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
+
+  FUSED_RNN_DEVICE ClusterState(Team& team, unsigned char* shared)
+      : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared) {
+    const unsigned lane = threadIdx.x % 32;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < destinations; ++i) {
+      const unsigned rank = 4 * i + lane / 8;
+      to_[i] = address_in_block(shared_address(shared), rank < Team::size ? rank : 0);
+    }
+  }
+
+  FUSED_RNN_DEVICE void expect(int share) const { Base::expect(share, octets * 8 * (K / shares) * int{sizeof(S)}); }
+
+  // Eight lanes push to one block, so that a warp reaches four at a time.
+  FUSED_RNN_DEVICE void push(int octet, int k, const Row& row) const {
+    const unsigned lane = threadIdx.x % 32;
+    if (!alive() || lane / 8 >= Team::size) return;
+    const unsigned place = made() * copy_bytes + ((8 * octet + lane % 8) * stride + k) * unsigned{sizeof(S)};
+    const SharedAddress barrier = barrier_of(made(), k / (K / shares)) - shared_address(shared_);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < destinations; ++i) cuda::push(to_[i] + place, to_[i] + barrier, row);
+  }
+
+  FUSED_RNN_DEVICE bool wait(int share) {
+    Base::follow();
+    return Base::wait(share);
+  }
+  FUSED_RNN_DEVICE bool wait_also(int share) { return Base::wait(share); }
+
+  FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + read() * copy_bytes); }
+
+ private:
+  static constexpr int destinations = Team::size > 4 ? Team::size / 4 : 1;
+
+  unsigned char* const shared_;
+  SharedAddress to_[destinations];
+};
+
+// Partial sums for `places` places of each block, four floats each.
+template <typename Team, int places>
+class ClusterSums : ClusterChannel<Team, 1> {
+  using Base = ClusterChannel<Team, 1>;
+  using Base::alive, Base::barrier_of, Base::made, Base::read;
+  static constexpr int part_bytes = places * 16, copy_bytes = Team::size * part_bytes;
+
+ public:
+  using Sums = Vector<float, 4>;
+  static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
+
+  FUSED_RNN_DEVICE ClusterSums(Team& team, unsigned char* shared)
+      : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared), own_part_(cluster_rank() * part_bytes) {}
+
+  FUSED_RNN_DEVICE void expect() const { Base::expect(0, copy_bytes); }
+
+  FUSED_RNN_DEVICE void contribute(int owner, int place, const Sums& sums) const {
+    if (!alive()) return;
+    const SharedAddress to = address_in_block(shared_address(shared_), owner);
+    cuda::push(to + made() * copy_bytes + own_part_ + place * 16, to + barrier_of(made(), 0) - shared_address(shared_),
+               sums);
+  }
+
+  FUSED_RNN_DEVICE bool wait() {
+    Base::follow();
+    return Base::wait(0);
+  }
+  using Base::follow;
+
+  FUSED_RNN_DEVICE const Sums* sums(int contributor) const {
+    return reinterpret_cast<const Sums*>(shared_ + read() * copy_bytes + contributor * part_bytes);
+  }
+
+ private:
+  unsigned char* const shared_;
+  const unsigned own_part_;
+};
+
+#endif
+
+}  // namespace fused_rnn::cuda

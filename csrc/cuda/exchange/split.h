@@ -1,0 +1,58 @@
+// The parts of a product whose K is split over the warps of a block: all but the first of them give their sums, the
+// first takes and adds them, in an order that is always the same. Two buffers and two named barriers take turns,
+// because who gives may be a step ahead.
+#pragma once
+
+#include "../device.h"
+
+namespace fused_rnn::cuda {
+
+// `split` warps have parts of each of `groups` products; a lane holds `vectors` times four sums of each.
+template <int groups, int split, int vectors>
+class SplitSums {
+  using Sums = Vector<float, 4>;
+  static constexpr int buffer = (split - 1) * groups * vectors * 32;
+
+ public:
+  static constexpr int shared_bytes = 2 * buffer * int{sizeof(Sums)};
+
+  // `barrier` and the next one are used for nothing else.
+  FUSED_RNN_DEVICE SplitSums(unsigned char* shared, int barrier, int group, int part)
+      : lane_(reinterpret_cast<Sums*>(shared) + group * vectors * 32 + threadIdx.x % 32),
+        barrier_(barrier),
+        part_(part) {}
+
+  // One of the two, in every step. This part's sums are for the warp with part 0.
+  FUSED_RNN_DEVICE void give(const float (&sums)[vectors][4]) {
+    Sums* const to = lane_ + turn_ * buffer + (part_ - 1) * groups * vectors * 32;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < vectors; ++i) to[i * 32] = {{sums[i][0], sums[i][1], sums[i][2], sums[i][3]}};
+    barrier_arrive(barrier_ + turn_, threads);
+    turn_ ^= 1;
+  }
+
+  // Add what the other parts gave.
+  FUSED_RNN_DEVICE void take(float (&sums)[vectors][4]) {
+    const Sums* const from = lane_ + turn_ * buffer;
+    barrier_sync(barrier_ + turn_, threads);
+    FUSED_RNN_UNROLL
+    for (int part = 0; part < split - 1; ++part) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < vectors; ++i) {
+        const Sums given = from[(part * groups * vectors + i) * 32];
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < 4; ++j) sums[i][j] += given.values[j];
+      }
+    }
+    turn_ ^= 1;
+  }
+
+ private:
+  static constexpr int threads = groups * split * 32;
+
+  Sums* const lane_;
+  const int barrier_, part_;
+  int turn_ = 0;
+};
+
+}  // namespace fused_rnn::cuda
