@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import re
 import shutil
 import subprocess
@@ -65,8 +66,14 @@ def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("sequences")
-    loaded = ctypes.CDLL(compile_sequences(folder, "-O1", "-shared"))
+    """The kernels on the shim, which the first of pytest's processes that wants them compiles for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with (folder / "sequences.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "sequences").exists():
+            compile_sequences(folder, "-O1", "-shared")
+    loaded = ctypes.CDLL(str(folder / "sequences"))
     for direction in DIRECTIONS:
         for verb in ("run", "plan"):
             getattr(loaded, f"{verb}_{direction}_call").restype = ctypes.c_char_p

@@ -97,8 +97,12 @@ def isolation(tmp_path_factory) -> list[str] | None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the source in which the wheel is built."""
-    return copy_source(tmp_path_factory.mktemp("source"))
+    """A copy of the source in which the wheel is built, with what was compiled of the same files by the same command."""
+    target = copy_source(tmp_path_factory.mktemp("source"))
+    compiled = Path("build", "objects", "csrc", "cpu")
+    if (ROOT / compiled).is_dir():
+        shutil.copytree(ROOT / compiled, target / compiled)
+    return target
 
 
 @pytest.fixture(scope="module")
