@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import os
 import re
 import shutil
 import subprocess

@@ -97,7 +97,7 @@ def isolation(tmp_path_factory) -> list[str] | None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the source in which the wheel is built, with what was compiled of the same files by the same command."""
+    """A copy of the source in which the wheel is built, with what was compiled here of the same files."""
     target = copy_source(tmp_path_factory.mktemp("source"))
     compiled = Path("build", "objects", "csrc", "cpu")
     if (ROOT / compiled).is_dir():

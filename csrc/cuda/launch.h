@@ -8,25 +8,32 @@
 
 namespace fused_rnn::cuda {
 
+constexpr int portable_cluster = 8;  // blocks, on every GPU that has clusters
+
 struct StreamLauncher {
   template <typename P>
   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
                      const P& operands, void* stream) const {
+    const auto* const address = reinterpret_cast<const void*>(kernel);
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error == cudaSuccess && attributes.cluster > portable_cluster)
+      error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error == cudaSuccess) {
-      cudaLaunchAttribute cooperative{};
-      cooperative.id = cudaLaunchAttributeCooperative;
-      cooperative.val.cooperative = attributes.cooperative;
+      cudaLaunchAttribute wanted[2] = {};
+      wanted[0].id = cudaLaunchAttributeCooperative;
+      wanted[0].val.cooperative = attributes.cooperative;
+      wanted[1].id = cudaLaunchAttributeClusterDimension;
+      wanted[1].val.clusterDim = {static_cast<unsigned>(attributes.cluster), 1, 1};
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(static_cast<unsigned>(blocks));
       config.blockDim = dim3(threads);
       config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
       config.stream = static_cast<cudaStream_t>(stream);
-      config.attrs = &cooperative;
-      config.numAttrs = 1;
+      config.attrs = wanted;
+      config.numAttrs = attributes.cluster > 1 ? 2 : 1;  // older GPUs have no clusters
       void* arguments[] = {const_cast<void*>(static_cast<const void*>(&operands))};
-      error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
+      error = cudaLaunchKernelExC(&config, address, arguments);
     }
     if (error == cudaSuccess) return "";
     cudaGetLastError();  // or the next call of anybody would report it again

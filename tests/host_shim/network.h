@@ -57,7 +57,9 @@ class Network {
     Thread* thread;
     Place place;
     uint64_t due, number;
-    char before;  // what ThreadSanitizer knows by it: all that the thread did before the store
+    // What ThreadSanitizer knows by it is all that the thread did before the store. The scheduler makes it anew for
+    // each store, because it never forgets.
+    std::unique_ptr<char> before;
   };
 
   // Orders a heap of places by when their stores arrive, the next one first.
@@ -71,6 +73,7 @@ class Network {
   // Before a launch. The places are allocated here, because threads must not share what they allocate.
   void clear(unsigned seed) {
     places_.resize(capacity);
+    for (Transit& place : places_) place.before = std::make_unique<char>();
     free_.clear();
     for (unsigned i = 0; i < capacity; ++i) free_.push_back(i);
     under_way_.clear();
@@ -93,8 +96,8 @@ class Network {
     p.thread = current;
     p.place = place;
     p.number = number_++;
-    p.due = turn_ + delay();
-    release(&p.before);
+    p.due = turn_ + delay(current->block->rank, block.rank);
+    release(p.before.get());
     ++block.incoming;
     under_way_.push_back(i);
     std::push_heap(under_way_.begin(), under_way_.end(), later());
@@ -115,22 +118,25 @@ class Network {
     under_way_.pop_back();
     Transit& p = places_[i];
     --p.block->incoming;
-    p.thread->carrier.run(&p.before, [&] {
+    p.thread->carrier.run(p.before.get(), [&] {
       p.store.copy(p.store);
       release(&p.mbarrier->order[p.mbarrier->phase % 2]);
     });
     if (const char* wrong = count(*p.mbarrier, -static_cast<int64_t>(p.store.bytes)))
       throw std::runtime_error(std::string("host_shim: ") + wrong + " at " + text("push", p.place) + ", from block " +
                                text(p.thread->block->index) + " to " + text(p.block->index));
+    p.before = std::make_unique<char>();
     free_.push_back(i);
     return true;
   }
 
  private:
-  // Without a seed a store takes a round. Else most take up to a round, some up to eight.
-  uint64_t delay() {
+  // Without a seed a store takes a round. Else most take up to a round, but from some blocks to some others it may
+  // be 64.
+  uint64_t delay(unsigned from, unsigned to) {
     if (!seed_) return live_;
-    const uint64_t most = random_() % 8 == 0 ? 8 * live_ : live_;
+    const unsigned link = (seed_ * most_blocks + from) * most_blocks + to;
+    const uint64_t most = (link * 2654435761u >> 16) % 8 == 0 ? 64 * live_ : live_;
     return random_() % (most + 1);
   }
 

@@ -125,7 +125,7 @@ class WarpLstmBlock {
     float sums[2 * octets][4] = {};
     multiply(sums);
     if constexpr (split > 1) {
-      if (part_ > 0) return parts_.give(sums);
+      if (part_ > 0) return parts_.give(sums, team_.alive());
       parts_.take(sums);
     }
     copy_async_wait<stages - 2>();
@@ -201,14 +201,16 @@ class WarpLstmBlock {
   float c_[octets][2];
 };
 
+#endif
+
 template <typename S, int H, int blocks, int split, int octets>
 FUSED_RNN_KERNEL __launch_bounds__(H / blocks / 8 * split * 32, 1) warp_lstm(FUSED_RNN_PARAMETER WarpLstm<S> q) {
+#if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   using Block = WarpLstmBlock<S, H, blocks, split, octets>;
   typename Block::Team team(q.failed);  // not within the block: what points into itself stays in memory
   Block(q, team, shared).run();
-}
-
 #endif
+}
 
 }  // namespace fused_rnn::cuda

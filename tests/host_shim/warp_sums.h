@@ -33,7 +33,7 @@ class WarpSumsBlock {
   using Sums = ClusterSums<Team, units / 16 * 32>;
 
  public:
-  static constexpr int threads = warps * 32, shared_bytes = Sums::shared_bytes + 8 * stride * int{sizeof(S)};
+  static constexpr int threads = warps * 32, shared_bytes = Sums::shared_bytes + 2 * 8 * stride * int{sizeof(S)};
 
   FUSED_RNN_DEVICE WarpSumsBlock(const WarpSums<S>& q, Team& team, unsigned char* shared)
       : q_(q), team_(team), sums_(team, shared), y_(reinterpret_cast<S*>(shared + Sums::shared_bytes)) {
@@ -75,12 +75,15 @@ class WarpSumsBlock {
     }
     __syncthreads();
     if (warp_ == warps - 1 && t > 0) sums_.follow();
-    if (!last) multiply();
+    if (!last) multiply(t);
   }
+
+  // Two buffers, because some warps may still multiply for other blocks when all that this one needs has come.
+  FUSED_RNN_DEVICE S* y(int t) const { return y_ + t % 2 * 8 * stride; }
 
   // Eight units, one of them and two sequences in a thread.
   FUSED_RNN_DEVICE void make(int t, int batch) const {
-    float y[2];
+    float made[2];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const int64_t sequence = int64_t{t} * q_.tiles * 8 + batch + 2 * (lane_ % 4) + j;
@@ -92,20 +95,20 @@ class WarpSumsBlock {
           s += sums_.sums(block)[warp_ / 2 * 32 + lane_].values[warp_ % 2 * 2 + j];
       }
       q_.s[place] = team_.alive() ? s : NAN;
-      y[j] = s / (1 + (s < 0 ? -s : s));
+      made[j] = s / (1 + (s < 0 ? -s : s));
     }
-    store_matrices_transposed<1>(y_ + lane_ % 8 * stride + 8 * warp_, {narrow_pair<S>(y[0], y[1])});
+    store_matrices_transposed<1>(y(t) + lane_ % 8 * stride + 8 * warp_, {narrow_pair<S>(made[0], made[1])});
   }
 
-  FUSED_RNN_DEVICE void multiply() const {
+  FUSED_RNN_DEVICE void multiply(int t) const {
     FUSED_RNN_UNROLL
     for (int j = 0; j < own_tiles; ++j) {
-      if (j * warps + warp_ >= tiles) return;  // having read nothing after what it contributed last
+      if (j * warps + warp_ >= tiles) return;
       float sum[4] = {};
       FUSED_RNN_UNROLL
       for (int k = 0; k < units / 16; ++k) {
         uint32_t b[4];
-        load_matrices(b, y_ + lane_ % 8 * stride + 16 * k + lane_ / 8 % 2 * 8);  // the last two are the first again
+        load_matrices(b, y(t) + lane_ % 8 * stride + 16 * k + lane_ / 8 % 2 * 8);  // the last two are the first again
         mma_m16n8k16<S>(sum, weights_[j][k], {b[0], b[1]});
       }
       const int owner = 16 * tile_of(j) / units, place = 16 * tile_of(j) % units / 16 * 32 + lane_;
@@ -118,18 +121,20 @@ class WarpSumsBlock {
   const int first_unit_ = static_cast<int>(cluster_rank()) * units;
   Team& team_;
   Sums sums_;
-  S* const y_;  // [8, units] of this block
+  S* const y_;  // [2, 8, units] of this block
   uint32_t weights_[own_tiles][units / 16][4];
 };
 
+#endif
+
 template <typename S, int H, int blocks>
 FUSED_RNN_KERNEL __launch_bounds__((H / blocks / 8 + 1) * 32, 1) warp_sums(FUSED_RNN_PARAMETER WarpSums<S> q) {
+#if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   using Block = WarpSumsBlock<S, H, blocks>;
   typename Block::Team team(q.failed);  // not within the block: what points into itself stays in memory
   Block(q, team, shared).run();
-}
-
 #endif
+}
 
 }  // namespace fused_rnn::cuda

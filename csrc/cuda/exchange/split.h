@@ -22,12 +22,19 @@ class SplitSums {
         barrier_(barrier),
         part_(part) {}
 
-  // One of the two, in every step. This part's sums are for the warp with part 0.
-  FUSED_RNN_DEVICE void give(const float (&sums)[vectors][4]) {
+  // One of the two, in every step. This part's sums are for the warp with part 0. A warp that is not alive has none to
+  // give; nothing but this barrier keeps it from running ahead, so that it stays until the other has come.
+  FUSED_RNN_DEVICE void give(const float (&sums)[vectors][4], bool alive) {
     Sums* const to = lane_ + turn_ * buffer + (part_ - 1) * groups * vectors * 32;
     FUSED_RNN_UNROLL
-    for (int i = 0; i < vectors; ++i) to[i * 32] = {{sums[i][0], sums[i][1], sums[i][2], sums[i][3]}};
-    barrier_arrive(barrier_ + turn_, threads);
+    for (int i = 0; i < vectors; ++i) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) to[i * 32].values[j] = alive ? sums[i][j] : NAN;
+    }
+    if (alive)
+      barrier_arrive(barrier_ + turn_, threads);
+    else
+      barrier_sync(barrier_ + turn_, threads);
     turn_ ^= 1;
   }
 
