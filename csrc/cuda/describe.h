@@ -30,22 +30,17 @@ struct Description {
   int carried;             // values of a unit that a thread keeps in shared memory from step to step
   int staged;              // runs of columns that are fetched a step ahead
   bool staged_features;    // whether these are columns of features
-  int biases;              // of a unit; one of each feature besides
+  int biases;              // of a unit
+  int scaled_biases;       // of a feature
   bool sums_side_by_side;  // all sums of a place at the same time; else one product after the other
   int phases;              // of a step
   int values, scaled;      // pre-activations of a unit, and of a feature, or their gradients
   int64_t most_parts;      // finer ones would leave strips partly empty
 
-  int count_products() const {
-    int count = 0;
-    for (const ProductShape& p : products) count += p.gates > 0;
-    return count;
-  }
   // Fragments of a product that each warp holds in registers.
   int held(int product) const {
-    int before = 0;
-    for (int p = 0; p < product; ++p) before += products[p].gates > 0;
-    return held_fragments(number, count_products(), before);
+    return forward ? held_fragments(number, cell, static_cast<ForwardProduct>(product))
+                   : held_fragments(number, cell, static_cast<BackwardProduct>(product));
   }
   int64_t deepest() const {
     int64_t most = 0;
@@ -85,6 +80,7 @@ inline Description describe_forward(const CellShape& cell, const Number& number,
                 .staged = forward_staged(cell),
                 .staged_features = cell.of_input(),
                 .biases = 2 * cell.gates,
+                .scaled_biases = cell.multiplicative(),
                 .sums_side_by_side = false,
                 .phases = 1 + cell.reset_before + cell.multiplicative(),
                 .values = cell.gates,
@@ -119,6 +115,7 @@ inline Description describe_backward(const CellShape& cell, const Number& number
                 .staged = backward_staged(cell),
                 .staged_features = false,
                 .biases = 0,
+                .scaled_biases = 0,
                 .sums_side_by_side = true,
                 .phases = 1 + cell.reset_before + cell.multiplicative(),
                 .values = cell.gradients,

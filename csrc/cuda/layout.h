@@ -90,7 +90,7 @@ inline void place_values(const Description& d, Layout& layout, Arena& arena) {
   layout.limits = take(n * int64_t{sizeof(int)});
   layout.carried = take(n * layout.units * d.carried * computed);
   layout.staged = take(2 * d.staged * n * columns * bytes);
-  if (d.biases > 0) layout.biases = take((d.biases * layout.units + layout.features) * computed);
+  layout.biases = take((d.biases * layout.units + d.scaled_biases * layout.features) * computed);
   for (int place : {0, 1}) layout.sums[place] = take(bytes_of_sums(d, layout, place));
 }
 

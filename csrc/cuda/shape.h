@@ -90,17 +90,22 @@ struct CellShape {
   constexpr bool has_q() const { return n_apart && !reset_before; }
 };
 
-template <typename Cell, Modulates modulates>
-constexpr CellShape shape_of{Cell::gates,          Cell::saved,        Cell::gradients,
-                             Cell::has_cell_state, Cell::reset_before, Cell::bypasses_product,
-                             Cell::n_apart,        modulates};
+template <typename Cell, Modulates modulates_>
+constexpr CellShape shape_of{.gates = Cell::gates,
+                             .saved = Cell::saved,
+                             .gradients = Cell::gradients,
+                             .has_cell_state = Cell::has_cell_state,
+                             .reset_before = Cell::reset_before,
+                             .bypasses_product = Cell::bypasses_product,
+                             .n_apart = Cell::n_apart,
+                             .modulates = modulates_};
 
 // The states that products of the forward kernel read: h₋; s = r⊙h₋ of the reset-before GRU; x̂ of multiplicative cells.
 enum class ForwardState { h, s, x_hat };
 
 // The products of the forward kernel. `recurrent` is U with h₋, or with x̂ where h₋ is modulated; of the reset-before
 // GRU it has the rows of r and z, and `candidate` those of n. `input` is W with x̂, `modulation` U_m with h₋.
-enum class ForwardProduct { recurrent, candidate, input, modulation };
+enum class ForwardProduct { recurrent, candidate, input, modulation, count };
 
 // What products of the backward kernel read: gradients of the gates that U multiplies alone; of n, beside W and beside
 // U; of m.
@@ -108,7 +113,7 @@ enum class BackwardState { gates, n, q, m };
 
 // The products of the backward kernel: Uᵀ and Wᵀ, without their columns for n where these multiply something of their
 // own, and those; U_mᵀ. Where h₋ is modulated, `input` is Uᵀ, and there is no `recurrent`.
-enum class BackwardProduct { recurrent, recurrent_n, input, input_n, modulation };
+enum class BackwardProduct { recurrent, recurrent_n, input, input_n, modulation, count };
 
 constexpr int most_states = 4, most_products = 5;
 
@@ -133,23 +138,17 @@ constexpr bool exists(const CellShape& cell, BackwardProduct product) {
                                                    : cell.multiplicative();
 }
 
-// How many of the first `end` products a kernel has. Weights of the first ones are the first to stay on the chip.
-template <typename Product>
-constexpr int products_before(const CellShape& cell, int end) {
-  int count = 0;
-  for (int p = 0; p < end; ++p) count += exists(cell, static_cast<Product>(p));
-  return count;
-}
-constexpr int count_products(const CellShape& cell, ForwardProduct) { return products_before<ForwardProduct>(cell, 4); }
-constexpr int count_products(const CellShape& cell, BackwardProduct) {
-  return products_before<BackwardProduct>(cell, 5);
-}
-
-// Fragments of a product that each warp holds in registers.
+// Fragments of a product that each warp holds in registers. Weights of the first products are the first to stay on the
+// chip.
 template <typename Product>
 constexpr int held_fragments(const Number& number, const CellShape& cell, Product product) {
-  return held_fragments(number, count_products(cell, product),
-                        products_before<Product>(cell, static_cast<int>(product)));
+  int count = 0, before = 0;
+  for (int p = 0; p < static_cast<int>(Product::count); ++p) {
+    if (!exists(cell, static_cast<Product>(p))) continue;
+    ++count;
+    before += p < static_cast<int>(product);
+  }
+  return held_fragments(number, count, before);
 }
 
 // Runs of columns that a step of the forward kernel fetches ahead: W x of the gates, and where h₋ is modulated W_m x;
