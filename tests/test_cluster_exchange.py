@@ -58,7 +58,7 @@ FAULTS = {
         "thread",
         RACE,
     ),
-    "one-named-barrier": (SPLIT, r"barrier_ \+ turn_", "barrier_", 3, "lstm-8-2", "plain", "arrives again at a named"),
+    "one-named-barrier": (SPLIT, r"barrier_ \+ turn_", "barrier_", 3, "lstm-8-2", "thread", "arrives again|" + RACE),
     "one-buffer-of-parts": (SPLIT, r"turn_ \* buffer", "0 * buffer", 2, "lstm-8-2", "thread", RACE),
     "one-buffer-of-y": (SUMS, r"t % 2 \* 8", "0 * 8", 1, "sums-4", "thread", RACE),
 }

@@ -44,6 +44,7 @@ FAULTS = [
     ("FAULT_NO_COPY_WAIT", "recurrence", "plain", "wrong y"),
     ("FAULT_SHARED_OVERRUN", "recurrence", "address", "heap-buffer-overflow"),
     ("FAULT_ONE_NAMED_BARRIER", "hand_over", "plain", "arrives again at a named barrier"),
+    ("FAULT_ONE_NAMED_BARRIER", "hand_over", "thread", "arrives again at a named barrier|data race"),
     ("FAULT_NO_NAMED_WAIT", "hand_over", "thread", "data race"),
     ("FAULT_NO_SYNC_AFTER_STORE", "stored_matrices", "thread", "data race"),
     ("FAULT_RELAXED_CLUSTER_BARRIER", "cluster_sums", "thread", "data race"),

@@ -46,6 +46,7 @@ struct Warp {
 struct NamedBarrier {
   Barrier barrier;
   std::bitset<most_threads> arrived;
+  BarrierMarks marks[2] = {};
 };
 
 // A barrier that counts arrivals and bytes.
@@ -308,6 +309,8 @@ uint64_t rounds() { return round_number; }
 
 unsigned lane() { return current->number % warp_size; }
 
+unsigned warp() { return current->number / warp_size; }
+
 void let_others_run(const char* operation, Place place) {
   current->operation = operation;
   current->place = place;
@@ -323,6 +326,11 @@ unsigned sync_block(bool vote, const char* operation, Place place) {
   return block.votes[parity];
 }
 
+BarrierMarks& barrier_marks(unsigned number, bool last) {
+  NamedBarrier& named = current->block->named[number % 16];
+  return named.marks[(named.barrier.generation + last) % 2];
+}
+
 void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place place) {
   Block& block = *current->block;
   if (number < 1 || number > 15)
@@ -330,7 +338,7 @@ void use_named_barrier(unsigned number, unsigned threads, bool waits, const char
   if (threads == 0 || threads % warp_size || threads > block.barrier.expected)
     fail(std::to_string(threads) + " threads cannot arrive at a named barrier", operation, place);
   require_whole_warp(operation, place);
-  auto& [barrier, arrived] = block.named[number];
+  auto& [barrier, arrived, marks] = block.named[number];
   if (barrier.arrived == 0) {
     barrier.expected = threads;
     arrived.reset();

@@ -89,9 +89,17 @@ unsigned char* dynamic_shared();
 size_t dynamic_shared_bytes();
 uint64_t rounds();
 unsigned lane();
+unsigned warp();
 void let_others_run(const char* operation, Place);
 unsigned sync_block(bool vote, const char* operation, Place);  // the number of threads that vote true
 void sync_warp(Place);
+// What warps that wait at a named barrier write to, in each of two generations: who arrives in the next one must come
+// after that, or only luck has kept it from arriving in the same, and ThreadSanitizer sees a race.
+struct BarrierMarks {
+  uint64_t warps[32];
+};
+
+BarrierMarks& barrier_marks(unsigned number, bool last);  // of this generation of the barrier, or of the last
 void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place);
 bool leave_block();  // whether the block ends now, after all that its threads did and have waited for
 void exchange(unsigned mask, const Slot&, const char* operation, Place);  // every lane gives a value ...
@@ -102,6 +110,12 @@ bool take_copy(unsigned pending, Copy*);  // the next copy of a group before the
 void require_aligned(const void*, size_t bytes, const char* operation, Place);
 void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float (*widen)(uint16_t),
                        Place);
+
+inline void arrive_at_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place place) {
+  for (const uint64_t& mark : barrier_marks(number, true).warps) (void)*static_cast<const volatile uint64_t*>(&mark);
+  if (waits && lane() == 0) barrier_marks(number, false).warps[warp()] = 1;
+  use_named_barrier(number, threads, waits, operation, place);
+}
 
 // The end of a block takes its shared memory away: for ThreadSanitizer a write that all uses of it must come before.
 inline void end_thread() {
@@ -282,11 +296,11 @@ T load_shared(SharedAddress address, Place place = Place::here()) {
 }
 
 inline void barrier_arrive(unsigned barrier, unsigned threads, Place place = Place::here()) {
-  host_shim::use_named_barrier(barrier, threads, false, "barrier_arrive", place);
+  host_shim::arrive_at_named_barrier(barrier, threads, false, "barrier_arrive", place);
 }
 
 inline void barrier_sync(unsigned barrier, unsigned threads, Place place = Place::here()) {
-  host_shim::use_named_barrier(barrier, threads, true, "barrier_sync", place);
+  host_shim::arrive_at_named_barrier(barrier, threads, true, "barrier_sync", place);
 }
 
 template <int bytes>
