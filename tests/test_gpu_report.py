@@ -159,7 +159,7 @@ def test_the_report_shows_a_few_of_the_micro_measurements():
     device = {"device": "A GPU", "multiprocessors": 99, "clock_khz": 1_500_000}
     result = {"date": "2026-01-02T03", "command": "python -m it", "device": device, "records": records}
     lines = micro_report.block([result]).splitlines()
-    assert "| meeting of 2 / 8 / 16 / 128 blocks at a counter | 0.250 / 1.00 / – / – µs |" in lines
+    assert "| barrier of 2 / 8 / 16 / 128 blocks at a counter | 0.250 / 1.00 / – / – µs |" in lines
     assert any("2026-01-02 with `python -m it`: A GPU, 99 multiprocessors, 1.50 GHz" in line for line in lines)
     assert micro_report.block([]) == "Not yet run on a GPU."
 

@@ -125,7 +125,8 @@ class ClusterState : ClusterChannel<Team, shares> {
 
   FUSED_RNN_DEVICE void expect(int share) const { Base::expect(share, octets * 8 * (K / shares) * int{sizeof(S)}); }
 
-  // Eight lanes push to one block, so that a warp reaches four at a time.
+  // Eight lanes push to one block, so that a warp reaches four at a time. Addresses in another block are as far apart
+  // as in this one.
   FUSED_RNN_DEVICE void push(int octet, int k, const Row& row) const {
     const unsigned lane = threadIdx.x % 32;
     if (!alive() || lane / 8 >= Team::size) return;

@@ -50,7 +50,9 @@
 // By rows two copies are enough, and no exchange has to say "I have read it", because of a rule that kernels keep:
 // whatever a warp reads in a step it has read before its block makes the last of what others wait for in that step. So
 // who gets a whole step knows that nobody reads the step before any more, and may push what takes its place. A warp that
-// makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does.
+// makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does. The rule is
+// about the copies of channels alone: what else warps of a block share, as the operand of a product whose sums go to
+// several owners, the kernel orders itself.
 //
 // A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
 // once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
