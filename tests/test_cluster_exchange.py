@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,14 +108,15 @@ def run(program: Path, check: str, seed: int) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def program(request, build, tmp_path_factory) -> Path:
-    return build(ROOT, tmp_path_factory.mktemp("warps") / request.param, request.param)
+def programs(build, tmp_path_factory) -> Callable[[str], Path]:
+    """A function of what watches the kernels that compiles them, once."""
+    return cache(lambda kind: build(ROOT, tmp_path_factory.mktemp("warps") / kind, kind))
 
 
-@pytest.mark.parametrize(("program", "check"), RUNS, indirect=["program"])
-def test_kernels_of_warps_are_right_and_without_races(program, check):
-    for seed in (0, 1, 2) if program.name == "plain" else (1,):
-        result = run(program, check, seed)
+@pytest.mark.parametrize(("kind", "check"), RUNS)
+def test_kernels_of_warps_are_right_and_without_races(programs, kind, check):
+    for seed in (0, 1, 2) if kind == "plain" else (1,):
+        result = run(programs(kind), check, seed)
         assert result.returncode == 0, result.stderr[-4000:]
 
 

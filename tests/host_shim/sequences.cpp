@@ -94,7 +94,7 @@ const char* plan_call(const Call& call, const Chip& chip, Plan& plan) {
 
 }  // namespace
 
-#pragma GCC visibility push(default)
+#  pragma GCC visibility push(default)
 extern "C" {
 
 // Fill in the plan of a call, or return why it cannot run.
@@ -115,7 +115,7 @@ const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsign
 }
 
 }  // extern "C"
-#pragma GCC visibility pop
+#  pragma GCC visibility pop
 
 #else
 

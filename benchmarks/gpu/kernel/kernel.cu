@@ -1,6 +1,6 @@
 // One kernel of csrc/cuda behind a C interface, for benchmarks.gpu.kernel. Macros choose it: KERNEL_CELL, KERNEL_TYPE
-// (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). nvcc makes a library of it that runs on a GPU;
-// any other compiler, with tests/host_shim on its include path, one that runs on the CPU.
+// (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). nvcc makes a library of it
+// that runs on a GPU; any other compiler, with tests/host_shim on its include path, one that runs on the CPU.
 
 #include <exception>
 #include <string>
@@ -19,8 +19,8 @@ using Launcher = StreamLauncher;
 #else
 struct Launcher {
   template <typename P>
-  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes&, const P& operands,
-                     void*) const {
+  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes&,
+                     const P& operands, void*) const {
     const host_shim::Launch shape{
         {static_cast<unsigned>(blocks)}, {threads}, static_cast<size_t>(shared_bytes), 0, uint64_t{1} << 24};
     host_shim::launch(shape, kernel, operands);

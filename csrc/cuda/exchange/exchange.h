@@ -1,6 +1,6 @@
-// How the blocks of a team hand each other what they make. A kernel is cell x exchange x division: it names what travels
-// and says when it has made it and when it needs it, and never how it gets there or which of two copies is which. Who
-// wants to try another exchange writes one file, with both halves.
+// How the blocks of a team hand each other what they make. A kernel is cell x exchange x division: it names what
+// travels and says when it has made it and when it needs it, and never how it gets there or which of two copies is
+// which. Who wants to try another exchange writes one file, with both halves.
 //
 // A *channel* is what the blocks hand each other once a step, in two copies that take turns where one would not do.
 // There are two kinds: a *state*, K values of each sequence of the tile, made by all blocks and read by all; and
@@ -14,8 +14,8 @@
 //   operands<S>(layout, workspace, timed_out)
 //                                   what its device half finds in the kernel's parameter
 //
-// On the device, by values: for kernels of blocks, of any size (l2.h, one_block.h, either.h). A class Device<S> of which
-// each thread has one; a channel is the name of a state in the layout.
+// On the device, by values: for kernels of blocks, of any size (l2.h, one_block.h, either.h). A class Device<S> of
+// which each thread has one; a channel is the name of a state in the layout.
 //   clear()                         once, before anything is put: places that nobody fills read as zero
 //   put(channel, r, k, value)       one value for sequence r of the tile
 //   close()                         this block has put all of the phase; by all threads. What needs nobody may follow
@@ -33,12 +33,12 @@
 //                                   fill() writes to rows() what the first step reads
 //   team.end()                      by all threads, before the block returns
 // A state:
-//   expect(share)                   one warp of those that read the share: the present step will be followed by another,
-//                                   which reads what this one makes. After the step's wait, if it has one
+//   expect(share)                   one warp of those that read the share: another step will follow the present one,
+//                                   and read what this one makes. After the step's wait, if it has one
 //   push(octet, k, row)             8 values, 16 bytes: lane l gives units k to k + 7 of sequence 8 * octet + l % 8, so
 //                                   that four lanes give the same row. Not in the last step: nobody would wait for it
-//   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed next
-//                                   is for the step after. By every warp, in every step but the first
+//   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed
+//                                   from now on is for the step after. By every warp, in every step but the first
 //   bool wait_also(share)           another share of the same step, for a warp that reads more than one
 //   S* rows()                       [sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait() and
@@ -49,10 +49,10 @@
 //
 // By rows two copies are enough, and no exchange has to say "I have read it", because of a rule that kernels keep:
 // whatever a warp reads in a step it has read before its block makes the last of what others wait for in that step. So
-// who gets a whole step knows that nobody reads the step before any more, and may push what takes its place. A warp that
-// makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does. The rule is
-// about the copies of channels alone: what else warps of a block share, as the operand of a product whose sums go to
-// several owners, the kernel orders itself.
+// who gets a whole step knows that nobody reads the step before any more, and may push what takes its place. A warp
+// that makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does. The
+// rule is about the copies of channels alone: what else warps of a block share, as the operand of a product whose sums
+// go to several owners, the kernel orders itself.
 //
 // A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
 // once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
