@@ -17,7 +17,7 @@ SHIM = "tests/host_shim"
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 LSTM, SUMS = f"{SHIM}/warp_lstm.h", f"{SHIM}/warp_sums.h"
 COMPILER = os.environ.get("CXX", "g++")
-# By blocks of a cluster and parts of K
+# By blocks of a cluster and shares of K
 CHECKS = [f"lstm-{size}" for size in ("1-1", "1-2", "2-1", "2-2", "4-1", "4-2", "8-1", "8-2", "16-1", "16-4")]
 CHECKS += [f"sums-{blocks}" for blocks in (1, 2, 4, 8, 16)]
 RUNS = [("plain", check) for check in CHECKS] + [("thread", check) for check in CHECKS]
@@ -63,7 +63,7 @@ FAULTS = {
         RACE,
     ),
     "one-named-barrier": (SPLIT, r"barrier_ \+ turn_", "barrier_", 3, "lstm-8-2", "thread", "arrives again|" + RACE),
-    "one-buffer-of-parts": (SPLIT, r"turn_ \* buffer", "0 * buffer", 2, "lstm-8-2", "thread", RACE),
+    "one-buffer-of-shares": (SPLIT, r"turn_ \* buffer", "0 * buffer", 2, "lstm-8-2", "thread", RACE),
     "one-buffer-of-y": (SUMS, r"t % 2 \* 8", "0 * 8", 1, "sums-4", "thread", RACE),
 }
 
@@ -157,3 +157,11 @@ def test_nothing_is_spilled(tmp_path, architecture):
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == kernels
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
     assert all((count > 32) == (architecture == "sm_90a") for count in registers)
+
+
+def test_nvcc_compiles_the_checks(tmp_path):
+    """The program that tests/gpu runs; without a GPU it says so."""
+    command = [find_nvcc(), "-std=c++17", "-Werror=all-warnings", "-arch=sm_90a", "-DSHORT", "-x", "cu"]
+    subprocess.run([*command, ROOT / SHIM / "warps.cpp", "-o", tmp_path / "warps"], check=True)
+    result = run(tmp_path / "warps", "sums-4", 0)
+    assert result.returncode == 0 or "cudaMallocManaged: " in result.stderr

@@ -25,12 +25,12 @@ struct Operands {
   typename Exchange::template Operands<S> exchange;
 };
 
-// The part of `total` things that belongs to a block of a team.
-struct Share {
+// The slice of `total` things that belongs to a part of a team.
+struct Slice {
   int first, count;
 };
 
-FUSED_RNN_DEVICE Share share_of(int total, int each, int part) {
+FUSED_RNN_DEVICE Slice slice_of(int total, int each, int part) {
   const int64_t first = int64_t{part} * each, rest = total - first;
   return {static_cast<int>(first), static_cast<int>(rest < 0 ? 0 : rest < each ? rest : each)};
 }
@@ -104,8 +104,8 @@ class Block {
         sequences_(q.layout.division.sequences),
         team_(static_cast<int>(blockIdx.x) / q.layout.division.parts),
         part_(static_cast<int>(blockIdx.x) % q.layout.division.parts),
-        units_(share_of(q.H, q.layout.units, part_)),
-        features_(share_of(q.I, q.layout.features, part_)),
+        units_(slice_of(q.H, q.layout.units, part_)),
+        features_(slice_of(q.I, q.layout.features, part_)),
         over_units_(Spread::over(units_.count)),
         over_features_(Spread::over(features_.count)),
         exchange_(q.exchange, q.layout, shared, team_) {
@@ -155,9 +155,9 @@ class Block {
   FUSED_RNN_DEVICE const ProductLayout& layout_of(Name product) const {
     return layout_.products[static_cast<int>(product)];
   }
-  // Where products of the first or the second kind leave their sums.
-  FUSED_RNN_DEVICE Sums<C> sums_at(int kind, int outputs) const {
-    return {at<C>(shared_, layout_.sums[kind]), sums_stride(outputs), sequences_};
+  // The first or the second of the places where products leave their sums.
+  FUSED_RNN_DEVICE Sums<C> sums_at(int place, int outputs) const {
+    return {at<C>(shared_, layout_.sums[place]), sums_stride(outputs), sequences_};
   }
 
   // A product with a state that the exchange has; its sums are there afterwards. `meanwhile` starts copies that nobody
@@ -192,7 +192,7 @@ class Block {
   const Layout& layout_;
   unsigned char* const shared_;
   const int sequences_, team_, part_;
-  const Share units_, features_;
+  const Slice units_, features_;
   const Spread over_units_, over_features_;
   typename Exchange::template Device<S> exchange_;
   int first_row_ = 0, rows_ = 0, longest_ = 0;

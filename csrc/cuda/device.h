@@ -34,7 +34,7 @@ namespace fused_rnn::cuda {
 
 // Memory between blocks ---------------------------------------------------------------------------------------------
 
-// Read past the first-level cache, which is of no use for data that another block has just written. T has 2, 4, 8 or
+// Read past L1, which is of no use for data that another block has just written. T has 2, 4, 8 or
 // 16 bytes and is aligned to its size.
 template <typename T>
 FUSED_RNN_DEVICE T load_l2(const T* p) {
@@ -61,7 +61,7 @@ FUSED_RNN_DEVICE T load_l2(const T* p) {
   }
 }
 
-// Write past the first-level cache. T as above.
+// Write past L1. T as above.
 template <typename T>
 FUSED_RNN_DEVICE void store_l2(T* p, T value) {
   static_assert(alignof(T) == sizeof(T));
@@ -174,7 +174,7 @@ FUSED_RNN_DEVICE void barrier_sync(unsigned barrier, unsigned threads) {
 
 // Start to copy 4, 8 or 16 bytes, both ends aligned to as many, from global to shared memory. The data is there for
 // this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past the
-// first-level cache.
+// L1.
 template <int bytes>
 FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);

@@ -61,21 +61,21 @@ Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor
     fail("input must be a (T, B, I) tensor with I at least 1");
   const int64_t T = steps.size(0), B = steps.size(1), H = h_0.size(1), rows = cell.gates * H;
   const int64_t I = modulates_input ? input->size(2) : cell.multiplicative() ? H : 1;
-  return {cell,
-          checked("input", input, {T, B, I}, steps),
-          checked("h_0", h_0, {B, H}, steps),
-          checked("c_0", c_0, {B, H}, steps),
-          checked("weight_ih", weight_ih, {rows, I}, steps),
-          checked("weight_mhh", weight_mhh, {I, H}, steps),
-          checked("weight_hh", weight_hh, {rows, H}, steps),
-          checked_lengths(lengths, steps),
-          checked("keep_h", keep_h, {T, B, H}, steps),
-          checked_keep_c(keep_c, cell, {T, B, H}, steps),
-          reverse,
-          T,
-          B,
-          I,
-          H};
+  return {.cell = cell,
+          .input = checked("input", input, {T, B, I}, steps),
+          .h_0 = checked("h_0", h_0, {B, H}, steps),
+          .c_0 = checked("c_0", c_0, {B, H}, steps),
+          .weight_ih = checked("weight_ih", weight_ih, {rows, I}, steps),
+          .weight_mhh = checked("weight_mhh", weight_mhh, {I, H}, steps),
+          .weight_hh = checked("weight_hh", weight_hh, {rows, H}, steps),
+          .lengths = checked_lengths(lengths, steps),
+          .keep_h = checked("keep_h", keep_h, {T, B, H}, steps),
+          .keep_c = checked_keep_c(keep_c, cell, {T, B, H}, steps),
+          .reverse = reverse,
+          .T = T,
+          .B = B,
+          .I = I,
+          .H = H};
 }
 
 cuda::Type type_of(const Tensor& tensor) {

@@ -184,7 +184,7 @@ struct Layout {
   Division division;                             // as it was made, without zeros
   int teams, units, features;                    // the last two of a part, at most
   int limits, carried, staged, biases, fetched;  // bytes into shared memory
-  int sums[2];                                   // likewise: of W (Wᵀ) where x̂ takes part, in the second
+  int sums[2];                                   // likewise: where products leave their sums, those with W apart
   int64_t cleared, arrivals, failed;             // bytes into the workspace, which is cleared from the first on
   StateLayout states[most_states];               // by ForwardState or BackwardState
   ProductLayout products[most_products];         // by ForwardProduct or BackwardProduct

@@ -2,7 +2,7 @@
 // exchanges: one source for the host shim and for nvcc.
 //
 // A cluster takes a tile of sequences at a time. A block owns H / blocks units with all four gates, and a warp eight of
-// them, or a part of K for these eight. Rows of the weights are interleaved by gate, so that the sums of a matrix
+// them, or a share of K for these eight. Rows of the weights are interleaved by gate, so that the sums of a matrix
 // instruction hold all gates of a unit and two sequences in one thread; c never leaves its registers.
 #pragma once
 
@@ -35,30 +35,30 @@ FUSED_RNN_DEVICE float approximate_sigmoid(float x) { return 0.5f * approximate_
 
 #if FUSED_RNN_SM90
 
-template <typename S, int H, int blocks, int split, int octets>
+template <typename S, int H, int blocks, int shares, int octets>
 class WarpLstmBlock {
  public:
   using Team = ClusterTeam<blocks>;
 
  private:
-  static constexpr int units = H / blocks, groups = units / 8, depth = H / split, stages = 4;
-  static_assert(units % 8 == 0 && depth % 32 == 0, "a warp has 8 units, and takes K in steps of 32");
-  using State = ClusterState<Team, S, H, split, octets>;
-  using Parts = SplitSums<groups, split, 2 * octets>;
+  static constexpr int units = H / blocks, groups = units / 8, own_k = H / shares, stages = 4;
+  static_assert(units % 8 == 0 && own_k % 32 == 0, "a warp has 8 units, and takes K in steps of 32");
+  using State = ClusterState<Team, S, H, shares, octets>;
+  using Sums = SplitSums<groups, shares, 2 * octets>;
   using Row = typename State::Row;
   static constexpr int staged_row = 16, stage_bytes = groups * octets * 512, turned_bytes = groups * octets * 128;
 
  public:
-  static constexpr int threads = groups * split * 32;
-  static constexpr int shared_bytes = State::shared_bytes + Parts::shared_bytes + stages * stage_bytes + turned_bytes;
+  static constexpr int threads = groups * shares * 32;
+  static constexpr int shared_bytes = State::shared_bytes + Sums::shared_bytes + stages * stage_bytes + turned_bytes;
 
   FUSED_RNN_DEVICE WarpLstmBlock(const WarpLstm<S>& q, Team& team, unsigned char* shared)
       : q_(q),
         team_(team),
-        h_(team_, shared + Parts::shared_bytes + stages * stage_bytes + turned_bytes),
-        parts_(shared, 1, group_, part_),
-        inputs_(shared + Parts::shared_bytes + group_ * octets * 512),
-        turned_(shared + Parts::shared_bytes + stages * stage_bytes + group_ * octets * 128) {
+        h_(team_, shared + Sums::shared_bytes + stages * stage_bytes + turned_bytes),
+        sums_(shared, 1, group_, share_),
+        inputs_(shared + Sums::shared_bytes + group_ * octets * 512),
+        turned_(shared + Sums::shared_bytes + stages * stage_bytes + group_ * octets * 128) {
     load_weights();
   }
 
@@ -66,9 +66,9 @@ class WarpLstmBlock {
     for (int tile = blockIdx.x / blocks; tile < q_.tiles; tile += gridDim.x / blocks) {
       batch_ = tile * 8 * octets;
       team_.start([&] { load_state(); });
-      if (part_ == 0) begin_tile();
+      if (share_ == 0) begin_tile();
       for (int t = 0; t < q_.steps; ++t) step(t);
-      if (part_ == 0) end_tile();
+      if (share_ == 0) end_tile();
     }
     team_.end();
   }
@@ -79,11 +79,11 @@ class WarpLstmBlock {
   // Two gates to a matrix of [16, 16]: i and f, g and o.
   FUSED_RNN_DEVICE void load_weights() {
     const auto pair = [&](int gate, int k) {
-      const S* const from = q_.weight + (int64_t{gate} * H + unit_ + lane_ / 4) * H + part_ * depth + k;
+      const S* const from = q_.weight + (int64_t{gate} * H + unit_ + lane_ / 4) * H + share_ * own_k + k;
       return *reinterpret_cast<const uint32_t*>(from);
     };
     FUSED_RNN_UNROLL
-    for (int s = 0; s < depth / 16; ++s) {
+    for (int s = 0; s < own_k / 16; ++s) {
       const int k = 16 * s + 2 * (lane_ % 4);
       FUSED_RNN_UNROLL
       for (int i = 0; i < 4; ++i) {
@@ -120,13 +120,13 @@ class WarpLstmBlock {
   FUSED_RNN_DEVICE unsigned char* staged(int t) const { return inputs_ + t % stages * stage_bytes; }
 
   FUSED_RNN_DEVICE void step(int t) {
-    if (t > 0) h_.wait(part_);
-    if (t + 1 < q_.steps && group_ == 0) h_.expect(part_);
+    if (t > 0) h_.wait(share_);
+    if (t + 1 < q_.steps && group_ == 0) h_.expect(share_);
     float sums[2 * octets][4] = {};
     multiply(sums);
-    if constexpr (split > 1) {
-      if (part_ > 0) return parts_.give(sums, team_.alive());
-      parts_.take(sums);
+    if constexpr (shares > 1) {
+      if (share_ > 0) return sums_.give(sums, team_.alive());
+      sums_.take(sums);
     }
     copy_async_wait<stages - 2>();
     __syncwarp();
@@ -140,9 +140,9 @@ class WarpLstmBlock {
   }
 
   FUSED_RNN_DEVICE void multiply(float (&sums)[2 * octets][4]) const {
-    const S* const rows = h_.rows() + lane_ % 8 * (H + 8) + part_ * depth + lane_ / 8 * 8;
+    const S* const rows = h_.rows() + lane_ % 8 * (H + 8) + share_ * own_k + lane_ / 8 * 8;
     FUSED_RNN_UNROLL
-    for (int s = 0; s < depth / 16; s += 2) {
+    for (int s = 0; s < own_k / 16; s += 2) {
       FUSED_RNN_UNROLL
       for (int n = 0; n < octets; ++n) {
         uint32_t b[4];
@@ -190,24 +190,24 @@ class WarpLstmBlock {
   }
 
   const WarpLstm<S>& q_;
-  const int lane_ = threadIdx.x % 32, group_ = threadIdx.x / 32 % groups, part_ = threadIdx.x / 32 / groups;
+  const int lane_ = threadIdx.x % 32, group_ = threadIdx.x / 32 % groups, share_ = threadIdx.x / 32 / groups;
   const int unit_ = static_cast<int>(cluster_rank()) * units + 8 * group_;
   int batch_ = 0;  // where the tile begins
   Team& team_;
   State h_;
-  Parts parts_;
+  Sums sums_;
   unsigned char *const inputs_, *const turned_;
-  uint32_t weights_[depth / 16][2][4];
+  uint32_t weights_[own_k / 16][2][4];
   float c_[octets][2];
 };
 
 #endif
 
-template <typename S, int H, int blocks, int split, int octets>
-FUSED_RNN_KERNEL __launch_bounds__(H / blocks / 8 * split * 32, 1) warp_lstm(FUSED_RNN_PARAMETER WarpLstm<S> q) {
+template <typename S, int H, int blocks, int shares, int octets>
+FUSED_RNN_KERNEL __launch_bounds__(H / blocks / 8 * shares * 32, 1) warp_lstm(FUSED_RNN_PARAMETER WarpLstm<S> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  using Block = WarpLstmBlock<S, H, blocks, split, octets>;
+  using Block = WarpLstmBlock<S, H, blocks, shares, octets>;
   typename Block::Team team(q.failed);  // not within the block: what points into itself stays in memory
   Block(q, team, shared).run();
 #endif

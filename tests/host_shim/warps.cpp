@@ -1,5 +1,5 @@
-// The kernels of warps on the host shim, against plain loops in double precision: `warps NAME SEED`. Exits with 0 if
-// all is right, else says on stderr what is not and exits with 1. With SHORT only a few sizes are compiled.
+// The kernels of warps against plain loops in double precision, on the host shim or on a GPU: `warps NAME SEED`. Exits
+// with 0 if all is right, else says on stderr what is not and exits with 1. With SHORT only a few sizes are compiled.
 
 #include <cmath>
 #include <cstdio>
@@ -9,11 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "launch.h"
 #include "warp_lstm.h"
 #include "warp_sums.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
+using launching::Memory;
+using launching::rounded;
+using launching::Shape;
+using launching::value_of;
 
 namespace {
 
@@ -27,9 +32,9 @@ float noise(size_t i, float range) {
 }
 
 template <typename S>
-std::vector<S> noises(size_t n, float range, size_t first) {
-  std::vector<S> values(n);
-  for (size_t i = 0; i < n; ++i) values[i] = narrow<S>(noise(first + i, range));
+Memory<S> noises(size_t n, float range, size_t first) {
+  Memory<S> values(n);
+  for (size_t i = 0; i < n; ++i) values[i] = rounded<S>(noise(first + i, range));
   return values;
 }
 
@@ -37,24 +42,22 @@ double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 
 // The launch of a grid of clusters, each of which takes tile after tile.
 template <typename Block>
-host_shim::Launch shape_of(unsigned clusters, unsigned blocks, unsigned seed) {
-  host_shim::Launch shape{{clusters * blocks}, {Block::threads}, Block::shared_bytes, seed, uint64_t{1} << 20};
-  shape.cluster = blocks;
-  return shape;
+Shape shape_of(unsigned clusters, unsigned blocks, unsigned seed) {
+  return {clusters * blocks, Block::threads, Block::shared_bytes, blocks, seed};
 }
 
 template <typename S, int H>
 struct Lstm {
   int T, B;
-  std::vector<S> projected = noises<S>(size_t(T) * B * 4 * H, 1.5f, 1);
-  std::vector<S> weight = noises<S>(size_t{4} * H * H, 2.0f / std::sqrt(float{H}), 77);
-  std::vector<S> h_0 = noises<S>(size_t(B) * H, 0.9f, 4242);
-  std::vector<S> output = std::vector<S>(size_t(T) * B * H);
-  std::vector<float> c = std::vector<float>(size_t(B) * H);
+  Memory<S> projected = noises<S>(size_t(T) * B * 4 * H, 1.5f, 1);
+  Memory<S> weight = noises<S>(size_t{4} * H * H, 2.0f / std::sqrt(float{H}), 77);
+  Memory<S> h_0 = noises<S>(size_t(B) * H, 0.9f, 4242);
+  Memory<S> output = Memory<S>(size_t(T) * B * H);
+  Memory<float> c = Memory<float>(size_t(B) * H);
 
   double gate(int t, int b, int g, int u, const std::vector<double>& h) const {
-    double sum = widen(projected[((size_t(t) * B + b) * (H / 8) + u / 8) * 32 + g * 8 + u % 8]);
-    for (int k = 0; k < H; ++k) sum += double{widen(weight[(size_t{1} * g * H + u) * H + k])} * h[k];
+    double sum = value_of(projected[((size_t(t) * B + b) * (H / 8) + u / 8) * 32 + g * 8 + u % 8]);
+    for (int k = 0; k < H; ++k) sum += double{value_of(weight[(size_t{1} * g * H + u) * H + k])} * h[k];
     return sum;
   }
 
@@ -63,14 +66,14 @@ struct Lstm {
     double most = 0;
     for (int b = 0; b < B; ++b) {
       std::vector<double> h(H), cell(H);
-      for (int u = 0; u < H; ++u) h[u] = widen(h_0[size_t(b) * H + u]);
+      for (int u = 0; u < H; ++u) h[u] = value_of(h_0[size_t(b) * H + u]);
       for (int t = 0; t < T; ++t) {
         std::vector<double> next(H);
         for (int u = 0; u < H; ++u) {
           cell[u] = sigmoid_of(gate(t, b, 1, u, h)) * cell[u] +
                     sigmoid_of(gate(t, b, 0, u, h)) * std::tanh(gate(t, b, 2, u, h));
           next[u] = sigmoid_of(gate(t, b, 3, u, h)) * std::tanh(cell[u]);
-          const double off = std::fabs(widen(output[(size_t(t) * B + b) * H + u]) - next[u]);
+          const double off = std::fabs(value_of(output[(size_t(t) * B + b) * H + u]) - next[u]);
           most = off <= most ? most : off;  // also if it is NaN
         }
         h = next;
@@ -81,33 +84,33 @@ struct Lstm {
   }
 };
 
-template <typename S, int H, int blocks, int split, int octets>
+template <typename S, int H, int blocks, int shares, int octets>
 void check_lstm(unsigned seed) {
   constexpr int clusters = blocks < 8 ? 2 : 1, tiles = clusters + 1;
   Lstm<S, H> q{5, tiles * 8 * octets};
-  unsigned failed = 0;
-  host_shim::launch(
-      shape_of<WarpLstmBlock<S, H, blocks, split, octets>>(clusters, blocks, seed),
-      warp_lstm<S, H, blocks, split, octets>,
-      WarpLstm<S>{q.T, tiles, q.projected.data(), q.weight.data(), q.h_0.data(), q.output.data(), q.c.data(), &failed});
-  expect(failed == 0, "flag of failure");
+  Memory<unsigned> failed(1);
+  launching::launch(shape_of<WarpLstmBlock<S, H, blocks, shares, octets>>(clusters, blocks, seed),
+                    warp_lstm<S, H, blocks, shares, octets>,
+                    WarpLstm<S>{q.T, tiles, q.projected.data(), q.weight.data(), q.h_0.data(), q.output.data(),
+                                q.c.data(), failed.data()});
+  expect(failed[0] == 0, "flag of failure");
   const double error = q.error();
   expect(error < 0.01, "output, by " + std::to_string(error));
 }
 
 // A wait fails somewhere in the kernel: it ends nevertheless, says so, and leaves NaN.
-template <typename S, int H, int blocks, int split, int octets>
+template <typename S, int H, int blocks, int shares, int octets>
 void check_failing_lstm(unsigned seed) {
   Lstm<S, H> q{5, 8 * octets};
-  unsigned failed = 0;
-  auto shape = shape_of<WarpLstmBlock<S, H, blocks, split, octets>>(1, blocks, seed);
+  Memory<unsigned> failed(1);
+  auto shape = shape_of<WarpLstmBlock<S, H, blocks, shares, octets>>(1, blocks, seed);
   shape.gives_up = true;
-  host_shim::launch(
-      shape, warp_lstm<S, H, blocks, split, octets>,
-      WarpLstm<S>{q.T, 1, q.projected.data(), q.weight.data(), q.h_0.data(), q.output.data(), q.c.data(), &failed});
-  expect(failed == 1, "flag of failure");
+  launching::launch(shape, warp_lstm<S, H, blocks, shares, octets>,
+                    WarpLstm<S>{q.T, 1, q.projected.data(), q.weight.data(), q.h_0.data(), q.output.data(), q.c.data(),
+                                failed.data()});
+  expect(failed[0] == 1, "flag of failure");
   for (size_t i = size_t(q.T - 1) * q.B * H; i < q.output.size(); ++i)
-    expect(std::isnan(widen(q.output[i])), "output after a failure");
+    expect(std::isnan(value_of(q.output[i])), "output after a failure");
 }
 
 template <typename S, int H, int blocks>
@@ -115,11 +118,11 @@ void check_sums(unsigned seed) {
   constexpr int clusters = blocks < 8 ? 2 : 1, tiles = clusters + 1, steps = 5, batch = 8 * tiles;
   const auto x = noises<float>(size_t{steps} * batch * H, 1.0f, 9);
   const auto weight = noises<S>(size_t{H} * H, 3.0f / std::sqrt(float{H}), 99);
-  std::vector<float> s(x.size());
-  unsigned failed = 0;
-  host_shim::launch(shape_of<WarpSumsBlock<S, H, blocks>>(clusters, blocks, seed), warp_sums<S, H, blocks>,
-                    WarpSums<S>{steps, tiles, x.data(), weight.data(), s.data(), &failed});
-  expect(failed == 0, "flag of failure");
+  Memory<float> s(x.size());
+  Memory<unsigned> failed(1);
+  launching::launch(shape_of<WarpSumsBlock<S, H, blocks>>(clusters, blocks, seed), warp_sums<S, H, blocks>,
+                    WarpSums<S>{steps, tiles, x.data(), weight.data(), s.data(), failed.data()});
+  expect(failed[0] == 0, "flag of failure");
   for (int b = 0; b < batch; ++b) {
     std::vector<double> y(H, 0);
     for (int t = 0; t < steps; ++t) {
@@ -127,7 +130,7 @@ void check_sums(unsigned seed) {
       for (int u = 0; u < H; ++u) {
         const size_t place = (size_t(t) * batch + b) * H + u;
         double sum = x[place];
-        for (int k = 0; k < H; ++k) sum += double{widen(weight[size_t(u) * H + k])} * y[k];
+        for (int k = 0; k < H; ++k) sum += double{value_of(weight[size_t(u) * H + k])} * y[k];
         expect(std::fabs(s[place] - sum) < 0.02, "sum, by " + std::to_string(s[place] - sum));
         next[u] = sum / (1 + std::fabs(sum));
       }

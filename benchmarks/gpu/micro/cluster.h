@@ -1,4 +1,4 @@
-// What blocks of a cluster have beside the second-level cache: a barrier in hardware, and each other's shared memory.
+// What blocks of a cluster have beside the L2: a barrier in hardware, and each other's shared memory.
 // On architectures before sm_90 the kernels are empty, and the program does not launch them. They run on the host shim
 // too (tests/host_shim/exchanges.cpp).
 //
@@ -109,7 +109,7 @@ FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_in_cluster(const Cluster
   FUSED_RNN_DYNAMIC_SHARED(shared);  // [2, words], then the barriers of both tiles
   auto* const tiles = reinterpret_cast<TileExchange::Word*>(shared);
   const SharedAddress address = shared_address(tiles), barriers = address + 2 * sizeof(*tiles) * q.words;
-  const Part own = part_of(q.words, cluster_rank(), cluster_size());
+  const Slice own = slice_of(q.words, cluster_rank(), cluster_size());
   if (threadIdx.x < 2) mbarrier_init(barriers + 8 * threadIdx.x);
   cluster_barrier();
   unsigned sum = 0;

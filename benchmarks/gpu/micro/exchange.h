@@ -1,4 +1,4 @@
-// How blocks wait for each other and exchange data through the second-level cache. These kernels run on the host shim
+// How blocks wait for each other and exchange data through the L2. These kernels run on the host shim
 // too (tests/host_shim/exchanges.cpp), where ThreadSanitizer watches their order.
 //
 // Every kernel counts in `wrong` what it found to be other than it should be, and gives up where it waits in vain.
@@ -43,12 +43,12 @@ class CounterBarrier {
   unsigned target_ = 0;
 };
 
-// The part of a block in `total` things.
-struct Part {
+// The slice of a block in `total` things.
+struct Slice {
   int first, count;
 };
 
-FUSED_RNN_DEVICE Part part_of(int total, int block, int blocks) {
+FUSED_RNN_DEVICE Slice slice_of(int total, int block, int blocks) {
   const int each = (total + blocks - 1) / blocks, first = block * each;
   return {first, first >= total ? 0 : total - first < each ? total - first : each};
 }
@@ -182,7 +182,7 @@ inline unsigned expected_sum(int rounds, int words) {
 
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_tile(const TileExchange q) {
   CounterBarrier team(q.arrivals, q.failed);
-  const Part own = part_of(q.words, blockIdx.x, gridDim.x);
+  const Slice own = slice_of(q.words, blockIdx.x, gridDim.x);
   unsigned sum = 0;
   for (int round = 1; round <= q.rounds; ++round) {
     TileExchange::Word* const tile = q.tiles + round % 2 * q.words;

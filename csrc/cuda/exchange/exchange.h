@@ -8,11 +8,12 @@
 //
 // On the host, static:
 //   attributes(...)                 how blocks must be launched
-//   of_phase, of_byte               what it costs in nanoseconds, for the planner
+//   of_phase(parts), of_byte        what it costs in nanoseconds, for the planner
 //   reserve_shared, reserve_workspace(Layout&, const Number&, Arena&)
-//                                   what it needs of a block's shared memory, and of device memory that is cleared
+//                                   what it needs of a block's shared memory, and of device memory that is cleared; by
+//                                   rows, `shared_bytes` of each channel
 //   operands<S>(layout, workspace, timed_out)
-//                                   what its device half finds in the kernel's parameter
+//                                   by values, what its device half finds in the kernel's parameter
 //
 // On the device, by values: for kernels of blocks, of any size (l2.h, one_block.h, either.h). A class Device<S> of
 // which each thread has one; a channel is the name of a state in the layout.

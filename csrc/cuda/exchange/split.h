@@ -1,31 +1,31 @@
-// The parts of a product whose K is split over the warps of a block: all but the first of them give their sums, the
-// first takes and adds them, in an order that is always the same. Two buffers and two named barriers take turns,
-// because who gives may be a step ahead.
+// The sums of a product whose K is shared among warps of a block: all but the first give theirs, the first takes and
+// adds them, in an order that is always the same. Two buffers and two named barriers take turns, because who gives may
+// be a step ahead.
 #pragma once
 
 #include "../device.h"
 
 namespace fused_rnn::cuda {
 
-// `split` warps have parts of each of `groups` products; a lane holds `vectors` times four sums of each.
-template <int groups, int split, int vectors>
+// A warp for each of `shares` shares of K in each of `groups` products; a lane holds `vectors` times four sums of each.
+template <int groups, int shares, int vectors>
 class SplitSums {
   using Sums = Vector<float, 4>;
-  static constexpr int buffer = (split - 1) * groups * vectors * 32;
+  static constexpr int buffer = (shares - 1) * groups * vectors * 32;
 
  public:
   static constexpr int shared_bytes = 2 * buffer * int{sizeof(Sums)};
 
   // `barrier` and the next one are used for nothing else.
-  FUSED_RNN_DEVICE SplitSums(unsigned char* shared, int barrier, int group, int part)
+  FUSED_RNN_DEVICE SplitSums(unsigned char* shared, int barrier, int group, int share)
       : lane_(reinterpret_cast<Sums*>(shared) + group * vectors * 32 + threadIdx.x % 32),
         barrier_(barrier),
-        part_(part) {}
+        share_(share) {}
 
-  // One of the two, in every step. This part's sums are for the warp with part 0. A warp that is not alive has none to
+  // One of the two, in every step. These sums are for the warp with share 0. A warp that is not alive has none to
   // give; nothing but this barrier keeps it from running ahead, so that it stays until the other has come.
   FUSED_RNN_DEVICE void give(const float (&sums)[vectors][4], bool alive) {
-    Sums* const to = lane_ + turn_ * buffer + (part_ - 1) * groups * vectors * 32;
+    Sums* const to = lane_ + turn_ * buffer + (share_ - 1) * groups * vectors * 32;
     FUSED_RNN_UNROLL
     for (int i = 0; i < vectors; ++i) {
       FUSED_RNN_UNROLL
@@ -38,15 +38,15 @@ class SplitSums {
     turn_ ^= 1;
   }
 
-  // Add what the other parts gave.
+  // Add what the others gave.
   FUSED_RNN_DEVICE void take(float (&sums)[vectors][4]) {
     const Sums* const from = lane_ + turn_ * buffer;
     barrier_sync(barrier_ + turn_, threads);
     FUSED_RNN_UNROLL
-    for (int part = 0; part < split - 1; ++part) {
+    for (int share = 0; share < shares - 1; ++share) {
       FUSED_RNN_UNROLL
       for (int i = 0; i < vectors; ++i) {
-        const Sums given = from[(part * groups * vectors + i) * 32];
+        const Sums given = from[(share * groups * vectors + i) * 32];
         FUSED_RNN_UNROLL
         for (int j = 0; j < 4; ++j) sums[i][j] += given.values[j];
       }
@@ -55,10 +55,10 @@ class SplitSums {
   }
 
  private:
-  static constexpr int threads = groups * split * 32;
+  static constexpr int threads = groups * shares * 32;
 
   Sums* const lane_;
-  const int barrier_, part_;
+  const int barrier_, share_;
   int turn_ = 0;
 };
 
