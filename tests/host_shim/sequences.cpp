@@ -12,33 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/dispatch.h"
+#include "launcher.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 
 namespace {
-
-struct HostLauncher {
-  unsigned seed;
-  int missing = 0;  // blocks that do not come, of those that should run together
-
-  template <typename P>
-  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
-                     const P& q, void* /*stream*/) const {
-    try {
-      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
-                                    {threads},
-                                    static_cast<size_t>(shared_bytes),
-                                    seed,
-                                    uint64_t{1} << 24};
-      host_shim::launch(shape, kernel, q);
-      return "";
-    } catch (const std::exception& error) {
-      return error.what();
-    }
-  }
-};
 
 // The workspace is full of NaN, because nobody promises the kernels a clean one.
 std::string run_in_workspace(const Prepared& call) {

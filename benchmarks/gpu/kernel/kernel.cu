@@ -8,7 +8,7 @@
 #ifdef __CUDACC__
 #  include "../../../csrc/cuda/launch.h"
 #else
-#  include "../../../csrc/cuda/dispatch.h"
+#  include "launcher.h"
 #endif
 
 namespace fused_rnn::cuda {
@@ -17,16 +17,7 @@ namespace {
 #ifdef __CUDACC__
 using Launcher = StreamLauncher;
 #else
-struct Launcher {
-  template <typename P>
-  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes&,
-                     const P& operands, void*) const {
-    const host_shim::Launch shape{
-        {static_cast<unsigned>(blocks)}, {threads}, static_cast<size_t>(shared_bytes), 0, uint64_t{1} << 24};
-    host_shim::launch(shape, kernel, operands);
-    return "";
-  }
-};
+using Launcher = HostLauncher;
 #endif
 
 #if KERNEL_FORWARD

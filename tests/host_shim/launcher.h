@@ -1,0 +1,29 @@
+// The Launcher of csrc/cuda/dispatch.h that runs kernels on the host shim.
+#pragma once
+
+#include "../../csrc/cuda/dispatch.h"
+
+namespace fused_rnn::cuda {
+
+struct HostLauncher {
+  unsigned seed = 0;
+  int missing = 0;  // blocks that do not come, of those that should run together
+
+  template <typename P>
+  std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
+                     const P& operands, void* /*stream*/) const {
+    try {
+      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
+                                    {threads},
+                                    static_cast<size_t>(shared_bytes),
+                                    seed,
+                                    uint64_t{1} << 24};
+      host_shim::launch(shape, kernel, operands);
+      return "";
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+};
+
+}  // namespace fused_rnn::cuda
