@@ -15,7 +15,7 @@ from benchmarks import common
 from benchmarks.gpu import machine, plans, toolkit
 from benchmarks.gpu.kernel import __main__ as kernel
 from benchmarks.gpu.kernel import build, calls
-from benchmarks.gpu.kernel.check import check
+from benchmarks.gpu.kernel.check import worst_error
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed.clock import HostClock, Reading
 from fused_rnn import cuda
@@ -285,8 +285,8 @@ def test_the_check_sees_one_wrong_number(forward):
 
     sizes = {"T": 3, "B": 5, "I": 4, "H": 20}
     library = build.Library(forward[0] / "host.so", H200, torch.device("cpu"))
-    assert not check(library, "here", "lstm", torch.bfloat16, "forward", **sizes).wrong
-    error = check(
+    assert not worst_error(library, "here", "lstm", torch.bfloat16, "forward", **sizes).wrong
+    error = worst_error(
         Wrong(forward[0] / "host.so", H200, torch.device("cpu")), "here", "lstm", torch.bfloat16, "forward", **sizes
     )
     assert (error.wrong, error.result) == (True, "output")

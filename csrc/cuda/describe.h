@@ -51,6 +51,17 @@ struct Description {
 
 namespace describing {
 
+// What both directions have in common; the rest is zero.
+inline Description common(const CellShape& cell, const Number& number, int64_t B, int64_t I, int64_t H) {
+  return {.number = number,
+          .cell = cell,
+          .B = B,
+          .I = I,
+          .H = H,
+          .phases = 1 + cell.reset_before + cell.multiplicative(),
+          .scaled = 2 * cell.multiplicative()};
+}
+
 template <typename State>
 void add_state(Description& d, State state, int64_t k) {
   if (exists(d.cell, state)) d.k[static_cast<int>(state)] = k;
@@ -70,22 +81,15 @@ inline Description describe_forward(const CellShape& cell, const Number& number,
   using Product = ForwardProduct;
   using Weight = ProductShape::Weight;
   using describing::add_product, describing::add_state;
-  Description d{.number = number,
-                .cell = cell,
-                .forward = true,
-                .B = B,
-                .I = I,
-                .H = H,
-                .carried = 1 + cell.has_cell_state + cell.reset_before,
-                .staged = forward_staged(cell),
-                .staged_features = cell.of_input(),
-                .biases = 2 * cell.gates,
-                .scaled_biases = cell.multiplicative(),
-                .sums_side_by_side = false,
-                .phases = 1 + cell.reset_before + cell.multiplicative(),
-                .values = cell.gates,
-                .scaled = 2 * cell.multiplicative(),
-                .most_parts = divide_up(H, divide_up(fragment_outputs, cell.gates))};
+  Description d = describing::common(cell, number, B, I, H);
+  d.forward = true;
+  d.carried = 1 + cell.has_cell_state + cell.reset_before;
+  d.staged = forward_staged(cell);
+  d.staged_features = cell.of_input();
+  d.biases = 2 * cell.gates;
+  d.scaled_biases = cell.multiplicative();
+  d.values = cell.gates;
+  d.most_parts = divide_up(H, divide_up(fragment_outputs, cell.gates));
   add_state(d, State::h, H);
   add_state(d, State::s, H);
   add_state(d, State::x_hat, I);
@@ -105,22 +109,12 @@ inline Description describe_backward(const CellShape& cell, const Number& number
   using Product = BackwardProduct;
   using Weight = ProductShape::Weight;
   using describing::add_product, describing::add_state;
-  Description d{.number = number,
-                .cell = cell,
-                .forward = false,
-                .B = B,
-                .I = I,
-                .H = H,
-                .carried = 1 + cell.has_cell_state,
-                .staged = backward_staged(cell),
-                .staged_features = false,
-                .biases = 0,
-                .scaled_biases = 0,
-                .sums_side_by_side = true,
-                .phases = 1 + cell.reset_before + cell.multiplicative(),
-                .values = cell.gradients,
-                .scaled = 2 * cell.multiplicative(),
-                .most_parts = divide_up(H, fragment_outputs)};
+  Description d = describing::common(cell, number, B, I, H);
+  d.carried = 1 + cell.has_cell_state;
+  d.staged = backward_staged(cell);
+  d.sums_side_by_side = true;
+  d.values = cell.gradients;
+  d.most_parts = divide_up(H, fragment_outputs);
   add_state(d, State::gates, cell.gates_together() * H);
   add_state(d, State::n, H);
   add_state(d, State::q, H);

@@ -34,8 +34,8 @@ namespace fused_rnn::cuda {
 
 // Memory between blocks ---------------------------------------------------------------------------------------------
 
-// Read past L1, which is of no use for data that another block has just written. T has 2, 4, 8 or
-// 16 bytes and is aligned to its size.
+// Read past L1, which is of no use for data that another block has just written. T has 2, 4, 8 or 16 bytes and is
+// aligned to its size.
 template <typename T>
 FUSED_RNN_DEVICE T load_l2(const T* p) {
   static_assert(alignof(T) == sizeof(T));

@@ -1,11 +1,12 @@
 """Whether a kernel computes what the reference does in float64, judged by the error of the reference in its dtype."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks.speed import check
 from fused_rnn import cuda, ops
 from fused_rnn.cells import CELLS, WEIGHTS
 
@@ -16,34 +17,20 @@ STATES = ("h_0", "c_0")
 
 
 @dataclass(frozen=True)
-class Error:
-    """Of the result that goes furthest towards what is allowed, or beyond; relative errors in the Euclidean norm."""
+class Error(check.Error):
+    """Of the result that goes furthest towards what is allowed, or beyond, with where the kernel ran and its sizes."""
 
     where: str
     T: int
     B: int
     I: int
     H: int
-    result: str
-    relative: float
-    reference: float  # of the reference in the kernel's dtype
-    allowed: float
-
-    @property
-    def wrong(self) -> bool:
-        return not self.relative <= self.allowed  # so that a NaN is wrong
 
     def __str__(self) -> str:
-        return (
-            f"{self.where} with T={self.T} B={self.B} I={self.I} H={self.H}: {self.result} is off by "
-            f"{self.relative:.1e} of its norm, where the reference in that dtype is off by {self.reference:.1e} and "
-            f"{self.allowed:.1e} is allowed"
-        )
-
-    record = asdict
+        return f"{self.where} with T={self.T} B={self.B} I={self.I} H={self.H}: {super().__str__()}"
 
 
-def check(library: Library, where: str, cell: str, dtype: torch.dtype, direction: str, **sizes: int) -> Error:
+def worst_error(library: Library, where: str, cell: str, dtype: torch.dtype, direction: str, **sizes: int) -> Error:
     """The worst error of the kernel at these sizes: of results, or of gradients where it is the backward kernel."""
     tensors = random_operands(cell, dtype, library.device, **sizes)
     exact, d_results = by_reference(cell, tensors, torch.float64)
@@ -54,15 +41,8 @@ def check(library: Library, where: str, cell: str, dtype: torch.dtype, direction
     errors = []
     for name, values in own.items():
         reference = relative_error(plain[name], exact[name])
-        worst = Error(
-            where,
-            *(sizes[size] for size in "TBIH"),
-            name,
-            relative_error(values, exact[name]),
-            reference,
-            max(2 * reference, least),
-        )
-        errors.append(worst)
+        relative = relative_error(values, exact[name])
+        errors.append(Error(name, relative, reference, max(2 * reference, least), where, **sizes))
     return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
 
 

@@ -29,7 +29,7 @@ MEASUREMENTS = {
         "the difference is the price of the fence: what messages that carry their own order can save",
     ),
     "tagged_message": (
-        "16 bytes that carry data and tag from one block to another through the second-level cache, one way, in µs",
+        "16 bytes that carry data and tag from one block to another through L2, one way, in µs",
         "the floor of any exchange between clusters: tagged messages replace store, barrier and load where faster",
     ),
     "flagged_message": (
@@ -51,7 +51,7 @@ MEASUREMENTS = {
     ),
     "cluster_exchange": (
         "a state of so many bytes pushed in shares into every block of a cluster, and read there, in µs",
-        "the same within a cluster and without a barrier: up to which state clusters beat the second-level cache",
+        "the same within a cluster and without a barrier: up to which state clusters beat L2",
     ),
     "shared_scan": (
         "bytes of shared memory that a multiprocessor reads in a clock",

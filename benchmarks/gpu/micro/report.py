@@ -19,11 +19,11 @@ ROWS = (
     ("the same by cooperative groups", "grid_sync", [{"blocks": blocks} for blocks in (2, 8, 16, 128)]),
     ("barrier of a cluster of 16 in hardware", "cluster_barrier", [{"cluster": 16, "everywhere": 1}]),
     ("the same without ordering memory", "cluster_barrier_relaxed", [{"cluster": 16, "everywhere": 1}]),
-    ("message through the second-level cache whose words are its flag", "tagged_message", [{"distance": 66}]),
+    ("message through L2 whose words are its flag", "tagged_message", [{"distance": 66}]),
     ("the same with a flag of its own", "flagged_message", [{"distance": 66}]),
     ("push into another block's shared memory", "cluster_push", [{"cluster_scope": 0}]),
     (
-        "state of 2 / 8 / 32 KiB exchanged by 16 blocks through the second-level cache",
+        "state of 2 / 8 / 32 KiB exchanged by 16 blocks through L2",
         "tile_exchange",
         [{"blocks": 16, "bytes": size} for size in (2048, 8192, 32768)],
     ),
