@@ -1,0 +1,307 @@
+// The forward kernel of warps, for cells of one phase: a whole sequence in one launch, whose steps stay in registers.
+// W x is computed before it, by the library.
+//
+// A warp has 8 units of its block, or a share of K for these. Rows of the weights are interleaved by gate, two gates to
+// a matrix instruction, so that the sums hold all gates of a unit and two sequences in one thread: the cell runs on
+// them, and h and c never leave their registers. What the others need of h, and all results, leave as rows.
+#pragma once
+
+#include "size.h"
+
+namespace fused_rnn::cuda::cluster {
+
+template <typename Cell, typename S, typename Size>
+struct ForwardShape {
+  static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
+  static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
+  // beside weights: sums, carried states, biases, addresses
+  static constexpr int others = 80 + 16 * Size::octets;
+  static constexpr int held = held_of(k_steps * matrices, threads, others) / (2 * matrices) * 2;  // steps of K
+  static constexpr int slots = G + 1 + Cell::has_cell_state;              // W x, and what zoneout keeps of h and c
+  static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
+  static constexpr int weight_bytes = warps * (k_steps - held) * matrices * fragment_bytes;
+  static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
+};
+
+#if FUSED_RNN_SM90
+
+template <typename Cell, typename S, typename Size>
+class Forward {
+  using Shape = ForwardShape<Cell, S, Size>;
+  static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
+  static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
+  static constexpr bool has_c = Cell::has_cell_state;
+  using T = Approximate;
+  using Q = Operands<S, ForwardArrays>;
+  using Team = ClusterTeam<Size::blocks>;
+  using State = ClusterState<Team, S, K, shares, octets>;
+  using Sums = SplitSums<Size::groups, shares, matrices * octets>;
+  using Ring = RowRing<S, Shape::slots, octets, true>;
+  using ThisTile = Tile<S, ForwardArrays, octets>;
+  using Fragment = Vector<uint32_t, 4>;
+
+  static constexpr int sums_at = State::shared_bytes, weights_at = sums_at + Sums::shared_bytes,
+                       rings_at = weights_at + Shape::weight_bytes,
+                       turned_at = rings_at + Size::groups * Ring::shared_bytes;
+
+ public:
+  static constexpr int threads = Shape::threads;
+  static constexpr int shared_bytes = turned_at + Size::groups * Shape::turned_bytes;
+
+  FUSED_RNN_DEVICE Forward(const Q& q, Team& team, unsigned char* shared)
+      : q_(q),
+        a_(q.arrays),
+        team_(team),
+        state_(team, shared),
+        sums_(shared + sums_at, 1, group_, share_),
+        weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (k_steps - held) * matrices * 32 + lane_),
+        ring_(shared + rings_at + group_ * Ring::shared_bytes),
+        turned_(shared + turned_at + group_ * Shape::turned_bytes) {
+    load_weights();
+    if (share_ == 0) ring_.clear();
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      const auto bias = [&](const S* values) {  // once in every sum
+        return values && share_ == 0 && has_unit() ? widen(values[int64_t{g} * q_.H + unit_ + lane_ / 4]) : 0.0f;
+      };
+      bias_[g] = bias(a_.bias_hh) + (Cell::separates_x ? 0.0f : bias(a_.bias_ih));
+      if constexpr (Cell::separates_x) bias_x_[g] = bias(a_.bias_ih);
+    }
+  }
+
+  FUSED_RNN_DEVICE void run() {
+    const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
+    for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
+      const ThisTile tile(q_, index);
+      team_.start([&] { put_initial_state(tile); });
+      if (share_ == 0) begin(tile);
+      for (int step = 0; step < tile.longest(); ++step) advance(tile, step);
+      if (share_ == 0) end(tile);
+    }
+    team_.end();
+  }
+
+ private:
+  FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
+  FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
+
+  // Gates 2m and 2m + 1 of 8 units are the rows of matrix m.
+  FUSED_RNN_DEVICE void load_weights() {
+    const bool pairs = q_.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0;
+    FUSED_RNN_UNROLL
+    for (int s = 0; s < k_steps; ++s) {
+      FUSED_RNN_UNROLL
+      for (int m = 0; m < matrices; ++m) {
+        Fragment f;
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int gate = 2 * m + i % 2, k = share_ * own_k + 16 * s + 2 * (lane_ % 4) + i / 2 * 8;
+          const S* const row = a_.weight_hh + (int64_t{gate} * q_.H + unit_ + lane_ / 4) * q_.H;
+          f.values[i] = gate < G && has_unit() ? weight_pair(row, 1, k, q_.H, pairs) : 0u;
+        }
+        if (s < held)
+          weights_[s * matrices + m] = f;
+        else
+          weights_in_shared_[((s - held) * matrices + m) * 32] = f;
+      }
+    }
+  }
+
+  FUSED_RNN_DEVICE Fragment weights(int s, int m) const {
+    return s < held ? weights_[s * matrices + m] : weights_in_shared_[((s - held) * matrices + m) * 32];
+  }
+
+  FUSED_RNN_DEVICE void put_initial_state(const ThisTile& tile) const {
+    for (int i = threadIdx.x; i < 8 * octets * K; i += threads) {
+      const int r = i / K, k = i % K, b = tile.first() + r;
+      state_.rows()[r * (K + 8) + k] = b < q_.B && k < q_.H ? a_.h_0[int64_t{b} * q_.H + k] : S{};
+    }
+  }
+
+  // Where a unit of the thread stands in a [B, H] array.
+  FUSED_RNN_DEVICE int64_t place(const ThisTile& tile, int n, int j) const {
+    return (int64_t{tile.first()} + 8 * n + 2 * (lane_ % 4) + j) * q_.H + unit_ + lane_ / 4;
+  }
+
+  FUSED_RNN_DEVICE void begin(const ThisTile& tile) {
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const bool exists = tile.has(n, j) && has_unit();
+        h_[n][j] = exists ? widen(a_.h_0[place(tile, n, j)]) : 0.0f;
+        if constexpr (has_c) c_[n][j] = exists ? widen(a_.c_0[place(tile, n, j)]) : 0.0f;
+      }
+    }
+    ring_.begin(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
+      if (slot < G) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H, false};
+      const S* const keep = slot == G ? a_.keep_h : a_.keep_c;
+      return {keep ? keep + unit_ : nullptr, q_.H, false};
+    });
+  }
+
+  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
+    if (step > 0) state_.wait(share_);
+    const bool last = step + 1 == tile.longest();
+    if (!last && group_ == 0) state_.expect(share_);
+    float sums[matrices * octets][4];
+    multiply(sums);
+    if constexpr (shares > 1) {
+      if (share_ > 0) return sums_.give(sums, team_.alive());
+      sums_.take(sums);
+    }
+    ring_.wait();
+    const int t = tile.time(q_, step);
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      make(tile, n, t, &sums[matrices * n]);
+      if (!last) state_.push(n, unit_, at<Row<S>>(turned(n, 0), lane_ % 8 * row_bytes)[0]);
+    }
+    ring_.advance();
+    ring_.fetch(q_);
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) put_out(tile, n, t);
+    __syncwarp();
+  }
+
+  // U h₋ + b'
+  FUSED_RNN_DEVICE void multiply(float (&sums)[matrices * octets][4]) const {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < matrices * octets; ++i) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int gate = 2 * (i % matrices) + j / 2;
+        sums[i][j] = gate < G ? bias_[gate] : 0.0f;
+      }
+    }
+    const S* const rows = state_.rows() + lane_ % 8 * (K + 8) + share_ * own_k + lane_ / 8 * 8;
+    FUSED_RNN_UNROLL
+    for (int s = 0; s < k_steps; s += 2) {
+      Fragment a[2][matrices];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2 * matrices; ++i) a[i / matrices][i % matrices] = weights(s + i / matrices, i % matrices);
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) {
+        uint32_t b[4];
+        load_matrices(b, rows + n * 8 * (K + 8) + s * 16);
+        FUSED_RNN_UNROLL
+        for (int m = 0; m < matrices; ++m) {
+          mma_m16n8k16<S>(sums[matrices * n + m], a[0][m].values, {b[0], b[1]});
+          mma_m16n8k16<S>(sums[matrices * n + m], a[1][m].values, {b[2], b[3]});
+        }
+      }
+    }
+  }
+
+  // The cell, for a unit and two sequences in each thread; then h in rows, which others wait for.
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, const float (*sums)[4]) {
+    uint32_t inputs[4], keep[2][1] = {};
+    ring_.load(inputs, n, 0);
+    if (a_.keep_h) ring_.load(keep[0], n, G);
+    if constexpr (has_c)
+      if (a_.keep_c) ring_.load(keep[1], n, G + 1);
+    float saved[2][Cell::saved];
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      T wx[G], uh[G], values[Cell::saved], h, c(has_c ? c_[n][j] : 0.0f);
+      FUSED_RNN_UNROLL
+      for (int g = 0; g < G; ++g) {
+        wx[g] = half_of<S, T>(inputs[g], j);
+        if constexpr (Cell::separates_x) wx[g] = wx[g] + T(bias_x_[g]);
+        uh[g] = T(sums[g / 2][g % 2 * 2 + j]);
+      }
+      Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < Cell::saved; ++k) saved[j][k] = values[k].value;
+      const bool active = tile.active(n, j, t);
+      if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
+      h_[n][j] = active ? h.value : h_[n][j];
+      if constexpr (has_c) {
+        if (a_.keep_c) c = Zoneout::forward(half_of<S, T>(keep[1][0], j), T(c_[n][j]), c);
+        c_[n][j] = active ? c.value : c_[n][j];
+      }
+    }
+    turn(n, 0, h_[n][0], h_[n][1]);
+    __syncwarp();
+    if constexpr (has_c) turn(n, 1, c_[n][0], c_[n][1]);
+    FUSED_RNN_UNROLL
+    for (int k = 0; k < Cell::saved; ++k) turn(n, 1 + has_c + k, saved[0][k], saved[1][k]);
+  }
+
+  // Matrices of results in shared memory: h, c, what is saved.
+  FUSED_RNN_DEVICE unsigned char* turned(int n, int result) const {
+    return turned_ + (n * Shape::results + result) * matrix_bytes;
+  }
+  FUSED_RNN_DEVICE void turn(int n, int result, float first, float second) const {
+    const uint32_t pair = team_.alive() ? narrow_pair<S>(first, second) : narrow_pair<S>(NAN, NAN);
+    store_matrices_transposed<1>(turned(n, result) + lane_ % 8 * row_bytes, {pair});
+  }
+
+  // Rows of the step to the results; past the end of a sequence the output is zero, and nothing is saved.
+  FUSED_RNN_DEVICE void put_out(const ThisTile& tile, int n, int t) const {
+    __syncwarp();
+    if (!tile.has_row(n) || columns() <= 0) return;
+    const bool active = tile.active_row(n, t);
+    const int64_t row = int64_t{t} * q_.B + tile.first() + 8 * n + lane_ % 8;
+    const auto put = [&](S* values, int result) {
+      store_row(q_.whole_rows, values + row * q_.H + unit_, turned(n, result) + lane_ % 8 * row_bytes, columns(),
+                !active);
+    };
+    if (lane_ / 8 == 0) put(a_.output, 0);
+    if constexpr (has_c)
+      if (lane_ / 8 == 1 && a_.cells) put(a_.cells, 1);
+    if (!a_.saved || !active) return;
+    const int slot = lane_ / 8;
+    if (slot < Cell::saved)
+      store_row(q_.whole_rows, a_.saved + (row * Cell::saved + slot) * q_.H + unit_,
+                turned(n, 1 + has_c + slot) + lane_ % 8 * row_bytes, columns());
+  }
+
+  // Final states, and outputs at times that no sequence of the tile reaches.
+  FUSED_RNN_DEVICE void end(const ThisTile& tile) const {
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        if (!tile.has(n, j) || !has_unit()) continue;
+        a_.h_n[place(tile, n, j)] = narrow<S>(team_.alive() ? h_[n][j] : NAN);
+        if constexpr (has_c) a_.c_n[place(tile, n, j)] = narrow<S>(team_.alive() ? c_[n][j] : NAN);
+      }
+      for (int t = tile.longest() + lane_ / 8; tile.has_row(n) && columns() > 0 && t < q_.T; t += 4) {
+        const int64_t row = (int64_t{t} * q_.B + tile.first() + 8 * n + lane_ % 8) * q_.H + unit_;
+        store_row(q_.whole_rows, a_.output + row, turned_, columns(), true);
+        if constexpr (has_c)
+          if (a_.cells) store_row(q_.whole_rows, a_.cells + row, turned_, columns(), true);
+      }
+    }
+  }
+
+  const Q& q_;
+  const ForwardArrays<S>& a_;
+  const int lane_ = threadIdx.x % 32, warp_ = threadIdx.x / 32, group_ = warp_ % Size::groups,
+            share_ = warp_ / Size::groups;
+  const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
+  Team& team_;
+  State state_;
+  Sums sums_;
+  Fragment* const weights_in_shared_;
+  Ring ring_;
+  unsigned char* const turned_;
+  Fragment weights_[held > 0 ? held * matrices : 1];
+  float bias_[G], bias_x_[G];
+  float h_[octets][2], c_[octets][2];
+};
+
+#endif
+
+template <typename Cell, typename S, typename Size>
+FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
+    run_forward(FUSED_RNN_PARAMETER Operands<S, ForwardArrays> q) {
+#if FUSED_RNN_SM90
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
+  Forward<Cell, S, Size>(q, team, shared).run();
+#endif
+}
+
+}  // namespace fused_rnn::cuda::cluster

@@ -1,0 +1,226 @@
+// What the kernels of warps have in common, forward and backward: a cluster of blocks runs a tile of sequences at a
+// time, and what a warp reads of a step or writes of it are rows, the values of 8 units of a sequence.
+//
+// A row that begins at a multiple of 16 bytes travels as one piece; where rows do not, because of H or of where a tensor
+// begins, they travel value by value, which is slow and as right. Rows of sequences that the tile lacks and of units
+// past H are never fetched nor stored: they compute with zeros.
+#pragma once
+
+#include "../api.h"
+#include "../exchange/cluster.h"
+#include "../exchange/split.h"
+#include "../shape.h"
+#include "approximate.h"
+
+namespace fused_rnn::cuda::cluster {
+
+// The parameter of a kernel. Arrays is ForwardArrays or BackwardArrays.
+template <typename S, template <typename> class Arrays>
+struct Operands {
+  int T, B, H;
+  bool reverse;
+  bool whole_rows;         // every 8th unit of every array stands at a multiple of 16 bytes
+  const int64_t* lengths;  // [B] steps of each sequence, or null
+  Arrays<S> arrays;
+  float gradient_clip;  // backward: the largest magnitude of a gradient of a pre-activation
+  unsigned* timed_out;  // becomes 1 if a block timed out
+};
+
+constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix of 8 units and 8 sequences
+
+template <typename S>
+using Row = Vector<S, 8>;
+
+// The two neighbours in a register.
+template <typename S>
+FUSED_RNN_DEVICE float low_of(uint32_t pair) {
+  return widen(S{static_cast<uint16_t>(pair)});
+}
+template <typename S>
+FUSED_RNN_DEVICE float high_of(uint32_t pair) {
+  return widen(S{static_cast<uint16_t>(pair >> 16)});
+}
+template <typename S, typename T>
+FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
+  return T(j ? high_of<S>(pair) : low_of<S>(pair));
+}
+
+#if FUSED_RNN_SM90
+
+// The steps of a tile, and the sequences that a lane has to do with: as a thread of matrix products it has sequences
+// 2(lane % 4) and the next one of each octet, and unit lane / 4 of eight; of rows it has that of sequence lane % 8.
+template <typename S, template <typename> class Arrays, int octets>
+class Tile {
+ public:
+  using Q = Operands<S, Arrays>;
+
+  // Takes the `index`th tile.
+  FUSED_RNN_DEVICE Tile(const Q& q, int index) : first_(index * 8 * octets), longest_(0) {
+    for (int r = 0; r < 8 * octets; ++r) {
+      const int steps = steps_of(q, r);
+      longest_ = steps > longest_ ? steps : longest_;
+    }
+    const int lane = threadIdx.x % 32;
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      row_limit_[n] = steps_of(q, 8 * n + lane % 8);
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) limit_[n][j] = steps_of(q, 8 * n + 2 * (lane % 4) + j);
+    }
+  }
+
+  FUSED_RNN_DEVICE int first() const { return first_; }      // sequence
+  FUSED_RNN_DEVICE int longest() const { return longest_; }  // steps that some sequence has; all at times before it
+  // The time of a step; steps count in the order of computation.
+  FUSED_RNN_DEVICE int time(const Q& q, int step) const { return q.reverse ? longest_ - 1 - step : step; }
+
+  FUSED_RNN_DEVICE bool has(int n, int j) const { return limit_[n][j] >= 0; }
+  FUSED_RNN_DEVICE bool active(int n, int j, int t) const { return t < limit_[n][j]; }
+  FUSED_RNN_DEVICE bool has_row(int n) const { return row_limit_[n] >= 0; }
+  FUSED_RNN_DEVICE bool active_row(int n, int t) const { return t < row_limit_[n]; }
+
+ private:
+  // -1 for a sequence that there is not
+  FUSED_RNN_DEVICE int steps_of(const Q& q, int r) const {
+    if (first_ + r >= q.B) return -1;
+    if (!q.lengths) return q.T;
+    const int64_t steps = q.lengths[first_ + r];
+    return static_cast<int>(steps < 0 ? 0 : steps < q.T ? steps : q.T);
+  }
+
+  int first_, longest_;
+  int limit_[octets][2], row_limit_[octets];
+};
+
+// Rows that a warp brings to shared memory some steps before it reads them: of each step `slots` matrices for each
+// octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or null, and then it
+// reads as zero. Steps go upwards from 0 or downwards to it.
+template <typename S, int slots, int octets, bool upwards>
+class RowRing {
+  static constexpr int stages = 6, rounds = (slots * 8 + 31) / 32, stage_bytes = octets * slots * matrix_bytes;
+
+ public:
+  static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
+
+  struct Source {
+    const S* values;
+    int row;
+    bool before;  // of the step before each, in the order of computation; there is none before step 0
+  };
+
+  FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared) : shared_(shared) {}
+
+  // Once, before any tile.
+  FUSED_RNN_DEVICE void clear() const {
+    for (int i = threadIdx.x % 32; i < shared_bytes / row_bytes; i += 32) at<Row<S>>(shared_, i * row_bytes)[0] = {};
+    __syncwarp();
+  }
+
+  // Start with a tile: fetch its first steps. `columns`: how many of the 8 there are, 0 or fewer if none.
+  template <typename Tile, typename F>
+  FUSED_RNN_DEVICE void begin(const typename Tile::Q& q, const Tile& tile, int columns, const F& source) {
+    const int lane = threadIdx.x % 32, first_time = tile.time(q, upwards ? 0 : tile.longest() - 1);
+    left_ = tile.longest();
+    columns_ = columns < 8 ? columns : 8;
+    write_ = read_ = 0;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < rounds; ++i) {
+      from_[i] = nullptr;
+      FUSED_RNN_UNROLL
+      for (int slot = 4 * i; slot < 4 * i + 4 && slot < slots; ++slot) {
+        if (lane / 8 != slot % 4) continue;
+        const Source s = source(slot);
+        const int t = first_time - (s.before ? (q.reverse ? -1 : 1) : 0);
+        if (s.values && columns > 0 && tile.has_row(0))
+          from_[i] = s.values + (int64_t{t} * q.B + tile.first() + lane % 8) * s.row;
+        row_[i] = s.row;
+        before_[i] = s.before;
+      }
+    }
+    step_rows_ = upwards == q.reverse ? -q.B : q.B;
+    has_octets_ = 0;
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) has_octets_ += tile.has_row(n);
+    for (int i = 0; i < stages - 1; ++i) fetch(q);
+  }
+
+  // Start to bring the rows of one step more, if there is one.
+  template <typename Q>
+  FUSED_RNN_DEVICE void fetch(const Q& q) {
+    if (left_ > 0) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < rounds; ++i) {
+        const bool exists = upwards || !before_[i] || left_ > 1;
+        if (from_[i] && exists) {
+          FUSED_RNN_UNROLL
+          for (int n = 0; n < octets; ++n)
+            if (n < has_octets_) bring(q, i, n);
+        }
+        from_[i] = from_[i] ? from_[i] + int64_t{step_rows_} * row_[i] : nullptr;
+      }
+    }
+    copy_async_commit();
+    --left_;
+    write_ = write_ + stage_bytes == shared_bytes ? 0 : write_ + stage_bytes;
+  }
+
+  // Wait for the rows of the next step, which are then what load reads.
+  FUSED_RNN_DEVICE void wait() {
+    copy_async_wait<stages - 2>();
+    __syncwarp();
+  }
+  // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there are
+  // fewer slots, what else is loaded says nothing.
+  FUSED_RNN_DEVICE void load(uint32_t (&pairs)[4], int n, int slot) const {
+    const int wanted = slot * 8 + static_cast<int>(threadIdx.x) % 32, last = slots * 8 - 1;
+    load_matrices_transposed(pairs, shared_ + read_ + n * slots * matrix_bytes +
+                                        (slot + 4 <= slots || wanted < last ? wanted : last) * row_bytes);
+  }
+  FUSED_RNN_DEVICE void load(uint32_t (&pair)[1], int n, int slot) const {
+    load_matrices_transposed(pair, shared_ + read_ + n * slots * matrix_bytes +
+                                       (slot * 8 + static_cast<int>(threadIdx.x) % 8) * row_bytes);
+  }
+  // The rows have been read.
+  FUSED_RNN_DEVICE void advance() { read_ = read_ + stage_bytes == shared_bytes ? 0 : read_ + stage_bytes; }
+
+ private:
+  template <typename Q>
+  FUSED_RNN_DEVICE void bring(const Q& q, int i, int n) const {
+    S* const to = at<S>(shared_, write_ + (n * slots * 8 + 32 * i + static_cast<int>(threadIdx.x) % 32) * row_bytes);
+    const S* const from = from_[i] + int64_t{8 * n} * row_[i];
+    if (q.whole_rows) return copy_async<row_bytes>(to, from);
+    FUSED_RNN_UNROLL_BY(1)
+    for (int u = 0; u < columns_; ++u) to[u] = from[u];
+  }
+
+  unsigned char* const shared_;
+  int write_ = 0, read_ = 0;  // bytes: the stages that are fetched and read next
+  int left_ = 0, columns_ = 0, step_rows_ = 0, has_octets_ = 0;
+  const S* from_[rounds];
+  int row_[rounds];
+  bool before_[rounds];
+};
+
+// Store a row from shared memory to an array, or zeros in its place.
+template <typename S>
+FUSED_RNN_DEVICE void store_row(bool whole_rows, S* to, const unsigned char* from, int columns, bool zeros = false) {
+  if (whole_rows) {
+    const Row<S> row = at<const Row<S>>(const_cast<unsigned char*>(from), 0)[0];
+    *reinterpret_cast<Row<S>*>(to) = zeros ? Row<S>{} : row;
+  } else {
+    FUSED_RNN_UNROLL_BY(1)
+    for (int u = 0; u < (columns < 8 ? columns : 8); ++u) to[u] = zeros ? S{} : reinterpret_cast<const S*>(from)[u];
+  }
+}
+
+// Weights k and k + 1 of a row of `count`, zeros past its end; `pairs` says that they stand at a multiple of 4 bytes.
+template <typename S>
+FUSED_RNN_DEVICE uint32_t weight_pair(const S* row, int64_t stride, int k, int count, bool pairs) {
+  if (pairs) return k < count ? *reinterpret_cast<const uint32_t*>(row + k) : 0u;
+  const uint32_t low = k < count ? row[k * stride].bits : 0u, high = k + 1 < count ? row[(k + 1) * stride].bits : 0u;
+  return low | high << 16;
+}
+
+#endif
+
+}  // namespace fused_rnn::cuda::cluster
