@@ -61,7 +61,7 @@ def status() -> str:
     if missing:
         return missing
     count = max(1, torch.cuda.device_count())  # with none, number 0 says why
-    found = [torch.ops.fused_rnn.cuda_device(index)[:2] for index in range(count)]
+    found = [torch.ops.fused_rnn.cuda_device(index) for index in range(count)]
     names = [name for name, obstacle in found if not obstacle]
     return f"available ({names[0]})" if names else found[0][1]
 
@@ -107,10 +107,17 @@ FORCED = "FUSED_RNN_CUDA_PLAN"  # in the environment, read at every call
 
 @dataclass(frozen=True)
 class Chip:
-    """What a plan must know of a GPU: its multiprocessors, and the bytes of shared memory that a block may take."""
+    """What a plan must know of a GPU.
+
+    Its multiprocessors; the bytes of shared memory that a block may take; how many clusters of 1, 2, 4, 8 and 16 blocks
+    run at the same time, each block on a multiprocessor of its own, zeros where there are no clusters; and its name,
+    by which it is known on what chips kernels were measured.
+    """
 
     multiprocessors: int
     shared_bytes: int
+    clusters: tuple[int, ...] = (0, 0, 0, 0, 0)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,8 @@ class Plan:
     """How a call divides its work. Teams of blocks run tiles of sequences; the parts of a team share the units.
 
     The parts of a team exchange states through L2 (``l2``), from where they come to shared memory in segments; a team
-    of one part may keep them there (``one_block``). Fragments of weights have 16 outputs and 64 values of K, and are
+    of one part may keep them there (``one_block``); or a team is a cluster of blocks that push states into each other's
+    shared memory (``cluster``), which other kernels do, whose steps stay in registers. Fragments of weights have 16 outputs and 64 values of K, and are
     counted for the warp that has most of them: those in its registers, those in shared memory, and those that are read
     from L2 in every step. The time is an estimate for an H200, by which the plan was chosen among others.
     """
@@ -205,7 +213,8 @@ def current_chip() -> Chip:
     """What a plan must know of the current GPU; RuntimeError if the kernels cannot run there."""
     if reason := obstacle(None):
         raise RuntimeError(f"fused_rnn: {reason}")
-    return Chip(*torch.ops.fused_rnn.cuda_device(torch.cuda.current_device())[2:])
+    multiprocessors, shared_bytes, clusters, name = torch.ops.fused_rnn.cuda_chip(torch.cuda.current_device())
+    return Chip(multiprocessors, shared_bytes, tuple(clusters), name)
 
 
 # The operators ----------------------------------------------------------------------------------------------

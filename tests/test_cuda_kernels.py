@@ -35,10 +35,11 @@ class Way:
     multiprocessors: int
     shared_bytes: int
     forced: str | None = ""
+    clusters: tuple[int, ...] = (0, 0, 0, 0, 0)
 
     @property
     def chip(self) -> Chip:
-        return Chip(self.multiprocessors, self.shared_bytes)
+        return Chip.of(cuda.Chip(self.multiprocessors, self.shared_bytes, self.clusters))
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
@@ -276,7 +277,7 @@ def test_a_block_that_does_not_come(library, cell):
 def test_sizes_beyond_32_bits_are_refused(library, direction, size):
     call = calls.sized(direction, "lstm", torch.float32, T=1, B=1, I=1, H=1)
     setattr(call, size, 2**31)
-    error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Chip(132, 232_448)), 0, 0)
+    error = getattr(library, f"run_{direction}_call")(ctypes.byref(call), ctypes.byref(Way(132, 232_448).chip), 0, 0)
     assert b"2147483648" in error
 
 

@@ -29,7 +29,7 @@ from fused_rnn.cells import CELLS
 
 from . import machine
 
-H200 = cuda.Chip(132, 232_448)
+H200 = cuda.Chip(132, 232_448, (132, 66, 30, 15, 7), "NVIDIA H200")
 DIRECTIONS = ("forward", "backward")
 DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in cuda.DTYPES)
 SEQUENCES, PARTS = (8, 16, 32, 64), (1, 2, 4, 8, 16, 32, 64, 128)

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "backward.h"
+#include "cluster/dispatch.h"
 #include "forward.h"
 #include "pack.h"
 #include "planner.h"
@@ -133,10 +134,31 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
           }};
 }
 
+// What is forced of kernels of blocks.
+inline Division of_blocks(Division forced) {
+  if (forced.exchange == ExchangeId::blocks) forced.exchange = ExchangeId::chosen;
+  return forced;
+}
+
+// A call for a kernel of warps, which is forced.
+template <typename S, typename Call, typename Launcher>
+Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  const std::string refused = refused_size(call);
+  if (!refused.empty()) return {refused, {}, nullptr};
+  Prepared ready{"kernels in clusters are for bfloat16 and float16 alone", {}, nullptr};
+  if constexpr (on_tensor_cores<S>) ready = cluster::prepare_as<S>(call, chip, forced, launcher);
+  if (!ready.refusal.empty())
+    ready.refusal =
+        "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, cannot be: " + ready.refusal;
+  return ready;
+}
+
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  if (forced.exchange == ExchangeId::cluster) return prepare_in_clusters<S>(call, chip, forced, launcher);
   return dispatch_kernel(call, [&](auto cell, auto modulates) {
-    return prepare_for<decltype(cell), decltype(modulates)::value, S, ChosenExchange>(call, chip, forced, launcher);
+    return prepare_for<decltype(cell), decltype(modulates)::value, S, ChosenExchange>(call, chip, of_blocks(forced),
+                                                                                      launcher);
   });
 }
 

@@ -1,6 +1,8 @@
 // The GPUs of this machine, and the word through which a kernel says that it gave up.
 
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -9,7 +11,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-constexpr int oldest = 80;  // compute capability
+constexpr int oldest = 80, oldest_with_clusters = 90;  // compute capability
 
 // The text of an error, which is cleared, so that no later call reports it again.
 std::string text(cudaError_t error) {
@@ -45,13 +47,39 @@ struct Machine {
   std::vector<Gpu> gpus;
 };
 
+__global__ void nothing() {}
+
+// How many clusters of so many blocks run at the same time where each block takes all shared memory that it can have.
+// What a device refuses counts as none.
+int clusters_at_once(int blocks, int64_t shared_bytes) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int count = 0;
+  const bool answered =
+      cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)) ==
+          cudaSuccess &&
+      cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, nothing, &config) == cudaSuccess;
+  if (!answered) cudaGetLastError();  // or the next call of anybody would report it again
+  return answered ? count : 0;
+}
+
 Gpu look_at(int index) {
   cudaDeviceProp properties;
   const cudaError_t error = cudaGetDeviceProperties(&properties, index);
   if (error != cudaSuccess) throw std::runtime_error("fused_rnn: GPU " + std::to_string(index) + ": " + text(error));
   return {properties.name,
           10 * properties.major + properties.minor,
-          {properties.multiProcessorCount, static_cast<int64_t>(properties.sharedMemPerBlockOptin)}};
+          properties.multiProcessorCount,
+          static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
 }
 
 Machine look_around() {
@@ -97,6 +125,25 @@ std::string obstacle(int64_t index) {
 }
 
 const Gpu& gpu(int64_t index) { return machine().gpus[index]; }
+
+const Chip& chip(int64_t index) {
+  static std::mutex mutex;
+  static std::map<int64_t, Chip> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(index);
+  if (found != known.end()) return found->second;
+  const Gpu& g = gpu(index);
+  Chip chip{.multiprocessors = g.multiprocessors, .shared_bytes = g.shared_bytes, .name = g.name.c_str()};
+  if (g.compute_capability >= oldest_with_clusters) {
+    const AllowedInCapture allowed;
+    int current = 0;
+    cudaGetDevice(&current);
+    use(index);
+    for (int i = 0; i < cluster_sizes; ++i) chip.clusters[i] = clusters_at_once(1 << i, chip.shared_bytes);
+    cudaSetDevice(current);
+  }
+  return known[index] = chip;
+}
 
 void use(int64_t index) {
   const cudaError_t error = cudaSetDevice(static_cast<int>(index));

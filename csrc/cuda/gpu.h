@@ -10,7 +10,8 @@ namespace fused_rnn::cuda {
 struct Gpu {
   std::string name;
   int compute_capability;  // 90 for 9.0
-  Chip chip;
+  int multiprocessors;
+  int64_t shared_bytes;  // of a block, at most
 };
 
 // Why the kernels cannot run on a GPU, or an empty string if they can.
@@ -18,6 +19,9 @@ std::string obstacle(int64_t index);
 
 // Only for a GPU without obstacle.
 const Gpu& gpu(int64_t index);
+
+// What plans must know of a GPU, which becomes one of those that the process uses. Likewise.
+const Chip& chip(int64_t index);
 
 // Make a GPU the current one of the CUDA runtime in this library, which is another than the runtime that torch brings.
 void use(int64_t index);

@@ -24,27 +24,38 @@ struct StreamLauncher {
       wanted[0].id = cudaLaunchAttributeCooperative;
       wanted[0].val.cooperative = attributes.cooperative;
       wanted[1].id = cudaLaunchAttributeClusterDimension;
-      wanted[1].val.clusterDim = {static_cast<unsigned>(attributes.cluster), 1, 1};
+      wanted[1].val.clusterDim.x = static_cast<unsigned>(attributes.cluster);
+      wanted[1].val.clusterDim.y = wanted[1].val.clusterDim.z = 1;
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(static_cast<unsigned>(blocks));
-      config.blockDim = dim3(threads);
+      config.blockDim = dim3(static_cast<unsigned>(attributes.threads));
       config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
       config.stream = static_cast<cudaStream_t>(stream);
       config.attrs = wanted;
-      config.numAttrs = attributes.cluster > 1 ? 2 : 1;  // older GPUs have no clusters
+      config.numAttrs = attributes.cluster > 0 ? 2 : 1;  // older GPUs have no clusters
       void* arguments[] = {const_cast<void*>(static_cast<const void*>(&operands))};
       error = cudaLaunchKernelExC(&config, address, arguments);
     }
     if (error == cudaSuccess) return "";
     cudaGetLastError();  // or the next call of anybody would report it again
     return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (launch of " +
-           std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
-           std::to_string(shared_bytes) + " bytes of shared memory each)";
+           std::to_string(blocks) + " blocks of " + std::to_string(attributes.threads) + " threads with " +
+           std::to_string(shared_bytes) + " bytes of shared memory each" +
+           (attributes.cluster > 1 ? ", in clusters of " + std::to_string(attributes.cluster) : "") + ")";
   }
 };
 
 // An instantiation: with `template` in the file that compiles it, with `extern template` elsewhere.
 #define FUSED_RNN_INSTANTIATE(instantiate, Call, S) \
   instantiate Prepared prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
+
+// Those of the kernels of warps have files of their own, in cluster/.
+#define FUSED_RNN_INSTANTIATE_CLUSTER(instantiate, Call, S) \
+  instantiate Prepared cluster::prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
+
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, ForwardCall, BFloat16);
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, ForwardCall, Half);
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, BackwardCall, BFloat16);
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, BackwardCall, Half);
 
 }  // namespace fused_rnn::cuda

@@ -144,8 +144,7 @@ DeviceGuard ready(const Tensor& tensor) {
 template <typename Call>
 void queue(const Call& call, const Tensor& like) {
   const int32_t device = like.get_device_index();
-  const cuda::Chip& chip = cuda::gpu(device).chip;
-  const cuda::Prepared ready = cuda::prepare(call, chip, cuda::forced_division());
+  const cuda::Prepared ready = cuda::prepare(call, cuda::chip(device), cuda::forced_division());
   if (!ready.refusal.empty()) fail(ready.refusal);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -243,14 +242,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   return {d_h_0, d_c_0, d, d_input};
 }
 
-// For fused_rnn/cuda.py: a GPU in words, why the kernels cannot run there, empty if they can, and what a plan must know
-// of it.
-std::tuple<std::string, std::string, int64_t, int64_t> device(int64_t index) {
+// For fused_rnn/cuda.py: a GPU in words, and why the kernels cannot run there, empty if they can.
+std::tuple<std::string, std::string> device(int64_t index) {
   const std::string obstacle = cuda::obstacle(index);
-  if (!obstacle.empty()) return {"", obstacle, 0, 0};
+  if (!obstacle.empty()) return {"", obstacle};
   const cuda::Gpu& gpu = cuda::gpu(index);
-  const std::string name = gpu.name + ", sm_" + std::to_string(gpu.compute_capability);
-  return {name, "", gpu.chip.multiprocessors, gpu.chip.shared_bytes};
+  return {gpu.name + ", sm_" + std::to_string(gpu.compute_capability), ""};
+}
+
+// What a plan must know of a GPU without obstacle.
+std::tuple<int64_t, int64_t, std::vector<int64_t>, std::string> chip(int64_t index) {
+  const std::string obstacle = cuda::obstacle(index);
+  if (!obstacle.empty()) fail(obstacle);
+  const cuda::Chip& chip = cuda::chip(index);
+  return {chip.multiprocessors, chip.shared_bytes, {std::begin(chip.clusters), std::end(chip.clusters)}, chip.name};
 }
 
 cuda::Type type_named(std::string_view name) {
@@ -264,7 +269,8 @@ cuda::Type type_named(std::string_view name) {
 // The plan of a call on any device, which need not be here. I matters to cells that modulate x alone.
 std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
     std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
-    int64_t multiprocessors, int64_t shared_bytes, std::string forced) {
+    int64_t multiprocessors, int64_t shared_bytes, std::vector<int64_t> clusters, std::string chip_name,
+    std::string forced) {
   const CellSpec cell = cell_with_kernels(cell_name);
   for (const int64_t size : {B, I, H, multiprocessors, shared_bytes})
     if (size < 1) fail("B, I, H, multiprocessors and shared_bytes must be at least 1, got ", size);
@@ -273,7 +279,10 @@ std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, in
   layer.T = 1, layer.B = B, layer.H = H;
   layer.I = cell.multiplicative() ? cell.modulated_size(I, H) : 1;
   constexpr int64_t most = std::numeric_limits<int>::max();
-  const cuda::Chip chip{static_cast<int>(std::min(multiprocessors, most)), shared_bytes};
+  cuda::Chip chip{.multiprocessors = static_cast<int>(std::min(multiprocessors, most)), .shared_bytes = shared_bytes};
+  if (clusters.size() != cuda::cluster_sizes) fail("clusters must be how many of 1, 2, 4, 8 and 16 blocks run at once");
+  for (int i = 0; i < cuda::cluster_sizes; ++i) chip.clusters[i] = static_cast<int>(std::min(clusters[i], most));
+  chip.name = chip_name.c_str();
   const cuda::Division division = cuda::division_named(forced);
   if (direction != "forward" && direction != "backward")
     fail("direction must be 'forward' or 'backward', got '", direction, "'");
@@ -310,10 +319,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
       "Tensor saved, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, "
       "Tensor? lengths, Tensor? keep_h, Tensor? keep_c, str cell, bool reverse, float gradient_clip) -> (Tensor d_h_0, "
       "Tensor d_c_0, Tensor d, Tensor d_input)");
-  m.def("cuda_device(int index) -> (str name, str obstacle, int multiprocessors, int shared_bytes)");
+  m.def("cuda_device(int index) -> (str name, str obstacle)");
+  m.def("cuda_chip(int index) -> (int multiprocessors, int shared_bytes, int[] clusters, str name)");
   m.def(
-      "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, str "
-      "forced) -> (str exchange, int sequences, int parts, int segments, int teams, int held, int resident, int "
+      "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, "
+      "int[] clusters, str chip, str forced) -> (str exchange, int sequences, int parts, int segments, int teams, int held, int resident, int "
       "streamed, int "
       "shared_bytes, int workspace_bytes, float nanoseconds)");
   m.def("cuda_raise_timed_out() -> ()");
@@ -326,6 +336,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("cuda_device", TORCH_BOX(&fused_rnn::device));
+  m.impl("cuda_chip", TORCH_BOX(&fused_rnn::chip));
   m.impl("cuda_plan", TORCH_BOX(&fused_rnn::plan));
   m.impl("cuda_raise_timed_out", TORCH_BOX(&fused_rnn::raise_timed_out));
 }

@@ -174,15 +174,13 @@ FUSED_RNN_DEVICE void cluster_barrier_relaxed() {
   cluster_wait();
 }
 
-// Wait until the phase of this parity has ended. False if that takes too long; as wait_for, this ends all other waits
-// with *failed. By the clock, because a look may itself sleep.
+// Wait until the phase of this parity has ended. False if that takes too long; *failed is 1 then. By the clock, because
+// a look may itself sleep.
 template <bool cluster_scope = true>
 FUSED_RNN_DEVICE bool wait_for_phase(SharedAddress barrier, unsigned parity, unsigned* failed) {
   if (mbarrier_ended<cluster_scope>(barrier, parity)) return true;
   const long long begin = cycles();
-  for (unsigned polls = 1; !mbarrier_ended<cluster_scope>(barrier, parity); ++polls) {
-    if (polls % 64 != 0) continue;
-    if (load_relaxed(failed)) return false;
+  while (!mbarrier_ended<cluster_scope>(barrier, parity)) {
     if (cycles() - begin > FUSED_RNN_WAIT_CYCLES) {
       store_relaxed(failed, 1);
       return false;

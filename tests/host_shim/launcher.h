@@ -7,17 +7,21 @@ namespace fused_rnn::cuda {
 
 struct HostLauncher {
   unsigned seed = 0;
-  int missing = 0;  // blocks that do not come, of those that should run together
+  int missing = 0;  // blocks that do not come, of those that should run together; in a cluster, waits that fail
 
   template <typename P>
   std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
                      const P& operands, void* /*stream*/) const {
     try {
-      const host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
-                                    {threads},
-                                    static_cast<size_t>(shared_bytes),
-                                    seed,
-                                    uint64_t{1} << 24};
+      host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
+                              {static_cast<unsigned>(attributes.threads)},
+                              static_cast<size_t>(shared_bytes),
+                              seed,
+                              uint64_t{1} << 24};
+      if (attributes.cluster > 0) {
+        shape.cluster = static_cast<unsigned>(attributes.cluster);
+        shape.gives_up = missing > 0;
+      }
       host_shim::launch(shape, kernel, operands);
       return "";
     } catch (const std::exception& error) {

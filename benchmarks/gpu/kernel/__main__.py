@@ -206,8 +206,7 @@ def chip_of(device: torch.device) -> cuda.Chip:
     """The GPU by which the kernel is planned; an H200 where there is none."""
     if device.type != "cuda":
         return H200
-    properties = torch.cuda.get_device_properties(device)
-    return cuda.Chip(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    return cuda.current_chip()
 
 
 def counted(instructions: list[sass.Instruction]) -> dict:

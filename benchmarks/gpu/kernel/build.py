@@ -165,7 +165,7 @@ class Library:
         self._library = ctypes.CDLL(str(path))
         for function in (self._library.plan_call, self._library.run_call):
             function.restype = ctypes.c_char_p
-        self._chip, self.device = calls.Chip(chip.multiprocessors, chip.shared_bytes), device
+        self._chip, self.device = calls.Chip.of(chip), device
 
     def plan(self, structure: ctypes.Structure) -> cuda.Plan:
         """How a call divides its work; InputError if it cannot run."""

@@ -17,14 +17,24 @@ from fused_rnn.cells import CELLS
 
 BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
-EXCHANGES = ["chosen", "one_block", "l2"]  # in the order of ExchangeId
+EXCHANGES = ["chosen", "one_block", "l2", "cluster", "blocks"]  # in the order of ExchangeId
 MODULATES = [None, "input", "hidden"]  # in the order of Modulates
 
 
 class Chip(ctypes.Structure):
     """What a plan must know of a device."""
 
-    _fields_ = (("multiprocessors", ctypes.c_int), ("shared_bytes", ctypes.c_int64))
+    _fields_ = (
+        ("multiprocessors", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int64),
+        ("clusters", ctypes.c_int * 5),
+        ("name", ctypes.c_char_p),
+    )
+
+    @classmethod
+    def of(cls, chip: cuda.Chip) -> "Chip":
+        clusters = (ctypes.c_int * 5)(*chip.clusters)
+        return cls(chip.multiprocessors, chip.shared_bytes, clusters, chip.name.encode())
 
 
 class Plan(ctypes.Structure):

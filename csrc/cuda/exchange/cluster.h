@@ -24,7 +24,7 @@ struct ClusterExchange {
   static double of_phase(int /*team*/) { return 310; }
   static constexpr double of_byte = 0.032;
 
-  static Attributes attributes(int team) { return {.cooperative = false, .cluster = team}; }
+  static Attributes attributes(int team, int threads) { return {.cluster = team, .threads = threads}; }
 };
 
 #if FUSED_RNN_SM90

@@ -58,7 +58,7 @@
 // A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
 // once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
 // writes NaN for what it could not compute, to the block too; where it only arrives at a barrier it must wait there,
-// because no exchange holds it back. The others follow, by `failed`, and the host learns of it.
+// because no exchange holds it back. The others follow when what it owes them does not come, and the host learns of it.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +71,8 @@ namespace fused_rnn::cuda {
 // What an exchange asks of the launch.
 struct Attributes {
   bool cooperative = false;  // all blocks run at the same time, or the launch fails
-  int cluster = 1;           // so many blocks that follow each other are a cluster, if more than one
+  int cluster = 0;           // so many blocks that follow each other are a cluster, if any
+  int threads = cuda::threads;
 };
 
 template <typename T>
