@@ -15,7 +15,7 @@ struct ForwardShape {
   static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
   static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
   // beside weights: sums, carried states, biases, addresses
-  static constexpr int others = 80 + 16 * Size::octets;
+  static constexpr int others = 56 + 16 * Size::octets;
   static constexpr int held = held_of(k_steps * matrices, threads, others) / (2 * matrices) * 2;  // steps of K
   static constexpr int slots = G + 1 + Cell::has_cell_state;              // W x, and what zoneout keeps of h and c
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
@@ -38,6 +38,7 @@ class Forward {
   using Sums = SplitSums<Size::groups, shares, matrices * octets>;
   using Ring = RowRing<S, Shape::slots, octets, true>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
+  using Sink = RowSink<S>;
   using Fragment = Vector<uint32_t, 4>;
 
   static constexpr int sums_at = State::shared_bytes, weights_at = sums_at + Sums::shared_bytes,
@@ -75,7 +76,13 @@ class Forward {
       const ThisTile tile(q_, index);
       team_.start([&] { put_initial_state(tile); });
       if (share_ == 0) begin(tile);
-      for (int step = 0; step < tile.longest(); ++step) advance(tile, step);
+      // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
+      Sink results = sink(tile, result_of_lane(), 1), saved = sink(tile, saved_of_lane(), Cell::saved);
+      int t = tile.time(q_, 0);
+      for (int step = 0; step < tile.longest(); ++step) {
+        advance(tile, step, t, results, saved);
+        t += q_.reverse ? -1 : 1;
+      }
       if (share_ == 0) end(tile);
     }
     team_.end();
@@ -140,8 +147,20 @@ class Forward {
     });
   }
 
-  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    if (step > 0) state_.wait(share_);
+  FUSED_RNN_DEVICE S* result_of_lane() const {
+    S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
+    return values ? values + unit_ : nullptr;
+  }
+  FUSED_RNN_DEVICE S* saved_of_lane() const {
+    return a_.saved && lane_ / 8 < Cell::saved ? a_.saved + int64_t{lane_ / 8} * q_.H + unit_ : nullptr;
+  }
+  // Of arrays with so many values of each unit.
+  FUSED_RNN_DEVICE Sink sink(const ThisTile& tile, S* values, int slots) const {
+    return {q_, tile, values, slots * q_.H, columns(), tile.time(q_, 0), q_.reverse ? -1 : 1};
+  }
+
+  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step, int t, Sink& results, Sink& saved) {
+    if (step > 0 && !state_.wait(share_)) poison();
     const bool last = step + 1 == tile.longest();
     if (!last && group_ == 0) state_.expect(share_);
     float sums[matrices * octets][4];
@@ -151,17 +170,30 @@ class Forward {
       sums_.take(sums);
     }
     ring_.wait();
-    const int t = tile.time(q_, step);
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
       make(tile, n, t, &sums[matrices * n]);
-      if (!last) state_.push(n, unit_, at<Row<S>>(turned(n, 0), lane_ % 8 * row_bytes)[0]);
+      if (!last) state_.push(n, unit_, *at<Row<S>>(turned(n, 0), lane_ % 8 * row_bytes));
     }
     ring_.advance();
     ring_.fetch(q_);
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) put_out(tile, n, t);
     __syncwarp();
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      if (!tile.has_row(n)) continue;
+      const bool active = tile.active_row(n, t);  // past the end of a sequence results are zero, and nothing is saved
+      results.store(q_, n, turned(n, 0) + lane_ * row_bytes, !active);
+      if (active) saved.store(q_, n, turned(n, 1 + has_c) + lane_ * row_bytes, false);
+    }
+    results.advance();
+    saved.advance();
+    __syncwarp();
+  }
+
+  // From here on all that this warp makes is NaN.
+  FUSED_RNN_DEVICE void poison() {
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < G; ++g) bias_[g] = NAN;
   }
 
   // U h₋ + b'
@@ -233,28 +265,7 @@ class Forward {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
   }
   FUSED_RNN_DEVICE void turn(int n, int result, float first, float second) const {
-    const uint32_t pair = team_.alive() ? narrow_pair<S>(first, second) : narrow_pair<S>(NAN, NAN);
-    store_matrices_transposed<1>(turned(n, result) + lane_ % 8 * row_bytes, {pair});
-  }
-
-  // Rows of the step to the results; past the end of a sequence the output is zero, and nothing is saved.
-  FUSED_RNN_DEVICE void put_out(const ThisTile& tile, int n, int t) const {
-    __syncwarp();
-    if (!tile.has_row(n) || columns() <= 0) return;
-    const bool active = tile.active_row(n, t);
-    const int64_t row = int64_t{t} * q_.B + tile.first() + 8 * n + lane_ % 8;
-    const auto put = [&](S* values, int result) {
-      store_row(q_.whole_rows, values + row * q_.H + unit_, turned(n, result) + lane_ % 8 * row_bytes, columns(),
-                !active);
-    };
-    if (lane_ / 8 == 0) put(a_.output, 0);
-    if constexpr (has_c)
-      if (lane_ / 8 == 1 && a_.cells) put(a_.cells, 1);
-    if (!a_.saved || !active) return;
-    const int slot = lane_ / 8;
-    if (slot < Cell::saved)
-      store_row(q_.whole_rows, a_.saved + (row * Cell::saved + slot) * q_.H + unit_,
-                turned(n, 1 + has_c + slot) + lane_ % 8 * row_bytes, columns());
+    store_matrices_transposed<1>(turned(n, result) + lane_ % 8 * row_bytes, {narrow_pair<S>(first, second)});
   }
 
   // Final states, and outputs at times that no sequence of the tile reaches.
@@ -267,12 +278,12 @@ class Forward {
         a_.h_n[place(tile, n, j)] = narrow<S>(team_.alive() ? h_[n][j] : NAN);
         if constexpr (has_c) a_.c_n[place(tile, n, j)] = narrow<S>(team_.alive() ? c_[n][j] : NAN);
       }
-      for (int t = tile.longest() + lane_ / 8; tile.has_row(n) && columns() > 0 && t < q_.T; t += 4) {
-        const int64_t row = (int64_t{t} * q_.B + tile.first() + 8 * n + lane_ % 8) * q_.H + unit_;
-        store_row(q_.whole_rows, a_.output + row, turned_, columns(), true);
-        if constexpr (has_c)
-          if (a_.cells) store_row(q_.whole_rows, a_.cells + row, turned_, columns(), true);
-      }
+    }
+    Sink results{q_, tile, result_of_lane(), q_.H, columns(), tile.longest(), 1};
+    for (int t = tile.longest(); t < q_.T; ++t, results.advance()) {
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n)
+        if (tile.has_row(n)) results.store(q_, n, turned_, true);
     }
   }
 

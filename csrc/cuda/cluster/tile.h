@@ -125,15 +125,16 @@ class RowRing {
     write_ = read_ = 0;
     FUSED_RNN_UNROLL
     for (int i = 0; i < rounds; ++i) {
-      from_[i] = nullptr;
+      wanted_[i] = false;
       FUSED_RNN_UNROLL
       for (int slot = 4 * i; slot < 4 * i + 4 && slot < slots; ++slot) {
         if (lane / 8 != slot % 4) continue;
         const Source s = source(slot);
         const int t = first_time - (s.before ? (q.reverse ? -1 : 1) : 0);
-        if (s.values && columns > 0 && tile.has_row(0))
-          from_[i] = s.values + (int64_t{t} * q.B + tile.first() + lane % 8) * s.row;
-        row_[i] = s.row;
+        wanted_[i] = s.values && columns > 0 && tile.has_row(0);
+        from_[i] = reinterpret_cast<uint64_t>(s.values) +
+                   ((int64_t{t} * q.B + tile.first() + lane % 8) * s.row) * int64_t{sizeof(S)};
+        row_bytes_[i] = s.row * int{sizeof(S)};
         before_[i] = s.before;
       }
     }
@@ -151,12 +152,10 @@ class RowRing {
       FUSED_RNN_UNROLL
       for (int i = 0; i < rounds; ++i) {
         const bool exists = upwards || !before_[i] || left_ > 1;
-        if (from_[i] && exists) {
-          FUSED_RNN_UNROLL
-          for (int n = 0; n < octets; ++n)
-            if (n < has_octets_) bring(q, i, n);
-        }
-        from_[i] = from_[i] ? from_[i] + int64_t{step_rows_} * row_[i] : nullptr;
+        FUSED_RNN_UNROLL
+        for (int n = 0; n < octets; ++n)
+          if (wanted_[i] && exists && (n == 0 || n < has_octets_)) bring(q, i, n);
+        from_[i] += int64_t{step_rows_} * row_bytes_[i];
       }
     }
     copy_async_commit();
@@ -187,7 +186,7 @@ class RowRing {
   template <typename Q>
   FUSED_RNN_DEVICE void bring(const Q& q, int i, int n) const {
     S* const to = at<S>(shared_, write_ + (n * slots * 8 + 32 * i + static_cast<int>(threadIdx.x) % 32) * row_bytes);
-    const S* const from = from_[i] + int64_t{8 * n} * row_[i];
+    const S* const from = reinterpret_cast<const S*>(from_[i] + int64_t{8 * n} * row_bytes_[i]);
     if (q.whole_rows) return copy_async<row_bytes>(to, from);
     FUSED_RNN_UNROLL_BY(1)
     for (int u = 0; u < columns_; ++u) to[u] = from[u];
@@ -196,22 +195,48 @@ class RowRing {
   unsigned char* const shared_;
   int write_ = 0, read_ = 0;  // bytes: the stages that are fetched and read next
   int left_ = 0, columns_ = 0, step_rows_ = 0, has_octets_ = 0;
-  const S* from_[rounds];
-  int row_[rounds];
-  bool before_[rounds];
+  uint64_t from_[rounds];  // addresses; where nothing is wanted they may be any
+  int row_bytes_[rounds];
+  bool wanted_[rounds], before_[rounds];
 };
 
-// Store a row from shared memory to an array, or zeros in its place.
+// Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`, at
+// its column, or null.
 template <typename S>
-FUSED_RNN_DEVICE void store_row(bool whole_rows, S* to, const unsigned char* from, int columns, bool zeros = false) {
-  if (whole_rows) {
-    const Row<S> row = at<const Row<S>>(const_cast<unsigned char*>(from), 0)[0];
-    *reinterpret_cast<Row<S>*>(to) = zeros ? Row<S>{} : row;
-  } else {
+class RowSink {
+ public:
+  // From `time` on, in steps of `time_step`, 1 or -1.
+  template <typename Tile>
+  FUSED_RNN_DEVICE RowSink(const typename Tile::Q& q, const Tile& tile, S* values, int row, int columns, int time,
+                           int time_step)
+      : to_(reinterpret_cast<uint64_t>(values) +
+            (int64_t{time} * q.B + tile.first() + threadIdx.x % 8) * row * int64_t{sizeof(S)}),
+        row_bytes_(row * int{sizeof(S)}),
+        step_rows_(time_step * q.B),
+        columns_(!values ? 0 : columns < 8 ? columns : 8) {}
+
+  // The row at `from` in shared memory, or zeros.
+  template <typename Q>
+  FUSED_RNN_DEVICE void store(const Q& q, int n, const unsigned char* from, bool zeros) const {
+    if (columns_ <= 0) return;
+    S* const to = reinterpret_cast<S*>(to_ + int64_t{8 * n} * row_bytes_);
+    if (q.whole_rows) {
+      auto row = *reinterpret_cast<const Vector<uint32_t, 4>*>(from);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) row.values[i] = zeros ? 0u : row.values[i];
+      *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
+      return;
+    }
     FUSED_RNN_UNROLL_BY(1)
-    for (int u = 0; u < (columns < 8 ? columns : 8); ++u) to[u] = zeros ? S{} : reinterpret_cast<const S*>(from)[u];
+    for (int u = 0; u < columns_; ++u) to[u] = zeros ? S{} : reinterpret_cast<const S*>(from)[u];
   }
-}
+
+  FUSED_RNN_DEVICE void advance() { to_ += int64_t{step_rows_} * row_bytes_; }
+
+ private:
+  uint64_t to_;  // an address; where nothing is wanted it may be any
+  int row_bytes_, step_rows_, columns_;
+};
 
 // Weights k and k + 1 of a row of `count`, zeros past its end; `pairs` says that they stand at a multiple of 4 bytes.
 template <typename S>
