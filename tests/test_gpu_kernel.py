@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from benchmarks.gpu.kernel import __main__ as kernel
 from benchmarks.gpu.kernel import build, calls
 from benchmarks.gpu.kernel.check import worst_error
 from benchmarks.gpu.plans import H200, Layer
-from benchmarks.speed.clock import HostClock, Reading
+from benchmarks.speed.clock import HostClock, Reading, clock_for
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS
 
@@ -32,6 +33,18 @@ needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=st
 def _no_gpu_and_nothing_forced(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv(cuda.FORCED, raising=False)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda", 1), ("cuda:2", 2)])
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, name, expected):
+    """As torch.cuda.set_device refuses it, which this test calls."""
+    set_to = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", set_to.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=64))
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **where: where)
+    assert clock_for(torch.device(name)).device == torch.device("cuda", expected)
+    assert set_to == [expected]
 
 
 # From end to end ----------------------------------------------------------------------------------------------

@@ -69,8 +69,9 @@ class CudaClock(HostClock):
     cold = "twice the second-level cache is overwritten before every timed call, outside the events"
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.set_device(device)
-        self.device = torch.device("cuda", torch.cuda.current_device())
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_device(index)
+        self.device = torch.device("cuda", index)
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         self._scratch = torch.empty(2 * cache // 4, dtype=torch.int32, device=self.device)
 
