@@ -89,8 +89,8 @@ struct Direction<BackwardCall> {
              .shared_bytes = Backward<Cell, S, Size>::shared_bytes,
              .registers = 4 * Shape::held + 96,
              .held = Shape::held,
-             .resident = Shape::fragments - Shape::held,
-             .products = Shape::warps * Shape::fragments * Size::octets,
+             .resident = Shape::own_tiles * Shape::k_steps - Shape::held,
+             .products = Shape::tiles * Shape::k_steps * Size::octets,
              .received = Size::K * 8 * Size::octets * int{sizeof(float)}},
             run_backward<Cell, S, Size>};
   }

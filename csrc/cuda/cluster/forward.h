@@ -141,9 +141,9 @@ class Forward {
       }
     }
     ring_.begin(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
-      if (slot < G) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H, false};
+      if (slot < G) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H};
       const S* const keep = slot == G ? a_.keep_h : a_.keep_c;
-      return {keep ? keep + unit_ : nullptr, q_.H, false};
+      return {keep ? keep + unit_ : nullptr, q_.H};
     });
   }
 

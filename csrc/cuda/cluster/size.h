@@ -16,6 +16,13 @@ struct Size {
   static_assert(units % 16 == 0 && K % (32 * shares) == 0, "matrix instructions take 16 outputs and here 32 of K");
 };
 
+// The warps of a block among which so many tiles of outputs can be shared evenly: eight, if that is possible.
+constexpr int warps_for(int tiles) {
+  int warps = tiles < 8 ? tiles : 8;
+  while (tiles % warps != 0) --warps;
+  return warps;
+}
+
 // Registers of 4 bytes that a thread has where so many share a multiprocessor.
 constexpr int registers_of(int threads) {
   const int registers = 65536 / threads / 8 * 8;

@@ -1,9 +1,9 @@
 // What the kernels of warps have in common, forward and backward: a cluster of blocks runs a tile of sequences at a
 // time, and what a warp reads of a step or writes of it are rows, the values of 8 units of a sequence.
 //
-// A row that begins at a multiple of 16 bytes travels as one piece; where rows do not, because of H or of where a tensor
-// begins, they travel value by value, which is slow and as right. Rows of sequences that the tile lacks and of units
-// past H are never fetched nor stored: they compute with zeros.
+// A row that begins at a multiple of 16 bytes travels as one piece; where rows do not, because of H or of where a
+// tensor begins, they travel value by value, which is slow and as right. Rows of sequences that the tile lacks and of
+// units past H are never fetched nor stored: they compute with zeros.
 #pragma once
 
 #include "../api.h"
@@ -49,15 +49,18 @@ FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
 
 // The steps of a tile, and the sequences that a lane has to do with: as a thread of matrix products it has sequences
 // 2(lane % 4) and the next one of each octet, and unit lane / 4 of eight; of rows it has that of sequence lane % 8.
-template <typename S, template <typename> class Arrays, int octets>
+// A warp may have `octets` of the `all` that the tile has.
+template <typename S, template <typename> class Arrays, int octets, int all = octets>
 class Tile {
  public:
   using Q = Operands<S, Arrays>;
 
-  // Takes the `index`th tile.
-  FUSED_RNN_DEVICE Tile(const Q& q, int index) : first_(index * 8 * octets), longest_(0) {
-    for (int r = 0; r < 8 * octets; ++r) {
-      const int steps = steps_of(q, r);
+  FUSED_RNN_DEVICE Tile() {}
+
+  // Takes the `index`th tile, from its octet `octet` on.
+  FUSED_RNN_DEVICE Tile(const Q& q, int index, int octet = 0) : first_((index * all + octet) * 8), longest_(0) {
+    for (int r = 0; r < 8 * all; ++r) {
+      const int steps = steps_of(q, r - 8 * octet);
       longest_ = steps > longest_ ? steps : longest_;
     }
     const int lane = threadIdx.x % 32;
@@ -69,8 +72,9 @@ class Tile {
     }
   }
 
-  FUSED_RNN_DEVICE int first() const { return first_; }      // sequence
-  FUSED_RNN_DEVICE int longest() const { return longest_; }  // steps that some sequence has; all at times before it
+  FUSED_RNN_DEVICE int first() const { return first_; }  // sequence, of those that the warp has
+  // Steps that some sequence of the whole tile has; all at times before it.
+  FUSED_RNN_DEVICE int longest() const { return longest_; }
   // The time of a step; steps count in the order of computation.
   FUSED_RNN_DEVICE int time(const Q& q, int step) const { return q.reverse ? longest_ - 1 - step : step; }
 
@@ -88,7 +92,7 @@ class Tile {
     return static_cast<int>(steps < 0 ? 0 : steps < q.T ? steps : q.T);
   }
 
-  int first_, longest_;
+  int first_ = 0, longest_ = 0;
   int limit_[octets][2], row_limit_[octets];
 };
 
@@ -105,9 +109,9 @@ class RowRing {
   struct Source {
     const S* values;
     int row;
-    bool before;  // of the step before each, in the order of computation; there is none before step 0
   };
 
+  FUSED_RNN_DEVICE RowRing() {}
   FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared) : shared_(shared) {}
 
   // Once, before any tile.
@@ -130,12 +134,10 @@ class RowRing {
       for (int slot = 4 * i; slot < 4 * i + 4 && slot < slots; ++slot) {
         if (lane / 8 != slot % 4) continue;
         const Source s = source(slot);
-        const int t = first_time - (s.before ? (q.reverse ? -1 : 1) : 0);
         wanted_[i] = s.values && columns > 0 && tile.has_row(0);
         from_[i] = reinterpret_cast<uint64_t>(s.values) +
-                   ((int64_t{t} * q.B + tile.first() + lane % 8) * s.row) * int64_t{sizeof(S)};
+                   ((int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row) * int64_t{sizeof(S)};
         row_bytes_[i] = s.row * int{sizeof(S)};
-        before_[i] = s.before;
       }
     }
     step_rows_ = upwards == q.reverse ? -q.B : q.B;
@@ -151,10 +153,9 @@ class RowRing {
     if (left_ > 0) {
       FUSED_RNN_UNROLL
       for (int i = 0; i < rounds; ++i) {
-        const bool exists = upwards || !before_[i] || left_ > 1;
         FUSED_RNN_UNROLL
         for (int n = 0; n < octets; ++n)
-          if (wanted_[i] && exists && (n == 0 || n < has_octets_)) bring(q, i, n);
+          if (wanted_[i] && (n == 0 || n < has_octets_)) bring(q, i, n);
         from_[i] += int64_t{step_rows_} * row_bytes_[i];
       }
     }
@@ -163,23 +164,24 @@ class RowRing {
     write_ = write_ + stage_bytes == shared_bytes ? 0 : write_ + stage_bytes;
   }
 
-  // Wait for the rows of the next step, which are then what load reads.
+  // Wait for the rows of the next step, which are then what load reads; downwards for the step after as well.
   FUSED_RNN_DEVICE void wait() {
-    copy_async_wait<stages - 2>();
+    copy_async_wait<upwards ? stages - 2 : stages - 3>();
     __syncwarp();
   }
-  // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there are
-  // fewer slots, what else is loaded says nothing.
+  // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there
+  // are fewer slots, what else is loaded says nothing.
   FUSED_RNN_DEVICE void load(uint32_t (&pairs)[4], int n, int slot) const {
     const int wanted = slot * 8 + static_cast<int>(threadIdx.x) % 32, last = slots * 8 - 1;
     load_matrices_transposed(pairs, shared_ + read_ + n * slots * matrix_bytes +
                                         (slot + 4 <= slots || wanted < last ? wanted : last) * row_bytes);
   }
   FUSED_RNN_DEVICE void load(uint32_t (&pair)[1], int n, int slot) const {
-    load_matrices_transposed(pair, shared_ + read_ + n * slots * matrix_bytes +
-                                       (slot * 8 + static_cast<int>(threadIdx.x) % 8) * row_bytes);
+    load_matrices_transposed(
+        pair, shared_ + read_ + n * slots * matrix_bytes + (slot * 8 + static_cast<int>(threadIdx.x) % 8) * row_bytes);
   }
-  // The rows have been read.
+  // The rows have been read. What is loaded from here on, downwards, is of the step before in the order of computation;
+  // if there is none it says nothing.
   FUSED_RNN_DEVICE void advance() { read_ = read_ + stage_bytes == shared_bytes ? 0 : read_ + stage_bytes; }
 
  private:
@@ -192,12 +194,12 @@ class RowRing {
     for (int u = 0; u < columns_; ++u) to[u] = from[u];
   }
 
-  unsigned char* const shared_;
+  unsigned char* shared_;
   int write_ = 0, read_ = 0;  // bytes: the stages that are fetched and read next
   int left_ = 0, columns_ = 0, step_rows_ = 0, has_octets_ = 0;
   uint64_t from_[rounds];  // addresses; where nothing is wanted they may be any
   int row_bytes_[rounds];
-  bool wanted_[rounds], before_[rounds];
+  bool wanted_[rounds];
 };
 
 // Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`, at
@@ -205,6 +207,8 @@ class RowRing {
 template <typename S>
 class RowSink {
  public:
+  FUSED_RNN_DEVICE RowSink() {}
+
   // From `time` on, in steps of `time_step`, 1 or -1.
   template <typename Tile>
   FUSED_RNN_DEVICE RowSink(const typename Tile::Q& q, const Tile& tile, S* values, int row, int columns, int time,

@@ -1,0 +1,373 @@
+// The backward kernel of warps, for cells of one phase: a whole sequence in one launch, against the order of the
+// forward steps. It leaves the gradients of all pre-activations in one matrix, from which the library makes every
+// weight gradient and δx afterwards.
+//
+// A block makes the gradients of its own units, on registers of the warps that have 8 of them for 8 sequences, and
+// hands them in shared memory to all its warps. These multiply them with the block's columns of Uᵀ, a warp for some
+// outputs, and contribute the partial sums to the blocks that own the outputs; whoever has the units adds them up in
+// the next step, or after the last one for δh_0.
+#pragma once
+
+#include "size.h"
+
+namespace fused_rnn::cuda::cluster {
+
+template <typename Cell, typename S, typename Size>
+struct BackwardShape {
+  static constexpr int gates = Cell::gates, gradients = Cell::gradients;
+  // Products: tiles of 16 outputs, of which all warps have as many, and what these sum over, with zeros at its end.
+  static constexpr int tiles = Size::K / 16, warps = warps_for(tiles), own_tiles = tiles / warps, threads = 32 * warps;
+  static constexpr int own_k = static_cast<int>(round_up(gates * Size::units, 32)), k_steps = own_k / 16;
+  static constexpr int stride = own_k + (gradients - gates) * Size::units + 8;  // rows start in different banks
+  // The pointwise part: jobs of 8 units and 8 sequences, of which a warp has some.
+  static constexpr int jobs = Size::groups * Size::octets, own_jobs = static_cast<int>(divide_up(jobs, warps));
+  static constexpr bool has_before = Cell::has_cell_state || Cell::bypasses_product;  // it reads c₋ or h₋
+  static constexpr int d_output_at = Cell::saved, keep_h_at = d_output_at + 1, d_cells_at = keep_h_at + 1,
+                       before_at = d_cells_at + Cell::has_cell_state, keep_c_at = before_at + has_before,
+                       slots = keep_c_at + Cell::has_cell_state;
+  // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
+  static constexpr int others = 72 + 4 * own_tiles * Size::octets + 24 * own_jobs;
+  static constexpr int held = held_of(own_tiles * k_steps, threads, others);
+  static constexpr int operand_bytes = 8 * Size::octets * stride * int{sizeof(S)};  // of one of two
+  static constexpr int weight_bytes = warps * (own_tiles * k_steps - held) * fragment_bytes;
+};
+
+#if FUSED_RNN_SM90
+
+// The cell for 8 units and 8 sequences: a thread has unit lane / 4 and two of these.
+template <typename Cell, typename S, typename Size>
+class BackwardJob {
+  using Shape = BackwardShape<Cell, S, Size>;
+  using T = Approximate;
+  using Q = Operands<S, BackwardArrays>;
+  using ThisTile = Tile<S, BackwardArrays, 1, Size::octets>;
+  static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
+  static_assert(!(has_c && Cell::bypasses_product), "h₋ and c stand in the same place");
+
+ public:
+  using Ring = RowRing<S, Shape::slots, 1, false>;
+
+  // What it reads of a step.
+  struct Rows {
+    uint32_t saved[4], more[4], before[1], keep_c[1];
+  };
+
+  FUSED_RNN_DEVICE BackwardJob() {}
+
+  // `operand`: of the block, the first of two.
+  FUSED_RNN_DEVICE BackwardJob(int job, unsigned char* operand, unsigned char* ring)
+      : octet_(job / Size::groups),
+        unit_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
+        part_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
+        row_(operand + ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
+                           int{sizeof(S)}),
+        ring_(ring) {
+    static_assert(Size::groups % 2 == 0);
+    ring_.clear();
+  }
+
+  FUSED_RNN_DEVICE void begin(const Q& q, int index) {
+    const BackwardArrays<S>& a = q.arrays;
+    tile_ = ThisTile(q, index, octet_);
+    float initial[2];
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const auto value = [&](const S* values) { return values && exists(q, j) ? widen(values[place(q, j)]) : 0.0f; };
+      dh_[j] = value(a.d_h_n);
+      if constexpr (has_c) dc_[j] = value(a.d_c_n);
+      initial[j] = has_before ? value(has_c ? a.c_0 : a.h_0) : 0.0f;
+    }
+    initial_ = narrow_pair<S>(initial[0], initial[1]);
+    ring_.begin(q, tile_, columns(q), [&](int slot) -> typename Ring::Source {
+      if (slot < Cell::saved) return {a.saved + int64_t{slot} * q.H + unit_, Cell::saved * q.H};
+      const S* const values = slot == Shape::d_output_at               ? a.d_output
+                              : slot == Shape::keep_h_at               ? a.keep_h
+                              : has_c && slot == Shape::d_cells_at     ? a.d_cells
+                              : has_before && slot == Shape::before_at ? (has_c ? a.cells : a.output)
+                                                                       : a.keep_c;
+      return {values ? values + unit_ : nullptr, q.H};
+    });
+    sink_ = sink(q, tile_.time(q, tile_.longest() - 1), q.reverse ? 1 : -1);
+  }
+
+  FUSED_RNN_DEVICE int longest() const { return tile_.longest(); }
+
+  FUSED_RNN_DEVICE Rows load(const Q& q) {
+    Rows rows;
+    ring_.wait();
+    ring_.load(rows.saved, 0, 0);
+    ring_.load(rows.more, 0, Cell::saved);
+    if constexpr (has_c)
+      if (q.arrays.keep_c) ring_.load(rows.keep_c, 0, Shape::keep_c_at);
+    ring_.advance();
+    if constexpr (has_before) ring_.load(rows.before, 0, Shape::before_at);
+    return rows;
+  }
+
+  // Add Uᵀ δ of a step, in the parts that the blocks contributed.
+  template <typename Sums>
+  FUSED_RNN_DEVICE void add(const Q& q, const Sums& sums, int step) {
+    const int t = tile_.time(q, step);
+    float total[2] = {};
+    FUSED_RNN_UNROLL
+    for (int block = 0; block < Size::blocks; ++block) {
+      const auto part = reinterpret_cast<const Vector<float, 2>*>(sums.sums(block))[part_];
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) total[j] += part.values[j];
+    }
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) dh_[j] = tile_.active(0, j, t) ? dh_[j] + total[j] : dh_[j];
+  }
+
+  // The gradients of a step, in rows, which the block's warps read.
+  FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, bool alive) {
+    const BackwardArrays<S>& a = q.arrays;
+    const int t = tile_.time(q, step), before_t = tile_.time(q, step - 1);
+    float made[Cell::gradients][2];
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
+      const auto read = [&](uint32_t pair) { return half_of<S, T>(pair, j); };
+      T saved[Cell::saved], d[Cell::gradients], before(0.0f), c(0.0f), dc(0.0f), kept_dh(0.0f), kept_dc(0.0f);
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < Cell::saved; ++k) saved[k] = read(rows.saved[k]);
+      if constexpr (has_before) before = read(first ? initial_ : rows.before[0]);
+      T dh = T(dh_[j]) + read(rows.more[0]);
+      if (a.keep_h) kept_dh = Zoneout::backward(read(rows.more[Shape::keep_h_at - Cell::saved]), dh);
+      if constexpr (has_c) {
+        dc = T(dc_[j]) + read(rows.more[Shape::d_cells_at - Cell::saved]);
+        c = read(rows.more[Shape::before_at - Cell::saved]);
+        if (a.keep_c) {
+          kept_dc = Zoneout::backward(read(rows.keep_c[0]), dc);
+          c = Cell::cell_state(saved, before);  // that which the cell made
+        }
+      }
+      Cell::backward(saved, before, before, c, dh, dc, d);
+      if constexpr (has_c) dc_[j] = active ? (dc + kept_dc).value : dc_[j];
+      dh_[j] = active ? ((Cell::bypasses_product ? dh : T(0.0f)) + kept_dh).value : dh_[j];
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < Cell::gradients; ++k) made[k][j] = active ? clip(d[k], T(q.gradient_clip)).value : 0.0f;
+    }
+    uint32_t pairs[Cell::gradients];
+    FUSED_RNN_UNROLL
+    for (int k = 0; k < Cell::gradients; ++k)
+      pairs[k] = alive ? narrow_pair<S>(made[k][0], made[k][1]) : narrow_pair<S>(NAN, NAN);
+    store_matrices_transposed<Cell::gradients>(row(step), pairs);
+  }
+
+  // The same rows to the result, and the next step's on their way.
+  FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
+    if (tile_.has_row(0)) sink_.store(q, 0, row(step), false);
+    sink_.advance();
+    ring_.fetch(q);
+  }
+
+  // Gradients of the initial state, and zeros at times that no sequence of the tile reaches.
+  FUSED_RNN_DEVICE void end(const Q& q, bool alive) const {
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      if (!exists(q, j)) continue;
+      q.arrays.d_h_0[place(q, j)] = narrow<S>(alive ? dh_[j] : NAN);
+      if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
+    }
+    if (!tile_.has_row(0)) return;
+    auto rest = sink(q, tile_.longest(), 1);
+    for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) rest.store(q, 0, row(0), true);
+  }
+
+ private:
+  FUSED_RNN_DEVICE static int lane() { return threadIdx.x % 32; }
+  // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
+  // result has: δa_n of the reset-after GRU, where δq takes its place.
+  FUSED_RNN_DEVICE static int column_of(int gradient) {
+    if (Cell::gradients == Cell::gates || gradient < Cell::gates - 1) return gradient * Size::units;
+    return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
+  }
+
+  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + step % 2 * Shape::operand_bytes; }
+  FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
+  FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
+  FUSED_RNN_DEVICE RowSink<S> sink(const Q& q, int time, int time_step) const {
+    S* const values = lane() / 8 < Cell::gradients ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
+    return {q, tile_, values, Cell::gradients * q.H, columns(q), time, time_step};
+  }
+  // Where a unit of the thread stands in a [B, H] array.
+  FUSED_RNN_DEVICE int64_t place(const Q& q, int j) const {
+    return (int64_t{tile_.first()} + 2 * (lane() % 4) + j) * q.H + unit_ + lane() / 4;
+  }
+
+  int octet_, unit_, part_;
+  unsigned char* row_;  // of one gradient and sequence, in the operand
+  Ring ring_;
+  ThisTile tile_;
+  RowSink<S> sink_;      // the same row in the result
+  uint32_t initial_;     // h_0 or c_0, of both sequences
+  float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
+};
+
+template <typename Cell, typename S, typename Size>
+class Backward {
+  using Shape = BackwardShape<Cell, S, Size>;
+  using Q = Operands<S, BackwardArrays>;
+  using Team = ClusterTeam<Size::blocks>;
+  using Sums = ClusterSums<Team, Size::units / 16 * Size::octets * 32>;
+  using Job = BackwardJob<Cell, S, Size>;
+  using Fragment = Vector<uint32_t, 4>;
+  static constexpr int octets = Size::octets, units = Size::units, own_tiles = Shape::own_tiles,
+                       k_steps = Shape::k_steps, own_jobs = Shape::own_jobs, held = Shape::held,
+                       fragments = own_tiles * k_steps;
+  static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;  // of sums, so that two instructions are under way
+  static constexpr int operand_at = Sums::shared_bytes, weights_at = operand_at + 2 * Shape::operand_bytes,
+                       rings_at = weights_at + Shape::weight_bytes;
+
+ public:
+  static constexpr int threads = Shape::threads;
+  static constexpr int shared_bytes = rings_at + Shape::jobs * Job::Ring::shared_bytes;
+
+  FUSED_RNN_DEVICE Backward(const Q& q, Team& team, unsigned char* shared)
+      : q_(q),
+        team_(team),
+        sums_(team, shared),
+        operand_(at<S>(shared, operand_at)),
+        weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (fragments - held) * 32 + lane_) {
+    for (int i = threadIdx.x; i < 2 * Shape::operand_bytes / row_bytes; i += threads)
+      reinterpret_cast<Row<S>*>(operand_)[i] = {};
+    load_weights();
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < own_jobs; ++i)
+      if (has_job(i)) jobs_[i] = Job(job(i), shared + operand_at, shared + rings_at + job(i) * Job::Ring::shared_bytes);
+  }
+
+  FUSED_RNN_DEVICE void run() {
+    const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
+    for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
+      team_.start([] {});
+      const int longest = Tile<S, BackwardArrays, octets>(q_, index).longest();
+      for_jobs([&](int, Job& job) { job.begin(q_, index); });
+      for (int step = longest - 1; step >= 0; --step) advance(step, step + 1 == longest);
+      if (longest > 0) {
+        sums_.wait();
+        for_jobs([&](int, Job& job) { job.add(q_, sums_, 0); });
+      }
+      for_jobs([&](int, Job& job) { job.end(q_, team_.alive()); });
+    }
+    team_.end();
+  }
+
+ private:
+  FUSED_RNN_DEVICE int job(int i) const { return i * Shape::warps + warp_; }
+  FUSED_RNN_DEVICE bool has_job(int i) const { return (i + 1) * Shape::warps <= Shape::jobs || job(i) < Shape::jobs; }
+  template <typename F>
+  FUSED_RNN_DEVICE void for_jobs(const F& f) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < own_jobs; ++i)
+      if (has_job(i)) f(i, jobs_[i]);
+  }
+
+  // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate.
+  FUSED_RNN_DEVICE void load_weights() {
+    const int64_t H = q_.H;
+    FUSED_RNN_UNROLL
+    for (int s = 0; s < k_steps; ++s) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < own_tiles; ++j) {
+        Fragment f;
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int output = 16 * tile(j) + lane_ / 4 + i % 2 * 8, k = 16 * s + 2 * (lane_ % 4) + i / 2 * 8;
+          const int gate = k / units, unit = static_cast<int>(cluster_rank()) * units + k % units;
+          const S* const column = q_.arrays.weight_hh + gate * H * H + output;
+          f.values[i] = gate < Cell::gates && output < q_.H ? weight_pair(column, H, unit, q_.H, false) : 0u;
+        }
+        const int at = s * own_tiles + j;
+        if (at < held)
+          weights_[at] = f;
+        else
+          weights_in_shared_[(at - held) * 32] = f;
+      }
+    }
+  }
+
+  FUSED_RNN_DEVICE Fragment weights(int s, int j) const {
+    const int at = s * own_tiles + j;
+    return at < held ? weights_[at] : weights_in_shared_[(at - held) * 32];
+  }
+
+  FUSED_RNN_DEVICE int tile(int j) const { return warp_ * own_tiles + j; }
+
+  // All warps wait, those without jobs too, so that none runs ahead after a timeout.
+  FUSED_RNN_DEVICE void advance(int step, bool newest) {
+    typename Job::Rows rows[own_jobs];
+    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
+    if (!newest) sums_.wait();
+    if (warp_ == 0) sums_.expect();
+    for_jobs([&](int i, Job& job) {
+      if (!newest) job.add(q_, sums_, step + 1);
+      job.make(q_, step, rows[i], team_.alive());
+    });
+    __syncthreads();
+    multiply(step);
+    for_jobs([&](int, Job& job) { job.put_out(q_, step); });
+  }
+
+  // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when
+  // all that this one waits for has come.
+  FUSED_RNN_DEVICE void multiply(int step) const {
+    float sums[chains][own_tiles * octets][4] = {};
+    const S* const rows = operand_ + (step % 2 * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
+    FUSED_RNN_UNROLL
+    for (int s = 0; s < k_steps; s += 2) {
+      Fragment a[2][own_tiles];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2 * own_tiles; ++i)
+        a[i / own_tiles][i % own_tiles] = weights(s + i / own_tiles, i % own_tiles);
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) {
+        uint32_t b[4];
+        load_matrices(b, rows + n * 8 * Shape::stride + s * 16);
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < own_tiles; ++j) mma_m16n8k16<S>(sums[0][n * own_tiles + j], a[0][j].values, {b[0], b[1]});
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < own_tiles; ++j)
+          mma_m16n8k16<S>(sums[chains - 1][n * own_tiles + j], a[1][j].values, {b[2], b[3]});
+      }
+    }
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < own_tiles; ++j) {
+      constexpr int owned = units / 16;
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) {
+        typename Sums::Sums sum;
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          sum.values[i] = sums[0][n * own_tiles + j][i];
+          if constexpr (chains > 1) sum.values[i] += sums[1][n * own_tiles + j][i];
+        }
+        sums_.contribute(tile(j) / owned, (tile(j) % owned * octets + n) * 32 + lane_, sum);
+      }
+    }
+  }
+
+  const Q& q_;
+  const int lane_ = threadIdx.x % 32, warp_ = threadIdx.x / 32;
+  Team& team_;
+  Sums sums_;
+  S* const operand_;  // two, each [sequences, Shape::stride]
+  Fragment* const weights_in_shared_;
+  Job jobs_[own_jobs];
+  Fragment weights_[held];
+};
+
+#endif
+
+template <typename Cell, typename S, typename Size>
+FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
+    run_backward(FUSED_RNN_PARAMETER Operands<S, BackwardArrays> q) {
+#if FUSED_RNN_SM90
+  FUSED_RNN_DYNAMIC_SHARED(shared);
+  ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
+  Backward<Cell, S, Size>(q, team, shared).run();
+#endif
+}
+
+}  // namespace fused_rnn::cuda::cluster
