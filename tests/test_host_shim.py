@@ -25,7 +25,7 @@ CHECKS = [
     "hand_over",
     "transposition",
     "stored_matrices",
-    "approximate_tanh",
+    "approximations",
     "passing_on",
     "cluster_sums",
     "gathering",

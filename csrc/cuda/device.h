@@ -286,6 +286,19 @@ FUSED_RNN_DEVICE float approximate_tanh(float x) {
   return result;
 }
 
+// 2^x within a relative error of 2^-22, and 1/x within 2^-23; subnormal numbers count as zero.
+FUSED_RNN_DEVICE float approximate_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+FUSED_RNN_DEVICE float approximate_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Cycles of this multiprocessor.
 FUSED_RNN_DEVICE long long cycles() {
   long long value;

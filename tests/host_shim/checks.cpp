@@ -116,23 +116,32 @@ void check_stored_matrices(unsigned seed) {
                  way < 3 ? "store_matrices" : "store_matrices_transposed");
 }
 
-void check_approximate_tanh(unsigned seed) {
-  std::vector<float> in = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-30f, 8.0f, -100.0f};
+void check_approximations(unsigned seed) {
+  std::vector<float> in = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-30f, 8.0f, -100.0f, 200.0f, -200.0f, 1e38f};
   for (int i = -60; i < 60; ++i) in.push_back(0.07f * static_cast<float>(i) + 0.001f);
-  std::vector<float> out(in.size());
-  launch({{1}, {static_cast<unsigned>(in.size())}, 0, seed}, approximate, in.data(), out.data());
-  int inexact = 0;
-  for (size_t i = 0; i < in.size(); ++i) {
-    const double exact = std::tanh(double{in[i]});
-    if (std::isnan(exact)) {
-      expect(std::isnan(out[i]), "tanh of NaN");
-      continue;
+  const size_t n = in.size();
+  std::vector<float> out(3 * n);
+  launch({{1}, {static_cast<unsigned>(n)}, 0, seed}, approximate, in.data(), out.data());
+  const auto check = [&](size_t first, double (*function)(double), double allowed, const char* name) {
+    int inexact = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const double exact = function(in[i]), value = out[first + i];
+      expect(std::isnan(exact) == std::isnan(value), name);
+      if (std::isnan(exact)) continue;
+      const bool vast = static_cast<float>(exact) == INFINITY || static_cast<float>(exact) == -INFINITY;
+      const bool none = std::fabs(exact) < 0x1p-126;  // subnormal
+      expect(vast ? std::isinf(value) : std::fabs(value - (none ? 0 : exact)) <= std::fabs(exact) * allowed,
+             name);
+      expect(std::signbit(value) == std::signbit(exact), name);
+      inexact += std::fabs(value - exact) > std::fabs(exact) * allowed / 4;
     }
-    expect(std::fabs(out[i] - exact) <= std::fabs(exact) / 2048, "approximate tanh");
-    expect(std::fabs(out[i]) <= 1 && std::signbit(out[i]) == std::signbit(in[i]), "range of the approximate tanh");
-    inexact += std::fabs(out[i] - exact) > std::fabs(exact) / 8192;
-  }
-  expect(inexact > 60, "approximate tanh, which is too good");
+    expect(inexact > 60, name);
+  };
+  check(0, [](double x) { return std::tanh(x); }, 0x1p-11, "approximate tanh");
+  for (size_t i = 0; i < n; ++i) expect(!(std::fabs(out[i]) > 1), "range of the approximate tanh");
+  // the result in float adds its rounding
+  check(n, [](double x) { return std::exp2(x); }, 0x1p-22 + 0x1p-24, "approximate exp2");
+  check(2 * n, [](double x) { return 1 / x; }, 0x1p-23 + 0x1p-24, "approximate reciprocal");
 }
 
 void check_passing_on(unsigned seed) {
@@ -320,7 +329,7 @@ const std::map<std::string, void (*)(unsigned seed)> checks = {
     {"hand_over", check_hand_over},
     {"transposition", check_transposition},
     {"stored_matrices", check_stored_matrices},
-    {"approximate_tanh", check_approximate_tanh},
+    {"approximations", check_approximations},
     {"passing_on", check_passing_on},
     {"cluster_sums", check_cluster_sums},
     {"gathering", check_gathering},

@@ -360,12 +360,21 @@ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     host_shim::multiply_matrices(sum, a, b, [](uint16_t bits) { return half_to_float({bits}); }, place);
 }
 
-// As far from tanh as the instruction may be, in a way that looks arbitrary and is the same for the same x.
-inline float approximate_tanh(float x) {
+// An exact result as far off as an instruction may be, relatively, in a way that looks arbitrary and is the same for the
+// same x.
+inline double off_by(double error, float x, double exact) {
   const auto hash = __builtin_bit_cast(uint32_t, x) * 2654435761u >> 8;
-  const double error = (hash / double{1 << 23} - 1) * 0.999 / 2048, y = std::tanh(double{x}) * (1 + error);
+  return exact * (1 + (hash / double{1 << 23} - 1) * 0.999 * error);
+}
+
+inline float approximate_tanh(float x) {
+  const double y = off_by(0x1p-11, x, std::tanh(double{x}));
   return static_cast<float>(y > 1 ? 1 : y < -1 ? -1 : y);
 }
+
+inline float without_subnormals(double y) { return static_cast<float>(std::fabs(y) < 0x1p-126 ? 0 * y : y); }
+inline float approximate_exp2(float x) { return without_subnormals(off_by(0x1p-22, x, std::exp2(double{x}))); }
+inline float approximate_reciprocal(float x) { return without_subnormals(off_by(0x1p-23, x, 1 / double{x})); }
 
 // The shim counts rounds in place of cycles.
 inline long long cycles(Place place = Place::here()) {

@@ -183,7 +183,13 @@ FUSED_RNN_KERNEL transpose(const uint32_t* in, uint32_t* out) {
   }
 }
 
-FUSED_RNN_KERNEL approximate(const float* in, float* out) { out[threadIdx.x] = approximate_tanh(in[threadIdx.x]); }
+// out[3, threads]: tanh, 2^x and 1/x.
+FUSED_RNN_KERNEL approximate(const float* in, float* out) {
+  const float x = in[threadIdx.x];
+  out[threadIdx.x] = approximate_tanh(x);
+  out[blockDim.x + threadIdx.x] = approximate_exp2(x);
+  out[2 * blockDim.x + threadIdx.x] = approximate_reciprocal(x);
+}
 
 // out[3, 32]: as passed on in messages, as read from shared memory, and whether all numbers are positive.
 FUSED_RNN_KERNEL pass_on(const float* in, Vector<float, 4>* box, float* out) {

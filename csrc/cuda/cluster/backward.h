@@ -38,7 +38,7 @@ struct BackwardShape {
 template <typename Cell, typename S, typename Size>
 class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
-  using T = Approximate;
+  using T = Approximate<S>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1, Size::octets>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;

@@ -31,7 +31,7 @@ class Forward {
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
   static constexpr bool has_c = Cell::has_cell_state;
-  using T = Approximate;
+  using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, K, shares, octets>;
