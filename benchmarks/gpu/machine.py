@@ -15,6 +15,8 @@ from benchmarks.speed import ROOT
 from benchmarks.speed.ceilings import attempt
 from benchmarks.speed.clock import HostClock
 
+from . import sources
+
 KERNELS = ("csrc/cells", "csrc/cuda", "fused_rnn/triton")
 STATE = (
     *("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
@@ -56,14 +58,10 @@ def state(device: torch.device) -> dict[str, str]:
 
 def digests(root: Path = ROOT) -> dict[str, str | None]:
     """Of the kernels' sources, and of the library that runs, which may have been built from others."""
-    sources = sorted(path for folder in KERNELS for path in (root / folder).rglob("*") if path.is_file())
-    kernels = hashlib.sha256()
-    for path in sources:
-        if path.suffix != ".pyc":
-            kernels.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    files = [path for folder in KERNELS for path in (root / folder).rglob("*") if path.is_file()]
     library = root / "fused_rnn" / "_C.so"
     return {
-        "kernels": kernels.hexdigest(),
+        "kernels": sources.digest((path for path in files if path.suffix != ".pyc"), root),
         "library": hashlib.sha256(library.read_bytes()).hexdigest() if library.exists() else None,
     }
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -172,7 +172,6 @@ class Operands:
 def measure(operands: Operands, tried: Sequence[cuda.Plan], clock: HostClock, rounds: int = ROUNDS) -> list[dict]:
     """A record of each plan, the first of which the others' results are held against."""
     records = [{**asdict(plan), "blocks": plan.blocks, "chosen": plan is tried[0]} for plan in tried]
-    readings: list[list[float]] = [[] for _ in tried]
     expected: tuple[Tensor, ...] = ()
     for plan, record in zip(tried, records):
         with forced(plan), failure_recorded(record):
@@ -181,18 +180,29 @@ def measure(operands: Operands, tried: Sequence[cuda.Plan], clock: HostClock, ro
             record["difference"] = difference(results, expected)
             if not record["difference"] <= allowed(expected[0].dtype):
                 record["failed"] = "its results are not those of the plan that is chosen"
+    entries = [(plan.forced, operands.run, record) for plan, record in zip(tried, records)]
+    time_in_turns(entries, operands.layer.steps, clock, rounds)
+    return records
+
+
+Entry = tuple[str, Callable[[], object], dict]  # the plan that is forced, a call, and its record
+
+
+def time_in_turns(entries: Sequence[Entry], steps: int, clock: HostClock, rounds: int = ROUNDS) -> None:
+    """Add the time of each call to its record, unless that says that it failed."""
+    readings: list[list[float]] = [[] for _ in entries]
     for number in range(1 + rounds):  # the first to warm up
-        for plan, record, times in zip(tried, records, readings):
+        for (plan, call, record), times in zip(entries, readings):
             if "failed" not in record:
-                with forced(plan), failure_recorded(record):
-                    reading = clock.time(lambda: [operands.run() for _ in range(CALLS)])
+                with enforced(plan), failure_recorded(record):
+                    reading = clock.time(lambda call=call: [call() for _ in range(CALLS)])
+                    cuda.raise_timed_out()  # the clock has waited
                     if number:
-                        times.append(1000 * reading.ms / (CALLS * operands.layer.steps))
-    for record, times in zip(records, readings):
+                        times.append(1000 * reading.ms / (CALLS * steps))
+    for (_, _, record), times in zip(entries, readings):
         if "failed" not in record:
             us = summary(times)
             record |= {"us_per_step": us["median_ms"], "spread_us": us["spread_ms"]}
-    return records
 
 
 @contextlib.contextmanager

@@ -30,20 +30,33 @@ class Error(check.Error):
         return f"{self.where} with T={self.T} B={self.B} I={self.I} H={self.H}: {super().__str__()}"
 
 
+class Judge:
+    """What is right at some sizes: exact results and gradients, and how far the reference in the dtype is from them."""
+
+    def __init__(self, cell: str, dtype: torch.dtype, device: torch.device, **sizes: int) -> None:
+        self.cell, self.sizes = cell, sizes
+        self.tensors = random_operands(cell, dtype, device, **sizes)
+        self._exact, self.d_results = by_reference(cell, self.tensors, torch.float64)
+        self._plain, _ = by_reference(cell, self.tensors, dtype)
+        computed = torch.float64 if dtype == torch.float64 else torch.float32
+        self._least = 32 * torch.finfo(computed).eps  # sums are in another order than the reference's
+
+    def worst(self, own: dict[str, Tensor], where: str) -> Error:
+        """The worst error of some results or gradients by name."""
+        errors = []
+        for name, values in own.items():
+            reference = relative_error(self._plain[name], self._exact[name])
+            relative = relative_error(values, self._exact[name])
+            errors.append(Error(name, relative, reference, max(2 * reference, self._least), where, **self.sizes))
+        return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
+
+
 def worst_error(library: Library, where: str, cell: str, dtype: torch.dtype, direction: str, **sizes: int) -> Error:
     """The worst error of the kernel at these sizes: of results, or of gradients where it is the backward kernel."""
-    tensors = random_operands(cell, dtype, library.device, **sizes)
-    exact, d_results = by_reference(cell, tensors, torch.float64)
-    plain, _ = by_reference(cell, tensors, dtype)
-    own = forward(library, cell, tensors) if direction == "forward" else backward(library, cell, tensors, d_results)
-    computed = torch.float64 if dtype == torch.float64 else torch.float32
-    least = 32 * torch.finfo(computed).eps  # sums are in another order than the reference's
-    errors = []
-    for name, values in own.items():
-        reference = relative_error(plain[name], exact[name])
-        relative = relative_error(values, exact[name])
-        errors.append(Error(name, relative, reference, max(2 * reference, least), where, **sizes))
-    return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
+    judge = Judge(cell, dtype, library.device, **sizes)
+    if direction == "forward":
+        return judge.worst(forward(library, cell, judge.tensors), where)
+    return judge.worst(backward(library, cell, judge.tensors, judge.d_results), where)
 
 
 def random_operands(
@@ -89,10 +102,7 @@ def unwritten(like: Tensor, *shape: int) -> Tensor:
 @torch.no_grad()
 def forward(library: Library, cell: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Results by the forward kernel."""
-    kernels = cuda.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None)
-    given = operands(tensors, tensors["input"].dtype, library.device)
-    results = cuda.forward(*given, cell, False, 0.0, "everything", kernels=kernels)
-    return {name: result for name, result in zip(("output", "h_n", "c_n"), results) if result.numel()}
+    return _results(_forward(cuda.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None), cell, tensors))
 
 
 @torch.no_grad()
@@ -100,12 +110,40 @@ def backward(library: Library, cell: str, tensors: dict[str, Tensor], d_results:
     """Gradients by the backward kernel, of a forward pass on the CPU in float64."""
     dtype = tensors["input"].dtype
     in_full = operands(tensors, torch.float64, torch.device("cpu"))
-    output, _, _, *saved = torch.ops.fused_rnn.forward(*in_full, cell, False, 0.0, "everything")
-    kept = [tensor.to(library.device, dtype) for tensor in (output, *saved)]
+    results = torch.ops.fused_rnn.forward(*in_full, cell, False, 0.0, "everything")
     kernels = cuda.Kernels(None, lambda *o: library.run(calls.backward(unwritten, *o)))
-    given = operands(tensors, dtype, library.device)
+    return _gradients(kernels, cell, tensors, d_results, [result.to(library.device, dtype) for result in results])
+
+
+@torch.no_grad()
+def both(
+    kernels: cuda.Kernels, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Results by the forward kernel, and gradients by the backward kernel, of that forward pass."""
+    results = _forward(kernels, cell, tensors)
+    return _results(results) | _gradients(kernels, cell, tensors, d_results, results)
+
+
+def _forward(kernels: cuda.Kernels, cell: str, tensors: dict[str, Tensor]) -> Sequence[Tensor]:
+    given = operands(tensors, tensors["input"].dtype, tensors["input"].device)
+    return cuda.forward(*given, cell, False, 0.0, "everything", kernels=kernels)
+
+
+def _results(results: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {name: result for name, result in zip(("output", "h_n", "c_n"), results) if result.numel()}
+
+
+def _gradients(
+    kernels: cuda.Kernels,
+    cell: str,
+    tensors: dict[str, Tensor],
+    d_results: Sequence[Tensor],
+    results: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    output, _, _, *saved = results
+    given = operands(tensors, tensors["input"].dtype, tensors["input"].device)
     gradients = cuda.backward(
-        *(*d_results, None, None)[:3], None, *kept, *given, cell, False, 0.0, True, True, kernels=kernels
+        *(*d_results, None, None)[:3], None, output, *saved, *given, cell, False, 0.0, True, True, kernels=kernels
     )
     names = ("input", *STATES, *WEIGHTS)
     return {f"gradient of {name}": gradient for name, gradient in zip(names, gradients) if name in tensors}

@@ -1,0 +1,124 @@
+"""``python -m benchmarks.gpu.choice``: where kernels of clusters are faster than those of blocks, and the table of it.
+
+Times both families at one size after the other, forward and backward kernels alone with the preparation of their
+operands, in turns, and holds their results and gradients against the reference in float64. The file of results grows
+as the run does, and belongs into benchmarks/results. --show prints what the files there say, and --write makes
+csrc/cuda/cluster/measured.h of them, by which the clusters are chosen; neither needs a GPU.
+"""
+
+import argparse
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.budget import Budget
+from benchmarks.gpu import machine
+from benchmarks.speed import RESULTS, ROOT
+from benchmarks.speed.clock import HostClock, clock_for
+from fused_rnn import cuda
+
+from . import family, header, results
+from .measure import STEPS, measure, points
+
+WRITE_SECONDS = 2  # between one writing of the results and the next, which takes a while where there are many points
+POINT = ("cell", "dtype", "hidden", "batch", "steps")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = common.Parser(prog="python -m benchmarks.gpu.choice", description=__doc__)
+    parser.add_argument("--cells", nargs="+", choices=results.CELLS, default=results.CELLS)
+    parser.add_argument("--dtypes", nargs="+", choices=results.DTYPES, default=results.DTYPES)
+    sizes = "in place of those that are measured otherwise, the most telling first"
+    parser.add_argument("--hidden", nargs="+", type=common.positive, metavar="H", help=sizes)
+    parser.add_argument("--batches", nargs="+", type=common.positive, metavar="B", help=sizes)
+    parser.add_argument("--steps", type=common.positive, default=STEPS, metavar="T")
+    parser.add_argument("--seconds", type=common.positive_number, default=100.0, help="time for the whole run")
+    parser.add_argument("--out", type=Path, help="file of results, in place of one in runs")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--show", type=Path, nargs="*", metavar="FILE", help="print results, by default all committed")
+    instead.add_argument("--write", action="store_true", help="make the table of the committed results")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> None:
+    """Measure, and write the file of results, which grows as the run does."""
+    budget = Budget(options.seconds)
+    result = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu.choice", *sys.argv[1:]]),
+        "hardware": machine.description(clock.device),
+        "digests": {**machine.digests(), "family": family.digest()},
+        "points": [],
+    }
+    path = options.out or ROOT / "runs" / common.file_name("choice", result["hardware"]["gpu"])
+    tried = points(options.cells, options.dtypes, options.hidden, options.batches, options.steps)
+    written = 0.0
+    try:
+        for layer, obstacle in budget.spend(tried):
+            record = {name: value for name, value in asdict(layer).items() if name in POINT}
+            if obstacle:
+                record["skipped"] = obstacle
+            else:
+                record |= measure(layer, clock, chip, kernels)
+                print(line(results.outcome(record)), flush=True)
+            result["points"].append(record)
+            if budget.gone > written + WRITE_SECONDS:
+                common.write_json(path, result)
+                written = budget.gone
+    finally:
+        common.write_json(path, result)
+    print(f"wrote {path}, in {budget.gone:.0f} s; {sum('skipped' in r for r in result['points'])} points were skipped")
+
+
+def line(outcome: results.Outcome) -> str:
+    """A point in words and numbers."""
+    sides = [f"{name} {_in_words(getattr(outcome, name))}" for name in results.FAMILIES]
+    if not (outcome.cluster.obstacle or outcome.blocks.obstacle):
+        sides.append(f"{outcome.blocks.total / outcome.cluster.total:.2f} times as fast")
+    return f"{outcome.cell:15} {outcome.dtype:8} H={outcome.hidden:<4} B={outcome.batch:<4} {'  '.join(sides)}"
+
+
+def _in_words(times: results.Times) -> str:
+    return times.obstacle or f"{times.forward:6.2f} +{times.backward:6.2f} µs"
+
+
+def show(path: Path) -> None:
+    """Print a file of results: every point in a line, sorted by sizes."""
+    found = results.read(path)
+    print(f"{path.name}: {found.chip}, {found.date}, torch {found.torch}; µs per step, forward + backward")
+    for outcome in sorted(found.outcomes, key=lambda o: (o.cell, o.dtype, o.hidden % 8 > 0, o.hidden, o.batch)):
+        print(line(outcome))
+    print(f"ahead at {sum(outcome.ahead for outcome in found.outcomes)} of {len(found.outcomes)} points")
+
+
+def write() -> None:
+    """Make the table of the committed results, and say what is not in it."""
+    found = results.load()
+    with common.replacing(header.PATH) as partial_path:
+        partial_path.write_text(header.text(found))
+    for each in filter(header.stale, found):
+        print(f"{each.name} was measured with other sources than those here, and gives no rows")
+    print(f"wrote {header.PATH}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.write:
+        write()
+    elif options.show is not None:
+        paths = options.show or results.files()
+        for path in paths:
+            show(path)
+        if not paths:
+            print(f"there are no results in {RESULTS} yet")
+    elif obstacle := cuda.obstacle(None):
+        raise common.InputError(f"nothing can be measured, only --show and --write work: {obstacle}")
+    else:
+        run(options, clock_for(common.open_device("cuda")), cuda.current_chip())
+
+
+if __name__ == "__main__":
+    common.run_command(main, interrupted="interrupted; the points that were finished are written")

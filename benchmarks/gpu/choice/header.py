@@ -1,0 +1,55 @@
+"""The table of ranges in which the kernels of clusters are chosen, as csrc/cuda/cluster/measured.h has it."""
+
+import json
+from collections.abc import Sequence
+
+from benchmarks.speed import ROOT
+
+from . import family
+from .results import Results
+from .rows import Row, rows
+
+PATH = ROOT / "csrc" / "cuda" / "cluster" / "measured.h"
+TEXT = """\
+// Where the kernels of clusters were measured ahead of those of blocks, and right. Made by
+// `python -m benchmarks.gpu.choice --write` from benchmarks/results/choice-*.json: rows go when the sources that they
+// were measured with change.
+#pragma once
+
+#include "choice.h"
+
+namespace fused_rnn::cuda::cluster {{
+
+{table}
+
+}}  // namespace fused_rnn::cuda::cluster
+"""
+
+
+def stale(results: Results) -> bool:
+    """Whether they were measured with other sources of the family than those here."""
+    return results.digest != family.digest()
+
+
+def text(found: Sequence[Results]) -> str:
+    """The header of all results that are of the sources here."""
+    valid = [(results, rows(results.outcomes)) for results in found if not stale(results)]
+    number = sum(len(ranges) for _, ranges in valid)
+    name = f"inline constexpr std::array<Measured, {number}> measured"
+    if not number:
+        return TEXT.format(table=f"{name}{{}};")
+    blocks = ["\n".join([_origin(results), *(_row(row, results.chip) for row in ranges)]) for results, ranges in valid]
+    return TEXT.format(table="\n".join([f"{name}{{{{", *blocks, "}};"]))
+
+
+def _origin(results: Results) -> str:
+    return (
+        f"    // {results.name}: {results.chip}, {results.date}, torch {results.torch}, sources\n"
+        f"    // {results.digest}"
+    )
+
+
+def _row(row: Row, chip: str) -> str:
+    whole = str(row.whole_rows).lower()
+    sizes = f"{row.least_hidden}, {row.most_hidden}, {row.least_batch}, {row.most_batch}"
+    return f"    {{CellId::{row.cell}, Type::{row.dtype}, {whole}, {sizes}, {json.dumps(chip)}}},"

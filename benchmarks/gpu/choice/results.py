@@ -1,0 +1,155 @@
+"""Files of results: what was measured at each point, read from JSON that may be anything."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.gpu.plans import DIRECTIONS
+from benchmarks.speed import RESULTS
+
+CELLS = ("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu")
+DTYPES = ("bfloat16", "float16")
+FAMILIES = ("cluster", "blocks")
+OBSTACLES = {"refused", "failed", "not_timed"}  # reasons why a family has no times, in the record of a point
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a family takes at a point, in µs per step, or why that is not known."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    obstacle: str = ""
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+    def below(self, other: "Times") -> bool:
+        """Whether this is faster, forward and backward together; not if either is unknown."""
+        return not (self.obstacle or other.obstacle) and self.total < other.total
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured at a point."""
+
+    cell: str
+    dtype: str
+    hidden: int
+    batch: int
+    cluster: Times
+    blocks: Times
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the cluster is right and faster; not if either is wrong, or cannot run."""
+        return self.cluster.below(self.blocks)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file of results."""
+
+    name: str
+    chip: str
+    date: str
+    torch: str
+    digest: str  # of the family's sources
+    outcomes: tuple[Outcome, ...]  # without points that there was no time for
+
+
+def files(folder: Path = RESULTS) -> list[Path]:
+    """The committed files of results."""
+    return sorted(folder.glob("choice-*.json"))
+
+
+def load(folder: Path = RESULTS) -> list[Results]:
+    """All files of results, one for each chip; InputError if two are of the same chip, or one is malformed."""
+    found = [read(path) for path in files(folder)]
+    chips = [results.chip for results in found]
+    for results in found:
+        if chips.count(results.chip) > 1:
+            names = " and ".join(other.name for other in found if other.chip == results.chip)
+            raise common.InputError(f"{names} are both of {results.chip}, and each chip must have one file of results")
+    return found
+
+
+def read(path: Path) -> Results:
+    """A file of results; InputError with what is wrong with it."""
+    try:
+        content = json.loads(path.read_text())
+        hardware = _get(content, "hardware", dict)
+        return Results(
+            path.name,
+            _get(hardware, "gpu", str),
+            _get(content, "date", str),
+            _get(hardware, "torch", str),
+            _get(_get(content, "digests", dict), "family", str),
+            tuple(_outcomes(_get(content, "points", list))),
+        )
+    except ValueError as problem:  # a JSONDecodeError is one
+        raise common.InputError(f"{path} holds no results of python -m benchmarks.gpu.choice: {problem}") from None
+
+
+def _outcomes(points: Sequence[object]) -> Iterator[Outcome]:
+    seen = set()
+    for number, point in enumerate(points):
+        try:
+            if isinstance(point, dict) and "skipped" in point:
+                continue
+            found = outcome(point)
+            sizes = (found.cell, found.dtype, found.hidden, found.batch)
+            if sizes in seen:
+                raise ValueError("has the sizes of one before it")
+            seen.add(sizes)
+            yield found
+        except ValueError as problem:
+            raise ValueError(f"points[{number}] {problem}") from None
+
+
+def outcome(point: object) -> Outcome:
+    """What the record of a point says; ValueError with what is wrong with it."""
+    cell, dtype = (_get(point, name, str) for name in ("cell", "dtype"))
+    for value, known in ((cell, CELLS), (dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"has {value!r}, where one of {', '.join(known)} is needed")
+    sizes = [_get(point, name, int) for name in ("hidden", "batch")]
+    if min(sizes) < 1:
+        raise ValueError(f"has the size {min(sizes)}, and sizes must be at least 1")
+    return Outcome(cell, dtype, *sizes, *(_times(_get(point, family, dict)) for family in FAMILIES))
+
+
+def _times(found: dict) -> Times:
+    directions = {name: _get(found, name, dict) for name in DIRECTIONS if OBSTACLES.isdisjoint(found)}
+    for record in (found, *directions.values()):
+        for name in OBSTACLES & record.keys():
+            return Times(obstacle=_get(record, name, str))
+    error = _get(found, "error", dict)
+    if not _get(error, "relative", float) <= _get(error, "allowed", float):  # so that a NaN is wrong
+        return Times(obstacle="its results are wrong")
+    return Times(*(_positive(directions[name], "us_per_step") for name in DIRECTIONS))
+
+
+def _positive(content: dict, name: str) -> float:
+    value = _get(content, name, float)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"has {value} for '{name}', which must be a finite number above 0")
+    return value
+
+
+def _get(content: object, name: str, kind: type):
+    """A value of a JSON object; ValueError if it is missing or something else."""
+    if not isinstance(content, dict):
+        raise ValueError(f"is {content!r:.40} where an object with '{name}' is needed")
+    if name not in content:
+        raise ValueError(f"lacks '{name}'")
+    value = content[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError(f"has {value!r:.40} for '{name}', which must be {KINDS[kind]}")
+    return value
+
+
+KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
