@@ -123,7 +123,7 @@ def test_the_time_step_of_the_real_kernel(forward):
     (record,) = kernels_in(folder / "kernels.json")
     if record["step"] is None:
         pytest.skip(kernel.NO_DISASSEMBLER)
-    code = build.disassembled(folder / LSTM, find_nvcc(), "forward")
+    code = build.kernel_in(folder / LSTM, find_nvcc(), "forward")
     step, kinds = record["step"], record["step"]["kinds"]
     assert step["polls"] == 1
     assert kinds["mma"] == sum(each.kind == "mma" for each in code)

@@ -1,8 +1,14 @@
 """What the bench of one kernel reads out of machine code: instructions, loops, and what a step consists of."""
 
+import re
+import subprocess
+
 import pytest
 
-from benchmarks.gpu.kernel import sass
+from benchmarks.gpu.kernel import build, sass
+from benchmarks.speed import ROOT
+
+from .conftest import find_nvcc
 
 # a loop over tiles around a loop over steps: products in a loop of their own, a barrier, a loop that polls, results
 # unit by unit, and code that was moved behind the jump back
@@ -34,6 +40,37 @@ STEPS_OF_CUOBJDUMP = """
         /*0150*/                   BRA 0xd0 ;
         /*0160*/                   RET.REL.NODEC R4 0x0 ;
         /*0170*/                   BRA 0x170;
+"""
+# two roles that share a beginning and a barrier; a wait whose rare part reads the clock; a row that goes as a piece or,
+# for another argument, as single values, of which there are more instructions
+ROLES = """
+        /*0000*/                   S2R R1, SR_TID.X ;
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R1], R2 ;
+        /*0020*/               @P1 BRA 0x90 ;
+        /*0030*/                   CS2R R4, SR_CLOCKLO ;
+        /*0040*/                   IADD3 R4, R4, 0x1, RZ ;
+        /*0050*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R1], R2 ;
+        /*0060*/               @P1 BRA 0x90 ;
+        /*0070*/                   LDG.E.STRONG.GPU R3, desc[UR4][R2.64] ;
+        /*0080*/                   BRA 0x50 ;
+        /*0090*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*00a0*/               @P2 BRA 0x160 ;
+        /*00b0*/              @!P3 BRA 0x130 ;
+        /*00c0*/                   MUFU.TANH R8, R8 ;
+        /*00d0*/                   STG.E.U16 desc[UR4][R2.64], R8 ;
+        /*00e0*/                   STG.E.U16 desc[UR4][R2.64+0x2], R9 ;
+        /*00f0*/                   STG.E.U16 desc[UR4][R2.64+0x4], R9 ;
+        /*0100*/                   STG.E.U16 desc[UR4][R2.64+0x6], R9 ;
+        /*0110*/                   STL [R1], R4 ;
+        /*0120*/                   BRA 0x180 ;
+        /*0130*/                   MUFU.TANH R8, R8 ;
+        /*0140*/                   STG.E.128 desc[UR4][R2.64], R8 ;
+        /*0150*/                   BRA 0x180 ;
+        /*0160*/                   STS [R1], R8 ;
+        /*0170*/               @P5 EXIT ;
+        /*0180*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0190*/               @P4 BRA 0x10 ;
+        /*01a0*/                   EXIT ;
 """
 LOOPS_OF_NVDISASM = """
 \t.section\t.text.add,"ax",@progbits
@@ -132,3 +169,66 @@ def test_instructions_are_counted_by_kind_and_without_polling():
 )
 def test_kinds_of_instructions(opcode, kind):
     assert sass.Instruction(0, opcode, "", False).kind == kind
+
+
+def test_a_role_is_the_longest_way_through_a_loop_without_what_is_rare():
+    (code,) = sass.parse(ROLES).values()
+    step = sass.time_loop(code)
+    assert (step.header, len(step.body)) == (0x10, 25)
+    role = sass.role(code, step)
+    way = {"mma": 1, "STG": 1, "BAR": 1, "mbarrier": 1, "MUFU": 1, "jump": 5}
+    assert (role.instructions, role.kinds, role.loops, role.polls) == (10, way, 0, 0)
+    role = sass.role(
+        code, step, lambda instruction: instruction.kind == "MUFU"
+    )  # the other role, and a wait that lasts
+    way = {"mma": 1, "STS": 1, "BAR": 1, "mbarrier": 1, "jump": 3}
+    assert (role.instructions, role.kinds, role.loops, role.polls) == (10, way, 0, 1)
+    everything = sass.role(code, step, lambda instruction: False)
+    assert (everything.instructions, everything.kinds["STG"], everything.kinds["local memory"]) == (16, 4, 1)
+
+
+def test_what_is_rare_counts_where_no_way_leads_around_it():
+    """Here a predicate in place of the jump."""
+    (code,) = sass.parse(ROLES.replace("@!P3 BRA 0x130", "@!P3 IADD3 R8, R8, 0x1, RZ")).values()
+    assert sass.role(code, sass.time_loop(code)).kinds["STS"] == 1  # the other role avoids it
+    (code,) = sass.parse(ROLES.replace("@P2 BRA 0x160", "@P2 NOP")).values()
+    straight = [each for each in code if each.address != 0xB0]
+    assert sass.role(straight, sass.time_loop(straight)).kinds["STG"] == 4
+
+
+def test_loops_inside_a_role_are_left_out():
+    (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
+    role = sass.role(code, sass.time_loop(code), lambda instruction: False)
+    assert (role.instructions, role.loops, role.polls) == (6, 2, 1)
+    assert role.kinds == {"BAR": 1, "MUFU": 1, "jump": 4}  # by the code that was moved behind the jump back
+    role = sass.role(code, sass.time_loop(code))  # one of the loops moves single values
+    assert (role.instructions, role.kinds) == (5, {"integer division": 1, "call": 1, "jump": 3})
+    (outer, _) = sass.loops(sass.parse(LOOPS_OF_NVDISASM)["add"])
+    role = sass.role(sass.parse(LOOPS_OF_NVDISASM)["add"], outer)
+    assert (role.instructions, role.kinds, role.loops) == (3, {"LDS": 1, "local memory": 1, "jump": 1}, 1)
+
+
+def test_special_registers_are_named():
+    (code,) = sass.parse(ROLES).values()
+    assert sass.special_registers(code) == {"SR_TID.X", "SR_CLOCKLO"}
+    step = sass.inside(code, sass.time_loop(code))
+    assert len(step) == 25
+    assert sass.special_registers(step) == {"SR_CLOCKLO"}
+    assert sass.kinds(step)["local memory"] == 1  # also off the way
+
+
+def test_roles_of_real_kernels(tmp_path):
+    """All products and nonlinearities of an LSTM's step are on the way: 4 gates, K=128, 8 units, 8 sequences."""
+    nvcc, cubin = find_nvcc(), tmp_path / "warps.cubin"
+    source = ROOT / "tests" / "host_shim" / "warps.cu"
+    subprocess.run([nvcc, "-std=c++17", "-O3", "-arch=sm_90a", "-cubin", source, "-o", cubin], check=True)
+    kernels = build.disassembled(cubin, nvcc)
+    if kernels is None:
+        pytest.skip("no disassembler")
+    code = next(code for name, code in kernels.items() if re.search("warp_lstm.*BFloat16ELi128ELi4", name))
+    step = sass.time_loop(code)
+    role = sass.role(code, step)
+    assert (role.kinds["mma"], role.kinds["MUFU"], role.kinds["cp.async"], role.loops) == (16, 10, 1, 0)
+    assert not {"S2R", "local memory", "integer division", "LDG", "call"} & role.kinds.keys()
+    assert 100 < role.instructions < sass.count(code, step).instructions
+    assert sass.special_registers(sass.inside(code, step)) == {"SR_CLOCKLO"}

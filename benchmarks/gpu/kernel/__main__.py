@@ -126,7 +126,7 @@ class Bench:
         nvcc = build.find_nvcc(self.arch)
         begun = time.perf_counter()
         report = build.compiled(build.nvcc_command(nvcc, self.arch, build.macros(*self.kernel)), target)
-        seconds, instructions = time.perf_counter() - begun, build.disassembled(target, nvcc, self.layer.direction)
+        seconds, instructions = time.perf_counter() - begun, build.kernel_in(target, nvcc, self.layer.direction)
         return {
             "sources": machine.digests()["kernels"],
             "compiler": build.version_of(nvcc),

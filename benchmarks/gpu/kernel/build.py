@@ -122,16 +122,22 @@ def resources(report: str, direction: str) -> Resources:
     )
 
 
-def disassembled(library: Path, nvcc: str, direction: str) -> list[sass.Instruction] | None:
-    """The kernel's instructions; None where there is no disassembler."""
+def disassembled(binary: Path, nvcc: str) -> dict[str, list[sass.Instruction]] | None:
+    """The instructions of every kernel of a library or cubin; None where there is no disassembler."""
     program = toolkit.cuobjdump(nvcc)
     if not program:
         return None
     path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # where it finds nvdisasm
     run = subprocess.run(
-        [program, "-sass", library], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+        [program, "-sass", binary], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
     )
-    return next(code for name, code in sass.parse(run.stdout).items() if f"run_{direction}" in name)
+    return sass.parse(run.stdout)
+
+
+def kernel_in(library: Path, nvcc: str, direction: str) -> list[sass.Instruction] | None:
+    """The instructions of the kernel of this direction; None where there is no disassembler."""
+    found = disassembled(library, nvcc)
+    return None if found is None else next(code for name, code in found.items() if f"run_{direction}" in name)
 
 
 # For the host shim --------------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ instructions leaves the loops inside it. So code that the compiler moved behind 
 A time step multiplies, waits for other threads and puts out results: ``time_loop`` is the innermost loop that does all
 three. Loops around it run tiles of sequences; a loop inside it brings no results (the product and its segments) or
 waits for nobody (what is done unit by unit). Counts are of the code, each instruction of the loop once, however often
-loops inside it run; loops that only poll are left out.
+loops inside it run; loops that only poll are left out. ``role`` counts what one warp executes of it.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 # By kind, in the order in which they are shown: how the opcodes begin.
@@ -200,12 +200,77 @@ def count(instructions: list[Instruction], loop: Loop) -> Count:
     polling = [each for each in inside if _polls([at[address] for address in each.body])]
     left_out = {address for each in polling for address in each.body}
     counted = [at[address] for address in loop.body - left_out]
-    kinds = Counter(instruction.kind for instruction in counted)
-    shown = {kind: kinds[kind] for kind in KINDS if kinds[kind]}
-    return Count(len(counted), shown, len(inside) - len(polling), len(polling))
+    return Count(len(counted), kinds(counted), len(inside) - len(polling), len(polling))
 
 
-def _polls(body: list[Instruction]) -> bool:
+def kinds(instructions: Iterable[Instruction]) -> dict[str, int]:
+    """How many instructions there are of each kind, of those that have one."""
+    found = Counter(instruction.kind for instruction in instructions)
+    return {kind: found[kind] for kind in KINDS if found[kind]}
+
+
+def inside(instructions: list[Instruction], loop: Loop) -> list[Instruction]:
+    """All instructions of a loop, those of loops inside it included."""
+    return [instruction for instruction in instructions if instruction.address in loop.body]
+
+
+def special_registers(instructions: Iterable[Instruction]) -> set[str]:
+    """Those that are read: of threads and blocks (SR_TID.X, SR_CTAID.X, SR_LANEID), the clock and the like."""
+    readers = (each for each in instructions if re.match(r"(CS2|S2U?)R\b", each.opcode))
+    return {register for each in readers for register in re.findall(r"SR_[\w.]+", each.operands)}
+
+
+def rare(instruction: Instruction) -> bool:
+    """Whether it belongs to what seldom happens in a kernel of warps, where values travel in rows of 16 bytes.
+
+    That is to read the clock, by which waits that last are bounded, or to move a single value of device memory.
+    """
+    single = instruction.kind in ("LDG", "STG") and re.search(r"\.[US](8|16)\b", instruction.opcode)
+    return bool(single or "SR_CLOCK" in instruction.operands)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From an instruction of a loop to where the loop goes round."""
+
+    avoided: int = 0
+    path: tuple[Instruction, ...] = ()
+    loops: tuple[tuple[Instruction, ...], ...] = ()
+
+    def __lt__(self, other: "_Way") -> bool:
+        return (-self.avoided, len(self.path)) < (-other.avoided, len(other.path))
+
+
+def role(instructions: list[Instruction], loop: Loop, avoided: Callable[[Instruction], bool] = rare) -> Count:
+    """What a warp executes of a loop at most when it goes round once, without the loops inside it.
+
+    Warps with different roles take different ways through a loop, and none executes all of it. Of all ways that lead
+    from the loop's first instruction back there, this is the one with most instructions among those that pass fewest
+    ``avoided`` ones. What a predicate switches off counts, because it is executed, too; so do a few instructions
+    around the loops inside it, which themselves do not count, however often they run: polling, and what is done value
+    by value.
+    """
+    at, following = {each.address: each for each in instructions}, successors(instructions)
+    entries = {to for node in following.keys() - loop.body for to in following[node] if to in loop.body} | {loop.header}
+    onward = {node: [to for to in following[node] if to in loop.body - entries] for node in loop.body}
+    best: dict[int, _Way] = {}
+    for component in _components(loop.body, onward):  # each after all that it leads to
+        code = tuple(at[node] for node in sorted(component))
+        after = [best[to] for node in component for to in onward[node] if to in best]
+        after += [_Way() for node in component if entries.intersection(following[node])]
+        if after:  # else it only leaves the loop
+            way, skipped = max(after), sum(map(avoided, code))
+            if len(code) > 1 or code[0].address in onward[code[0].address]:
+                way = _Way(way.avoided + skipped, way.path, (code, *way.loops))
+            else:
+                way = _Way(way.avoided + skipped, (*code, *way.path), way.loops)
+            best |= dict.fromkeys(component, way)
+    way = best[loop.header]
+    polls = sum(map(_polls, way.loops))
+    return Count(len(way.path), kinds(way.path), len(way.loops) - polls, polls)
+
+
+def _polls(body: Collection[Instruction]) -> bool:
     """Whether a loop only looks at what other threads change, until it has changed."""
     looks = {"LDG", "mbarrier", "jump", "S2R", None}
     return any(each.waits for each in body) and all(each.kind in looks for each in body)
