@@ -1,0 +1,75 @@
+"""The kernels of warps in clusters on a GPU that has clusters, forced: every compiled size, with every option."""
+
+import pytest
+import torch
+
+from fused_rnn import cuda
+
+from ..conftest import Operands, Shape, random_like, regularised, relative_error
+from .places import Place
+
+pytestmark = pytest.mark.gpu
+CELLS = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"]
+# Full tiles and half empty ones, more tiles than clusters, units that fill no row, every K
+SHAPES = [
+    *(Shape(9, 5, 12, 128), Shape(7, 16, 3, 64), Shape(5, 21, 8, 100), Shape(6, 33, 5, 256), Shape(6, 9, 5, 251)),
+    *(Shape(5, 19, 4, 384), Shape(6, 40, 4, 512), Shape(4, 130, 4, 500), Shape(5, 17, 4, 768), Shape(4, 3, 4, 650)),
+]
+
+
+@pytest.fixture(autouse=True)
+def clusters(place, monkeypatch):
+    if not place.is_gpu or torch.cuda.get_device_capability(place.device) < (9, 0):
+        pytest.skip("there is no GPU with clusters")
+    monkeypatch.setenv(cuda.FORCED, "exchange=cluster")
+
+
+def errors(place: Place, op: Operands) -> tuple[float, float]:
+    """Of the kernels and of the reference in the same dtype."""
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    ours, theirs = (op.results_and_gradients(name, d_results) for name in (place.backend, "reference"))
+    return relative_error(ours, exact), relative_error(theirs, exact)
+
+
+def assert_right(place: Place, draws: list[Operands]) -> None:
+    """In the mean of some draws the error is at most twice that of PyTorch."""
+    ours, theirs = (sum(values) for values in zip(*(errors(place, op) for op in draws)))
+    place.wait()
+    cuda.raise_timed_out()
+    assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_and_gradients(place, cell, shape, dtype, reverse):
+    draws = [place.operands(cell, shape, scale=1.0, dtype=dtype, reverse=reverse, seed=seed) for seed in range(2)]
+    assert_right(place, draws)
+
+
+@pytest.mark.parametrize("shape", [Shape(6, 21, 5, 128), Shape(6, 21, 5, 509), Shape(6, 21, 5, 256)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_zoneout_and_clipping(place, cell, shape, reverse):
+    lengths = [(5 * b) % (shape.T + 1) for b in range(shape.B)]
+    how = {"dtype": torch.bfloat16, "reverse": reverse, "lengths": lengths}
+    assert_right(place, [place.operands(cell, shape, **how, seed=seed) for seed in range(2)])
+    assert_right(place, [regularised(place.operands(cell, shape, **how, seed=seed), drawn=True) for seed in range(2)])
+
+
+@pytest.mark.parametrize("forced", ["parts=1", "parts=4", "parts=8", "parts=16", "parts=8,sequences=16"])
+def test_every_division(place, monkeypatch, forced):
+    monkeypatch.setenv(cuda.FORCED, f"exchange=cluster,{forced}")
+    assert_right(place, [place.operands("lstm", Shape(6, 30, 5, 120), dtype=torch.bfloat16, seed=s) for s in range(3)])
+
+
+def test_the_same_call_gives_the_same_bits(place):
+    op = place.operands("lstm", Shape(200, 40, 5, 512), dtype=torch.bfloat16)
+    d_results = random_like(op.run(place.backend))
+    first, *others = (op.results_and_gradients(place.backend, d_results) for _ in range(4))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
+
+
+def test_a_long_sequence(place):
+    """What reaches the gradients through many steps is as exact as PyTorch's."""
+    assert_right(place, [place.operands("lstm", Shape(512, 9, 4, 512), dtype=torch.bfloat16)])
