@@ -102,9 +102,9 @@ class BackwardJob {
     return rows;
   }
 
-  // Add Uᵀ δ of a step, in the parts that the blocks contributed.
+  // Add Uᵀ δ of the step at this time to δh where `exists`, in the parts that the blocks contributed.
   template <typename Sums>
-  FUSED_RNN_DEVICE void add(const Sums& sums, int t) {
+  FUSED_RNN_DEVICE void add(const Sums& sums, int t, bool exists) {
     float total[2] = {dh_[0], dh_[1]};
     FUSED_RNN_UNROLL
     for (int block = 0; block < Size::blocks; ++block) {
@@ -113,15 +113,17 @@ class BackwardJob {
       for (int j = 0; j < 2; ++j) total[j] += part.values[j];
     }
     FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) dh_[j] = tile_.active(0, j, t) ? total[j] : dh_[j];
+    for (int j = 0; j < 2; ++j) dh_[j] = exists && tile_.active(0, j, t) ? total[j] : dh_[j];
   }
 
-  // From here on all that comes of these is NaN.
-  FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = dc_[0] = dc_[1] = NAN; }
+  // From here on all gradients are NaN.
+  FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = NAN; }
 
   // The gradients of a step, in rows, which the block's warps read. `regularised`: by zoneout or clipping.
-  template <bool regularised>
-  FUSED_RNN_DEVICE void make(const Q& q, int step, int t, int before_t, const Rows& rows) {
+  template <bool regularised, typename Sums>
+  FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, const Sums& sums) {
+    const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
+    add(sums, t + forwards, step + 1 < tile_.longest());
     const BackwardArrays<S>& a = q.arrays;
     float made[Cell::gradients][2];
     uint32_t active_half[2];
@@ -170,20 +172,19 @@ class BackwardJob {
 
   // The same rows to the result, and the next step's on their way.
   FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
-    if (tile_.has_row(0)) sink_.store(q, 0, row(step), false);
+    sink_.store(q, 0, row(step), false);
     sink_.advance();
     ring_.fetch(q);
   }
 
   // Gradients of the initial state, and zeros at times that no sequence of the tile reaches.
-  FUSED_RNN_DEVICE void end(const Q& q) const {
+  FUSED_RNN_DEVICE void end(const Q& q, bool alive) const {
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       if (!exists(q, j)) continue;
       q.arrays.d_h_0[place(q, j)] = narrow<S>(dh_[j]);
-      if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(dc_[j]);
+      if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
     }
-    if (!tile_.has_row(0)) return;
     auto rest = sink(q, tile_.longest(), 1);
     for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) rest.store(q, 0, row(0), true);
   }
@@ -197,11 +198,12 @@ class BackwardJob {
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
   }
 
-  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + step % 2 * Shape::operand_bytes; }
+  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
   FUSED_RNN_DEVICE RowSink<S> sink(const Q& q, int time, int time_step) const {
-    S* const values = lane() / 8 < Cell::gradients ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
+    S* const values =
+        lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
     return {q, tile_, values, Cell::gradients * q.H, columns(q), time, time_step};
   }
   // Where a unit of the thread stands in a [B, H] array.
@@ -264,9 +266,9 @@ class Backward {
       for (int step = tile.longest() - 1; step >= 0; --step) advance(tile, step);
       if (tile.longest() > 0) {
         wait();
-        for_jobs([&](int, Job& job) { job.add(sums_, tile.time(q_, 0)); });
+        for_jobs([&](int, Job& job) { job.add(sums_, tile.time(q_, 0), true); });
       }
-      for_jobs([&](int, Job& job) { job.end(q_); });
+      for_jobs([&](int, Job& job) { job.end(q_, team_.alive()); });
     }
     team_.end();
   }
@@ -332,21 +334,18 @@ class Backward {
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    const int forwards = q_.reverse ? -1 : 1, t = tile.time(q_, step);
-    const bool newest = step + 1 == tile.longest();
     typename Job::Rows rows[own_jobs];
     for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
-    if (!newest) wait();
-    if (warp_ == 0) sums_.expect();
+    if (step + 1 < tile.longest()) wait();
     for_jobs([&](int i, Job& job) {
-      if (!newest) job.add(sums_, t + forwards);
       if (regularised_)
-        job.template make<true>(q_, step, t, t - forwards, rows[i]);
+        job.template make<true>(q_, step, rows[i], sums_);
       else
-        job.template make<false>(q_, step, t, t - forwards, rows[i]);
+        job.template make<false>(q_, step, rows[i], sums_);
     });
     __syncthreads();
     multiply(step);
+    if (warp_ == 0) sums_.expect();
     for_jobs([&](int, Job& job) { job.put_out(q_, step); });
   }
 
@@ -354,7 +353,7 @@ class Backward {
   // all that this one waits for has come.
   FUSED_RNN_DEVICE void multiply(int step) const {
     float sums[chains][own_tiles * octets][4] = {};
-    const S* const rows = operand_ + (step % 2 * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
+    const S* const rows = operand_ + ((step & 1) * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; s += 2) {
       Fragment a[2][own_tiles];
