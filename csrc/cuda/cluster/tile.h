@@ -96,12 +96,12 @@ class Tile {
   int limit_[octets][2], row_limit_[octets];
 };
 
-// Rows that a warp brings to shared memory some steps before it reads them: of each step `slots` matrices for each
-// octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or null, and then it
-// reads as zero. Steps go upwards from 0 or downwards to it.
-template <typename S, int slots, int octets, bool upwards>
+// Rows that a warp brings to shared memory some steps before it reads them, `stages` at a time: of each step `slots`
+// matrices for each octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or
+// null, and then it reads as zero. Steps go upwards from 0 or downwards to it.
+template <typename S, int slots, int octets, bool upwards, int stages = 6>
 class RowRing {
-  static constexpr int stages = 6, rounds = (slots * 8 + 31) / 32, stage_bytes = octets * slots * matrix_bytes;
+  static constexpr int rounds = (slots * 8 + 31) / 32, stage_bytes = octets * slots * matrix_bytes;
 
  public:
   static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
@@ -151,13 +151,15 @@ class RowRing {
   template <typename Q>
   FUSED_RNN_DEVICE void fetch(const Q& q) {
     if (left_ > 0) {
+      if (q.whole_rows)
+        for_rows([](S* to, const S* from) { copy_async<row_bytes>(to, from); });
+      else
+        for_rows([&](S* to, const S* from) {
+          FUSED_RNN_UNROLL_BY(1)
+          for (int u = 0; u < columns_; ++u) to[u] = from[u];
+        });
       FUSED_RNN_UNROLL
-      for (int i = 0; i < rounds; ++i) {
-        FUSED_RNN_UNROLL
-        for (int n = 0; n < octets; ++n)
-          if (wanted_[i] && (n == 0 || n < has_octets_)) bring(q, i, n);
-        from_[i] += int64_t{step_rows_} * row_bytes_[i];
-      }
+      for (int i = 0; i < rounds; ++i) from_[i] += int64_t{step_rows_} * row_bytes_[i];
     }
     copy_async_commit();
     --left_;
@@ -185,13 +187,19 @@ class RowRing {
   FUSED_RNN_DEVICE void advance() { read_ = read_ + stage_bytes == shared_bytes ? 0 : read_ + stage_bytes; }
 
  private:
-  template <typename Q>
-  FUSED_RNN_DEVICE void bring(const Q& q, int i, int n) const {
-    S* const to = at<S>(shared_, write_ + (n * slots * 8 + 32 * i + static_cast<int>(threadIdx.x) % 32) * row_bytes);
-    const S* const from = reinterpret_cast<const S*>(from_[i] + int64_t{8 * n} * row_bytes_[i]);
-    if (q.whole_rows) return copy_async<row_bytes>(to, from);
-    FUSED_RNN_UNROLL_BY(1)
-    for (int u = 0; u < columns_; ++u) to[u] = from[u];
+  // Those that the lane brings of a step.
+  template <typename F>
+  FUSED_RNN_DEVICE void for_rows(const F& f) const {
+    unsigned char* const to = shared_ + write_ + threadIdx.x % 32 * row_bytes;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < rounds; ++i) {
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) {
+        if (wanted_[i] && (n == 0 || n < has_octets_))
+          f(at<S>(to, (n * slots + 4 * i) * matrix_bytes),
+            reinterpret_cast<const S*>(from_[i] + int64_t{8 * n} * row_bytes_[i]));
+      }
+    }
   }
 
   unsigned char* shared_;
