@@ -90,8 +90,6 @@ class BackwardJob {
     sink_ = sink(q, tile_.time(q, tile_.longest() - 1), q.reverse ? 1 : -1);
   }
 
-  FUSED_RNN_DEVICE int longest() const { return tile_.longest(); }
-
   FUSED_RNN_DEVICE Rows load(const Q& q) {
     Rows rows;
     ring_.wait();
@@ -104,11 +102,10 @@ class BackwardJob {
     return rows;
   }
 
-  // Add Uᵀ δ of a step, in the parts that the blocks contributed.
+  // Add Uᵀ δ of the step at this time to δh where `exists`, in the parts that the blocks contributed.
   template <typename Sums>
-  FUSED_RNN_DEVICE void add(const Q& q, const Sums& sums, int step) {
-    const int t = tile_.time(q, step);
-    float total[2] = {};
+  FUSED_RNN_DEVICE void add(const Sums& sums, int t, bool exists) {
+    float total[2] = {dh_[0], dh_[1]};
     FUSED_RNN_UNROLL
     for (int block = 0; block < Size::blocks; ++block) {
       const auto part = reinterpret_cast<const Vector<float, 2>*>(sums.sums(block))[part_];
@@ -116,14 +113,20 @@ class BackwardJob {
       for (int j = 0; j < 2; ++j) total[j] += part.values[j];
     }
     FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) dh_[j] = tile_.active(0, j, t) ? dh_[j] + total[j] : dh_[j];
+    for (int j = 0; j < 2; ++j) dh_[j] = exists && tile_.active(0, j, t) ? total[j] : dh_[j];
   }
 
-  // The gradients of a step, in rows, which the block's warps read.
-  FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, bool alive) {
+  // From here on all gradients are NaN.
+  FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = NAN; }
+
+  // The gradients of a step, in rows, which the block's warps read. `regularised`: by zoneout or clipping.
+  template <bool regularised, typename Sums>
+  FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, const Sums& sums) {
+    const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
+    add(sums, t + forwards, step + 1 < tile_.longest());
     const BackwardArrays<S>& a = q.arrays;
-    const int t = tile_.time(q, step), before_t = tile_.time(q, step - 1);
     float made[Cell::gradients][2];
+    uint32_t active_half[2];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
@@ -133,31 +136,43 @@ class BackwardJob {
       for (int k = 0; k < Cell::saved; ++k) saved[k] = read(rows.saved[k]);
       if constexpr (has_before) before = read(first ? initial_ : rows.before[0]);
       T dh = T(dh_[j]) + read(rows.more[0]);
-      if (a.keep_h) kept_dh = Zoneout::backward(read(rows.more[Shape::keep_h_at - Cell::saved]), dh);
       if constexpr (has_c) {
         dc = T(dc_[j]) + read(rows.more[Shape::d_cells_at - Cell::saved]);
         c = read(rows.more[Shape::before_at - Cell::saved]);
-        if (a.keep_c) {
-          kept_dc = Zoneout::backward(read(rows.keep_c[0]), dc);
-          c = Cell::cell_state(saved, before);  // that which the cell made
+      }
+      if constexpr (regularised) {
+        if (a.keep_h) kept_dh = Zoneout::backward(read(rows.more[Shape::keep_h_at - Cell::saved]), dh);
+        if constexpr (has_c) {
+          if (a.keep_c) {
+            kept_dc = Zoneout::backward(read(rows.keep_c[0]), dc);
+            c = Cell::cell_state(saved, before);  // that which the cell made
+          }
         }
       }
       Cell::backward(saved, before, before, c, dh, dc, d);
-      if constexpr (has_c) dc_[j] = active ? (dc + kept_dc).value : dc_[j];
-      dh_[j] = active ? ((Cell::bypasses_product ? dh : T(0.0f)) + kept_dh).value : dh_[j];
+      if constexpr (!Cell::bypasses_product) dh = T(0.0f);
+      if constexpr (regularised) {
+        dh = dh + kept_dh;
+        dc = dc + kept_dc;
+        FUSED_RNN_UNROLL
+        for (int k = 0; k < Cell::gradients; ++k) d[k] = clip(d[k], T(q.gradient_clip));
+      }
+      if constexpr (has_c) dc_[j] = active ? dc.value : dc_[j];
+      dh_[j] = active ? dh.value : dh_[j];
       FUSED_RNN_UNROLL
-      for (int k = 0; k < Cell::gradients; ++k) made[k][j] = active ? clip(d[k], T(q.gradient_clip)).value : 0.0f;
+      for (int k = 0; k < Cell::gradients; ++k) made[k][j] = d[k].value;
+      active_half[j] = active ? 0xffffu << 16 * j : 0u;
     }
     uint32_t pairs[Cell::gradients];
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::gradients; ++k)
-      pairs[k] = alive ? narrow_pair<S>(made[k][0], made[k][1]) : narrow_pair<S>(NAN, NAN);
+      pairs[k] = narrow_pair<S>(made[k][0], made[k][1]) & (active_half[0] | active_half[1]);
     store_matrices_transposed<Cell::gradients>(row(step), pairs);
   }
 
   // The same rows to the result, and the next step's on their way.
   FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
-    if (tile_.has_row(0)) sink_.store(q, 0, row(step), false);
+    sink_.store(q, 0, row(step), false);
     sink_.advance();
     ring_.fetch(q);
   }
@@ -167,10 +182,9 @@ class BackwardJob {
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       if (!exists(q, j)) continue;
-      q.arrays.d_h_0[place(q, j)] = narrow<S>(alive ? dh_[j] : NAN);
+      q.arrays.d_h_0[place(q, j)] = narrow<S>(dh_[j]);
       if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
     }
-    if (!tile_.has_row(0)) return;
     auto rest = sink(q, tile_.longest(), 1);
     for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) rest.store(q, 0, row(0), true);
   }
@@ -184,11 +198,12 @@ class BackwardJob {
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
   }
 
-  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + step % 2 * Shape::operand_bytes; }
+  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
   FUSED_RNN_DEVICE RowSink<S> sink(const Q& q, int time, int time_step) const {
-    S* const values = lane() / 8 < Cell::gradients ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
+    S* const values =
+        lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
     return {q, tile_, values, Cell::gradients * q.H, columns(q), time, time_step};
   }
   // Where a unit of the thread stands in a [B, H] array.
@@ -208,14 +223,15 @@ class BackwardJob {
 template <typename Cell, typename S, typename Size>
 class Backward {
   using Shape = BackwardShape<Cell, S, Size>;
+  static constexpr int octets = Size::octets;
   using Q = Operands<S, BackwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using Sums = ClusterSums<Team, Size::units / 16 * Size::octets * 32>;
   using Job = BackwardJob<Cell, S, Size>;
+  using ThisTile = Tile<S, BackwardArrays, octets>;
   using Fragment = Vector<uint32_t, 4>;
-  static constexpr int octets = Size::octets, units = Size::units, own_tiles = Shape::own_tiles,
-                       k_steps = Shape::k_steps, own_jobs = Shape::own_jobs, held = Shape::held,
-                       fragments = own_tiles * k_steps;
+  static constexpr int units = Size::units, own_tiles = Shape::own_tiles, k_steps = Shape::k_steps,
+                       own_jobs = Shape::own_jobs, held = Shape::held, fragments = own_tiles * k_steps;
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;  // of sums, so that two instructions are under way
   static constexpr int operand_at = Sums::shared_bytes, weights_at = operand_at + 2 * Shape::operand_bytes,
                        rings_at = weights_at + Shape::weight_bytes;
@@ -232,7 +248,10 @@ class Backward {
         weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (fragments - held) * 32 + lane_) {
     for (int i = threadIdx.x; i < 2 * Shape::operand_bytes / row_bytes; i += threads)
       reinterpret_cast<Row<S>*>(operand_)[i] = {};
-    load_weights();
+    if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(q.arrays.weight_hh) % 4 == 0)
+      load_weights<true>();
+    else
+      load_weights<false>();
     FUSED_RNN_UNROLL
     for (int i = 0; i < own_jobs; ++i)
       if (has_job(i)) jobs_[i] = Job(job(i), shared + operand_at, shared + rings_at + job(i) * Job::Ring::shared_bytes);
@@ -242,12 +261,12 @@ class Backward {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
       team_.start([] {});
-      const int longest = Tile<S, BackwardArrays, octets>(q_, index).longest();
       for_jobs([&](int, Job& job) { job.begin(q_, index); });
-      for (int step = longest - 1; step >= 0; --step) advance(step, step + 1 == longest);
-      if (longest > 0) {
-        sums_.wait();
-        for_jobs([&](int, Job& job) { job.add(q_, sums_, 0); });
+      const ThisTile tile(q_, index);
+      for (int step = tile.longest() - 1; step >= 0; --step) advance(tile, step);
+      if (tile.longest() > 0) {
+        wait();
+        for_jobs([&](int, Job& job) { job.add(sums_, tile.time(q_, 0), true); });
       }
       for_jobs([&](int, Job& job) { job.end(q_, team_.alive()); });
     }
@@ -264,28 +283,42 @@ class Backward {
       if (has_job(i)) f(i, jobs_[i]);
   }
 
-  // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate.
+  // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate. Neighbours in a row of it
+  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way. `pairs` says
+  // that every second output stands at a multiple of 4 bytes.
+  template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
-    const int64_t H = q_.H;
+    const int unit = static_cast<int>(cluster_rank()) * units + lane_ / 4, output = 16 * tile(0) + 2 * (lane_ % 4);
+    const S* from = q_.arrays.weight_hh + int64_t{unit} * q_.H + output;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {
+      const int below = 16 * s % units;  // from the first unit of the block
       FUSED_RNN_UNROLL
       for (int j = 0; j < own_tiles; ++j) {
         Fragment f;
         FUSED_RNN_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const int output = 16 * tile(j) + lane_ / 4 + i % 2 * 8, k = 16 * s + 2 * (lane_ % 4) + i / 2 * 8;
-          const int gate = k / units, unit = static_cast<int>(cluster_rank()) * units + k % units;
-          const S* const column = q_.arrays.weight_hh + gate * H * H + output;
-          f.values[i] = gate < Cell::gates && output < q_.H ? weight_pair(column, H, unit, q_.H, false) : 0u;
+          const int right = 16 * j + i % 2 * 8, down = i / 2 * 8;
+          const bool exists = 16 * s / units < Cell::gates && unit + below + down < q_.H;
+          f.values[i] = weight_pair<pairs>(from + down * int64_t{q_.H} + right, exists ? q_.H - output - right : 0);
         }
         const int at = s * own_tiles + j;
         if (at < held)
           weights_[at] = f;
         else
-          weights_in_shared_[(at - held) * 32] = f;
+          weights_in_shared_[(at - held) * 32] = turned(f);
       }
+      from += (below + 16 < units ? 16 : q_.H - below) * int64_t{q_.H};
     }
+    FUSED_RNN_UNROLL
+    for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
+  }
+
+  FUSED_RNN_DEVICE static Fragment turned(const Fragment& f) {
+    Fragment result;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) result.values[i] = transpose_matrix(f.values[i]);
+    return result;
   }
 
   FUSED_RNN_DEVICE Fragment weights(int s, int j) const {
@@ -295,18 +328,24 @@ class Backward {
 
   FUSED_RNN_DEVICE int tile(int j) const { return warp_ * own_tiles + j; }
 
-  // All warps wait, those without jobs too, so that none runs ahead after a timeout.
-  FUSED_RNN_DEVICE void advance(int step, bool newest) {
+  // By all warps, those without jobs too, so that none runs ahead after a timeout.
+  FUSED_RNN_DEVICE void wait() {
+    if (!sums_.wait()) for_jobs([&](int, Job& job) { job.poison(); });
+  }
+
+  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
     typename Job::Rows rows[own_jobs];
     for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
-    if (!newest) sums_.wait();
-    if (warp_ == 0) sums_.expect();
+    if (step + 1 < tile.longest()) wait();
     for_jobs([&](int i, Job& job) {
-      if (!newest) job.add(q_, sums_, step + 1);
-      job.make(q_, step, rows[i], team_.alive());
+      if (regularised_)
+        job.template make<true>(q_, step, rows[i], sums_);
+      else
+        job.template make<false>(q_, step, rows[i], sums_);
     });
     __syncthreads();
     multiply(step);
+    if (warp_ == 0) sums_.expect();
     for_jobs([&](int, Job& job) { job.put_out(q_, step); });
   }
 
@@ -314,7 +353,7 @@ class Backward {
   // all that this one waits for has come.
   FUSED_RNN_DEVICE void multiply(int step) const {
     float sums[chains][own_tiles * octets][4] = {};
-    const S* const rows = operand_ + (step % 2 * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
+    const S* const rows = operand_ + ((step & 1) * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; s += 2) {
       Fragment a[2][own_tiles];
@@ -350,6 +389,7 @@ class Backward {
 
   const Q& q_;
   const int lane_ = threadIdx.x % 32, warp_ = threadIdx.x / 32;
+  const bool regularised_ = q_.arrays.keep_h || q_.arrays.keep_c || q_.gradient_clip < INFINITY;
   Team& team_;
   Sums sums_;
   S* const operand_;  // two, each [sequences, Shape::stride]

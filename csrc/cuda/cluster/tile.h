@@ -202,8 +202,8 @@ class RowRing {
   bool wanted_[rounds];
 };
 
-// Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`, at
-// its column, or null.
+// Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`,
+// at its column, or null.
 template <typename S>
 class RowSink {
  public:
@@ -217,7 +217,9 @@ class RowSink {
             (int64_t{time} * q.B + tile.first() + threadIdx.x % 8) * row * int64_t{sizeof(S)}),
         row_bytes_(row * int{sizeof(S)}),
         step_rows_(time_step * q.B),
-        columns_(!values ? 0 : columns < 8 ? columns : 8) {}
+        columns_(!values       ? 0
+                 : columns < 8 ? columns
+                               : 8) {}
 
   // The row at `from` in shared memory, or zeros.
   template <typename Q>
@@ -241,6 +243,20 @@ class RowSink {
   uint64_t to_;  // an address; where nothing is wanted it may be any
   int row_bytes_, step_rows_, columns_;
 };
+
+// Two neighbours of a row of weights of which `left` are left, with zeros past its end. `pairs` says that they stand at
+// a multiple of 4 bytes and that their number is even.
+template <bool pairs, typename S>
+FUSED_RNN_DEVICE uint32_t weight_pair(const S* from, int left) {
+  uint32_t pair = 0;
+  if constexpr (pairs) {
+    if (left > 0) pair = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    if (left > 0) pair = from[0].bits;
+    if (left > 1) pair |= uint32_t{from[1].bits} << 16;
+  }
+  return pair;
+}
 
 // Weights k and k + 1 of a row of `count`, zeros past its end; `pairs` says that they stand at a multiple of 4 bytes.
 template <typename S>
