@@ -125,10 +125,11 @@ class Plan:
     """How a call divides its work. Teams of blocks run tiles of sequences; the parts of a team share the units.
 
     The parts of a team exchange states through L2 (``l2``), from where they come to shared memory in segments; a team
-    of one part may keep them there (``one_block``); or a team is a cluster of blocks that push states into each other's
-    shared memory (``cluster``), which other kernels do, whose steps stay in registers. Fragments of weights have 16 outputs and 64 values of K, and are
-    counted for the warp that has most of them: those in its registers, those in shared memory, and those that are read
-    from L2 in every step. The time is an estimate for an H200, by which the plan was chosen among others.
+    of one part may keep them there (``one_block``). Other kernels, whose steps stay in registers, run teams that are
+    clusters of blocks, which push states into each other's shared memory (``cluster``). Fragments of weights have 16
+    outputs and 64 values of K, and are counted for the warp that has most of them: those in its registers, those in
+    shared memory, and those that are read from L2 in every step. The time is an estimate for an H200, by which the plan
+    was chosen among others.
     """
 
     exchange: str

@@ -1,5 +1,6 @@
 """Where kernels of clusters are chosen: what is measured, the ranges that follow, and the table in C++ of these."""
 
+import contextlib
 import json
 import random
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import common
-from benchmarks.gpu import plans, sources
+from benchmarks.gpu import plans
 from benchmarks.gpu.choice import __main__ as choice
 from benchmarks.gpu.choice import family, header, measure, results
 from benchmarks.gpu.choice.results import Outcome, Results, Times
@@ -138,8 +139,9 @@ def test_the_table_is_asked_for_sizes_and_chip(empty, tmp_path):
     table.parent.mkdir(parents=True)
     table.write_text(header.text([] if empty else [of_chip(found, 'A "chip"')]))
     (table.parent / "choice.h").symlink_to(header.PATH.with_name("choice.h"))
-    for other in ("api.h", "division.h", "../cells"):
-        (table.parents[1] / other).symlink_to((header.PATH.parents[1] / other).resolve())
+    (table.parents[2] / "cells").symlink_to(ROOT / "csrc" / "cells")
+    for other in (ROOT / "csrc" / "cuda").glob("*.h"):
+        (table.parents[1] / other.name).symlink_to(other)
     asked = ["CellId::gru_reset_after", "Type::float16", "64", "8", R'"A \"chip\""']
     others = {0: "CellId::lstm", 1: "Type::bfloat16", 2: "100", 3: "7", 4: '"A"'}
     inside = [asked, [*asked[:2], "128", "32", asked[4]], [*asked[:2], "104", "9", asked[4]]]
@@ -153,78 +155,6 @@ def test_the_table_is_asked_for_sizes_and_chip(empty, tmp_path):
         [host_compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}", "-fsyntax-only", source],
         check=True,
     )
-
-
-# Digests of sources -----------------------------------------------------------------------------------------
-
-CODE = """\
-#pragma once
-#define TWICE(x) ((x) + (x))
-// What it does.
-int f(int a, char b) {
-  return a + 1'000 /* here */ * 2 == '"' ? b : a;  // "and" why
-}
-const char* text = "no // comment";
-"""
-
-
-def code(text: str, tmp_path: Path) -> bytes:
-    path = tmp_path / "some.h"
-    path.write_text(text)
-    return sources.code(path)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("// What it does.", '/* Nothing\n of "this" */ // isn\'t code\n\n'),
-        (" /* here */ ", ""),
-        ('  // "and" why\n', "\n\n"),
-        ("int a, char b", "int a,\n      char b"),
-        ("((x) + (x))", "((x)  \\\n  + (x))  // of x"),
-        ("#pragma once", "#  pragma once /* never\n twice */"),
-    ],
-)
-def test_comments_and_white_space_are_no_code(old, new, tmp_path):
-    assert CODE.count(old) == 1
-    assert code(CODE.replace(old, new), tmp_path) == code(CODE, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("1'000", "1'001"),
-        ("no // comment", "no // comments"),
-        ("no // comment", "no  // comment"),
-        ("'\"'", "'\\''"),
-        ("int f", "intf"),
-        ("#pragma once\n", ""),
-        ("(x))\n", "(x)) int g;\n"),  # which becomes a part of the macro
-        ("return a", "return - a"),
-        (" == ", " = = "),
-    ],
-)
-def test_all_else_is_code(old, new, tmp_path):
-    assert CODE.count(old) == 1
-    assert code(CODE.replace(old, new), tmp_path) != code(CODE, tmp_path)
-
-
-def test_the_digest_is_of_the_family_alone(tmp_path):
-    inside = ["csrc/cuda/cluster/forward.h", "csrc/cells/lstm.h", *family.FILES]
-    outside = [*family.CHOICE, "csrc/cuda/planner.h", "csrc/cuda/exchange/l2.h"]
-    for name in (*inside, *outside):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("int i;\n")
-    before = family.digest(tmp_path)
-    for name in (*inside, *outside):
-        (tmp_path / name).write_text("int i;  // a number\n")
-        assert family.digest(tmp_path) == before
-        (tmp_path / name).write_text("int j;\n")
-        assert (family.digest(tmp_path) == before) == (name in outside), name
-        (tmp_path / name).write_text("int i;\n")
-    (tmp_path / "csrc/cuda/cluster/more.h").write_text("")
-    assert family.digest(tmp_path) != before
-    assert family.digest() != before  # all files are there
 
 
 # Files of results -------------------------------------------------------------------------------------------
@@ -316,6 +246,11 @@ def test_a_malformed_file_is_refused_with_what_is_wrong(content, complaint, tmp_
         read(content, tmp_path)
 
 
+def test_a_file_that_is_not_there_is_an_error_in_one_sentence(tmp_path):
+    with pytest.raises(common.InputError, match="none.json holds no results of .*: .*No such file"):
+        choice.main(["--show", str(tmp_path / "none.json")])
+
+
 def test_a_chip_has_one_file(tmp_path):
     for name in ("choice-a.json", "choice-b.json", "micro-c.json"):
         (tmp_path / name).write_text(json.dumps(FILE))
@@ -380,10 +315,11 @@ def on_cpu(monkeypatch) -> OnCpu:
     return OnCpu()
 
 
-def run(on_cpu: OnCpu, tmp_path: Path, *arguments: str) -> dict:
+def run(on_cpu: OnCpu, tmp_path: Path, *arguments: str, fails: bool = False) -> dict:
     out = tmp_path / "choice.json"
     options = choice.parse([*arguments, "--steps", "4", "--out", str(out)])
-    choice.run(options, HostClock(), H200, on_cpu.kernels())
+    with pytest.raises(SystemExit, match="^error: some points failed") if fails else contextlib.nullcontext():
+        choice.run(options, HostClock(), H200, on_cpu.kernels())
     return json.loads(out.read_text())
 
 
@@ -433,7 +369,7 @@ def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
                 raise RuntimeError("a launch failed\nsomewhere")
             return super().backward(*operands)
 
-    lstm, rnn = run(Spoiled(), tmp_path, *SMALL, "--hidden", "24")["points"]
+    lstm, rnn = run(Spoiled(), tmp_path, *SMALL, "--hidden", "24", fails=True)["points"]
     assert lstm["cluster"]["failed"].startswith("its results are wrong: on cpu with T=32 B=3 I=16 H=24: output is off ")
     assert rnn["cluster"]["failed"] == "a launch failed"
     for point in (lstm, rnn):
@@ -451,7 +387,7 @@ def test_a_block_that_timed_out_is_recorded_of_its_family(on_cpu, tmp_path, monk
             raise RuntimeError("a kernel gave up waiting")
 
     monkeypatch.setattr(cuda, "raise_timed_out", raise_timed_out)
-    (point,) = run(on_cpu, tmp_path, *SMALL, "--hidden", "24", "--cells", "lstm")["points"]
+    (point,) = run(on_cpu, tmp_path, *SMALL, "--hidden", "24", "--cells", "lstm", fails=True)["points"]
     assert point["cluster"]["backward"] == {"failed": "a kernel gave up waiting"}
     assert point["cluster"]["forward"]["us_per_step"] > 0
     assert results.outcome(point).cluster.obstacle == "a kernel gave up waiting"

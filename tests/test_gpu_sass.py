@@ -187,6 +187,15 @@ def test_a_role_is_the_longest_way_through_a_loop_without_what_is_rare():
     assert (everything.instructions, everything.kinds["STG"], everything.kinds["local memory"]) == (16, 4, 1)
 
 
+def test_a_role_can_be_the_shortest_way_that_does_most_work():
+    """Here a wait that lasts, and values one by one, are no work, and are not even avoided."""
+    (code,) = sass.parse(ROLES).values()
+    role = sass.role(code, sass.time_loop(code), lambda each: False, lambda each: each.kind in ("mma", "MUFU"))
+    assert (role.instructions, role.polls, role.kinds["STG"]) == (10, 0, 1)
+    role = sass.role(code, sass.time_loop(code), work=lambda each: each.kind == "STS")
+    assert (role.instructions, role.kinds["STS"]) == (8, 1)
+
+
 def test_what_is_rare_counts_where_no_way_leads_around_it():
     """Here a predicate in place of the jump."""
     (code,) = sass.parse(ROLES.replace("@!P3 BRA 0x130", "@!P3 IADD3 R8, R8, 0x1, RZ")).values()

@@ -71,6 +71,13 @@ def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels:
     finally:
         common.write_json(path, result)
     print(f"wrote {path}, in {budget.gone:.0f} s; {sum('skipped' in r for r in result['points'])} points were skipped")
+    if any(failed(record) for record in result["points"]):
+        sys.exit("error: some points failed, see above")
+
+
+def failed(record: dict) -> bool:
+    """Whether a kernel was wrong or failed, which is more than to refuse a point."""
+    return "failed" in record or any(failed(value) for value in record.values() if isinstance(value, dict))
 
 
 def line(outcome: results.Outcome) -> str:

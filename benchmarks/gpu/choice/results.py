@@ -90,7 +90,7 @@ def read(path: Path) -> Results:
             _get(_get(content, "digests", dict), "family", str),
             tuple(_outcomes(_get(content, "points", list))),
         )
-    except ValueError as problem:  # a JSONDecodeError is one
+    except (OSError, ValueError) as problem:  # a JSONDecodeError is a ValueError
         raise common.InputError(f"{path} holds no results of python -m benchmarks.gpu.choice: {problem}") from None
 
 

@@ -234,21 +234,31 @@ class _Way:
     """From an instruction of a loop to where the loop goes round."""
 
     avoided: int = 0
+    work: int = 0
     path: tuple[Instruction, ...] = ()
     loops: tuple[tuple[Instruction, ...], ...] = ()
 
     def __lt__(self, other: "_Way") -> bool:
-        return (-self.avoided, len(self.path)) < (-other.avoided, len(other.path))
+        return (-self.avoided, self.work, -len(self.path)) < (-other.avoided, other.work, -len(other.path))
 
 
-def role(instructions: list[Instruction], loop: Loop, avoided: Callable[[Instruction], bool] = rare) -> Count:
-    """What a warp executes of a loop at most when it goes round once, without the loops inside it.
+Chosen = Callable[[Instruction], bool]
+
+
+def role(
+    instructions: list[Instruction],
+    loop: Loop,
+    avoided: Chosen = rare,
+    work: Chosen = lambda instruction: True,
+) -> Count:
+    """What a warp executes of a loop when it goes round once, without the loops inside it.
 
     Warps with different roles take different ways through a loop, and none executes all of it. Of all ways that lead
-    from the loop's first instruction back there, this is the one with most instructions among those that pass fewest
-    ``avoided`` ones. What a predicate switches off counts, because it is executed, too; so do a few instructions
-    around the loops inside it, which themselves do not count, however often they run: polling, and what is done value
-    by value.
+    from the loop's first instruction back there, this is the longest one; or the shortest one that has most ``work``,
+    if that is not every instruction: so what belongs to options of a call, which do no such work, is left out. It is
+    one that passes fewest ``avoided`` instructions. What a predicate switches off counts, because it is executed, too;
+    so do a few instructions around the loops inside it, which themselves do not count, however often they run: polling,
+    and what is done value by value.
     """
     at, following = {each.address: each for each in instructions}, successors(instructions)
     entries = {to for node in following.keys() - loop.body for to in following[node] if to in loop.body} | {loop.header}
@@ -259,11 +269,12 @@ def role(instructions: list[Instruction], loop: Loop, avoided: Callable[[Instruc
         after = [best[to] for node in component for to in onward[node] if to in best]
         after += [_Way() for node in component if entries.intersection(following[node])]
         if after:  # else it only leaves the loop
-            way, skipped = max(after), sum(map(avoided, code))
+            way = max(after)
+            skipped = way.avoided + sum(map(avoided, code))
             if len(code) > 1 or code[0].address in onward[code[0].address]:
-                way = _Way(way.avoided + skipped, way.path, (code, *way.loops))
+                way = _Way(skipped, way.work, way.path, (code, *way.loops))
             else:
-                way = _Way(way.avoided + skipped, (*code, *way.path), way.loops)
+                way = _Way(skipped, way.work + work(code[0]), (*code, *way.path), way.loops)
             best |= dict.fromkeys(component, way)
     way = best[loop.header]
     polls = sum(map(_polls, way.loops))
