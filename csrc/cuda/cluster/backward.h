@@ -43,7 +43,7 @@ class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
   using T = Approximate<S>;
   using Q = Operands<S, BackwardArrays>;
-  using ThisTile = Tile<S, BackwardArrays, 1, Size::octets>;
+  using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
   static_assert(!(has_c && Cell::bypasses_product), "h₋ and c stand in the same place");
 
@@ -70,9 +70,10 @@ class BackwardJob {
     ring_.clear();
   }
 
-  FUSED_RNN_DEVICE void begin(const Q& q, int index) {
+  // Of the tile that begins with sequence `first`.
+  FUSED_RNN_DEVICE void begin(const Q& q, int first, int longest) {
     const BackwardArrays<S>& a = q.arrays;
-    tile_ = ThisTile(q, index, octet_);
+    tile_ = ThisTile(q, first + 8 * octet_, longest);
     float initial[2];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -266,8 +267,8 @@ class Backward {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
       team_.start([] {});
-      for_jobs([&](int, Job& job) { job.begin(q_, index); });
       const ThisTile tile(q_, index);
+      for_jobs([&](int, Job& job) { job.begin(q_, tile.first(), tile.longest()); });
       for (int step = tile.longest() - 1; step >= 0; --step) advance(tile, step);
       if (tile.longest() > 0) {
         wait();
@@ -289,10 +290,20 @@ class Backward {
   }
 
   // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate. Neighbours in a row of it
-  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way. `pairs` says
-  // that every second output stands at a multiple of 4 bytes.
+  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way; first those
+  // for shared memory, because all registers are free until then. `pairs` says that every second output stands at a
+  // multiple of 4 bytes.
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
+    for_fragments<pairs, false>([&](int at, const Fragment& f) { weights_in_shared_[at * 32] = turned(f); });
+    for_fragments<pairs, true>([&](int at, const Fragment& f) { weights_[at] = f; });
+    FUSED_RNN_UNROLL
+    for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
+  }
+
+  // Calls f with the number and the value of each fragment in registers, or of each in shared memory.
+  template <bool pairs, bool in_registers, typename F>
+  FUSED_RNN_DEVICE void for_fragments(const F& f) const {
     const int unit = static_cast<int>(cluster_rank()) * units + lane_ / 4, output = 16 * tile(0) + 2 * (lane_ % 4);
     const S* from = q_.arrays.weight_hh + int64_t{unit} * q_.H + output;
     FUSED_RNN_UNROLL
@@ -300,23 +311,20 @@ class Backward {
       const int below = 16 * s % units;  // from the first unit of the block
       FUSED_RNN_UNROLL
       for (int j = 0; j < own_tiles; ++j) {
-        Fragment f;
+        const int at = place_of(s, j);
+        if (is_held(at) != in_registers) continue;
+        Fragment fragment;
         FUSED_RNN_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int right = 16 * j + i % 2 * 8, down = i / 2 * 8;
           const bool exists = 16 * s / units < Cell::gates && unit + below + down < q_.H;
-          f.values[i] = weight_pair<pairs>(from + down * int64_t{q_.H} + right, exists ? q_.H - output - right : 0);
+          const int left = exists ? q_.H - output - right : 0;
+          fragment.values[i] = weight_pair<pairs>(from + down * int64_t{q_.H} + right, left);
         }
-        const int at = place_of(s, j);
-        if (is_held(at))
-          weights_[before(at)] = f;
-        else
-          weights_in_shared_[(at - before(at)) * 32] = turned(f);
+        f(in_registers ? before(at) : at - before(at), fragment);
       }
       from += (below + 16 < units ? 16 : q_.H - below) * int64_t{q_.H};
     }
-    FUSED_RNN_UNROLL
-    for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
   }
 
   FUSED_RNN_DEVICE static Fragment turned(const Fragment& f) {
