@@ -78,7 +78,7 @@ class BackwardJob {
       initial[j] = has_before ? value(has_c ? a.c_0 : a.h_0) : 0.0f;
     }
     initial_ = narrow_pair<S>(initial[0], initial[1]);
-    ring_.begin(q, tile_, columns(q), [&](int slot) -> typename Ring::Source {
+    const auto source = [&](int slot) -> typename Ring::Source {
       if (slot < Cell::saved) return {a.saved + int64_t{slot} * q.H + unit_, Cell::saved * q.H};
       const S* const values = slot == Shape::d_output_at               ? a.d_output
                               : slot == Shape::keep_h_at               ? a.keep_h
@@ -86,7 +86,11 @@ class BackwardJob {
                               : has_before && slot == Shape::before_at ? (has_c ? a.cells : a.output)
                                                                        : a.keep_c;
       return {values ? values + unit_ : nullptr, q.H};
-    });
+    };
+    if (q.whole_rows)
+      ring_.template begin<true, Shape::slots>(q, tile_, columns(q), source);
+    else
+      ring_.template begin<false, Shape::slots>(q, tile_, columns(q), source);
     sink_ = sink(q, tile_.time(q, tile_.longest() - 1), q.reverse ? 1 : -1);
   }
 
@@ -97,8 +101,7 @@ class BackwardJob {
     ring_.load(rows.more, 0, Cell::saved);
     if constexpr (has_c)
       if (q.arrays.keep_c) ring_.load(rows.keep_c, 0, Shape::keep_c_at);
-    ring_.advance();
-    if constexpr (has_before) ring_.load(rows.before, 0, Shape::before_at);
+    if constexpr (has_before) ring_.load_following(rows.before, 0, Shape::before_at);
     return rows;
   }
 
@@ -172,9 +175,15 @@ class BackwardJob {
 
   // The same rows to the result, and the next step's on their way.
   FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
-    sink_.store(q, 0, row(step), false);
+    if (q.whole_rows) {
+      sink_.template store<true>(0, shared_address(row(step)), false);
+      ring_.template fetch<true>();
+    } else {
+      sink_.template store<false>(0, shared_address(row(step)), false);
+      ring_.template fetch<false>();
+    }
+    ring_.advance();
     sink_.advance();
-    ring_.fetch(q);
   }
 
   // Gradients of the initial state, and zeros at times that no sequence of the tile reaches.
@@ -186,7 +195,12 @@ class BackwardJob {
       if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
     }
     auto rest = sink(q, tile_.longest(), 1);
-    for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) rest.store(q, 0, row(0), true);
+    for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) {
+      if (q.whole_rows)
+        rest.template store<true>(0, shared_address(row(0)), true);
+      else
+        rest.template store<false>(0, shared_address(row(0)), true);
+    }
   }
 
  private:
@@ -201,10 +215,10 @@ class BackwardJob {
   FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
-  FUSED_RNN_DEVICE RowSink<S> sink(const Q& q, int time, int time_step) const {
+  FUSED_RNN_DEVICE RowSink<S, 1> sink(const Q& q, int time, int time_step) const {
     S* const values =
         lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
-    return {q, tile_, values, Cell::gradients * q.H, columns(q), time, time_step};
+    return {q, tile_, values, q.arrays.d, Cell::gradients * q.H, columns(q), time, time_step};
   }
   // Where a unit of the thread stands in a [B, H] array.
   FUSED_RNN_DEVICE int64_t place(const Q& q, int j) const {
@@ -215,7 +229,7 @@ class BackwardJob {
   unsigned char* row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
-  RowSink<S> sink_;      // the same row in the result
+  RowSink<S, 1> sink_;      // the same row in the result
   uint32_t initial_;     // h_0 or c_0, of both sequences
   float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
 };
