@@ -137,12 +137,23 @@ FUSED_RNN_DEVICE SharedAddress shared_address(const void* shared) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
 }
 
-// The same address of shared memory, of which the compiler does not know where it comes from: it then stays in a
-// register, where it would else be made anew wherever it is used, of a special register that takes long to read.
-FUSED_RNN_DEVICE unsigned char* settled(unsigned char* shared) {
-  SharedAddress address = shared_address(shared);
-  asm volatile("" : "+r"(address));
-  return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
+// The same number in a register from here on: the compiler cannot compute it anew wherever it is used.
+FUSED_RNN_DEVICE SharedAddress kept(SharedAddress value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+FUSED_RNN_DEVICE int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+FUSED_RNN_DEVICE int64_t kept(int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+// The same of a pointer to shared memory; where that begins, the compiler would take from a special register again and
+// again.
+FUSED_RNN_DEVICE unsigned char* kept(unsigned char* shared) {
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(kept(shared_address(shared))));
 }
 
 // A load that stays where it is written, however often it is repeated. T has 4, 8 or 16 bytes and is aligned to them.
@@ -184,13 +195,17 @@ FUSED_RNN_DEVICE void barrier_sync(unsigned barrier, unsigned threads) {
 // this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past the
 // L1.
 template <int bytes>
-FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
+FUSED_RNN_DEVICE void copy_async(SharedAddress to, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
-  const SharedAddress to = shared_address(shared);
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(bytes) : "memory");
+}
+
+template <int bytes>
+FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
+  copy_async<bytes>(shared_address(shared), global);
 }
 
 // Close a group: the copies that this thread started since the last one.
@@ -207,25 +222,30 @@ FUSED_RNN_DEVICE void copy_async_wait() {
 // Load one, two or four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8, if
 // there is one, in shared memory and aligned to 16 bytes, and gets elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of
 // matrix m in registers[m]; transposed: elements l / 4 of rows 2(l % 4) and 2(l % 4) + 1.
-FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-               : "=r"(registers[0])
-               : "r"(shared_address(row))
-               : "memory");
+FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(registers[0]) : "r"(row) : "memory");
 }
 
-FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], const void* row) {
+FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
+}
+
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
+  load_matrices(registers, shared_address(row));
+}
+template <int matrices>
+FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[matrices], const void* row) {
+  load_matrices_transposed(registers, shared_address(row));
 }
 
 // Transpose an 8 x 8 matrix that a warp holds as load_matrices gives it.

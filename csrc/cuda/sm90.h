@@ -119,9 +119,8 @@ FUSED_RNN_DEVICE void push(SharedAddress to, SharedAddress barrier, const T& val
 
 // The opposites of load_matrices and load_matrices_transposed.
 template <int matrices>
-FUSED_RNN_DEVICE void store_matrices(void* row, const uint32_t (&registers)[matrices]) {
+FUSED_RNN_DEVICE void store_matrices(SharedAddress to, const uint32_t (&registers)[matrices]) {
   static_assert(matrices == 1 || matrices == 2 || matrices == 4);
-  const SharedAddress to = shared_address(row);
   if constexpr (matrices == 1)
     asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(to), "r"(registers[0]) : "memory");
   else if constexpr (matrices == 2)
@@ -135,9 +134,8 @@ FUSED_RNN_DEVICE void store_matrices(void* row, const uint32_t (&registers)[matr
 }
 
 template <int matrices>
-FUSED_RNN_DEVICE void store_matrices_transposed(void* row, const uint32_t (&registers)[matrices]) {
+FUSED_RNN_DEVICE void store_matrices_transposed(SharedAddress to, const uint32_t (&registers)[matrices]) {
   static_assert(matrices == 1 || matrices == 2 || matrices == 4);
-  const SharedAddress to = shared_address(row);
   if constexpr (matrices == 1)
     asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(registers[0]) : "memory");
   else if constexpr (matrices == 2)
@@ -148,6 +146,15 @@ FUSED_RNN_DEVICE void store_matrices_transposed(void* row, const uint32_t (&regi
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(registers[0]),
                  "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
                  : "memory");
+}
+
+template <int matrices>
+FUSED_RNN_DEVICE void store_matrices(void* row, const uint32_t (&registers)[matrices]) {
+  store_matrices(shared_address(row), registers);
+}
+template <int matrices>
+FUSED_RNN_DEVICE void store_matrices_transposed(void* row, const uint32_t (&registers)[matrices]) {
+  store_matrices_transposed(shared_address(row), registers);
 }
 
 }  // namespace fused_rnn::cuda

@@ -287,7 +287,10 @@ T load_message(const T* p, Place place = Place::here()) {
 using SharedAddress = uintptr_t;
 
 inline SharedAddress shared_address(const void* shared) { return reinterpret_cast<SharedAddress>(shared); }
-inline unsigned char* settled(unsigned char* shared) { return shared; }
+template <typename T>
+T kept(T value) {
+  return value;
+}
 
 template <typename T>
 T load_shared(SharedAddress address, Place place = Place::here()) {
@@ -313,6 +316,11 @@ void copy_async(void* shared, const void* global, Place place = Place::here()) {
   host_shim::start_copy({shared, global, bytes});
 }
 
+template <int bytes>
+void copy_async(SharedAddress to, const void* global, Place place = Place::here()) {
+  copy_async<bytes>(reinterpret_cast<void*>(to), global, place);
+}
+
 inline void copy_async_commit() { host_shim::close_copy_group(); }
 
 // Data arrives as late as it can, and is copied here rather than in the runtime for the sanitizers to see it.
@@ -328,6 +336,14 @@ inline void load_matrices(uint32_t (&registers)[4], const void* row, Place place
 template <int matrices>
 void load_matrices_transposed(uint32_t (&registers)[matrices], const void* row, Place place = Place::here()) {
   host_shim::load_matrices_transposed(registers, row, place);
+}
+
+inline void load_matrices(uint32_t (&registers)[4], SharedAddress row, Place place = Place::here()) {
+  host_shim::load_matrices(registers, reinterpret_cast<const void*>(row), place);
+}
+template <int matrices>
+void load_matrices_transposed(uint32_t (&registers)[matrices], SharedAddress row, Place place = Place::here()) {
+  host_shim::load_matrices_transposed(registers, reinterpret_cast<const void*>(row), place);
 }
 
 inline uint32_t transpose_matrix(uint32_t matrix, Place place = Place::here()) {

@@ -104,4 +104,13 @@ void store_matrices_transposed(void* row, const uint32_t (&registers)[matrices],
   }
 }
 
+template <int matrices>
+void store_matrices(SharedAddress row, const uint32_t (&registers)[matrices], Place place = Place::here()) {
+  store_matrices(reinterpret_cast<void*>(row), registers, place);
+}
+template <int matrices>
+void store_matrices_transposed(SharedAddress row, const uint32_t (&registers)[matrices], Place place = Place::here()) {
+  store_matrices_transposed(reinterpret_cast<void*>(row), registers, place);
+}
+
 }  // namespace fused_rnn::cuda

@@ -60,6 +60,7 @@ class WarpLstmBlock {
         inputs_(shared + Sums::shared_bytes + group_ * octets * 512),
         turned_(shared + Sums::shared_bytes + stages * stage_bytes + group_ * octets * 128) {
     load_weights();
+    h_.own(unit_);
   }
 
   FUSED_RNN_DEVICE void run() {
@@ -177,7 +178,7 @@ class WarpLstmBlock {
     store_matrices_transposed<1>(rows + lane_ % 8 * 16, {h});
     __syncwarp();
     const Row row = *reinterpret_cast<const Row*>(rows + lane_ % 8 * 16);
-    if (t + 1 < q_.steps) h_.push(n, unit_, row);
+    if (t + 1 < q_.steps) h_.push(n, row);
     S* const to = q_.output + (t * sequences() + batch_ + 8 * n + lane_ % 8) * H + unit_;
     if (lane_ < 8) *reinterpret_cast<Row*>(to) = row;
     __syncwarp();

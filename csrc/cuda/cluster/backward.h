@@ -27,7 +27,7 @@ struct BackwardShape {
                        before_at = d_cells_at + Cell::has_cell_state, keep_c_at = before_at + has_before,
                        slots = keep_c_at + Cell::has_cell_state;
   // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = 60 + 4 * own_tiles * Size::octets + 24 * own_jobs;
+  static constexpr int others = 52 + 4 * own_tiles * Size::octets + 40 * own_jobs;
   static constexpr int fragments = own_tiles * k_steps, held = held_of(fragments, threads, others);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = held == fragments || own_tiles <= 4 ? own_tiles : divisor_up_to(3, own_tiles);
@@ -49,7 +49,7 @@ class BackwardJob {
 
  public:
   // Fewer stages where weights want the memory and steps take long.
-  using Ring = RowRing<S, Shape::slots, 1, false, (Size::K > 512 ? 4 : 6)>;
+  using Ring = RowRing<S, Shape::slots, 1, false, (Size::K > 512 ? 3 : 6)>;
 
   // What it reads of a step.
   struct Rows {
@@ -83,7 +83,7 @@ class BackwardJob {
       initial[j] = has_before ? value(has_c ? a.c_0 : a.h_0) : 0.0f;
     }
     initial_ = narrow_pair<S>(initial[0], initial[1]);
-    ring_.begin(q, tile_, columns(q), [&](int slot) -> typename Ring::Source {
+    const auto source = [&](int slot) -> typename Ring::Source {
       if (slot < Cell::saved) return {a.saved + int64_t{slot} * q.H + unit_, Cell::saved * q.H};
       const S* const values = slot == Shape::d_output_at               ? a.d_output
                               : slot == Shape::keep_h_at               ? a.keep_h
@@ -91,7 +91,11 @@ class BackwardJob {
                               : has_before && slot == Shape::before_at ? (has_c ? a.cells : a.output)
                                                                        : a.keep_c;
       return {values ? values + unit_ : nullptr, q.H};
-    });
+    };
+    if (q.whole_rows)
+      ring_.template begin<true, Shape::slots>(q, tile_, columns(q), source);
+    else
+      ring_.template begin<false, Shape::slots>(q, tile_, columns(q), source);
     sink_ = sink(q, tile_.time(q, tile_.longest() - 1), q.reverse ? 1 : -1);
   }
 
@@ -102,8 +106,7 @@ class BackwardJob {
     ring_.load(rows.more, 0, Cell::saved);
     if constexpr (has_c)
       if (q.arrays.keep_c) ring_.load(rows.keep_c, 0, Shape::keep_c_at);
-    ring_.advance();
-    if constexpr (has_before) ring_.load(rows.before, 0, Shape::before_at);
+    if constexpr (has_before) ring_.load_following(rows.before, 0, Shape::before_at);
     return rows;
   }
 
@@ -175,11 +178,20 @@ class BackwardJob {
     store_matrices_transposed<Cell::gradients>(row(step), pairs);
   }
 
-  // The same rows to the result, and the next step's on their way.
-  FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
-    sink_.store(q, 0, row(step), false);
+  // The same rows to the result, and those of one step more on their way.
+  FUSED_RNN_DEVICE void put_out(const Q& q, int step, bool regularised) {
+    if (q.whole_rows) {
+      sink_.template store<true>(0, shared_address(row(step)), false);
+      if (regularised)
+        ring_.template fetch<true>();
+      else
+        ring_.template fetch<true, Shape::keep_c_at>();
+    } else {
+      sink_.template store<false>(0, shared_address(row(step)), false);
+      ring_.template fetch<false>();
+    }
+    ring_.advance();
     sink_.advance();
-    ring_.fetch(q);
   }
 
   // Gradients of the initial state, and zeros at times that no sequence of the tile reaches.
@@ -191,7 +203,12 @@ class BackwardJob {
       if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
     }
     auto rest = sink(q, tile_.longest(), 1);
-    for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) rest.store(q, 0, row(0), true);
+    for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) {
+      if (q.whole_rows)
+        rest.template store<true>(0, shared_address(row(0)), true);
+      else
+        rest.template store<false>(0, shared_address(row(0)), true);
+    }
   }
 
  private:
@@ -206,10 +223,10 @@ class BackwardJob {
   FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
-  FUSED_RNN_DEVICE RowSink<S> sink(const Q& q, int time, int time_step) const {
+  FUSED_RNN_DEVICE RowSink<S, 1> sink(const Q& q, int time, int time_step) const {
     S* const values =
         lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + unit_ : nullptr;
-    return {q, tile_, values, Cell::gradients * q.H, columns(q), time, time_step};
+    return {q, tile_, values, q.arrays.d, Cell::gradients * q.H, columns(q), time, time_step};
   }
   // Where a unit of the thread stands in a [B, H] array.
   FUSED_RNN_DEVICE int64_t place(const Q& q, int j) const {
@@ -220,7 +237,7 @@ class BackwardJob {
   unsigned char* row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
-  RowSink<S> sink_;      // the same row in the result
+  RowSink<S, 1> sink_;   // the same row in the result
   uint32_t initial_;     // h_0 or c_0, of both sequences
   float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
 };
@@ -353,19 +370,22 @@ class Backward {
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    typename Job::Rows rows[own_jobs];
-    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
-    if (step + 1 < tile.longest()) wait();
-    for_jobs([&](int i, Job& job) {
-      if (regularised_)
-        job.template make<true>(q_, step, rows[i], sums_);
-      else
-        job.template make<false>(q_, step, rows[i], sums_);
-    });
+    if (regularised_)
+      make<true>(tile, step);
+    else
+      make<false>(tile, step);
     __syncthreads();
     multiply(step);
     if (warp_ == 0) sums_.expect();
-    for_jobs([&](int, Job& job) { job.put_out(q_, step); });
+    for_jobs([&](int, Job& job) { job.put_out(q_, step, regularised_); });
+  }
+
+  template <bool regularised>
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int step) {
+    typename Job::Rows rows[own_jobs];
+    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
+    if (step + 1 < tile.longest()) wait();
+    for_jobs([&](int i, Job& job) { job.template make<regularised>(q_, step, rows[i], sums_); });
   }
 
   // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when
@@ -426,7 +446,7 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
-  Backward<Cell, S, Size>(q, team, settled(shared)).run();
+  Backward<Cell, S, Size>(q, team, kept(shared)).run();
 #endif
 }
 

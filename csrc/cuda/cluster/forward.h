@@ -15,7 +15,7 @@ struct ForwardShape {
   static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
   static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
   // beside weights: sums, carried states, biases, addresses
-  static constexpr int others = 56 + 16 * Size::octets;
+  static constexpr int others = 72 + 16 * Size::octets;
   static constexpr int held = held_of(k_steps * matrices, threads, others) / (2 * matrices) * 2;  // steps of K
   static constexpr int slots = G + 1 + Cell::has_cell_state;              // W x, and what zoneout keeps of h and c
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
@@ -38,7 +38,7 @@ class Forward {
   using Sums = SplitSums<Size::groups, shares, matrices * octets>;
   using Ring = RowRing<S, Shape::slots, octets, true>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
-  using Sink = RowSink<S>;
+  using Sink = RowSink<S, octets>;
   using Fragment = Vector<uint32_t, 4>;
 
   static constexpr int sums_at = State::shared_bytes, weights_at = sums_at + Sums::shared_bytes,
@@ -57,8 +57,10 @@ class Forward {
         sums_(shared + sums_at, 1, group_, share_),
         weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (k_steps - held) * matrices * 32 + lane_),
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
-        turned_(shared + turned_at + group_ * Shape::turned_bytes) {
+        row_(kept((lane_ % 8 * (K + 8) + share_ * own_k + lane_ / 8 * 8) * int{sizeof(S)})),
+        turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)) {
     load_weights();
+    state_.own(unit_);
     if (share_ == 0) ring_.clear();
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) {
@@ -72,18 +74,14 @@ class Forward {
 
   FUSED_RNN_DEVICE void run() {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
+    const bool plain = q_.whole_rows && !a_.keep_h && !(has_c && a_.keep_c);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
       const ThisTile tile(q_, index);
       team_.start([&] { put_initial_state(tile); });
-      if (share_ == 0) begin(tile);
-      // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
-      Sink results = sink(tile, result_of_lane(), 1), saved = sink(tile, saved_of_lane(), Cell::saved);
-      int t = tile.time(q_, 0);
-      for (int step = 0; step < tile.longest(); ++step) {
-        advance(tile, step, t, results, saved);
-        t += q_.reverse ? -1 : 1;
-      }
-      if (share_ == 0) end(tile);
+      if (plain)
+        run_tile<true>(tile);
+      else
+        run_tile<false>(tile);
     }
     team_.end();
   }
@@ -91,6 +89,19 @@ class Forward {
  private:
   FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
   FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
+
+  // `plain`: rows are whole, and there is no zoneout.
+  template <bool plain>
+  FUSED_RNN_DEVICE void run_tile(const ThisTile& tile) {
+    if (share_ == 0) begin<plain>(tile);
+    // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
+    const int first_time = tile.time(q_, 0), time_step = kept(q_.reverse ? -1 : 1);
+    Sink results = results_from(tile, first_time, time_step);
+    Sink saved{q_, tile, saved_of_lane(), a_.output, Cell::saved * q_.H, columns(), first_time, time_step};
+    int t = first_time;
+    for (int step = 0; step < tile.longest(); ++step, t += time_step) advance<plain>(tile, step, t, results, saved);
+    if (share_ == 0) end<plain>(tile);
+  }
 
   // Gates 2m and 2m + 1 of 8 units are the rows of matrix m.
   FUSED_RNN_DEVICE void load_weights() {
@@ -130,6 +141,7 @@ class Forward {
     return (int64_t{tile.first()} + 8 * n + 2 * (lane_ % 4) + j) * q_.H + unit_ + lane_ / 4;
   }
 
+  template <bool plain>
   FUSED_RNN_DEVICE void begin(const ThisTile& tile) {
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
@@ -140,27 +152,24 @@ class Forward {
         if constexpr (has_c) c_[n][j] = exists ? widen(a_.c_0[place(tile, n, j)]) : 0.0f;
       }
     }
-    ring_.begin(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
+    ring_.template begin<plain, plain ? G : Shape::slots>(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
       if (slot < G) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H};
       const S* const keep = slot == G ? a_.keep_h : a_.keep_c;
       return {keep ? keep + unit_ : nullptr, q_.H};
     });
   }
 
-  FUSED_RNN_DEVICE S* result_of_lane() const {
+  FUSED_RNN_DEVICE Sink results_from(const ThisTile& tile, int time, int time_step) const {
     S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
-    return values ? values + unit_ : nullptr;
+    return {q_, tile, values ? values + unit_ : nullptr, a_.output, q_.H, columns(), time, time_step};
   }
   FUSED_RNN_DEVICE S* saved_of_lane() const {
     return a_.saved && lane_ / 8 < Cell::saved ? a_.saved + int64_t{lane_ / 8} * q_.H + unit_ : nullptr;
   }
-  // Of arrays with so many values of each unit.
-  FUSED_RNN_DEVICE Sink sink(const ThisTile& tile, S* values, int slots) const {
-    return {q_, tile, values, slots * q_.H, columns(), tile.time(q_, 0), q_.reverse ? -1 : 1};
-  }
 
+  template <bool plain>
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step, int t, Sink& results, Sink& saved) {
-    if (step > 0 && !state_.wait(share_)) poison();
+    if (step > 0) state_.wait(share_, [&] { poison(); });
     const bool last = step + 1 == tile.longest();
     if (!last && group_ == 0) state_.expect(share_);
     float sums[matrices * octets][4];
@@ -171,19 +180,15 @@ class Forward {
     }
     ring_.wait();
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
-      make(tile, n, t, &sums[matrices * n]);
-      if (!last) state_.push(n, unit_, *at<Row<S>>(turned(n, 0), lane_ % 8 * row_bytes));
-    }
+    for (int n = 0; n < octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
+    ring_.template fetch<plain, plain ? G : Shape::slots>();
     ring_.advance();
-    ring_.fetch(q_);
     __syncwarp();
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
-      if (!tile.has_row(n)) continue;
       const bool active = tile.active_row(n, t);  // past the end of a sequence results are zero, and nothing is saved
-      results.store(q_, n, turned(n, 0) + lane_ * row_bytes, !active);
-      if (active) saved.store(q_, n, turned(n, 1 + has_c) + lane_ * row_bytes, false);
+      results.template store<plain>(n, turned(n, 0), !active);
+      saved.template store_if<plain>(active, n, turned(n, 1 + has_c));
     }
     results.advance();
     saved.advance();
@@ -206,7 +211,7 @@ class Forward {
         sums[i][j] = gate < G ? bias_[gate] : 0.0f;
       }
     }
-    const S* const rows = state_.rows() + lane_ % 8 * (K + 8) + share_ * own_k + lane_ / 8 * 8;
+    const SharedAddress rows = state_.address() + row_;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; s += 2) {
       Fragment a[2][matrices];
@@ -215,7 +220,7 @@ class Forward {
       FUSED_RNN_UNROLL
       for (int n = 0; n < octets; ++n) {
         uint32_t b[4];
-        load_matrices(b, rows + n * 8 * (K + 8) + s * 16);
+        load_matrices(b, rows + (n * 8 * (K + 8) + s * 16) * int{sizeof(S)});
         FUSED_RNN_UNROLL
         for (int m = 0; m < matrices; ++m) {
           mma_m16n8k16<S>(sums[matrices * n + m], a[0][m].values, {b[0], b[1]});
@@ -225,14 +230,18 @@ class Forward {
     }
   }
 
-  // The cell, for a unit and two sequences in each thread; then h in rows, which others wait for.
-  FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, const float (*sums)[4]) {
+  // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is the
+  // last step; then come the other results.
+  template <bool plain>
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, bool last, const float (*sums)[4]) {
     uint32_t inputs[4], keep[2][1] = {};
     ring_.load(inputs, n, 0);
-    if (a_.keep_h) ring_.load(keep[0], n, G);
-    if constexpr (has_c)
-      if (a_.keep_c) ring_.load(keep[1], n, G + 1);
-    float saved[2][Cell::saved];
+    if constexpr (!plain) {
+      if (a_.keep_h) ring_.load(keep[0], n, G);
+      if constexpr (has_c)
+        if (a_.keep_c) ring_.load(keep[1], n, G + 1);
+    }
+    float made[2][Cell::saved];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       T wx[G], uh[G], values[Cell::saved], h, c(has_c ? c_[n][j] : 0.0f);
@@ -244,31 +253,33 @@ class Forward {
       }
       Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
       FUSED_RNN_UNROLL
-      for (int k = 0; k < Cell::saved; ++k) saved[j][k] = values[k].value;
+      for (int k = 0; k < Cell::saved; ++k) made[j][k] = values[k].value;
       const bool active = tile.active(n, j, t);
-      if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
-      h_[n][j] = active ? h.value : h_[n][j];
-      if constexpr (has_c) {
-        if (a_.keep_c) c = Zoneout::forward(half_of<S, T>(keep[1][0], j), T(c_[n][j]), c);
-        c_[n][j] = active ? c.value : c_[n][j];
+      if constexpr (!plain) {
+        if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
+        if constexpr (has_c)
+          if (a_.keep_c) c = Zoneout::forward(half_of<S, T>(keep[1][0], j), T(c_[n][j]), c);
       }
+      h_[n][j] = active ? h.value : h_[n][j];
+      if constexpr (has_c) c_[n][j] = active ? c.value : c_[n][j];
     }
-    turn(n, 0, h_[n][0], h_[n][1]);
+    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
     __syncwarp();
-    if constexpr (has_c) turn(n, 1, c_[n][0], c_[n][1]);
+    if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+    if constexpr (has_c) store_matrices_transposed<1>(turned(n, 1), {narrow_pair<S>(c_[n][0], c_[n][1])});
+    uint32_t saved[Cell::saved];
     FUSED_RNN_UNROLL
-    for (int k = 0; k < Cell::saved; ++k) turn(n, 1 + has_c + k, saved[0][k], saved[1][k]);
+    for (int k = 0; k < Cell::saved; ++k) saved[k] = narrow_pair<S>(made[0][k], made[1][k]);
+    store_matrices_transposed<Cell::saved>(turned(n, 1 + has_c), saved);
   }
 
-  // Matrices of results in shared memory: h, c, what is saved.
-  FUSED_RNN_DEVICE unsigned char* turned(int n, int result) const {
+  // Matrices of results in shared memory: h, c, what is saved. The lane's row, of this one and those that follow.
+  FUSED_RNN_DEVICE SharedAddress turned(int n, int result) const {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
-  }
-  FUSED_RNN_DEVICE void turn(int n, int result, float first, float second) const {
-    store_matrices_transposed<1>(turned(n, result) + lane_ % 8 * row_bytes, {narrow_pair<S>(first, second)});
   }
 
   // Final states, and outputs at times that no sequence of the tile reaches.
+  template <bool plain>
   FUSED_RNN_DEVICE void end(const ThisTile& tile) const {
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
@@ -279,17 +290,16 @@ class Forward {
         if constexpr (has_c) a_.c_n[place(tile, n, j)] = narrow<S>(team_.alive() ? c_[n][j] : NAN);
       }
     }
-    Sink results{q_, tile, result_of_lane(), q_.H, columns(), tile.longest(), 1};
+    Sink results = results_from(tile, tile.longest(), 1);
     for (int t = tile.longest(); t < q_.T; ++t, results.advance()) {
       FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n)
-        if (tile.has_row(n)) results.store(q_, n, turned_, true);
+      for (int n = 0; n < octets; ++n) results.template store<plain>(n, turned(n, 0), true);
     }
   }
 
   const Q& q_;
   const ForwardArrays<S>& a_;
-  const int lane_ = threadIdx.x % 32, warp_ = threadIdx.x / 32, group_ = warp_ % Size::groups,
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = threadIdx.x / 32, group_ = warp_ % Size::groups,
             share_ = warp_ / Size::groups;
   const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
   Team& team_;
@@ -297,7 +307,8 @@ class Forward {
   Sums sums_;
   Fragment* const weights_in_shared_;
   Ring ring_;
-  unsigned char* const turned_;
+  const SharedAddress row_;     // of the state that the lane loads, from the first
+  const SharedAddress turned_;  // the lane's row of the first matrices
   Fragment weights_[held > 0 ? held * matrices : 1];
   float bias_[G], bias_x_[G];
   float h_[octets][2], c_[octets][2];

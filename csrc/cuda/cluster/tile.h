@@ -108,7 +108,10 @@ class Tile {
 // null, and then it reads as zero. Steps go upwards from 0 or downwards to it.
 template <typename S, int slots, int octets, bool upwards, int stages = 6>
 class RowRing {
-  static constexpr int rounds = (slots * 8 + 31) / 32, stage_bytes = octets * slots * matrix_bytes;
+  static constexpr int stage_bytes = octets * slots * matrix_bytes;
+  // Of a warp that copies a row in each lane.
+  HOST_DEVICE static constexpr int rounds_of(int some) { return (some * 8 + 31) / 32; }
+  static constexpr int rounds = rounds_of(slots);
 
  public:
   static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
@@ -119,7 +122,8 @@ class RowRing {
   };
 
   FUSED_RNN_DEVICE RowRing() {}
-  FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared) : shared_(shared) {}
+  FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared)
+      : shared_(shared), at_(kept(shared_address(shared) + threadIdx.x % 32 * row_bytes)) {}
 
   // Once, before any tile.
   FUSED_RNN_DEVICE void clear() const {
@@ -128,12 +132,16 @@ class RowRing {
   }
 
   // Start with a tile: fetch its first steps. `columns`: how many of the 8 there are, 0 or fewer if none.
-  template <typename Tile, typename F>
+  template <bool whole, int used, typename Tile, typename F>
   FUSED_RNN_DEVICE void begin(const typename Tile::Q& q, const Tile& tile, int columns, const F& source) {
     const int lane = threadIdx.x % 32, first_time = tile.time(q, upwards ? 0 : tile.longest() - 1);
     left_ = tile.longest();
     columns_ = columns < 8 ? columns : 8;
-    write_ = read_ = 0;
+    at_ -= stage_;
+    stage_ = 0;
+    has_octets_ = 0;
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) has_octets_ += tile.has_row(n);
     FUSED_RNN_UNROLL
     for (int i = 0; i < rounds; ++i) {
       wanted_[i] = false;
@@ -141,122 +149,143 @@ class RowRing {
       for (int slot = 4 * i; slot < 4 * i + 4 && slot < slots; ++slot) {
         if (lane / 8 != slot % 4) continue;
         const Source s = source(slot);
-        wanted_[i] = s.values && columns > 0 && tile.has_row(0);
-        from_[i] = reinterpret_cast<uint64_t>(s.values) +
-                   ((int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row) * int64_t{sizeof(S)};
-        row_bytes_[i] = s.row * int{sizeof(S)};
+        wanted_[i] = s.values && columns > 0 && has_octets_ > 0;
+        row_[i] = s.row;
+        from_[i] =
+            (s.values ? s.values : source(0).values) + (int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row;
+        step_[i] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(S)});
       }
     }
-    step_rows_ = upwards == q.reverse ? -q.B : q.B;
-    has_octets_ = 0;
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) has_octets_ += tile.has_row(n);
-    for (int i = 0; i < stages - 1; ++i) fetch(q);
+    for (int i = 0; i < stages; ++i) {
+      fetch<whole, used>();
+      advance();
+    }
   }
 
-  // Start to bring the rows of one step more, if there is one.
-  template <typename Q>
-  FUSED_RNN_DEVICE void fetch(const Q& q) {
-    if (left_ > 0) {
-      if (q.whole_rows)
-        for_rows([](S* to, const S* from) { copy_async<row_bytes>(to, from); });
-      else
-        for_rows([&](S* to, const S* from) {
-          FUSED_RNN_UNROLL_BY(1)
-          for (int u = 0; u < columns_; ++u) to[u] = from[u];
-        });
+  // Start to bring the rows of one step more, if there is one, to the place of those that were read last: `whole` ones,
+  // or value by value, of the first `used` slots.
+  template <bool whole, int used = slots>
+  FUSED_RNN_DEVICE void fetch() {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < rounds_of(used); ++i) {
       FUSED_RNN_UNROLL
-      for (int i = 0; i < rounds; ++i) from_[i] += int64_t{step_rows_} * row_bytes_[i];
+      for (int n = 0; n < octets; ++n)
+        if (wanted_[i] && left_ > 0 && (n == 0 || n < has_octets_))
+          bring<whole>(at_ + (n * slots * 8 + 32 * i) * row_bytes, from_[i] + int64_t{8 * n} * row_[i]);
+      from_[i] = reinterpret_cast<const S*>(reinterpret_cast<const char*>(from_[i]) + step_[i]);
     }
     copy_async_commit();
     --left_;
-    write_ = write_ + stage_bytes == shared_bytes ? 0 : write_ + stage_bytes;
   }
 
   // Wait for the rows of the next step, which are then what load reads; downwards for the step after as well.
   FUSED_RNN_DEVICE void wait() {
-    copy_async_wait<upwards ? stages - 2 : stages - 3>();
+    copy_async_wait<upwards ? stages - 1 : stages - 2>();
     __syncwarp();
   }
   // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there
   // are fewer slots, what else is loaded says nothing.
   FUSED_RNN_DEVICE void load(uint32_t (&pairs)[4], int n, int slot) const {
-    const int wanted = slot * 8 + static_cast<int>(threadIdx.x) % 32, last = slots * 8 - 1;
-    load_matrices_transposed(pairs, shared_ + read_ + n * slots * matrix_bytes +
-                                        (slot + 4 <= slots || wanted < last ? wanted : last) * row_bytes);
+    const int lane = threadIdx.x % 32, missing = 8 * slot + lane - (8 * slots - 1);
+    const SharedAddress from = at_ + (n * slots + slot) * matrix_bytes;
+    load_matrices_transposed(pairs, slot + 4 <= slots || missing <= 0 ? from : from - missing * row_bytes);
   }
   FUSED_RNN_DEVICE void load(uint32_t (&pair)[1], int n, int slot) const {
-    load_matrices_transposed(
-        pair, shared_ + read_ + n * slots * matrix_bytes + (slot * 8 + static_cast<int>(threadIdx.x) % 8) * row_bytes);
+    load_matrices_transposed(pair, at_ + (n * slots + slot) * matrix_bytes);
   }
-  // The rows have been read. What is loaded from here on, downwards, is of the step before in the order of computation;
-  // if there is none it says nothing.
-  FUSED_RNN_DEVICE void advance() { read_ = read_ + stage_bytes == shared_bytes ? 0 : read_ + stage_bytes; }
+  // Of the step that follows in the order of these steps, downwards the step before in the order of computation; if
+  // there is none, it says nothing.
+  FUSED_RNN_DEVICE void load_following(uint32_t (&pair)[1], int n, int slot) const {
+    load_matrices_transposed(pair, at_ + stride() + (n * slots + slot) * matrix_bytes);
+  }
+  // The rows of the step have been read, and those of one step more were fetched.
+  FUSED_RNN_DEVICE void advance() {
+    const int step = stride();
+    stage_ += step;
+    at_ += step;
+  }
 
  private:
-  // Those that the lane brings of a step.
-  template <typename F>
-  FUSED_RNN_DEVICE void for_rows(const F& f) const {
-    unsigned char* const to = shared_ + write_ + threadIdx.x % 32 * row_bytes;
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < rounds; ++i) {
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        if (wanted_[i] && (n == 0 || n < has_octets_))
-          f(at<S>(to, (n * slots + 4 * i) * matrix_bytes),
-            reinterpret_cast<const S*>(from_[i] + int64_t{8 * n} * row_bytes_[i]));
-      }
+  template <bool whole>
+  FUSED_RNN_DEVICE void bring(SharedAddress to, const S* from) const {
+    if constexpr (whole) {
+      copy_async<row_bytes>(to, from);
+    } else {
+      S* const row = at<S>(shared_, static_cast<int>(to - shared_address(shared_)));
+      FUSED_RNN_UNROLL_BY(1)
+      for (int u = 0; u < columns_; ++u) row[u] = from[u];
     }
   }
 
+  // From this stage to the one that follows.
+  FUSED_RNN_DEVICE int stride() const {
+    return stage_ == shared_bytes - stage_bytes ? stage_bytes - shared_bytes : stage_bytes;
+  }
+
   unsigned char* shared_;
-  int write_ = 0, read_ = 0;  // bytes: the stages that are fetched and read next
-  int left_ = 0, columns_ = 0, step_rows_ = 0, has_octets_ = 0;
-  uint64_t from_[rounds];  // addresses; where nothing is wanted they may be any
-  int row_bytes_[rounds];
+  int stage_ = 0;     // bytes
+  SharedAddress at_;  // there, the lane's row of the first matrices
+  int left_ = 0, columns_ = 0, has_octets_ = 0;
+  const S* from_[rounds];
+  int row_[rounds];
+  int64_t step_[rounds];  // bytes
   bool wanted_[rounds];
 };
 
 // Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`,
 // at its column, or null.
-template <typename S>
+template <typename S, int octets>
 class RowSink {
  public:
   FUSED_RNN_DEVICE RowSink() {}
 
-  // From `time` on, in steps of `time_step`, 1 or -1.
+  // From `time` on, in steps of `time_step`, 1 or -1. `any` is an array that there is.
   template <typename Tile>
-  FUSED_RNN_DEVICE RowSink(const typename Tile::Q& q, const Tile& tile, S* values, int row, int columns, int time,
-                           int time_step)
-      : to_(reinterpret_cast<uint64_t>(values) +
-            (int64_t{time} * q.B + tile.first() + threadIdx.x % 8) * row * int64_t{sizeof(S)}),
-        row_bytes_(row * int{sizeof(S)}),
-        step_rows_(time_step * q.B),
-        columns_(!values       ? 0
-                 : columns < 8 ? columns
-                               : 8) {}
-
-  // The row at `from` in shared memory, or zeros.
-  template <typename Q>
-  FUSED_RNN_DEVICE void store(const Q& q, int n, const unsigned char* from, bool zeros) const {
-    if (columns_ <= 0) return;
-    S* const to = reinterpret_cast<S*>(to_ + int64_t{8 * n} * row_bytes_);
-    if (q.whole_rows) {
-      auto row = *reinterpret_cast<const Vector<uint32_t, 4>*>(from);
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < 4; ++i) row.values[i] = zeros ? 0u : row.values[i];
-      *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
-      return;
-    }
-    FUSED_RNN_UNROLL_BY(1)
-    for (int u = 0; u < columns_; ++u) to[u] = zeros ? S{} : reinterpret_cast<const S*>(from)[u];
+  FUSED_RNN_DEVICE RowSink(const typename Tile::Q& q, const Tile& tile, S* values, S* any, int row, int columns,
+                           int time, int time_step)
+      : to_((values ? values : any) + (int64_t{time} * q.B + tile.first() + threadIdx.x % 8) * row),
+        step_(kept(int64_t{time_step} * q.B * row * int64_t{sizeof(S)})),
+        row_(row),
+        columns_(columns < 8 ? columns : 8) {
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) wanted_[n] = values && columns > 0 && tile.has_row(n);
   }
 
-  FUSED_RNN_DEVICE void advance() { to_ += int64_t{step_rows_} * row_bytes_; }
+  // The row at `from` in shared memory, or zeros: as a `whole`, or value by value.
+  template <bool whole>
+  FUSED_RNN_DEVICE void store(int n, SharedAddress from, bool zeros) const {
+    S* const to = to_ + int64_t{8 * n} * row_;
+    if constexpr (whole) {
+      auto row = load_shared<Vector<uint32_t, 4>>(from);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) row.values[i] = zeros ? 0u : row.values[i];
+      if (wanted_[n]) *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
+    } else if (wanted_[n]) {
+      Vector<uint32_t, 4> row = load_shared<Vector<uint32_t, 4>>(from);
+      FUSED_RNN_UNROLL_BY(1)
+      for (int u = 0; u < columns_; ++u) {
+        to[u] = zeros ? S{} : S{static_cast<uint16_t>(row.values[0])};
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) row.values[i] = row.values[i] >> 16 | (i < 3 ? row.values[i + 1] << 16 : 0u);
+      }
+    }
+  }
+  // Likewise where a row need not be stored, and is left out.
+  template <bool whole>
+  FUSED_RNN_DEVICE void store_if(bool stored, int n, SharedAddress from) {
+    const bool wanted = wanted_[n];
+    wanted_[n] = wanted && stored;
+    store<whole>(n, from, false);
+    wanted_[n] = wanted;
+  }
+
+  FUSED_RNN_DEVICE void advance() { to_ = reinterpret_cast<S*>(reinterpret_cast<char*>(to_) + step_); }
 
  private:
-  uint64_t to_;  // an address; where nothing is wanted it may be any
-  int row_bytes_, step_rows_, columns_;
+  S* to_;
+  int64_t step_;  // bytes
+  int row_, columns_;
+  bool wanted_[octets];
 };
 
 // Two neighbours of a row of weights of which `left` are left, with zeros past its end. `pairs` says that they stand at

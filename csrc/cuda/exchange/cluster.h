@@ -56,15 +56,19 @@ class ClusterTeam {
 
   FUSED_RNN_DEVICE bool alive() const { return alive_; }
 
-  // For channels: the same for all lanes, which leave together.
-  FUSED_RNN_DEVICE bool wait(SharedAddress barrier, unsigned parity) {
-    if (alive_) alive_ = __all_sync(~0u, wait_for_phase(barrier, parity, failed_));
+  // For channels: the same for all lanes, which leave together. `failing` once, if this is the wait that fails.
+  template <typename F>
+  FUSED_RNN_DEVICE bool wait(SharedAddress barrier, unsigned parity, const F& failing) {
+    if (!alive_) return false;
+    if (__all_sync(~0u, mbarrier_ended(barrier, parity))) return true;
+    alive_ = __all_sync(~0u, wait_for_phase(barrier, parity, failed_));
+    if (!alive_) failing();
     return alive_;
   }
 
  private:
   unsigned* const failed_;
-  bool alive_ = true;  // no wait of this warp has failed
+  int alive_ = true;  // no wait of this warp has failed
 };
 
 // What both kinds of channel have in common: `barriers` barriers for each of two copies, at a place of shared memory
@@ -72,21 +76,24 @@ class ClusterTeam {
 template <typename Team, int barriers>
 class ClusterChannel {
  protected:
-  static constexpr int barrier_bytes = 2 * barriers * 8;
+  static constexpr int copy_barrier_bytes = barriers * 8, barrier_bytes = 2 * copy_barrier_bytes;
 
-  FUSED_RNN_DEVICE ClusterChannel(Team& team, SharedAddress barrier) : team_(team), barrier_(barrier) {
+  FUSED_RNN_DEVICE ClusterChannel(Team& team, SharedAddress barrier) : team_(team), barrier_(kept(barrier)) {
     static_assert(2 * barriers <= 32, "a warp sets up all barriers");
     if (threadIdx.x < 2 * barriers) mbarrier_init(barrier + 8 * threadIdx.x);
   }
 
   FUSED_RNN_DEVICE void expect(int share, int bytes) const {
-    if (team_.alive() && threadIdx.x % 32 == 0) mbarrier_expect(barrier_of(made(), share), bytes);
+    if (team_.alive() && lane_ == 0) mbarrier_expect(barrier_of(made(), share), bytes);
   }
 
   FUSED_RNN_DEVICE void follow() { ++steps_; }
 
   // Copy 1 is made first, and each has a phase every second step.
-  FUSED_RNN_DEVICE bool wait(int share) { return team_.wait(barrier_of(read(), share), (steps_ - 1) / 2 % 2); }
+  template <typename F>
+  FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
+    return team_.wait(barrier_of(read(), share), (steps_ - 1) / 2 % 2, failing);
+  }
 
   FUSED_RNN_DEVICE bool alive() const { return team_.alive(); }
   FUSED_RNN_DEVICE unsigned read() const { return steps_ % 2; }
@@ -98,6 +105,7 @@ class ClusterChannel {
  private:
   Team& team_;
   const SharedAddress barrier_;
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32));
   unsigned steps_ = 0;  // that were waited for
 };
 
@@ -115,41 +123,54 @@ class ClusterState : ClusterChannel<Team, shares> {
   static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
 
   FUSED_RNN_DEVICE ClusterState(Team& team, unsigned char* shared)
-      : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared) {
-    const unsigned lane = threadIdx.x % 32;
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < destinations; ++i) {
-      const unsigned rank = 4 * i + lane / 8;
-      to_[i] = address_in_block(shared_address(shared), rank < Team::size ? rank : 0);
-    }
-  }
+      : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared), rows_(kept(shared_address(shared))) {}
 
   FUSED_RNN_DEVICE void expect(int share) const { Base::expect(share, octets * 8 * (K / shares) * int{sizeof(S)}); }
 
   // Eight lanes push to one block, so that a warp reaches four at a time. Addresses in another block are as far apart
   // as in this one.
-  FUSED_RNN_DEVICE void push(int octet, int k, const Row& row) const {
-    const unsigned lane = threadIdx.x % 32;
-    if (!alive() || lane / 8 >= Team::size) return;
-    const unsigned place = made() * copy_bytes + ((8 * octet + lane % 8) * stride + k) * unsigned{sizeof(S)};
-    const SharedAddress barrier = barrier_of(made(), k / (K / shares)) - shared_address(shared_);
+  FUSED_RNN_DEVICE void own(int k) {
+    const unsigned lane = threadIdx.x % 32, row = (lane % 8 * stride + k) * unsigned{sizeof(S)};
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < destinations; ++i) {
+      const unsigned rank = 4 * i + lane / 8;
+      to_[i] = kept(address_in_block(rows_, rank < Team::size ? rank : 0) + row);
+    }
+    barrier_from_row_ = kept(barrier_of(0, k / (K / shares)) - rows_ - row);
+    pushes_ = lane / 8 < Team::size;
+  }
+
+  FUSED_RNN_DEVICE void push(int octet, const Row& row) const {
+    if (!alive() || !pushes_) return;
+    const SharedAddress place = made() * copy_bytes + octet * 8 * stride * unsigned{sizeof(S)};
+    const SharedAddress barrier = barrier_from_row_ + made() * Base::copy_barrier_bytes;
     FUSED_RNN_UNROLL
     for (int i = 0; i < destinations; ++i) cuda::push(to_[i] + place, to_[i] + barrier, row);
   }
 
-  FUSED_RNN_DEVICE bool wait(int share) {
+  // `failing` once, if this is the wait that fails.
+  template <typename F>
+  FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
     Base::follow();
-    return Base::wait(share);
+    return Base::wait(share, failing);
   }
-  FUSED_RNN_DEVICE bool wait_also(int share) { return Base::wait(share); }
+  FUSED_RNN_DEVICE bool wait(int share) {
+    return wait(share, [] {});
+  }
+  FUSED_RNN_DEVICE bool wait_also(int share) {
+    return Base::wait(share, [] {});
+  }
 
   FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + read() * copy_bytes); }
+  FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + read() * copy_bytes; }
 
  private:
   static constexpr int destinations = Team::size > 4 ? Team::size / 4 : 1;
 
   unsigned char* const shared_;
-  SharedAddress to_[destinations];
+  const SharedAddress rows_;
+  SharedAddress to_[destinations], barrier_from_row_ = 0;
+  bool pushes_ = false;
 };
 
 // Partial sums for `places` places of each block, four floats each.
@@ -178,9 +199,13 @@ class ClusterSums : ClusterChannel<Team, 1> {
                sums);
   }
 
-  FUSED_RNN_DEVICE bool wait() {
+  template <typename F>
+  FUSED_RNN_DEVICE bool wait(const F& failing) {
     Base::follow();
-    return Base::wait(0);
+    return Base::wait(0, failing);
+  }
+  FUSED_RNN_DEVICE bool wait() {
+    return wait([] {});
   }
   using Base::follow;
 

@@ -36,13 +36,16 @@
 // A state:
 //   expect(share)                   one warp of those that read the share: another step will follow the present one,
 //                                   and read what this one makes. After the step's wait, if it has one
-//   push(octet, k, row)             8 values, 16 bytes: lane l gives units k to k + 7 of sequence 8 * octet + l % 8, so
-//                                   that four lanes give the same row. Not in the last step: nobody would wait for it
+//   own(k)                          once: the warp makes units k to k + 7
+//   push(octet, row)                these, 16 bytes: lane l gives those of sequence 8 * octet + l % 8, so that four
+//                                   lanes give the same row. Not in the last step: nobody would wait for it
 //   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed
-//                                   from now on is for the step after. By every warp, in every step but the first
+//                                   from now on is for the step after. By every warp, in every step but the first.
+//                                   wait(share, failing) calls failing() if it is this wait that fails
 //   bool wait_also(share)           another share of the same step, for a warp that reads more than one
-//   S* rows()                       [sequences, K + 8] in shared memory, for load_matrices
-// Partial sums have expect(), wait() and
+//   S* rows(), SharedAddress address()
+//                                   [sequences, K + 8] in shared memory, for load_matrices
+// Partial sums have expect(), wait(), wait(failing) and
 //   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
 //   const Sums* sums(contributor)   the places, as one block gave them
 //   follow()                        in place of wait(), for a warp that contributes and reads nothing: another warp of
