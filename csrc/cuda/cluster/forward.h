@@ -299,7 +299,7 @@ class Forward {
 
   const Q& q_;
   const ForwardArrays<S>& a_;
-  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = threadIdx.x / 32, group_ = warp_ % Size::groups,
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)), group_ = warp_ % Size::groups,
             share_ = warp_ / Size::groups;
   const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
   Team& team_;
