@@ -151,6 +151,14 @@ FUSED_RNN_DEVICE int64_t kept(int64_t value) {
   return value;
 }
 
+// The same address of shared memory, of which the compiler does not know where it comes from: it then stays in a
+// register, where it would else be made anew wherever it is used, of a special register that takes long to read.
+FUSED_RNN_DEVICE unsigned char* settled(unsigned char* shared) {
+  SharedAddress address = shared_address(shared);
+  asm volatile("" : "+r"(address));
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
+}
+
 // A load that stays where it is written, however often it is repeated. T has 4, 8 or 16 bytes and is aligned to them.
 template <typename T>
 FUSED_RNN_DEVICE T load_shared(SharedAddress address) {

@@ -291,6 +291,7 @@ template <typename T>
 T kept(T value) {
   return value;
 }
+inline unsigned char* settled(unsigned char* shared) { return shared; }
 
 template <typename T>
 T load_shared(SharedAddress address, Place place = Place::here()) {
@@ -377,8 +378,8 @@ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     host_shim::multiply_matrices(sum, a, b, [](uint16_t bits) { return half_to_float({bits}); }, place);
 }
 
-// An exact result as far off as an instruction may be, relatively, in a way that looks arbitrary and is the same for the
-// same x.
+// An exact result as far off as an instruction may be, relatively, in a way that looks arbitrary and is the same for
+// the same x.
 inline double off_by(double error, float x, double exact) {
   const auto hash = __builtin_bit_cast(uint32_t, x) * 2654435761u >> 8;
   return exact * (1 + (hash / double{1 << 23} - 1) * 0.999 * error);

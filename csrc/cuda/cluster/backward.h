@@ -16,7 +16,8 @@ template <typename Cell, typename S, typename Size>
 struct BackwardShape {
   static constexpr int gates = Cell::gates, gradients = Cell::gradients;
   // Products: tiles of 16 outputs, of which all warps have as many, and what these sum over, with zeros at its end.
-  static constexpr int tiles = Size::K / 16, warps = warps_for(tiles), own_tiles = tiles / warps, threads = 32 * warps;
+  static constexpr int tiles = Size::K / 16, warps = divisor_up_to(8, tiles), own_tiles = tiles / warps,
+                       threads = 32 * warps;
   static constexpr int own_k = static_cast<int>(round_up(gates * Size::units, 32)), k_steps = own_k / 16;
   static constexpr int stride = own_k + (gradients - gates) * Size::units + 8;  // rows start in different banks
   // The pointwise part: jobs of 8 units and 8 sequences, of which a warp has some.
@@ -26,10 +27,12 @@ struct BackwardShape {
                        before_at = d_cells_at + Cell::has_cell_state, keep_c_at = before_at + has_before,
                        slots = keep_c_at + Cell::has_cell_state;
   // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = 72 + 4 * own_tiles * Size::octets + 24 * own_jobs;
-  static constexpr int held = held_of(own_tiles * k_steps, threads, others);
+  static constexpr int others = 60 + 4 * own_tiles * Size::octets + 24 * own_jobs;
+  static constexpr int fragments = own_tiles * k_steps, held = held_of(fragments, threads, others);
+  // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
+  static constexpr int together = held == fragments || own_tiles <= 4 ? own_tiles : divisor_up_to(3, own_tiles);
   static constexpr int operand_bytes = 8 * Size::octets * stride * int{sizeof(S)};  // of one of two
-  static constexpr int weight_bytes = warps * (own_tiles * k_steps - held) * fragment_bytes;
+  static constexpr int weight_bytes = warps * (fragments - held) * fragment_bytes;
 };
 
 #if FUSED_RNN_SM90
@@ -40,12 +43,13 @@ class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
   using T = Approximate<S>;
   using Q = Operands<S, BackwardArrays>;
-  using ThisTile = Tile<S, BackwardArrays, 1, Size::octets>;
+  using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
   static_assert(!(has_c && Cell::bypasses_product), "h₋ and c stand in the same place");
 
  public:
-  using Ring = RowRing<S, Shape::slots, 1, false>;
+  // Fewer stages where weights want the memory and steps take long.
+  using Ring = RowRing<S, Shape::slots, 1, false, (Size::K > 512 ? 4 : 6)>;
 
   // What it reads of a step.
   struct Rows {
@@ -66,9 +70,10 @@ class BackwardJob {
     ring_.clear();
   }
 
-  FUSED_RNN_DEVICE void begin(const Q& q, int index) {
+  // Of the tile that begins with sequence `first`.
+  FUSED_RNN_DEVICE void begin(const Q& q, int first, int longest) {
     const BackwardArrays<S>& a = q.arrays;
-    tile_ = ThisTile(q, index, octet_);
+    tile_ = ThisTile(q, first + 8 * octet_, longest);
     float initial[2];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -245,7 +250,8 @@ class Backward {
   using ThisTile = Tile<S, BackwardArrays, octets>;
   using Fragment = Vector<uint32_t, 4>;
   static constexpr int units = Size::units, own_tiles = Shape::own_tiles, k_steps = Shape::k_steps,
-                       own_jobs = Shape::own_jobs, held = Shape::held, fragments = own_tiles * k_steps;
+                       own_jobs = Shape::own_jobs, held = Shape::held, fragments = Shape::fragments,
+                       together = Shape::together;
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;  // of sums, so that two instructions are under way
   static constexpr int operand_at = Sums::shared_bytes, weights_at = operand_at + 2 * Shape::operand_bytes,
                        rings_at = weights_at + Shape::weight_bytes;
@@ -275,8 +281,8 @@ class Backward {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
       team_.start([] {});
-      for_jobs([&](int, Job& job) { job.begin(q_, index); });
       const ThisTile tile(q_, index);
+      for_jobs([&](int, Job& job) { job.begin(q_, tile.first(), tile.longest()); });
       for (int step = tile.longest() - 1; step >= 0; --step) advance(tile, step);
       if (tile.longest() > 0) {
         wait();
@@ -298,10 +304,20 @@ class Backward {
   }
 
   // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate. Neighbours in a row of it
-  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way. `pairs` says
-  // that every second output stands at a multiple of 4 bytes.
+  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way; first those
+  // for shared memory, because all registers are free until then. `pairs` says that every second output stands at a
+  // multiple of 4 bytes.
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
+    for_fragments<pairs, false>([&](int at, const Fragment& f) { weights_in_shared_[at * 32] = turned(f); });
+    for_fragments<pairs, true>([&](int at, const Fragment& f) { weights_[at] = f; });
+    FUSED_RNN_UNROLL
+    for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
+  }
+
+  // Calls f with the number and the value of each fragment in registers, or of each in shared memory.
+  template <bool pairs, bool in_registers, typename F>
+  FUSED_RNN_DEVICE void for_fragments(const F& f) const {
     const int unit = static_cast<int>(cluster_rank()) * units + lane_ / 4, output = 16 * tile(0) + 2 * (lane_ % 4);
     const S* from = q_.arrays.weight_hh + int64_t{unit} * q_.H + output;
     FUSED_RNN_UNROLL
@@ -309,23 +325,20 @@ class Backward {
       const int below = 16 * s % units;  // from the first unit of the block
       FUSED_RNN_UNROLL
       for (int j = 0; j < own_tiles; ++j) {
-        Fragment f;
+        const int at = place_of(s, j);
+        if (is_held(at) != in_registers) continue;
+        Fragment fragment;
         FUSED_RNN_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int right = 16 * j + i % 2 * 8, down = i / 2 * 8;
           const bool exists = 16 * s / units < Cell::gates && unit + below + down < q_.H;
-          f.values[i] = weight_pair<pairs>(from + down * int64_t{q_.H} + right, exists ? q_.H - output - right : 0);
+          const int left = exists ? q_.H - output - right : 0;
+          fragment.values[i] = weight_pair<pairs>(from + down * int64_t{q_.H} + right, left);
         }
-        const int at = s * own_tiles + j;
-        if (at < held)
-          weights_[at] = f;
-        else
-          weights_in_shared_[(at - held) * 32] = turned(f);
+        f(in_registers ? before(at) : at - before(at), fragment);
       }
       from += (below + 16 < units ? 16 : q_.H - below) * int64_t{q_.H};
     }
-    FUSED_RNN_UNROLL
-    for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
   }
 
   FUSED_RNN_DEVICE static Fragment turned(const Fragment& f) {
@@ -335,9 +348,15 @@ class Backward {
     return result;
   }
 
-  FUSED_RNN_DEVICE Fragment weights(int s, int j) const {
-    const int at = s * own_tiles + j;
-    return at < held ? weights_[at] : weights_in_shared_[(at - held) * 32];
+  // Fragments in the order in which they are used. Those in registers are spread evenly among them, so that others come
+  // from shared memory meanwhile; so many of them are before one.
+  FUSED_RNN_DEVICE static constexpr int place_of(int s, int j) {
+    return (j / together * k_steps + s) * together + j % together;
+  }
+  FUSED_RNN_DEVICE static constexpr int before(int at) { return at * held / fragments; }
+  FUSED_RNN_DEVICE static constexpr bool is_held(int at) { return before(at + 1) > before(at); }
+  FUSED_RNN_DEVICE Fragment weights(int at) const {
+    return is_held(at) ? weights_[before(at)] : weights_in_shared_[(at - before(at)) * 32];
   }
 
   FUSED_RNN_DEVICE int tile(int j) const { return warp_ * own_tiles + j; }
@@ -366,38 +385,39 @@ class Backward {
   // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when
   // all that this one waits for has come.
   FUSED_RNN_DEVICE void multiply(int step) const {
-    float sums[chains][own_tiles * octets][4] = {};
     const S* const rows = operand_ + ((step & 1) * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
     FUSED_RNN_UNROLL
-    for (int s = 0; s < k_steps; s += 2) {
-      Fragment a[2][own_tiles];
+    for (int first = 0; first < own_tiles; first += together) {
+      float sums[chains][together][octets][4] = {};
       FUSED_RNN_UNROLL
-      for (int i = 0; i < 2 * own_tiles; ++i)
-        a[i / own_tiles][i % own_tiles] = weights(s + i / own_tiles, i % own_tiles);
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        uint32_t b[4];
-        load_matrices(b, rows + n * 8 * Shape::stride + s * 16);
+      for (int s = 0; s < k_steps; s += 2) {
+        uint32_t b[octets][4];
         FUSED_RNN_UNROLL
-        for (int j = 0; j < own_tiles; ++j) mma_m16n8k16<S>(sums[0][n * own_tiles + j], a[0][j].values, {b[0], b[1]});
+        for (int n = 0; n < octets; ++n) load_matrices(b[n], rows + n * 8 * Shape::stride + s * 16);
         FUSED_RNN_UNROLL
-        for (int j = 0; j < own_tiles; ++j)
-          mma_m16n8k16<S>(sums[chains - 1][n * own_tiles + j], a[1][j].values, {b[2], b[3]});
-      }
-    }
-    FUSED_RNN_UNROLL
-    for (int j = 0; j < own_tiles; ++j) {
-      constexpr int owned = units / 16;
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        typename Sums::Sums sum;
-        FUSED_RNN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          sum.values[i] = sums[0][n * own_tiles + j][i];
-          if constexpr (chains > 1) sum.values[i] += sums[1][n * own_tiles + j][i];
+        for (int i = 0; i < 2; ++i) {
+          FUSED_RNN_UNROLL
+          for (int j = 0; j < together; ++j) {
+            const Fragment a = weights(place_of(s + i, first + j));
+            FUSED_RNN_UNROLL
+            for (int n = 0; n < octets; ++n)
+              mma_m16n8k16<S>(sums[i % chains][j][n], a.values, {b[n][2 * i], b[n][2 * i + 1]});
+          }
         }
-        sums_.contribute(tile(j) / owned, (tile(j) % owned * octets + n) * 32 + lane_, sum);
       }
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < together; ++j) contribute(tile(first + j), sums[0][j], sums[chains - 1][j]);
+    }
+  }
+
+  FUSED_RNN_DEVICE void contribute(int tile, const float (&a)[octets][4], const float (&b)[octets][4]) const {
+    constexpr int owned = units / 16;
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      typename Sums::Sums sums;
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) sums.values[i] = chains > 1 ? a[n][i] + b[n][i] : a[n][i];
+      sums_.contribute(tile / owned, (tile % owned * octets + n) * 32 + lane_, sums);
     }
   }
 
@@ -420,7 +440,7 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
-  Backward<Cell, S, Size>(q, team, shared).run();
+  Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }
 

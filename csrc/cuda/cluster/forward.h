@@ -322,7 +322,7 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
-  Forward<Cell, S, Size>(q, team, shared).run();
+  Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }
 

@@ -16,11 +16,10 @@ struct Size {
   static_assert(units % 16 == 0 && K % (32 * shares) == 0, "matrix instructions take 16 outputs and here 32 of K");
 };
 
-// The warps of a block among which so many tiles of outputs can be shared evenly: eight, if that is possible.
-constexpr int warps_for(int tiles) {
-  int warps = tiles < 8 ? tiles : 8;
-  while (tiles % warps != 0) --warps;
-  return warps;
+constexpr int divisor_up_to(int most, int number) {
+  int divisor = most < number ? most : number;
+  while (number % divisor != 0) --divisor;
+  return divisor;
 }
 
 // Registers of 4 bytes that a thread has where so many share a multiprocessor.

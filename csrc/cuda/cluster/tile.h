@@ -49,30 +49,28 @@ FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
 
 // The steps of a tile, and the sequences that a lane has to do with: as a thread of matrix products it has sequences
 // 2(lane % 4) and the next one of each octet, and unit lane / 4 of eight; of rows it has that of sequence lane % 8.
-// A warp may have `octets` of the `all` that the tile has.
-template <typename S, template <typename> class Arrays, int octets, int all = octets>
+template <typename S, template <typename> class Arrays, int octets>
 class Tile {
+  static_assert(octets <= 4, "a lane asks for the steps of one sequence");
+
  public:
   using Q = Operands<S, Arrays>;
 
   FUSED_RNN_DEVICE Tile() {}
 
-  // Takes the `index`th tile, from its octet `octet` on.
-  FUSED_RNN_DEVICE Tile(const Q& q, int index, int octet = 0) : first_((index * all + octet) * 8), longest_(0) {
-    for (int r = 0; r < 8 * all; ++r) {
-      const int steps = steps_of(q, r - 8 * octet);
-      longest_ = steps > longest_ ? steps : longest_;
-    }
-    const int lane = threadIdx.x % 32;
+  // The `index`th tile. By whole warps, as the next.
+  FUSED_RNN_DEVICE Tile(const Q& q, int index) : first_(index * 8 * octets) {
+    longest_ = take_steps(q);
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
-      row_limit_[n] = steps_of(q, 8 * n + lane % 8);
-      FUSED_RNN_UNROLL
-      for (int j = 0; j < 2; ++j) limit_[n][j] = steps_of(q, 8 * n + 2 * (lane % 4) + j);
+    for (int distance = 16; distance > 0; distance /= 2) {
+      const int other = __shfl_xor_sync(~0u, longest_, distance);
+      longest_ = other > longest_ ? other : longest_;
     }
   }
+  // The octets from sequence `first` on of a larger one.
+  FUSED_RNN_DEVICE Tile(const Q& q, int first, int longest) : first_(first), longest_(longest) { take_steps(q); }
 
-  FUSED_RNN_DEVICE int first() const { return first_; }  // sequence, of those that the warp has
+  FUSED_RNN_DEVICE int first() const { return first_; }  // sequence
   // Steps that some sequence of the whole tile has; all at times before it.
   FUSED_RNN_DEVICE int longest() const { return longest_; }
   // The time of a step; steps count in the order of computation.
@@ -84,25 +82,35 @@ class Tile {
   FUSED_RNN_DEVICE bool active_row(int n, int t) const { return t < row_limit_[n]; }
 
  private:
-  // -1 for a sequence that there is not
-  FUSED_RNN_DEVICE int steps_of(const Q& q, int r) const {
-    if (first_ + r >= q.B) return -1;
-    if (!q.lengths) return q.T;
-    const int64_t steps = q.lengths[first_ + r];
-    return static_cast<int>(steps < 0 ? 0 : steps < q.T ? steps : q.T);
+  // Returns the steps of one sequence; -1 if there is none.
+  FUSED_RNN_DEVICE int take_steps(const Q& q) {
+    const int lane = threadIdx.x % 32, b = first_ + lane;
+    int steps = -1;
+    if (lane < 8 * octets && b < q.B) {
+      const int64_t length = q.lengths ? q.lengths[b] : q.T;
+      steps = static_cast<int>(length < 0 ? 0 : length < q.T ? length : q.T);
+    }
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      row_limit_[n] = __shfl_sync(~0u, steps, 8 * n + lane % 8);
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) limit_[n][j] = __shfl_sync(~0u, steps, 8 * n + 2 * (lane % 4) + j);
+    }
+    return steps;
   }
 
   int first_ = 0, longest_ = 0;
   int limit_[octets][2], row_limit_[octets];
 };
 
-// Rows that a warp brings to shared memory some steps before it reads them: of each step `slots` matrices for each
-// octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or null, and then it
-// reads as zero. Steps go upwards from 0 or downwards to it.
-template <typename S, int slots, int octets, bool upwards>
+// Rows that a warp brings to shared memory some steps before it reads them, `stages` at a time: of each step `slots`
+// matrices for each octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or
+// null, and then it reads as zero. Steps go upwards from 0 or downwards to it.
+template <typename S, int slots, int octets, bool upwards, int stages = 6>
 class RowRing {
-  static constexpr int stages = 6, stage_bytes = octets * slots * matrix_bytes;
-  HOST_DEVICE static constexpr int rounds_of(int some) { return (some * 8 + 31) / 32; }  // of a warp that copies a row in each lane
+  static constexpr int stage_bytes = octets * slots * matrix_bytes;
+  // Of a warp whose lanes copy a row each.
+  HOST_DEVICE static constexpr int rounds_of(int some) { return (some * 8 + 31) / 32; }
   static constexpr int rounds = rounds_of(slots);
 
  public:

@@ -185,7 +185,10 @@ class ClusterSums : ClusterChannel<Team, 1> {
   static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
 
   FUSED_RNN_DEVICE ClusterSums(Team& team, unsigned char* shared)
-      : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared), own_part_(cluster_rank() * part_bytes) {}
+      : Base(team, shared_address(shared) + 2 * copy_bytes),
+        shared_(shared),
+        // through a shuffle, or the compiler would read the special register anew in every step
+        own_part_(__shfl_sync(~0u, cluster_rank() * part_bytes, 0)) {}
 
   FUSED_RNN_DEVICE void expect() const { Base::expect(0, copy_bytes); }
 
