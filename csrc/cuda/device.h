@@ -150,10 +150,13 @@ FUSED_RNN_DEVICE int64_t kept(int64_t value) {
   asm volatile("" : "+l"(value));
   return value;
 }
-// The same of a pointer to shared memory; where that begins, the compiler would take from a special register again and
-// again.
-FUSED_RNN_DEVICE unsigned char* kept(unsigned char* shared) {
-  return static_cast<unsigned char*>(__cvta_shared_to_generic(kept(shared_address(shared))));
+
+// The same address of shared memory, of which the compiler does not know where it comes from: it then stays in a
+// register, where it would else be made anew wherever it is used, of a special register that takes long to read.
+FUSED_RNN_DEVICE unsigned char* settled(unsigned char* shared) {
+  SharedAddress address = shared_address(shared);
+  asm volatile("" : "+r"(address));
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
 }
 
 // A load that stays where it is written, however often it is repeated. T has 4, 8 or 16 bytes and is aligned to them.
@@ -230,7 +233,10 @@ FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], SharedAddress row)
 }
 
 FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], SharedAddress row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(registers[0]) : "r"(row) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+               : "=r"(registers[0])
+               : "r"(row)
+               : "memory");
 }
 
 FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], SharedAddress row) {

@@ -291,6 +291,7 @@ template <typename T>
 T kept(T value) {
   return value;
 }
+inline unsigned char* settled(unsigned char* shared) { return shared; }
 
 template <typename T>
 T load_shared(SharedAddress address, Place place = Place::here()) {

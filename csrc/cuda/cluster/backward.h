@@ -216,6 +216,7 @@ class BackwardJob {
   // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
   // result has: δa_n of the reset-after GRU, where δq takes its place.
   FUSED_RNN_DEVICE static int column_of(int gradient) {
+    if (gradient >= Cell::gradients) return 0;  // of a lane that has none
     if (Cell::gradients == Cell::gates || gradient < Cell::gates - 1) return gradient * Size::units;
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
   }
@@ -446,7 +447,7 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
-  Backward<Cell, S, Size>(q, team, kept(shared)).run();
+  Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }
 

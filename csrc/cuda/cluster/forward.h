@@ -299,7 +299,7 @@ class Forward {
 
   const Q& q_;
   const ForwardArrays<S>& a_;
-  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = threadIdx.x / 32, group_ = warp_ % Size::groups,
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)), group_ = warp_ % Size::groups,
             share_ = warp_ / Size::groups;
   const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
   Team& team_;
@@ -322,7 +322,7 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
   ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
-  Forward<Cell, S, Size>(q, team, shared).run();
+  Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }
 

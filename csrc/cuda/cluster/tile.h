@@ -109,7 +109,7 @@ class Tile {
 template <typename S, int slots, int octets, bool upwards, int stages = 6>
 class RowRing {
   static constexpr int stage_bytes = octets * slots * matrix_bytes;
-  // Of a warp that copies a row in each lane.
+  // Of a warp whose lanes copy a row each.
   HOST_DEVICE static constexpr int rounds_of(int some) { return (some * 8 + 31) / 32; }
   static constexpr int rounds = rounds_of(slots);
 
@@ -123,7 +123,8 @@ class RowRing {
 
   FUSED_RNN_DEVICE RowRing() {}
   FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared)
-      : shared_(shared), at_(kept(shared_address(shared) + threadIdx.x % 32 * row_bytes)) {}
+      : shared_(shared),
+        at_(kept(shared_address(shared) + threadIdx.x % 32 * row_bytes)) {}
 
   // Once, before any tile.
   FUSED_RNN_DEVICE void clear() const {
@@ -151,8 +152,8 @@ class RowRing {
         const Source s = source(slot);
         wanted_[i] = s.values && columns > 0 && has_octets_ > 0;
         row_[i] = s.row;
-        from_[i] =
-            (s.values ? s.values : source(0).values) + (int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row;
+        from_[i] = (s.values ? s.values : source(0).values) +
+                   (int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row;
         step_[i] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(S)});
       }
     }
@@ -223,7 +224,7 @@ class RowRing {
   }
 
   unsigned char* shared_;
-  int stage_ = 0;     // bytes
+  int stage_ = 0;      // bytes
   SharedAddress at_;  // there, the lane's row of the first matrices
   int left_ = 0, columns_ = 0, has_octets_ = 0;
   const S* from_[rounds];

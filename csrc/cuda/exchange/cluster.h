@@ -137,7 +137,7 @@ class ClusterState : ClusterChannel<Team, shares> {
       to_[i] = kept(address_in_block(rows_, rank < Team::size ? rank : 0) + row);
     }
     barrier_from_row_ = kept(barrier_of(0, k / (K / shares)) - rows_ - row);
-    pushes_ = lane / 8 < Team::size;
+    pushes_ = kept(static_cast<int>(lane / 8 < Team::size));
   }
 
   FUSED_RNN_DEVICE void push(int octet, const Row& row) const {
@@ -170,7 +170,7 @@ class ClusterState : ClusterChannel<Team, shares> {
   unsigned char* const shared_;
   const SharedAddress rows_;
   SharedAddress to_[destinations], barrier_from_row_ = 0;
-  bool pushes_ = false;
+  int pushes_ = 0;
 };
 
 // Partial sums for `places` places of each block, four floats each.
