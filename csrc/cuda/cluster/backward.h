@@ -59,12 +59,13 @@ class BackwardJob {
   FUSED_RNN_DEVICE BackwardJob() {}
 
   // `operand`: of the block, the first of two.
-  FUSED_RNN_DEVICE BackwardJob(int job, unsigned char* operand, unsigned char* ring)
-      : octet_(job / Size::groups),
+  FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
+      : octet_(Size::octets > 1 ? job / Size::groups : 0),
         unit_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
         part_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
-        row_(operand + ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
-                           int{sizeof(S)}),
+        row_(kept(operand +
+                  ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
+                      int{sizeof(S)})),
         ring_(ring) {
     static_assert(Size::groups % 2 == 0);
     ring_.clear();
@@ -110,9 +111,10 @@ class BackwardJob {
     return rows;
   }
 
-  // Add Uᵀ δ of the step at this time to δh where `exists`, in the parts that the blocks contributed.
+  // Add Uᵀ δ of the step at time t, if there was one, in the parts that the blocks contributed. A sequence that does
+  // not have the step gets nothing, also where weights are not finite.
   template <typename Sums>
-  FUSED_RNN_DEVICE void add(const Sums& sums, int t, bool exists) {
+  FUSED_RNN_DEVICE void add(const Sums& sums, int t, bool there_was) {
     float total[2] = {dh_[0], dh_[1]};
     FUSED_RNN_UNROLL
     for (int block = 0; block < Size::blocks; ++block) {
@@ -121,10 +123,10 @@ class BackwardJob {
       for (int j = 0; j < 2; ++j) total[j] += part.values[j];
     }
     FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) dh_[j] = exists && tile_.active(0, j, t) ? total[j] : dh_[j];
+    for (int j = 0; j < 2; ++j) dh_[j] = there_was && tile_.active(0, j, t) ? total[j] : dh_[j];
   }
 
-  // From here on all gradients are NaN.
+  // From here on all gradients of this tile are NaN, but for d_c_0, which end() knows of.
   FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = NAN; }
 
   // The gradients of a step, in rows, which the block's warps read. `regularised`: by zoneout or clipping.
@@ -181,13 +183,13 @@ class BackwardJob {
   // The same rows to the result, and those of one step more on their way.
   FUSED_RNN_DEVICE void put_out(const Q& q, int step, bool regularised) {
     if (q.whole_rows) {
-      sink_.template store<true>(0, shared_address(row(step)), false);
+      sink_.template store<true>(0, row(step), false);
       if (regularised)
         ring_.template fetch<true>();
       else
         ring_.template fetch<true, Shape::keep_c_at>();
     } else {
-      sink_.template store<false>(0, shared_address(row(step)), false);
+      sink_.template store<false>(0, row(step), false);
       ring_.template fetch<false>();
     }
     ring_.advance();
@@ -205,9 +207,9 @@ class BackwardJob {
     auto rest = sink(q, tile_.longest(), 1);
     for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) {
       if (q.whole_rows)
-        rest.template store<true>(0, shared_address(row(0)), true);
+        rest.template store<true>(0, row(0), true);
       else
-        rest.template store<false>(0, shared_address(row(0)), true);
+        rest.template store<false>(0, row(0), true);
     }
   }
 
@@ -221,7 +223,7 @@ class BackwardJob {
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
   }
 
-  FUSED_RNN_DEVICE unsigned char* row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
+  FUSED_RNN_DEVICE SharedAddress row(int step) const { return row_ + (step & 1) * Shape::operand_bytes; }
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - unit_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
   FUSED_RNN_DEVICE RowSink<S, 1> sink(const Q& q, int time, int time_step) const {
@@ -235,7 +237,7 @@ class BackwardJob {
   }
 
   int octet_, unit_, part_;
-  unsigned char* row_;  // of one gradient and sequence, in the operand
+  SharedAddress row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
   RowSink<S, 1> sink_;   // the same row in the result
@@ -268,17 +270,20 @@ class Backward {
       : q_(q),
         team_(team),
         sums_(team, shared),
-        operand_(at<S>(shared, operand_at)),
+        operand_(
+            kept(shared_address(shared) + operand_at + (lane_ % 8 * Shape::stride + lane_ / 8 * 8) * int{sizeof(S)})),
         weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (fragments - held) * 32 + lane_) {
     for (int i = threadIdx.x; i < 2 * Shape::operand_bytes / row_bytes; i += threads)
-      reinterpret_cast<Row<S>*>(operand_)[i] = {};
+      at<Row<S>>(shared, operand_at)[i] = {};
     if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(q.arrays.weight_hh) % 4 == 0)
       load_weights<true>();
     else
       load_weights<false>();
     FUSED_RNN_UNROLL
     for (int i = 0; i < own_jobs; ++i)
-      if (has_job(i)) jobs_[i] = Job(job(i), shared + operand_at, shared + rings_at + job(i) * Job::Ring::shared_bytes);
+      if (has_job(i))
+        jobs_[i] =
+            Job(job(i), shared_address(shared) + operand_at, shared + rings_at + job(i) * Job::Ring::shared_bytes);
   }
 
   FUSED_RNN_DEVICE void run() {
@@ -308,12 +313,15 @@ class Backward {
   }
 
   // Of Uᵀ, a row for each output and the columns of the block's own units, gate after gate. Neighbours in a row of it
-  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way; first those
-  // for shared memory, because all registers are free until then. `pairs` says that every second output stands at a
-  // multiple of 4 bytes.
+  // lie in a column of U: matrices are loaded as they lie there, and turned when all loads are under way; those for
+  // shared memory a few at a time, or there would be more loads than registers. `pairs` says that every second output
+  // stands at a multiple of 4 bytes.
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
-    for_fragments<pairs, false>([&](int at, const Fragment& f) { weights_in_shared_[at * 32] = turned(f); });
+    for_fragments<pairs, false>([&](int at, const Fragment& f) {
+      weights_in_shared_[at * 32] = turned(f);
+      if (at % 8 == 7) __syncwarp();  // no load is made earlier
+    });
     for_fragments<pairs, true>([&](int at, const Fragment& f) { weights_[at] = f; });
     FUSED_RNN_UNROLL
     for (int at = 0; at < held; ++at) weights_[at] = turned(weights_[at]);
@@ -371,6 +379,7 @@ class Backward {
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
+    // apart from the wait on, so that the compiler moves what does not depend on the sums before they have come
     if (regularised_)
       make<true>(tile, step);
     else
@@ -392,7 +401,7 @@ class Backward {
   // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when
   // all that this one waits for has come.
   FUSED_RNN_DEVICE void multiply(int step) const {
-    const S* const rows = operand_ + ((step & 1) * 8 * octets + lane_ % 8) * Shape::stride + lane_ / 8 * 8;
+    const SharedAddress rows = operand_ + (step & 1) * Shape::operand_bytes;
     FUSED_RNN_UNROLL
     for (int first = 0; first < own_tiles; first += together) {
       float sums[chains][together][octets][4] = {};
@@ -400,7 +409,7 @@ class Backward {
       for (int s = 0; s < k_steps; s += 2) {
         uint32_t b[octets][4];
         FUSED_RNN_UNROLL
-        for (int n = 0; n < octets; ++n) load_matrices(b[n], rows + n * 8 * Shape::stride + s * 16);
+        for (int n = 0; n < octets; ++n) load_matrices(b[n], rows + (n * 8 * Shape::stride + s * 16) * int{sizeof(S)});
         FUSED_RNN_UNROLL
         for (int i = 0; i < 2; ++i) {
           FUSED_RNN_UNROLL
@@ -429,11 +438,11 @@ class Backward {
   }
 
   const Q& q_;
-  const int lane_ = threadIdx.x % 32, warp_ = threadIdx.x / 32;
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32));
   const bool regularised_ = q_.arrays.keep_h || q_.arrays.keep_c || q_.gradient_clip < INFINITY;
   Team& team_;
   Sums sums_;
-  S* const operand_;  // two, each [sequences, Shape::stride]
+  const SharedAddress operand_;  // two, each [sequences, Shape::stride]; from the lane's row of matrices on
   Fragment* const weights_in_shared_;
   Job jobs_[own_jobs];
   Fragment weights_[held];

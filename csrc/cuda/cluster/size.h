@@ -16,6 +16,7 @@ struct Size {
   static_assert(units % 16 == 0 && K % (32 * shares) == 0, "matrix instructions take 16 outputs and here 32 of K");
 };
 
+// The largest divisor of a number up to `most`.
 constexpr int divisor_up_to(int most, int number) {
   int divisor = most < number ? most : number;
   while (number % divisor != 0) --divisor;

@@ -124,6 +124,7 @@ class RowRing {
   FUSED_RNN_DEVICE RowRing() {}
   FUSED_RNN_DEVICE explicit RowRing(unsigned char* shared)
       : shared_(shared),
+        lane_(kept(static_cast<int>(threadIdx.x % 32))),
         at_(kept(shared_address(shared) + threadIdx.x % 32 * row_bytes)) {}
 
   // Once, before any tile.
@@ -152,8 +153,8 @@ class RowRing {
         const Source s = source(slot);
         wanted_[i] = s.values && columns > 0 && has_octets_ > 0;
         row_[i] = s.row;
-        from_[i] = (s.values ? s.values : source(0).values) +
-                   (int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row;
+        from_[i] =
+            (s.values ? s.values : source(0).values) + (int64_t{first_time} * q.B + tile.first() + lane % 8) * s.row;
         step_[i] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(S)});
       }
     }
@@ -187,7 +188,7 @@ class RowRing {
   // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there
   // are fewer slots, what else is loaded says nothing.
   FUSED_RNN_DEVICE void load(uint32_t (&pairs)[4], int n, int slot) const {
-    const int lane = threadIdx.x % 32, missing = 8 * slot + lane - (8 * slots - 1);
+    const int missing = 8 * slot + lane_ - (8 * slots - 1);
     const SharedAddress from = at_ + (n * slots + slot) * matrix_bytes;
     load_matrices_transposed(pairs, slot + 4 <= slots || missing <= 0 ? from : from - missing * row_bytes);
   }
@@ -224,7 +225,8 @@ class RowRing {
   }
 
   unsigned char* shared_;
-  int stage_ = 0;      // bytes
+  int lane_ = 0;
+  int stage_ = 0;     // bytes
   SharedAddress at_;  // there, the lane's row of the first matrices
   int left_ = 0, columns_ = 0, has_octets_ = 0;
   const S* from_[rounds];
