@@ -255,14 +255,14 @@ class RowSink {
   // The row at `from` in shared memory, or zeros: as a `whole`, or value by value.
   template <bool whole>
   FUSED_RNN_DEVICE void store(int n, SharedAddress from, bool zeros) const {
+    if (!wanted_[n]) return;
     S* const to = to_ + int64_t{8 * n} * row_;
+    auto row = load_shared<Vector<uint32_t, 4>>(from);
     if constexpr (whole) {
-      auto row = load_shared<Vector<uint32_t, 4>>(from);
       FUSED_RNN_UNROLL
       for (int i = 0; i < 4; ++i) row.values[i] = zeros ? 0u : row.values[i];
-      if (wanted_[n]) *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
-    } else if (wanted_[n]) {
-      Vector<uint32_t, 4> row = load_shared<Vector<uint32_t, 4>>(from);
+      *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
+    } else {
       FUSED_RNN_UNROLL_BY(1)
       for (int u = 0; u < columns_; ++u) {
         to[u] = zeros ? S{} : S{static_cast<uint16_t>(row.values[0])};
