@@ -27,7 +27,7 @@ struct BackwardShape {
                        before_at = d_cells_at + Cell::has_cell_state, keep_c_at = before_at + has_before,
                        slots = keep_c_at + Cell::has_cell_state;
   // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = 60 + 4 * own_tiles * Size::octets + 24 * own_jobs;
+  static constexpr int others = 52 + 4 * own_tiles * Size::octets + 40 * own_jobs;
   static constexpr int fragments = own_tiles * k_steps, held = held_of(fragments, threads, others);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = held == fragments || own_tiles <= 4 ? own_tiles : divisor_up_to(3, own_tiles);
@@ -49,7 +49,7 @@ class BackwardJob {
 
  public:
   // Fewer stages where weights want the memory and steps take long.
-  using Ring = RowRing<S, Shape::slots, 1, false, (Size::K > 512 ? 4 : 6)>;
+  using Ring = RowRing<S, Shape::slots, 1, false, (Size::K > 512 ? 3 : 6)>;
 
   // What it reads of a step.
   struct Rows {
@@ -178,11 +178,14 @@ class BackwardJob {
     store_matrices_transposed<Cell::gradients>(row(step), pairs);
   }
 
-  // The same rows to the result, and the next step's on their way.
-  FUSED_RNN_DEVICE void put_out(const Q& q, int step) {
+  // The same rows to the result, and those of one step more on their way.
+  FUSED_RNN_DEVICE void put_out(const Q& q, int step, bool regularised) {
     if (q.whole_rows) {
       sink_.template store<true>(0, shared_address(row(step)), false);
-      ring_.template fetch<true>();
+      if (regularised)
+        ring_.template fetch<true>();
+      else
+        ring_.template fetch<true, Shape::keep_c_at>();
     } else {
       sink_.template store<false>(0, shared_address(row(step)), false);
       ring_.template fetch<false>();
@@ -213,6 +216,7 @@ class BackwardJob {
   // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
   // result has: δa_n of the reset-after GRU, where δq takes its place.
   FUSED_RNN_DEVICE static int column_of(int gradient) {
+    if (gradient >= Cell::gradients) return 0;  // of a lane that has none
     if (Cell::gradients == Cell::gates || gradient < Cell::gates - 1) return gradient * Size::units;
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::own_k;
   }
@@ -234,7 +238,7 @@ class BackwardJob {
   unsigned char* row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
-  RowSink<S, 1> sink_;      // the same row in the result
+  RowSink<S, 1> sink_;   // the same row in the result
   uint32_t initial_;     // h_0 or c_0, of both sequences
   float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
 };
@@ -367,19 +371,22 @@ class Backward {
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    typename Job::Rows rows[own_jobs];
-    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
-    if (step + 1 < tile.longest()) wait();
-    for_jobs([&](int i, Job& job) {
-      if (regularised_)
-        job.template make<true>(q_, step, rows[i], sums_);
-      else
-        job.template make<false>(q_, step, rows[i], sums_);
-    });
+    if (regularised_)
+      make<true>(tile, step);
+    else
+      make<false>(tile, step);
     __syncthreads();
     multiply(step);
     if (warp_ == 0) sums_.expect();
-    for_jobs([&](int, Job& job) { job.put_out(q_, step); });
+    for_jobs([&](int, Job& job) { job.put_out(q_, step, regularised_); });
+  }
+
+  template <bool regularised>
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int step) {
+    typename Job::Rows rows[own_jobs];
+    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
+    if (step + 1 < tile.longest()) wait();
+    for_jobs([&](int i, Job& job) { job.template make<regularised>(q_, step, rows[i], sums_); });
   }
 
   // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when

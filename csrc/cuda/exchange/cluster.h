@@ -177,7 +177,7 @@ class ClusterState : ClusterChannel<Team, shares> {
 template <typename Team, int places>
 class ClusterSums : ClusterChannel<Team, 1> {
   using Base = ClusterChannel<Team, 1>;
-  using Base::alive, Base::barrier_of, Base::made, Base::read;
+  using Base::alive, Base::made, Base::read;
   static constexpr int part_bytes = places * 16, copy_bytes = Team::size * part_bytes;
 
  public:
@@ -195,8 +195,8 @@ class ClusterSums : ClusterChannel<Team, 1> {
   FUSED_RNN_DEVICE void contribute(int owner, int place, const Sums& sums) const {
     if (!alive()) return;
     const SharedAddress to = address_in_block(shared_address(shared_), owner);
-    cuda::push(to + made() * copy_bytes + own_part_ + place * 16, to + barrier_of(made(), 0) - shared_address(shared_),
-               sums);
+    const SharedAddress part = made() * copy_bytes + own_part_;
+    cuda::push(to + part + place * 16, to + 2 * copy_bytes + made() * Base::copy_barrier_bytes, sums);
   }
 
   template <typename F>
