@@ -68,7 +68,6 @@ struct Direction<ForwardCall> {
              .registers = 4 * Shape::held * Shape::matrices + 96,
              .held = Shape::held * Shape::matrices,
              .resident = (Shape::k_steps - Shape::held) * Shape::matrices,
-             .products = Shape::warps * Shape::k_steps * Shape::matrices * Size::octets,
              .received = Size::K * 8 * Size::octets * int{sizeof(S)}},
             run_forward<Cell, S, Size>};
   }
@@ -90,8 +89,7 @@ struct Direction<BackwardCall> {
              .registers = 4 * Shape::held + 96,
              .held = Shape::held,
              .resident = Shape::own_tiles * Shape::k_steps - Shape::held,
-             .products = Shape::tiles * Shape::k_steps * Size::octets,
-             .received = Size::K * 8 * Size::octets * int{sizeof(float)}},
+             .received = Size::K * 8 * Size::octets * int{sizeof(typename Shape::Travelling)}},
             run_backward<Cell, S, Size>};
   }
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }

@@ -15,8 +15,8 @@ namespace fused_rnn::cuda::cluster {
 struct Candidate {
   int K, blocks, octets;
   int threads, shared_bytes, registers;  // of a block, of a block, of a thread at least
-  int held, resident;                    // fragments of weights of a matrix instruction, of a warp: in registers, in shared memory
-  int products;                          // matrix instructions of all warps of a block in a step
+  int held, resident;                    // fragments of weights of a matrix instruction that a warp has in registers,
+                                         // and in shared memory
   int received;                          // bytes that a block is sent in a step
 };
 
@@ -36,10 +36,12 @@ inline int64_t at_once(const Candidate& c, const Chip& chip) {
   return chip.clusters[index] * std::max<int64_t>(1, std::min(by_registers, by_memory));
 }
 
-// Of a step of a tile: what no size changes, the exchange, and the products, of which a multiprocessor makes 0.64 a
-// cycle at 1.75 GHz.
+// Of a step of a tile, fitted to an H200: a tile's octets go one after the other through the exchange, of which a block
+// is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn; weights in
+// shared memory are read at 127 bytes a cycle.
 inline double nanoseconds_of(const Candidate& c) {
-  return 200 + ClusterExchange::of_phase(c.blocks) + ClusterExchange::of_byte * c.received + c.products / 1.1;
+  const double octet = 200 + 0.105 * c.received / c.octets + 25.0 * (c.K / c.blocks / 8);
+  return octet * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
 }
 
 // Whether a size can be what is forced; zeros leave it open.

@@ -31,15 +31,7 @@ constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix
 template <typename S>
 using Row = Vector<S, 8>;
 
-// The two neighbours in a register.
-template <typename S>
-FUSED_RNN_DEVICE float low_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair)});
-}
-template <typename S>
-FUSED_RNN_DEVICE float high_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair >> 16)});
-}
+// One of the two neighbours in a register.
 template <typename S, typename T>
 FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
   return T(j ? high_of<S>(pair) : low_of<S>(pair));
