@@ -31,6 +31,8 @@ class Forward {
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
   static constexpr bool has_c = Cell::has_cell_state;
+  // Of sums of a product: where a warp has little to multiply, instructions that wait for each other are what takes time.
+  static constexpr int chains = octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
@@ -205,6 +207,7 @@ class Forward {
 
   // U h₋ + b'
   FUSED_RNN_DEVICE void multiply(float (&sums)[matrices * octets][4]) const {
+    float more[matrices * octets][4] = {};  // of the second chain
     FUSED_RNN_UNROLL
     for (int i = 0; i < matrices * octets; ++i) {
       FUSED_RNN_UNROLL
@@ -225,9 +228,17 @@ class Forward {
         load_matrices(b, rows + (n * 8 * (K + 8) + s * 16) * int{sizeof(S)});
         FUSED_RNN_UNROLL
         for (int m = 0; m < matrices; ++m) {
+          auto& second = chains == 1 ? sums : more;
           mma_m16n8k16<S>(sums[matrices * n + m], a[0][m].values, {b[0], b[1]});
-          mma_m16n8k16<S>(sums[matrices * n + m], a[1][m].values, {b[2], b[3]});
+          mma_m16n8k16<S>(second[matrices * n + m], a[1][m].values, {b[2], b[3]});
         }
+      }
+    }
+    if constexpr (chains > 1) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < matrices * octets; ++i) {
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < 4; ++j) sums[i][j] += more[i][j];
       }
     }
   }
