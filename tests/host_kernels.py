@@ -34,6 +34,7 @@ class Way:
     shared_bytes: int
     forced: str | None = ""
     clusters: tuple[int, ...] = (0, 0, 0, 0, 0)
+    tight: bool = False  # blocks get no more shared memory than a call needs, so that none share a multiprocessor
 
     @property
     def chip(self) -> Chip:
@@ -89,7 +90,11 @@ def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProce
 
 def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
     """How a call would be launched; RuntimeError if it cannot be."""
-    call = calls.sized(direction, cell, dtype, **vars(shape))
+    return planned(library, direction, calls.sized(direction, cell, dtype, **vars(shape)), way)
+
+
+def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
+    """Likewise, of a call's structure."""
     plan = Plan()
     with way.enforced():
         error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
@@ -131,9 +136,11 @@ class HostKernels:
 
     def run(self, call: calls.Call) -> tuple[Tensor, ...]:
         """The results; fails if the kernel does not come to its end, or if it should not and says nothing."""
-        run = getattr(self.library, f"run_{call.direction}_call")
+        run, chip = getattr(self.library, f"run_{call.direction}_call"), self.way.chip
+        if self.way.tight:
+            chip.shared_bytes = planned(self.library, call.direction, call.structure, self.way).shared_bytes
         with self.way.enforced():
-            error = run(ctypes.byref(call.structure), ctypes.byref(self.way.chip), self.seed, self.missing)
+            error = run(ctypes.byref(call.structure), ctypes.byref(chip), self.seed, self.missing)
         assert error == b"", error.decode()
         assert call.timed_out == (self.missing > 0)
         return call.results

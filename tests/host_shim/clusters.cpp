@@ -30,11 +30,17 @@ using namespace fused_rnn::cuda;
 
 namespace {
 
-// More steps than are fetched ahead, and two tiles for a cluster; rows in whole or, of odd seeds, value by value.
+// More steps than are fetched ahead, and two tiles for one cluster, because no multiprocessor has shared memory for two
+// blocks; rows in whole or, of odd seeds, value by value.
 template <typename Cell, typename S>
 void run_cell(const Chip& chip, unsigned seed) {
-  run_layer<S>(Modulates::nothing, {9, 9, seed % 2 ? 27 : 24}, seed, [&](const auto& call) {
-    return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
+  run_layer<S>(Modulates::nothing, {8, 9, seed % 2 ? 53 : 56}, seed, [&](const auto& call) {
+    const auto prepare = [&](const Chip& chip) {
+      return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
+    };
+    Chip tight = chip;
+    tight.shared_bytes = prepare(chip).plan.shared_bytes;
+    return prepare(tight);
   });
 }
 
