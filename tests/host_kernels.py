@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,11 +54,20 @@ class Way:
 # Compiled -----------------------------------------------------------------------------------------------------------
 
 
-def compile_calls(name: str, folder: Path, *flags: str, tree: Path = ROOT) -> Path:
+def compile_calls(name: str, target: Path, *flags: str, tree: Path = ROOT) -> Path:
     """Build NAME.cpp of a tree with few threads and short chunks; the runtime goes without sanitizers."""
-    target, sources = folder / name, tree / SHIM
-    build.compile_on_host(sources / f"{name}.cpp", target, *flags, shim=sources)
+    build.compile_on_host(tree / SHIM / f"{name}.cpp", target, *flags, shim=tree / SHIM)
     return target
+
+
+def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times: int = 1) -> Path:
+    """A copy of the sources with something else in one file, in so many places."""
+    for part in ("csrc/cells", "csrc/cuda", SHIM):
+        shutil.copytree(ROOT / part, folder / part)
+    text, count = re.subn(pattern, replacement, (folder / name).read_text(), flags=re.DOTALL)
+    assert count == times, f"{name} has {pattern} in {count} places, not in {times}"
+    (folder / name).write_text(text)
+    return folder
 
 
 def library_of(name: str, folders: pytest.TempPathFactory, *flags: str) -> ctypes.CDLL:
@@ -67,7 +78,7 @@ def library_of(name: str, folders: pytest.TempPathFactory, *flags: str) -> ctype
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / name).exists():
-            compile_calls(name, folder, "-O1", "-shared", *flags)
+            compile_calls(name, folder / name, "-O1", "-shared", *flags)
     loaded = ctypes.CDLL(str(folder / name))
     for direction in DIRECTIONS:
         for verb in ("run", "plan"):

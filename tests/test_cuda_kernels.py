@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,9 +16,9 @@ from .conftest import Operands, Shape, operands, random_like, regularised, relat
 from .host_kernels import (
     DIRECTIONS,
     ROOT,
-    SHIM,
     HostKernels,
     Way,
+    changed_tree,
     compile_calls,
     library_of,
     needs_compiler,
@@ -256,7 +255,7 @@ RACED = {
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
-    program = compile_calls("sequences", tmp_path, "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
+    program = compile_calls("sequences", tmp_path / "races", "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
     for seed, way in enumerate(RACED.values()):
         run = run_program(program, way, seed)
         assert run.returncode == 0, run.stderr[-4000:]
@@ -280,14 +279,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_seeded_races_are_reported(tmp_path, fault):
     """The kernels with a fault put in: ThreadSanitizer must see it, or the test above would prove nothing."""
-    for folder in ("csrc/cells", "csrc/cuda", SHIM):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
     name, pattern, replacement = FAULTS[fault]
-    header = tmp_path / "csrc/cuda" / name
-    text, count = re.subn(pattern, replacement, header.read_text(), flags=re.DOTALL)
-    assert count == 1
-    header.write_text(text)
-    program = compile_calls("sequences", tmp_path, "-DRACES=1", *RACES, "-fsanitize=thread", tree=tmp_path)
+    tree = changed_tree(tmp_path, f"csrc/cuda/{name}", pattern, replacement)
+    program = compile_calls("sequences", tmp_path / "faulty", "-DRACES=1", *RACES, "-fsanitize=thread", tree=tree)
     run = run_program(program, RACED["team"], seed=1)
     assert run.returncode != 0
     assert ("NaN" if fault == "no-wait-for-copies" else "data race") in run.stderr

@@ -34,7 +34,7 @@ namespace {
 // blocks; rows in whole or, of odd seeds, value by value.
 template <typename Cell, typename S>
 void run_cell(const Chip& chip, unsigned seed) {
-  run_layer<S>(Modulates::nothing, {8, 9, seed % 2 ? 53 : 56}, seed, [&](const auto& call) {
+  run_layer<S>(Modulates::nothing, {7, 9, seed % 2 ? 53 : 56}, seed, [&](const auto& call) {
     const auto prepare = [&](const Chip& chip) {
       return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
     };
