@@ -13,6 +13,7 @@ pytestmark = needs_compiler
 # Two shares of K; and 16 sequences. A program runs its first size, or that with so many sequences as are forced.
 SHARES, OCTETS = "Size<64,2,2,1>", "Size<64,2,1,2>"
 FORWARD, BACKWARD, TILE = (f"csrc/cuda/cluster/{name}.h" for name in ("forward", "backward", "tile"))
+SPLIT = "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
 
@@ -48,19 +49,18 @@ class Fault:
     times: int = 1
 
 
+LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
 FAULTS = {
     # What blocks do to each other
-    "no-wait-for-the-state": Fault(FORWARD, r"step > 0 && !state_\.wait\(share_\)", "false", "mbarrier"),
-    "wait-for-another-share": Fault(FORWARD, r"state_\.wait\(share_\)", "state_.wait(0)", RACE, "thread"),
+    "no-wait-for-the-state": Fault(FORWARD, r"if \(step > 0\) state_\.wait\([^;]*;[^;]*;", "", "mbarrier"),
+    "wait-for-another-share": Fault(FORWARD, r"state_\.wait\(share_", "state_.wait(0", RACE, "thread"),
     "push-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"\1", ENDS),
     "expected-in-the-last-step": Fault(FORWARD, r"!last && (group_ == 0)", r"\1", "one arrival too many"),
     "expected-twice": Fault(FORWARD, r"!last && group_ == 0", "!last", "one arrival too many"),
     "half-of-the-sequences-pushed": Fault(
         FORWARD, r"state_\.push\(n, ", "if (n == 0) state_.push(0, ", "misses 1024 bytes"
     ),
-    "forward-leaves-early": Fault(
-        FORWARD, r"(\n\s+)(advance\(tile, step,)", r"\1if (step == 2 && cluster_rank() == 1) return;\1\2", ENDS
-    ),
+    "forward-leaves-early": Fault(FORWARD, r"(team_\.start)", LEAVES, ENDS),
     "forward-without-barrier-between-tiles": Fault(
         FORWARD,
         r"(team_\.start\(\[&\] \{ (put_initial_state\(tile\);) \}\);)",
@@ -68,25 +68,28 @@ FAULTS = {
         RACE,
         "thread",
     ),
-    "no-wait-for-sums": Fault(BACKWARD, r"if \(!newest\) sums_\.wait", "if (!newest) sums_.follow", RACE, "thread"),
+    "no-wait-for-sums": Fault(
+        BACKWARD, r"(step \+ 1 < tile\.longest\(\)\)) wait\(\);", r"\1 sums_.follow();", RACE, "thread"
+    ),
     "no-wait-for-the-last-sums": Fault(
-        BACKWARD, r"sums_\.wait\(\);(\s+for_jobs)", r"sums_.follow();\1", RACE, "thread"
+        BACKWARD, r"(longest\(\) > 0\) \{\s+)wait\(\);", r"\1sums_.follow();", RACE, "thread"
     ),
     "sums-not-expected": Fault(BACKWARD, r"if \(warp_ == 0\) sums_\.expect\(\);", "", "mbarrier"),
-    "backward-leaves-early": Fault(
-        BACKWARD, r"(advance\(step, step \+ 1)", r"if (step == 2 && cluster_rank() == 1) return; else \1", ENDS
-    ),
+    "backward-leaves-early": Fault(BACKWARD, r"(team_\.start)", LEAVES, ENDS),
     # What warps of a block do
-    "one-operand": Fault(BACKWARD, r"step % 2 \*", "0 *", RACE, "thread", 2),
+    "one-operand": Fault(BACKWARD, r"\(step & 1\) \*", "0 *", RACE, "thread", 2),
     "no-barrier-before-the-product": Fault(BACKWARD, r"__syncthreads\(\);(\s+multiply\()", r"\1", RACE, "thread"),
+    "one-named-barrier": Fault(SPLIT, r"barrier_ \+ turn_", "barrier_", "arrives again|" + RACE, "thread", 3),
     # What lanes of a warp do
     "no-wait-for-inputs": Fault(FORWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
     "no-wait-for-saved-values": Fault(BACKWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
     "wait-for-too-few-inputs": Fault(
-        TILE, r"upwards \? stages - 2 : stages - 3", "upwards ? stages - 1 : stages - 2", "NaN among the results"
+        TILE, r"upwards \? stages - 1 : stages - 2", "upwards ? stages : stages - 1", "NaN among the results"
     ),
     "inputs-without-syncwarp": Fault(TILE, r"(copy_async_wait<[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
-    "rows-without-syncwarp": Fault(FORWARD, r"(turn\(n, 0, [^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
+    "rows-without-syncwarp": Fault(
+        FORWARD, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
+    ),
 }
 
 

@@ -31,15 +31,15 @@ class Memory {
   size_t drawn_ = 0;
 };
 
-struct Sizes {
+struct Options {
   int64_t T, B, H;
+  bool regularised = true;  // by zoneout and clipping
 };
 
-// One layer forward and backward, with all that a call may have. `prepare` plans either call. S is the type of the
-// tensors.
+// One layer forward and backward. `prepare` plans either call. S is the type of the tensors.
 template <typename S, typename F>
-void run_layer(Modulates modulates, const Sizes& sizes, unsigned seed, const F& prepare) {
-  const auto [T, B, H] = sizes;
+void run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
+  const auto [T, B, H, regularised] = options;
   const int64_t I = modulates == Modulates::hidden ? H : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
@@ -56,14 +56,14 @@ void run_layer(Modulates modulates, const Sizes& sizes, unsigned seed, const F& 
                     .timed_out = &timed_out};
   ForwardCall forward_call{layer, {}};
   auto& f = forward_call.arrays;
-  f.keep_h = m.array(T * B * H), f.keep_c = m.array(T * B * H);
+  if (regularised) f.keep_h = m.array(T * B * H), f.keep_c = m.array(T * B * H);
   f.projected = m.array(T * B * (G * H + I)), f.input = m.array(T * B * I);
   f.h_0 = m.array(B * H), f.c_0 = m.array(B * H);
   f.weight_ih = m.array(G * H * I), f.weight_hh = m.array(G * H * H), f.weight_mhh = m.array(I * H);
   f.bias_m = m.array(I), f.bias_ih = m.array(G * H), f.bias_hh = m.array(G * H);
   f.output = m.array(T * B * H), f.h_n = m.array(B * H), f.c_n = m.array(B * H);
   f.cells = m.array(T * B * H), f.saved = m.array(T * B * saved);
-  BackwardCall backward_call{layer, {}, 0.01};
+  BackwardCall backward_call{layer, {}, regularised ? 0.01 : INFINITY};
   auto& b = backward_call.arrays;
   b.keep_h = f.keep_h, b.keep_c = f.keep_c;
   b.d_output = m.array(T * B * H), b.d_h_n = m.array(B * H), b.d_c_n = m.array(B * H);
