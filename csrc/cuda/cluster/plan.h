@@ -32,7 +32,8 @@ inline int64_t at_once(const Candidate& c, const Chip& chip) {
   int index = 0;
   while (1 << index < c.blocks) ++index;
   // several small blocks share a multiprocessor
-  const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers), by_memory = chip.shared_bytes / c.shared_bytes;
+  const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers),
+                by_memory = chip.shared_bytes / c.shared_bytes;
   return chip.clusters[index] * std::max<int64_t>(1, std::min(by_registers, by_memory));
 }
 
@@ -75,8 +76,8 @@ inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_
   if (best.index >= 0) return best;
   best.refusal = large_enough ? "this device does not run clusters of so many blocks, or gives them too little shared "
                                 "memory"
-                              : "kernels in clusters are compiled for " + sizes_in_words(candidates) +
-                                    ", and H is " + std::to_string(H);
+                              : "kernels in clusters are compiled for " + sizes_in_words(candidates) + ", and H is " +
+                                    std::to_string(H);
   return best;
 }
 
