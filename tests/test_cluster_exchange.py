@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import find_nvcc
+from .host_kernels import ROOT, SHIM, changed_tree
 
-ROOT = Path(__file__).parent.parent
-SHIM = "tests/host_shim"
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 LSTM, SUMS = f"{SHIM}/warp_lstm.h", f"{SHIM}/warp_sums.h"
 COMPILER = os.environ.get("CXX", "g++")
@@ -86,16 +85,6 @@ def build(tmp_path_factory) -> Callable[..., Path]:
         return target
 
     return program
-
-
-def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times: int) -> Path:
-    """A copy of the sources with something else in one file."""
-    for part in ("csrc/cells", "csrc/cuda", SHIM):
-        shutil.copytree(ROOT / part, folder / part)
-    text, count = re.subn(pattern, replacement, (folder / name).read_text())
-    assert count == times
-    (folder / name).write_text(text)
-    return folder
 
 
 def run(program: Path, check: str, seed: int) -> subprocess.CompletedProcess:

@@ -1,129 +1,41 @@
 """The CUDA kernels, run on the CPU by the host shim, against the float64 reference; races, hangs and compilation."""
 
-import contextlib
 import ctypes
-import fcntl
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.gpu.kernel import build, calls
-from benchmarks.gpu.kernel.calls import TYPES, Chip, Plan
+from benchmarks.gpu.kernel import calls
+from benchmarks.gpu.kernel.calls import TYPES
 from fused_rnn import cuda
-from fused_rnn.cells import CELLS, WEIGHTS
+from fused_rnn.cells import CELLS
 
 from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
+from .host_kernels import (
+    DIRECTIONS,
+    ROOT,
+    HostKernels,
+    Way,
+    changed_tree,
+    compile_calls,
+    library_of,
+    needs_compiler,
+    plan_of,
+    run_kernels,
+    run_program,
+)
 
-HERE = Path(__file__).parent / "host_shim"
-DIRECTIONS = list(calls.ARRAYS)
+CLUSTERS = "-DFUSED_RNN_CLUSTER_SIZES=Size<32,1,1,1>"
 RACES = ["-O1", "-g1"]  # a program for sanitizers in place of the library
-pytestmark = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
-
-
-@dataclass(frozen=True)
-class Way:
-    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says, or None to leave it as it is."""
-
-    multiprocessors: int
-    shared_bytes: int
-    forced: str | None = ""
-    clusters: tuple[int, ...] = (0, 0, 0, 0, 0)
-
-    @property
-    def chip(self) -> Chip:
-        return Chip.of(cuda.Chip(self.multiprocessors, self.shared_bytes, self.clusters))
-
-    @contextlib.contextmanager
-    def enforced(self) -> Iterator[None]:
-        """What runs inside finds the plan in its environment."""
-        with pytest.MonkeyPatch.context() as patch:
-            if self.forced is not None:
-                patch.setenv(cuda.FORCED, self.forced)
-            yield
-
-
-def compile_sequences(folder: Path, *flags: str, sources: Path = HERE) -> Path:
-    """Build sequences.cpp with few threads and short chunks; the runtime goes without sanitizers."""
-    target = folder / "sequences"
-    build.compile_on_host(sources / "sequences.cpp", target, *flags, shim=sources)
-    return target
-
-
-def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProcess:
-    arguments = [program, str(way.multiprocessors), str(way.shared_bytes), str(seed)]
-    with way.enforced():
-        run = subprocess.run(arguments, check=False, capture_output=True, text=True)
-    if "unexpected memory mapping" in run.stderr:
-        pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
-    return run
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    """The kernels on the shim, which the first of pytest's processes that wants them compiles for all."""
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with (folder / "sequences.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "sequences").exists():
-            compile_sequences(folder, "-O1", "-shared")
-    loaded = ctypes.CDLL(str(folder / "sequences"))
-    for direction in DIRECTIONS:
-        for verb in ("run", "plan"):
-            getattr(loaded, f"{verb}_{direction}_call").restype = ctypes.c_char_p
-    return loaded
-
-
-@dataclass
-class HostKernels:
-    """The kernels as cuda.Kernels wants them, run by the shim. The last `missing` blocks of a team do not come."""
-
-    library: ctypes.CDLL
-    way: Way
-    seed: int = 0
-    missing: int = 0
-
-    def forward(self, *operands):
-        return self.run(calls.forward(self.unwritten, *operands))
-
-    def backward(self, *operands):
-        return self.run(calls.backward(self.unwritten, *operands))
-
-    def unwritten(self, like: Tensor, *shape: int) -> Tensor:
-        """Memory whose every value must become another: NaN, or a number where NaN is expected."""
-        return torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype)
-
-    def run(self, call: calls.Call) -> tuple[Tensor, ...]:
-        """The results; fails if the kernel does not come to its end, or if it should not and says nothing."""
-        run = getattr(self.library, f"run_{call.direction}_call")
-        with self.way.enforced():
-            error = run(ctypes.byref(call.structure), ctypes.byref(self.way.chip), self.seed, self.missing)
-        assert error == b"", error.decode()
-        assert call.timed_out == (self.missing > 0)
-        return call.results
-
-
-@torch.no_grad()
-def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> list[Tensor]:
-    """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
-    t = {name: tensor.detach() for name, tensor in op.tensors.items()}
-    names = ["input", "h_0", "c_0", *WEIGHTS]
-    operands = [None if value is None else value.detach() for value in op.arguments()]
-    operands += [op.cell, op.reverse, op.gradient_clip or 0.0]
-    *results, saved = cuda.forward(*operands, "everything", kernels=kernels)
-    output, *_, cells = results
-    results = results[: len(d_results)]
-    d_results = [*(d.to(output.dtype) for d in d_results), None, None][:4]
-    gradients = cuda.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
-    return [*results, *(d for name, d in zip(names, gradients) if name in t)]
+    """The kernels of blocks; of those of clusters one size, which test_cluster_kernels.py has to do with."""
+    return library_of("sequences", tmp_path_factory, CLUSTERS)
 
 
 # Ways to divide the work: one block for each tile of 8 sequences; a team for several tiles in turn, with all weights on
@@ -133,17 +45,6 @@ WAYS = {
     "team": Way(3, 200_000, "sequences=8,parts=3"),
     "streamed": Way(6, 52_000, "sequences=16,parts=2"),
 }
-
-
-def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
-    """How a call would be launched; RuntimeError if it cannot be."""
-    call = calls.sized(direction, cell, dtype, **vars(shape))
-    plan = Plan()
-    with way.enforced():
-        error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
-    if error:
-        raise RuntimeError(error.decode())
-    return plan
 
 
 def compare(library, op: Operands, allowed: float, way: Way, seed: int = 0) -> None:
@@ -354,13 +255,12 @@ RACED = {
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
-    program = compile_sequences(tmp_path, "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
+    program = compile_calls("sequences", tmp_path / "races", "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
     for seed, way in enumerate(RACED.values()):
         run = run_program(program, way, seed)
         assert run.returncode == 0, run.stderr[-4000:]
 
 
-ROOT = HERE.parent.parent
 # A file of the kernels, what is changed in it, and what it becomes
 FAULTS = {
     "no-barrier-of-the-team": ("exchange/l2.h", r"arrived = wait_for\(.*?\);", ""),
@@ -379,16 +279,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_seeded_races_are_reported(tmp_path, fault):
     """The kernels with a fault put in: ThreadSanitizer must see it, or the test above would prove nothing."""
-    for folder in ("csrc/cells", "csrc/cuda", "tests/host_shim"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
     name, pattern, replacement = FAULTS[fault]
-    header = tmp_path / "csrc/cuda" / name
-    text, count = re.subn(pattern, replacement, header.read_text(), flags=re.DOTALL)
-    assert count == 1
-    header.write_text(text)
-    program = compile_sequences(
-        tmp_path, "-DRACES=1", *RACES, "-fsanitize=thread", sources=tmp_path / "tests/host_shim"
-    )
+    tree = changed_tree(tmp_path, f"csrc/cuda/{name}", pattern, replacement)
+    program = compile_calls("sequences", tmp_path / "faulty", "-DRACES=1", *RACES, "-fsanitize=thread", tree=tree)
     run = run_program(program, RACED["team"], seed=1)
     assert run.returncode != 0
     assert ("NaN" if fault == "no-wait-for-copies" else "data race") in run.stderr

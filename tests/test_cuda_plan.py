@@ -16,8 +16,8 @@ from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS
 
-from .test_cuda_kernels import HostKernels, Way, library  # noqa: F401  (a fixture)
-from .test_cuda_kernels import pytestmark as needs_compiler
+from .host_kernels import HostKernels, Way, needs_compiler
+from .test_cuda_kernels import library  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="this build has no CUDA kernels")
 LSTM = ("lstm", torch.bfloat16, 64, 512)

@@ -377,6 +377,15 @@ FUSED_RNN_DEVICE S narrow(C value) {
     return value;
 }
 
+// The two neighbours in a register.
+template <typename S>
+FUSED_RNN_DEVICE float low_of(uint32_t pair) {
+  return widen(S{static_cast<uint16_t>(pair)});
+}
+template <typename S>
+FUSED_RNN_DEVICE float high_of(uint32_t pair) {
+  return widen(S{static_cast<uint16_t>(pair >> 16)});
+}
 // Wait until *counter >= target; what was written before the additions that made it so is then visible to this thread.
 // False if that takes too long, as when not all blocks of the grid are resident. Then *failed becomes 1, and every
 // other block's wait ends with false as well, so that the kernel returns and its caller can report the failure.

@@ -9,6 +9,7 @@
 
 #include "backward.h"
 #include "cluster/dispatch.h"
+#include "cluster/measured.h"
 #include "forward.h"
 #include "pack.h"
 #include "planner.h"
@@ -140,6 +141,12 @@ inline Division of_blocks(Division forced) {
   return forced;
 }
 
+// Whether kernels of warps were measured ahead of those of blocks for such a call.
+inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
+  return cluster::has_kernels(layer) &&
+         cluster::measured_ahead(cluster::measured, layer.cell, layer.type, layer.H, layer.B, chip.name);
+}
+
 // A call for a kernel of warps, which is forced.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
@@ -156,6 +163,12 @@ Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division&
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   if (forced.exchange == ExchangeId::cluster) return prepare_in_clusters<S>(call, chip, forced, launcher);
+  if constexpr (on_tensor_cores<S>) {
+    if (forced == Division() && clusters_are_ahead(call, chip)) {
+      const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);
+      if (ready.refusal.empty()) return ready;  // else this device has no room for them
+    }
+  }
   return dispatch_kernel(call, [&](auto cell, auto modulates) {
     return prepare_for<decltype(cell), decltype(modulates)::value, S, ChosenExchange>(call, chip, of_blocks(forced),
                                                                                       launcher);

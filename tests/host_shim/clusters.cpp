@@ -1,62 +1,61 @@
-// The calls of csrc/cuda/api.h by the kernels of warps alone, on the host shim, as a library for
-// tests/test_cluster_kernels.py: the same functions as those of sequences.cpp.
+// The calls of csrc/cuda/api.h by the kernels of warps alone, as a library for tests/test_cluster_kernels.py; with
+// -DRACES a program. FUSED_RNN_CLUSTER_SIZES says for which sizes they are compiled.
 
-#include <stdexcept>
-#include <string>
+#ifndef RACES
 
-#include "launcher.h"
+#  include "calls.h"
+
+namespace {
+
+template <typename Call>
+Prepared prepared(const Call& call, const Chip& chip, const Division& forced, const HostLauncher& launcher) {
+  switch (call.type) {
+    case Type::bfloat16:
+      return prepare_in_clusters<BFloat16>(call, chip, forced, launcher);
+    case Type::float16:
+      return prepare_in_clusters<Half>(call, chip, forced, launcher);
+    default:
+      return prepare_in_clusters<float>(call, chip, forced, launcher);
+  }
+}
+
+}  // namespace
+
+#else
+
+#  include "races.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 
 namespace {
 
-template <typename Call>
-Prepared prepared(const Call& call, const Chip& chip, HostLauncher launcher) {
-  try {
-    return call.type == Type::bfloat16 ? prepare_in_clusters<BFloat16>(call, chip, forced_division(), launcher)
-                                       : prepare_in_clusters<Half>(call, chip, forced_division(), launcher);
-  } catch (const std::exception& error) {
-    return {error.what(), {}, nullptr};
-  }
-}
-
-// An empty string or what went wrong, which the next call overwrites.
-const char* keep(const std::string& error) {
-  static std::string message;
-  return (message = error).c_str();
-}
-
-template <typename Call>
-const char* plan_call(const Call& call, const Chip& chip, Plan& plan) {
-  const Prepared ready = prepared(call, chip, {});
-  plan = ready.plan;
-  return keep(ready.refusal);
-}
-
-template <typename Call>
-const char* run_call(const Call& call, const Chip& chip, HostLauncher launcher) {
-  const Prepared ready = prepared(call, chip, launcher);
-  return keep(ready.refusal.empty() ? ready.run(nullptr, nullptr) : ready.refusal);
+// More steps than are fetched ahead, and two tiles for one cluster, because no multiprocessor has shared memory for two
+// blocks. By the seed, rows are whole or not, and the call is regularised or not.
+template <typename Cell, typename S>
+void run_cell(const Chip& chip, unsigned seed) {
+  const int H = seed % 4 == 1 ? 53 : 56;
+  run_layer<S>(Modulates::nothing, {7, 9, H, seed % 4 < 2}, seed, [&](const auto& call) {
+    const auto prepare = [&](const Chip& chip) {
+      return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
+    };
+    Chip tight = chip;
+    tight.shared_bytes = prepare(chip).plan.shared_bytes;
+    return prepare(tight);
+  });
 }
 
 }  // namespace
 
-#pragma GCC visibility push(default)
-extern "C" {
-
-const char* plan_forward_call(const ForwardCall* call, const Chip* chip, Plan* plan) {
-  return plan_call(*call, *chip, *plan);
-}
-const char* plan_backward_call(const BackwardCall* call, const Chip* chip, Plan* plan) {
-  return plan_call(*call, *chip, *plan);
-}
-const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  return run_call(*call, *chip, {seed, missing});
-}
-const char* run_backward_call(const BackwardCall* call, const Chip* chip, unsigned seed, int missing) {
-  return run_call(*call, *chip, {seed, missing});
+// -DRACES=1 runs an LSTM only.
+int main(int, char** arguments) {
+  return run_program(arguments, 1, [](const Chip& chip, unsigned seed) {
+    run_cell<Lstm, BFloat16>(chip, seed);
+#  if RACES > 1
+    run_cell<GruResetAfter, BFloat16>(chip, seed);
+    run_cell<Rnn<Relu>, Half>(chip, seed);
+#  endif
+  });
 }
 
-}  // extern "C"
-#pragma GCC visibility pop
+#endif

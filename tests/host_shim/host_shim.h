@@ -49,6 +49,7 @@ struct Launch {
   uint64_t round_limit = 1 << 18;  // a round gives every thread that can run one turn
   unsigned cluster = 1;            // so many blocks that follow each other in x are a cluster
   bool gives_up = false;           // the kernel may end in the middle of phases, as after a timeout
+  uint64_t lost = 0;               // the so-manieth store to another block never arrives
 };
 
 // Run a kernel to its end. Throws std::runtime_error with a description if it cannot get there. One at a time.

@@ -7,7 +7,7 @@ namespace fused_rnn::cuda {
 
 struct HostLauncher {
   unsigned seed = 0;
-  int missing = 0;  // blocks that do not come, of those that should run together; in a cluster, waits that fail
+  int missing = 0;  // blocks that do not come, of those that should run together; in clusters, the store that gets lost
 
   template <typename P>
   std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
@@ -21,6 +21,7 @@ struct HostLauncher {
       if (attributes.cluster > 0) {
         shape.cluster = static_cast<unsigned>(attributes.cluster);
         shape.gives_up = missing > 0;
+        shape.lost = static_cast<unsigned>(missing);
       }
       host_shim::launch(shape, kernel, operands);
       return "";

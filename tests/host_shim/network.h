@@ -87,6 +87,7 @@ class Network {
   bool full() const { return free_.empty(); }
 
   void start(const Store& store, Block& block, Mbarrier& mbarrier, Place place) {
+    if (++number_ == shape.lost) return;
     const unsigned i = free_.back();
     free_.pop_back();
     Transit& p = places_[i];
@@ -95,7 +96,7 @@ class Network {
     p.mbarrier = &mbarrier;
     p.thread = current;
     p.place = place;
-    p.number = number_++;
+    p.number = number_;
     p.due = turn_ + delay(current->block->rank, block.rank);
     release(p.before.get());
     ++block.incoming;

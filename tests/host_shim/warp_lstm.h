@@ -22,15 +22,6 @@ struct WarpLstm {
   unsigned* failed;    // 0
 };
 
-// The two neighbours in a register.
-template <typename S>
-FUSED_RNN_DEVICE float low_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair)});
-}
-template <typename S>
-FUSED_RNN_DEVICE float high_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair >> 16)});
-}
 FUSED_RNN_DEVICE float approximate_sigmoid(float x) { return 0.5f * approximate_tanh(0.5f * x) + 0.5f; }
 
 #if FUSED_RNN_SM90

@@ -92,7 +92,7 @@ class WarpSumsBlock {
       if (t > 0) {
         FUSED_RNN_UNROLL
         for (int block = 0; block < blocks; ++block)
-          s += sums_.sums(block)[warp_ / 2 * 32 + lane_].values[warp_ % 2 * 2 + j];
+          s += sums_.pair(block, (warp_ / 2 * 32 + lane_) * 2 + warp_ % 2).values[j];
       }
       q_.s[place] = team_.alive() ? s : NAN;
       made[j] = s / (1 + (s < 0 ? -s : s));
@@ -112,7 +112,7 @@ class WarpSumsBlock {
         mma_m16n8k16<S>(sum, weights_[j][k], {b[0], b[1]});
       }
       const int owner = 16 * tile_of(j) / units, place = 16 * tile_of(j) % units / 16 * 32 + lane_;
-      sums_.contribute(owner, place, {{sum[0], sum[1], sum[2], sum[3]}});
+      sums_.contribute(owner, place, sum);
     }
   }
 

@@ -155,9 +155,13 @@ def host_obstacle() -> str | None:
 
 
 def compile_on_host(source: Path, target: Path, *flags: str, shim: Path = SHIM) -> None:
-    """Compile kernels for the host shim, with few threads and short chunks; its runtime goes without ``flags``."""
+    """Compile kernels for the host shim, with few threads and short chunks.
+
+    Its runtime goes without ``flags``, and is made once in a folder.
+    """
     command, runtime = [host_compiler(), *HOSTFLAGS], target.with_name("host_shim.o")
-    compiled([*command, "-O2", "-c", shim / "host_shim.cpp"], runtime)
+    if not runtime.exists():
+        compiled([*command, "-O2", "-c", shim / "host_shim.cpp"], runtime)
     compiled([*command, f"-I{shim}", *SMALL, *flags, "-x", "c++", source, "-x", "none", runtime], target)
 
 

@@ -15,6 +15,9 @@ namespace fused_rnn::cuda::cluster {
 template <typename Cell, typename S, typename Size>
 struct BackwardShape {
   static constexpr int gates = Cell::gates, gradients = Cell::gradients;
+  // As what partial sums travel. Rounded to bfloat16 they leave δ and δh_0 as far from float64 as floats do over 1024
+  // steps, for what is saved in bfloat16 is what decides.
+  using Travelling = std::conditional_t<std::is_same_v<S, BFloat16>, BFloat16, float>;
   // Products: tiles of 16 outputs, of which all warps have as many, and what these sum over, with zeros at its end.
   static constexpr int tiles = Size::K / 16, warps = divisor_up_to(8, tiles), own_tiles = tiles / warps,
                        threads = 32 * warps;
@@ -62,7 +65,7 @@ class BackwardJob {
   FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
       : octet_(Size::octets > 1 ? job / Size::groups : 0),
         unit_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
-        part_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
+        pair_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
         row_(kept(operand +
                   ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
                       int{sizeof(S)})),
@@ -118,7 +121,7 @@ class BackwardJob {
     float total[2] = {dh_[0], dh_[1]};
     FUSED_RNN_UNROLL
     for (int block = 0; block < Size::blocks; ++block) {
-      const auto part = reinterpret_cast<const Vector<float, 2>*>(sums.sums(block))[part_];
+      const auto part = sums.pair(block, pair_);
       FUSED_RNN_UNROLL
       for (int j = 0; j < 2; ++j) total[j] += part.values[j];
     }
@@ -236,7 +239,8 @@ class BackwardJob {
     return (int64_t{tile_.first()} + 2 * (lane() % 4) + j) * q.H + unit_ + lane() / 4;
   }
 
-  int octet_, unit_, part_;
+  int octet_, unit_;
+  int pair_;           // of sums
   SharedAddress row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
@@ -251,7 +255,7 @@ class Backward {
   static constexpr int octets = Size::octets;
   using Q = Operands<S, BackwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
-  using Sums = ClusterSums<Team, Size::units / 16 * Size::octets * 32>;
+  using Sums = ClusterSums<Team, Size::units / 16 * Size::octets * 32, typename Shape::Travelling>;
   using Job = BackwardJob<Cell, S, Size>;
   using ThisTile = Tile<S, BackwardArrays, octets>;
   using Fragment = Vector<uint32_t, 4>;
@@ -430,9 +434,9 @@ class Backward {
     constexpr int owned = units / 16;
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
-      typename Sums::Sums sums;
+      float sums[4];
       FUSED_RNN_UNROLL
-      for (int i = 0; i < 4; ++i) sums.values[i] = chains > 1 ? a[n][i] + b[n][i] : a[n][i];
+      for (int i = 0; i < 4; ++i) sums[i] = chains > 1 ? a[n][i] + b[n][i] : a[n][i];
       sums_.contribute(tile / owned, (tile % owned * octets + n) * 32 + lane_, sums);
     }
   }

@@ -68,7 +68,6 @@ struct Direction<ForwardCall> {
              .registers = 4 * Shape::held * Shape::matrices + 96,
              .held = Shape::held * Shape::matrices,
              .resident = (Shape::k_steps - Shape::held) * Shape::matrices,
-             .products = Shape::warps * Shape::k_steps * Shape::matrices * Size::octets,
              .received = Size::K * 8 * Size::octets * int{sizeof(S)}},
             run_forward<Cell, S, Size>};
   }
@@ -90,8 +89,7 @@ struct Direction<BackwardCall> {
              .registers = 4 * Shape::held + 96,
              .held = Shape::held,
              .resident = Shape::own_tiles * Shape::k_steps - Shape::held,
-             .products = Shape::tiles * Shape::k_steps * Size::octets,
-             .received = Size::K * 8 * Size::octets * int{sizeof(float)}},
+             .received = Size::K * 8 * Size::octets * int{sizeof(typename Shape::Travelling)}},
             run_backward<Cell, S, Size>};
   }
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
@@ -120,41 +118,47 @@ bool have_whole_rows(int64_t H, const BackwardArrays<S>& a) {
 // Fragments as the plans of all kernels count them: 16 outputs x 64 values of K.
 constexpr int in_plan(int fragments) { return static_cast<int>(divide_up(fragments, fragment_k / 16)); }
 
+// A call of a cell that has kernels.
+template <typename Cell, typename S, typename Call, typename Launcher>
+Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  using Way = Direction<Call>;
+  static const auto kernels = kernels_of<Cell, S, Call>(Compiled());
+  std::vector<Candidate> candidates;
+  for (const auto& kernel : kernels) candidates.push_back(kernel.candidate);
+  const Choice choice = choose(candidates, call.H, call.B, chip, forced);
+  if (choice.index < 0) return {choice.refusal, {}, {}};
+  const auto& [candidate, kernel] = kernels[choice.index];
+  Plan plan{};
+  plan.division = {8 * candidate.octets, candidate.blocks, 1, ExchangeId::cluster};
+  plan.teams = choice.clusters;
+  plan.held = in_plan(candidate.held);
+  plan.resident = in_plan(candidate.resident);
+  plan.shared_bytes = candidate.shared_bytes;
+  plan.nanoseconds = choice.nanoseconds;
+  const int64_t blocks = int64_t{choice.clusters} * candidate.blocks;
+  return {"", plan, [=, &candidate = candidate, &kernel = kernel](void* /*workspace*/, void* stream) {
+            using Arrays = typename Way::template Arrays<S>;
+            const auto arrays = __builtin_bit_cast(Arrays, call.arrays);
+            const Operands<S, Way::template Arrays> operands{
+                .T = static_cast<int>(call.T),
+                .B = static_cast<int>(call.B),
+                .H = static_cast<int>(call.H),
+                .reverse = call.reverse,
+                .whole_rows = have_whole_rows(call.H, arrays),
+                .lengths = call.lengths,
+                .arrays = arrays,
+                .gradient_clip = static_cast<float>(Way::gradient_clip(call)),
+                .timed_out = call.timed_out};
+            return launcher.launch(kernel, blocks, candidate.shared_bytes,
+                                   ClusterExchange::attributes(candidate.blocks, candidate.threads), operands, stream);
+          }};
+}
+
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if (!has_kernels(call)) return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN alone", {}, {}};
-  return with_cell(call.cell, [&](auto cell) -> Prepared {
-    using Way = Direction<Call>;
-    static const auto kernels = kernels_of<decltype(cell), S, Call>(Compiled());
-    std::vector<Candidate> candidates;
-    for (const auto& kernel : kernels) candidates.push_back(kernel.candidate);
-    const Choice choice = choose(candidates, call.H, call.B, chip, forced);
-    if (choice.index < 0) return {choice.refusal, {}, {}};
-    const auto& [candidate, kernel] = kernels[choice.index];
-    Plan plan{};
-    plan.division = {8 * candidate.octets, candidate.blocks, 1, ExchangeId::cluster};
-    plan.teams = choice.clusters;
-    plan.held = in_plan(candidate.held);
-    plan.resident = in_plan(candidate.resident);
-    plan.shared_bytes = candidate.shared_bytes;
-    plan.nanoseconds = choice.nanoseconds;
-    const int64_t blocks = int64_t{choice.clusters} * candidate.blocks;
-    return {"", plan, [=, &candidate = candidate, &kernel = kernel](void* /*workspace*/, void* stream) {
-              using Arrays = typename Way::template Arrays<S>;
-              const auto arrays = __builtin_bit_cast(Arrays, call.arrays);
-              const Operands<S, Way::template Arrays> operands{.T = static_cast<int>(call.T),
-                                                               .B = static_cast<int>(call.B),
-                                                               .H = static_cast<int>(call.H),
-                                                               .reverse = call.reverse,
-                                                               .whole_rows = have_whole_rows(call.H, arrays),
-                                                               .lengths = call.lengths,
-                                                               .arrays = arrays,
-                                                               .gradient_clip = static_cast<float>(Way::gradient_clip(call)),
-                                                               .timed_out = call.timed_out};
-              return launcher.launch(kernel, blocks, candidate.shared_bytes,
-                                     ClusterExchange::attributes(candidate.blocks, candidate.threads), operands, stream);
-            }};
-  });
+  if (!has_kernels(call))
+    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN alone", {}, {}};
+  return with_cell(call.cell, [&](auto cell) { return prepare_for<decltype(cell), S>(call, chip, forced, launcher); });
 }
 
 }  // namespace fused_rnn::cuda::cluster

@@ -15,7 +15,7 @@ struct ForwardShape {
   static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
   static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
   // beside weights: sums, carried states, biases, addresses
-  static constexpr int others = 72 + 16 * Size::octets;
+  static constexpr int others = 64 + 16 * Size::octets;
   static constexpr int held = held_of(k_steps * matrices, threads, others) / (2 * matrices) * 2;  // steps of K
   static constexpr int slots = G + 1 + Cell::has_cell_state;              // W x, and what zoneout keeps of h and c
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
@@ -31,12 +31,14 @@ class Forward {
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
   static constexpr bool has_c = Cell::has_cell_state;
+  // Of sums of a product: where a warp has little to multiply, instructions that wait for each other are what takes time.
+  static constexpr int chains = octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, K, shares, octets>;
   using Sums = SplitSums<Size::groups, shares, matrices * octets>;
-  using Ring = RowRing<S, Shape::slots, octets, true>;
+  using Ring = RowRing<S, Shape::slots, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
   using Sink = RowSink<S, octets>;
   using Fragment = Vector<uint32_t, 4>;
@@ -67,8 +69,8 @@ class Forward {
       const auto bias = [&](const S* values) {  // once in every sum
         return values && share_ == 0 && has_unit() ? widen(values[int64_t{g} * q_.H + unit_ + lane_ / 4]) : 0.0f;
       };
-      bias_[g] = bias(a_.bias_hh) + (Cell::separates_x ? 0.0f : bias(a_.bias_ih));
-      if constexpr (Cell::separates_x) bias_x_[g] = bias(a_.bias_ih);
+      bias_[g] = bias(a_.bias_hh) + (is_apart(g) ? 0.0f : bias(a_.bias_ih));
+      if (is_apart(g)) bias_x_ = bias(a_.bias_ih);
     }
   }
 
@@ -87,6 +89,8 @@ class Forward {
   }
 
  private:
+  // Whether the cell takes W x + b and U h₋ + b' of a gate other than as their sum: the last, if any.
+  HOST_DEVICE static constexpr bool is_apart(int gate) { return Cell::separates_x && gate == G - 1; }
   FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
   FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
 
@@ -203,6 +207,7 @@ class Forward {
 
   // U h₋ + b'
   FUSED_RNN_DEVICE void multiply(float (&sums)[matrices * octets][4]) const {
+    float more[matrices * octets][4] = {};  // of the second chain
     FUSED_RNN_UNROLL
     for (int i = 0; i < matrices * octets; ++i) {
       FUSED_RNN_UNROLL
@@ -223,9 +228,17 @@ class Forward {
         load_matrices(b, rows + (n * 8 * (K + 8) + s * 16) * int{sizeof(S)});
         FUSED_RNN_UNROLL
         for (int m = 0; m < matrices; ++m) {
+          auto& second = chains == 1 ? sums : more;
           mma_m16n8k16<S>(sums[matrices * n + m], a[0][m].values, {b[0], b[1]});
-          mma_m16n8k16<S>(sums[matrices * n + m], a[1][m].values, {b[2], b[3]});
+          mma_m16n8k16<S>(second[matrices * n + m], a[1][m].values, {b[2], b[3]});
         }
+      }
+    }
+    if constexpr (chains > 1) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < matrices * octets; ++i) {
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < 4; ++j) sums[i][j] += more[i][j];
       }
     }
   }
@@ -248,7 +261,7 @@ class Forward {
       FUSED_RNN_UNROLL
       for (int g = 0; g < G; ++g) {
         wx[g] = half_of<S, T>(inputs[g], j);
-        if constexpr (Cell::separates_x) wx[g] = wx[g] + T(bias_x_[g]);
+        if (is_apart(g)) wx[g] = wx[g] + T(bias_x_);
         uh[g] = T(sums[g / 2][g % 2 * 2 + j]);
       }
       Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
@@ -310,7 +323,7 @@ class Forward {
   const SharedAddress row_;     // of the state that the lane loads, from the first
   const SharedAddress turned_;  // the lane's row of the first matrices
   Fragment weights_[held > 0 ? held * matrices : 1];
-  float bias_[G], bias_x_[G];
+  float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
   float h_[octets][2], c_[octets][2];
 };
 

@@ -15,8 +15,8 @@ namespace fused_rnn::cuda::cluster {
 struct Candidate {
   int K, blocks, octets;
   int threads, shared_bytes, registers;  // of a block, of a block, of a thread at least
-  int held, resident;                    // fragments of weights of a matrix instruction, of a warp: in registers, in shared memory
-  int products;                          // matrix instructions of all warps of a block in a step
+  int held, resident;                    // fragments of weights of a matrix instruction that a warp has in registers,
+                                         // and in shared memory
   int received;                          // bytes that a block is sent in a step
 };
 
@@ -32,14 +32,17 @@ inline int64_t at_once(const Candidate& c, const Chip& chip) {
   int index = 0;
   while (1 << index < c.blocks) ++index;
   // several small blocks share a multiprocessor
-  const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers), by_memory = chip.shared_bytes / c.shared_bytes;
+  const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers),
+                by_memory = chip.shared_bytes / c.shared_bytes;
   return chip.clusters[index] * std::max<int64_t>(1, std::min(by_registers, by_memory));
 }
 
-// Of a step of a tile: what no size changes, the exchange, and the products, of which a multiprocessor makes 0.64 a
-// cycle at 1.75 GHz.
+// Of a step of a tile, fitted to an H200: a tile's octets go one after the other through the exchange, of which a block
+// is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn; weights in
+// shared memory are read at 127 bytes a cycle.
 inline double nanoseconds_of(const Candidate& c) {
-  return 200 + ClusterExchange::of_phase(c.blocks) + ClusterExchange::of_byte * c.received + c.products / 1.1;
+  const double octet = 200 + 0.105 * c.received / c.octets + 25.0 * (c.K / c.blocks / 8);
+  return octet * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
 }
 
 // Whether a size can be what is forced; zeros leave it open.
@@ -73,8 +76,8 @@ inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_
   if (best.index >= 0) return best;
   best.refusal = large_enough ? "this device does not run clusters of so many blocks, or gives them too little shared "
                                 "memory"
-                              : "kernels in clusters are compiled for " + sizes_in_words(candidates) +
-                                    ", and H is " + std::to_string(H);
+                              : "kernels in clusters are compiled for " + sizes_in_words(candidates) + ", and H is " +
+                                    std::to_string(H);
   return best;
 }
 

@@ -31,15 +31,7 @@ constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix
 template <typename S>
 using Row = Vector<S, 8>;
 
-// The two neighbours in a register.
-template <typename S>
-FUSED_RNN_DEVICE float low_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair)});
-}
-template <typename S>
-FUSED_RNN_DEVICE float high_of(uint32_t pair) {
-  return widen(S{static_cast<uint16_t>(pair >> 16)});
-}
+// One of the two neighbours in a register.
 template <typename S, typename T>
 FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
   return T(j ? high_of<S>(pair) : low_of<S>(pair));
@@ -257,14 +249,14 @@ class RowSink {
   // The row at `from` in shared memory, or zeros: as a `whole`, or value by value.
   template <bool whole>
   FUSED_RNN_DEVICE void store(int n, SharedAddress from, bool zeros) const {
+    if (!wanted_[n]) return;
     S* const to = to_ + int64_t{8 * n} * row_;
+    auto row = load_shared<Vector<uint32_t, 4>>(from);
     if constexpr (whole) {
-      auto row = load_shared<Vector<uint32_t, 4>>(from);
       FUSED_RNN_UNROLL
       for (int i = 0; i < 4; ++i) row.values[i] = zeros ? 0u : row.values[i];
-      if (wanted_[n]) *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
-    } else if (wanted_[n]) {
-      Vector<uint32_t, 4> row = load_shared<Vector<uint32_t, 4>>(from);
+      *reinterpret_cast<Vector<uint32_t, 4>*>(to) = row;
+    } else {
       FUSED_RNN_UNROLL_BY(1)
       for (int u = 0; u < columns_; ++u) {
         to[u] = zeros ? S{} : S{static_cast<uint16_t>(row.values[0])};

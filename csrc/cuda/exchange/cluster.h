@@ -173,15 +173,16 @@ class ClusterState : ClusterChannel<Team, shares> {
   int pushes_ = 0;
 };
 
-// Partial sums for `places` places of each block, four floats each.
-template <typename Team, int places>
+// Partial sums for `places` places of each block, four each, which travel as floats or rounded to bfloat16: half the
+// bytes, of which a block is sent 16 a cycle and no more. float16 would not have their range.
+template <typename Team, int places, typename Travelling = float>
 class ClusterSums : ClusterChannel<Team, 1> {
   using Base = ClusterChannel<Team, 1>;
   using Base::alive, Base::made, Base::read;
-  static constexpr int part_bytes = places * 16, copy_bytes = Team::size * part_bytes;
+  using Sums = std::conditional_t<std::is_same_v<Travelling, float>, Vector<float, 4>, Vector<uint32_t, 2>>;
+  static constexpr int part_bytes = places * int{sizeof(Sums)}, copy_bytes = Team::size * part_bytes;
 
  public:
-  using Sums = Vector<float, 4>;
   static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
 
   FUSED_RNN_DEVICE ClusterSums(Team& team, unsigned char* shared)
@@ -192,11 +193,16 @@ class ClusterSums : ClusterChannel<Team, 1> {
 
   FUSED_RNN_DEVICE void expect() const { Base::expect(0, copy_bytes); }
 
-  FUSED_RNN_DEVICE void contribute(int owner, int place, const Sums& sums) const {
+  FUSED_RNN_DEVICE void contribute(int owner, int place, const float (&sums)[4]) const {
     if (!alive()) return;
     const SharedAddress to = address_in_block(shared_address(shared_), owner);
-    const SharedAddress part = made() * copy_bytes + own_part_;
-    cuda::push(to + part + place * 16, to + 2 * copy_bytes + made() * Base::copy_barrier_bytes, sums);
+    const SharedAddress part = made() * copy_bytes + own_part_, barrier = 2 * copy_bytes + made() * Base::copy_barrier_bytes;
+    Sums value;
+    if constexpr (std::is_same_v<Travelling, float>)
+      value = {sums[0], sums[1], sums[2], sums[3]};
+    else
+      value = {narrow_pair<Travelling>(sums[0], sums[1]), narrow_pair<Travelling>(sums[2], sums[3])};
+    cuda::push(to + part + place * int{sizeof(Sums)}, to + barrier, value);
   }
 
   template <typename F>
@@ -209,8 +215,14 @@ class ClusterSums : ClusterChannel<Team, 1> {
   }
   using Base::follow;
 
-  FUSED_RNN_DEVICE const Sums* sums(int contributor) const {
-    return reinterpret_cast<const Sums*>(shared_ + read() * copy_bytes + contributor * part_bytes);
+  FUSED_RNN_DEVICE Vector<float, 2> pair(int contributor, int pair) const {
+    const unsigned char* const part = shared_ + read() * copy_bytes + contributor * part_bytes;
+    if constexpr (std::is_same_v<Travelling, float>) {
+      return reinterpret_cast<const Vector<float, 2>*>(part)[pair];
+    } else {
+      const uint32_t both = reinterpret_cast<const uint32_t*>(part)[pair];
+      return {low_of<Travelling>(both), high_of<Travelling>(both)};
+    }
   }
 
  private:

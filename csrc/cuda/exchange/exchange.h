@@ -47,7 +47,7 @@
 //                                   [sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
 //   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
-//   const Sums* sums(contributor)   the places, as one block gave them
+//   pair(contributor, pair)         two of the four, as one block gave them; pairs are counted through all places
 //   follow()                        in place of wait(), for a warp that contributes and reads nothing: another warp of
 //                                   its block has waited, and a barrier of the block lies between
 //

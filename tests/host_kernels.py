@@ -1,0 +1,172 @@
+"""The CUDA kernels on the CPU, by the host shim: compiled, planned, and run as cuda.Kernels."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.kernel import build, calls
+from benchmarks.gpu.kernel.calls import Chip, Plan
+from fused_rnn import cuda
+from fused_rnn.cells import WEIGHTS
+
+from .conftest import Operands, Shape
+
+ROOT = Path(__file__).parent.parent
+SHIM = "tests/host_shim"
+DIRECTIONS = list(calls.ARRAYS)
+needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says, or None to leave it as it is."""
+
+    multiprocessors: int
+    shared_bytes: int
+    forced: str | None = ""
+    clusters: tuple[int, ...] = (0, 0, 0, 0, 0)
+    tight: bool = False  # blocks get no more shared memory than a call needs, so that none share a multiprocessor
+
+    @property
+    def chip(self) -> Chip:
+        return Chip.of(cuda.Chip(self.multiprocessors, self.shared_bytes, self.clusters))
+
+    @contextlib.contextmanager
+    def enforced(self) -> Iterator[None]:
+        """What runs inside finds the plan in its environment."""
+        with pytest.MonkeyPatch.context() as patch:
+            if self.forced is not None:
+                patch.setenv(cuda.FORCED, self.forced)
+            yield
+
+
+# Compiled -----------------------------------------------------------------------------------------------------------
+
+
+def compile_calls(name: str, target: Path, *flags: str, tree: Path = ROOT) -> Path:
+    """Build NAME.cpp of a tree with few threads and short chunks; the runtime goes without sanitizers."""
+    build.compile_on_host(tree / SHIM / f"{name}.cpp", target, *flags, shim=tree / SHIM)
+    return target
+
+
+def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times: int = 1) -> Path:
+    """A copy of the sources with something else in one file, in so many places."""
+    for part in ("csrc/cells", "csrc/cuda", SHIM):
+        shutil.copytree(ROOT / part, folder / part)
+    text, count = re.subn(pattern, replacement, (folder / name).read_text(), flags=re.DOTALL)
+    assert count == times, f"{name} has {pattern} in {count} places, not in {times}"
+    (folder / name).write_text(text)
+    return folder
+
+
+def library_of(name: str, folders: pytest.TempPathFactory, *flags: str) -> ctypes.CDLL:
+    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all."""
+    base = folders.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{name}-library"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name).exists():
+            compile_calls(name, folder / name, "-O1", "-shared", *flags)
+    loaded = ctypes.CDLL(str(folder / name))
+    for direction in DIRECTIONS:
+        for verb in ("run", "plan"):
+            getattr(loaded, f"{verb}_{direction}_call").restype = ctypes.c_char_p
+    return loaded
+
+
+def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProcess:
+    """A program of calls, for sanitizers: it exits with an error where they or it see something wrong."""
+    arguments = [program, str(way.multiprocessors), str(way.shared_bytes), str(seed)]
+    with way.enforced():
+        run = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=600)
+    if "unexpected memory mapping" in run.stderr:
+        pytest.skip("ThreadSanitizer does not run with this kernel's address space randomisation")
+    return run
+
+
+# Planned and run ----------------------------------------------------------------------------------------------------
+
+
+def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
+    """How a call would be launched; RuntimeError if it cannot be."""
+    return planned(library, direction, calls.sized(direction, cell, dtype, **vars(shape)), way)
+
+
+def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
+    """Likewise, of a call's structure."""
+    plan = Plan()
+    with way.enforced():
+        error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
+    if error:
+        raise RuntimeError(error.decode())
+    return plan
+
+
+@dataclass
+class HostKernels:
+    """The kernels as cuda.Kernels wants them, run by the shim.
+
+    Of each call, the last ``missing`` blocks of a team do not come; or, in clusters, the so-manieth store from block to
+    block never arrives.
+    """
+
+    library: ctypes.CDLL
+    way: Way
+    seed: int = 0
+    missing: int = 0
+    misaligned: bool = False  # every array begins at an odd element
+
+    def forward(self, *operands):
+        return self.run(calls.forward(self.unwritten, *map(self.placed, operands)))
+
+    def backward(self, *operands):
+        return self.run(calls.backward(self.unwritten, *map(self.placed, operands)))
+
+    def unwritten(self, like: Tensor, *shape: int) -> Tensor:
+        """Memory whose every value must become another: NaN, or a number where NaN is expected."""
+        return self.placed(torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype))
+
+    def placed(self, operand):
+        """An operand, or where it stands if it is a tensor of numbers that the kernels compute with."""
+        if not self.misaligned or not isinstance(operand, Tensor) or not operand.is_floating_point():
+            return operand
+        memory = operand.new_empty(operand.numel() + 1)[1:]
+        return memory.view(operand.shape).copy_(operand)
+
+    def run(self, call: calls.Call) -> tuple[Tensor, ...]:
+        """The results; fails if the kernel does not come to its end, or if it should not and says nothing."""
+        run, chip = getattr(self.library, f"run_{call.direction}_call"), self.way.chip
+        if self.way.tight:
+            chip.shared_bytes = planned(self.library, call.direction, call.structure, self.way).shared_bytes
+        with self.way.enforced():
+            error = run(ctypes.byref(call.structure), ctypes.byref(chip), self.seed, self.missing)
+        assert error == b"", error.decode()
+        assert call.timed_out == (self.missing > 0)
+        return call.results
+
+
+@torch.no_grad()
+def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> list[Tensor]:
+    """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
+    t = {name: tensor.detach() for name, tensor in op.tensors.items()}
+    names = ["input", "h_0", "c_0", *WEIGHTS]
+    operands = [None if value is None else value.detach() for value in op.arguments()]
+    operands += [op.cell, op.reverse, op.gradient_clip or 0.0]
+    *results, saved = cuda.forward(*operands, "everything", kernels=kernels)
+    output, *_, cells = results
+    results = results[: len(d_results)]
+    d_results = [*(d.to(output.dtype) for d in d_results), None, None][:4]
+    gradients = cuda.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
+    return [*results, *(d for name, d in zip(names, gradients) if name in t)]

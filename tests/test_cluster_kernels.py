@@ -1,0 +1,248 @@
+"""The kernels of warps on the CPU, by the host shim, against the float64 reference; time-outs and refusals."""
+
+import ctypes
+from collections.abc import Callable
+from statistics import fmean, median
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_rnn import cuda
+
+from .conftest import Operands, Shape, operands, random_like, regularised
+from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
+from .precision import Yardstick
+
+pytestmark = needs_compiler
+CELLS = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"]
+DTYPES = [torch.bfloat16, torch.float16]
+# Clusters of 1, 2, 4, 8 and 16 blocks that run at the same time
+H200, ONE = (132, 66, 30, 15, 7), (1, 1, 1, 1, 1)
+# K, blocks of a cluster, shares of K and octets of sequences of what is compiled
+SIZES = [(32, 1, 1, 1), (64, 1, 2, 2), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
+# so that a wait gives up after so many turns of all threads, and a block stays for as long as stores may take
+WAITS = ["-DFUSED_RNN_WAIT_CYCLES=1000", "-DFUSED_RNN_DRAIN_CYCLES=200"]
+
+
+def way(blocks: int, octets: int = 1, clusters: tuple[int, ...] = H200) -> Way:
+    """What makes the one size with so many blocks and octets run."""
+    forced = f"exchange=cluster,parts={blocks},sequences={8 * octets}"
+    return Way(132, 232_448, forced, clusters, tight=clusters != H200)
+
+
+# One block, two and four, with a cluster for each tile or with one for all tiles
+WAYS = {
+    "block": way(1),
+    "block-of-16-sequences": way(1, 2, ONE),
+    "cluster-of-2": way(2, 1, ONE),
+    "cluster-of-2-and-16-sequences": way(2, 2),
+    "cluster-of-4": way(4),
+}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    sizes = ",".join(f"Size<{','.join(map(str, size))}>" for size in SIZES)
+    return library_of("clusters", tmp_path_factory, f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", *WAITS)
+
+
+def assert_as_exact_as_pytorch(library, draws: list[Operands], way: Way) -> None:
+    yardstick = Yardstick(draws, average=median if draws[0].cell == "rnn_relu" else fmean)
+    yardstick.assert_no_worse(lambda op, d_results: run_kernels(op, d_results, HostKernels(library, way)))
+
+
+def drawn(cell: str, shape: Shape, dtype: torch.dtype = torch.bfloat16, count: int = 3, **how) -> list[Operands]:
+    """Draws of a call. In one alone PyTorch's error may be small by luck."""
+    return [operands(cell, shape, scale=1.0, dtype=dtype, seed=seed, **how) for seed in range(count)]
+
+
+# Right --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("K", "blocks", "shares", "octets"), SIZES)
+def test_every_size_is_chosen_by_what_forces_it(library, direction, K, blocks, shares, octets):
+    plan = plan_of(library, direction, "lstm", Shape(3, 40, 1, K), way(blocks, octets), torch.bfloat16)
+    assert (plan.exchange, plan.parts, plan.sequences, plan.segments) == ("cluster", blocks, 8 * octets, 1)
+    assert (plan.teams, plan.workspace_bytes, plan.streamed) == (5 if octets == 1 else 3, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_and_gradients(library, cell, name, dtype):
+    """More than a tile of sequences; units that do not fill K, in whole rows or not."""
+    H = {"block": 21, "cluster-of-2": 32}.get(name, 48 if dtype == torch.float16 else 53)
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(5, 19, 5, H), dtype), WAYS[name])
+
+
+@pytest.mark.parametrize(("blocks", "cell"), [(8, "lstm"), (8, "gru_reset_after"), (16, "lstm")])
+def test_large_clusters(library, blocks, cell):
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(3, 9, 2, 16 * blocks - 8), count=1), way(blocks))
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(9, 7, 3, 2), Shape(13, 17, 2, 24)], ids=str
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_short_long_narrow_and_whole(library, cell, shape, reverse):
+    """A single step, more than are fetched ahead, blocks without a unit of their own, and rows that are all whole."""
+    draws = drawn(cell, shape, count=8 if shape.H < 3 else 3, reverse=reverse)
+    assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
+
+
+# The second tile ends early, the third never begins
+LENGTHS = [3, 5, 0, 1, 5, 5, 2, 0, *(2, 0, 0, 3, 1, 0, 2, 3), *(0, 0, 0)]
+
+
+@pytest.mark.parametrize("name", ["block-of-16-sequences", "cluster-of-2", "cluster-of-4"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths(library, cell, name, reverse):
+    H = 24 if name == "cluster-of-2" else 43
+    draws = drawn(cell, Shape(5, len(LENGTHS), 3, H), lengths=LENGTHS, reverse=reverse)
+    assert_as_exact_as_pytorch(library, draws, WAYS[name])
+
+
+@pytest.mark.parametrize("name", ["block-of-16-sequences", "cluster-of-2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_zoneout_and_clipping(library, cell, dtype, name, reverse):
+    """Drawn from 0 and 1 with whole rows, and parts between with others."""
+    H = 24 if reverse else 27
+    draws = drawn(cell, Shape(5, len(LENGTHS), 3, H), dtype, lengths=LENGTHS, reverse=reverse)
+    assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_biases(library, cell):
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(4, 9, 3, 24), bias=False), WAYS["cluster-of-2"])
+
+
+# The same bits ------------------------------------------------------------------------------------------------------
+
+
+def assert_same_bits(values: list[Tensor], *others: list[Tensor]) -> None:
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(values, other, strict=True))
+
+
+def assert_all_the_same(op: Operands, *kernels: HostKernels) -> None:
+    d_results = random_like(op.run("reference"))
+    assert_same_bits(*(run_kernels(op, d_results, each) for each in kernels))
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "regularised"])
+def options(request) -> Callable[[Operands], Operands]:
+    """A function that gives a call all options or none: kernels may take different ways then."""
+    return regularised if request.param else lambda op: op
+
+
+@pytest.mark.parametrize("name", ["cluster-of-2-and-16-sequences", "cluster-of-4"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_order_of_threads_does_not_matter(library, cell, name, options):
+    op = operands(cell, Shape(3, 19, 3, 40), dtype=torch.bfloat16, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])
+    assert_all_the_same(options(op), *(HostKernels(library, WAYS[name], seed) for seed in range(3)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_where_tensors_begin_does_not_matter(library, cell, options):
+    """Rows of 24 units travel as a whole, or value by value if the tensors begin at an odd element."""
+    op = operands(cell, Shape(7, 11, 3, 24), dtype=torch.bfloat16, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
+    assert_all_the_same(options(op), *(HostKernels(library, way(2), misaligned=odd) for odd in (False, True)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_how_many_clusters_there_are_does_not_matter(library, cell):
+    op = operands(cell, Shape(3, 43, 3, 24), dtype=torch.bfloat16)
+    assert_all_the_same(op, *(HostKernels(library, way(2, 1, (1, count, 1, 1, 1))) for count in (1, 3, 66)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gives_out_cell_states_alone_or_nothing(library, cell):
+    op, kernels = operands(cell, Shape(3, 11, 3, 24), dtype=torch.bfloat16), HostKernels(library, WAYS["cluster-of-2"])
+    with torch.no_grad():
+        expected, *runs = (
+            cuda.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
+            for save in ("everything", "states", "nothing")
+        )
+    assert [[r.numel() > 0 for r in run[3:]] for run in runs] == [[cell == "lstm", False], [False, False]]
+    for run in runs:
+        assert_same_bits([a for a in run if a.numel()], [b for a, b in zip(run, expected) if a.numel()])
+
+
+@pytest.mark.parametrize("given", range(4), ids=["output", "h_n", "c_n", "cells"])
+@torch.no_grad()
+def test_gradients_that_are_missing_count_as_zero(library, given):
+    op, kernels = (
+        operands("lstm", Shape(3, 11, 3, 24), dtype=torch.bfloat16),
+        HostKernels(library, WAYS["cluster-of-2"]),
+    )
+    how = (*op.arguments(), "lstm", False, 0.0)
+    *results, saved = cuda.forward(*how, "everything", kernels=kernels)
+    found = []
+    for d_results in ([None] * 4, [torch.zeros_like(result) for result in results]):
+        d_results[given] = random_like(results)[given]
+        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, True, kernels=kernels)
+        found.append([d for d in made if d is not None and d.numel()])
+    assert_same_bits(*found)
+    assert all(d.abs().sum() > 0 for d in found[0])
+
+
+# Waits that fail ----------------------------------------------------------------------------------------------------
+
+# With one cluster for all tiles; and stores in a step, of 8 values of a state or 4 sums, to or from every block
+FAILING = {
+    "block-of-16-sequences": (way(1, 2, ONE), 64 * 16 // 8, 64 * 16 // 4),
+    "cluster-of-2-and-16-sequences": (way(2, 2, ONE), 64 * 16 // 8 * 2, 64 * 16 // 4 * 2),
+    "cluster-of-4": (way(4, 1, ONE), 64 * 8 // 8 * 4, 64 * 8 // 4 * 4),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_state_that_does_not_arrive(library, cell, name):
+    """All blocks give up and the kernel ends; what they could not compute is NaN, in the tiles that follow too."""
+    op = operands(cell, Shape(6, 27, 3, 64), dtype=torch.bfloat16)
+    way, stores, _ = FAILING[name]
+    for seed, lost in enumerate((1, stores + stores // 2)):
+        kernels = HostKernels(library, way, seed, missing=lost)
+        output, h_n, c_n, cells, _ = cuda.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
+        begun = lost // stores + 3  # a step at most until the loss is seen, and another until all have seen it
+        for result in (output[begun:], h_n, c_n, cells[begun:]):
+            assert result.isnan().all()
+        assert not output[0, :8].isnan().any()
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_sum_that_does_not_arrive(library, cell, name):
+    op, T = operands(cell, Shape(6, 27, 3, 64), dtype=torch.bfloat16), 6
+    way, _, stores = FAILING[name]
+    how = (*op.arguments(), cell, False, 0.0)
+    *results, saved = cuda.forward(*how, "everything", kernels=HostKernels(library, way))
+    d_results = [d if d.numel() else None for d in random_like(results)]
+    for seed, lost in enumerate((1, stores + stores // 2)):
+        kernels = HostKernels(library, way, seed, missing=lost)
+        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
+        d_input, *d_states = (d for d in made[:3] if d is not None and d.numel())
+        for result in (d_input[: T - (lost // stores + 3)], *d_states):
+            assert result.isnan().all()
+        assert not d_input[T - 1, :8].isnan().any()
+
+
+@torch.no_grad()
+def test_a_last_state_that_does_not_arrive(library):
+    """Nobody waits for the block that has none: the others are right, and the call has failed all the same."""
+    op = operands("lstm", Shape(3, 7, 3, 64), dtype=torch.bfloat16)
+    way, stores, _ = FAILING["cluster-of-4"]
+    right, failed = (
+        cuda.forward(*op.arguments(), "lstm", False, 0.0, "everything", kernels=HostKernels(library, way, missing=lost))
+        for lost in (0, 2 * stores)
+    )
+    assert torch.equal(right[0][:2], failed[0][:2])
+    units = failed[1].isnan()
+    assert units.sum() == 7 * 16
+    assert torch.equal(right[1][~units], failed[1][~units])

@@ -1,0 +1,110 @@
+"""The kernels of warps under sanitizers on the host shim, and with faults put in, each of which must be seen."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .host_kernels import Way, changed_tree, compile_calls, needs_compiler, run_program
+from .test_cluster_kernels import WAITS
+
+pytestmark = needs_compiler
+# Two shares of K; and 16 sequences. A program runs its first size, or that with so many sequences as are forced.
+SHARES, OCTETS = "Size<64,2,2,1>", "Size<64,2,1,2>"
+FORWARD, BACKWARD, TILE = (f"csrc/cuda/cluster/{name}.h" for name in ("forward", "backward", "tile"))
+SPLIT = "csrc/cuda/exchange/split.h"
+ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
+RACE = "data race"
+
+
+def way(sequences: int) -> Way:
+    return Way(4, 232_448, f"exchange=cluster,sequences={sequences}")
+
+
+def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: int, **tree: Path) -> Path:
+    """Of an LSTM alone, or with ``cells=2`` also of a reset-after GRU and an RNN."""
+    flags = ["-O1", "-g1", f"-DRACES={cells}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
+    flags += [f"-fsanitize={sanitizer}"] if sanitizer else WAITS  # what is watched is slow
+    return compile_calls("clusters", target, *flags, **tree)
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_sanitizers_find_nothing(tmp_path, sanitizer):
+    program = compile_program(tmp_path / "races", sanitizer, SHARES, OCTETS, cells=2)
+    for seed, sequences in ((1, 8), (2, 8), (3, 16)):
+        run = run_program(program, way(sequences), seed)
+        assert run.returncode == 0, run.stderr[-4000:]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is changed in a file, the program that must see it (plain, or of ThreadSanitizer), and what that says."""
+
+    file: str
+    pattern: str
+    replacement: str
+    report: str
+    sanitizer: str | None = None
+    times: int = 1
+
+
+LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
+FAULTS = {
+    # What blocks do to each other
+    "no-wait-for-the-state": Fault(FORWARD, r"if \(step > 0\) state_\.wait\([^;]*;[^;]*;", "", "mbarrier"),
+    "wait-for-another-share": Fault(FORWARD, r"state_\.wait\(share_", "state_.wait(0", RACE, "thread"),
+    "push-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"\1", ENDS),
+    "expected-in-the-last-step": Fault(FORWARD, r"!last && (group_ == 0)", r"\1", "one arrival too many"),
+    "expected-twice": Fault(FORWARD, r"!last && group_ == 0", "!last", "one arrival too many"),
+    "half-of-the-sequences-pushed": Fault(
+        FORWARD, r"state_\.push\(n, ", "if (n == 0) state_.push(0, ", "misses 1024 bytes"
+    ),
+    "forward-leaves-early": Fault(FORWARD, r"(team_\.start)", LEAVES, ENDS),
+    "forward-without-barrier-between-tiles": Fault(
+        FORWARD,
+        r"(team_\.start\(\[&\] \{ (put_initial_state\(tile\);) \}\);)",
+        r"if (index < clusters) { \1 } else { \2 __syncthreads(); }",
+        RACE,
+        "thread",
+    ),
+    "no-wait-for-sums": Fault(
+        BACKWARD, r"(step \+ 1 < tile\.longest\(\)\)) wait\(\);", r"\1 sums_.follow();", RACE, "thread"
+    ),
+    "no-wait-for-the-last-sums": Fault(
+        BACKWARD, r"(longest\(\) > 0\) \{\s+)wait\(\);", r"\1sums_.follow();", RACE, "thread"
+    ),
+    "sums-not-expected": Fault(BACKWARD, r"if \(warp_ == 0\) sums_\.expect\(\);", "", "mbarrier"),
+    "backward-leaves-early": Fault(BACKWARD, r"(team_\.start)", LEAVES, ENDS),
+    # What warps of a block do
+    "one-operand": Fault(BACKWARD, r"\(step & 1\) \*", "0 *", RACE, "thread", 2),
+    "no-barrier-before-the-product": Fault(BACKWARD, r"__syncthreads\(\);(\s+multiply\()", r"\1", RACE, "thread"),
+    "one-named-barrier": Fault(SPLIT, r"barrier_ \+ turn_", "barrier_", "arrives again|" + RACE, "thread", 3),
+    # What lanes of a warp do
+    "no-wait-for-inputs": Fault(FORWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
+    "no-wait-for-saved-values": Fault(BACKWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
+    "wait-for-too-few-inputs": Fault(
+        TILE, r"upwards \? stages - 1 : stages - 2", "upwards ? stages : stages - 1", "NaN among the results"
+    ),
+    "inputs-without-syncwarp": Fault(TILE, r"(copy_async_wait<[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
+    "rows-without-syncwarp": Fault(
+        FORWARD, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where all programs go, because the shim's runtime is made once in a folder."""
+    return tmp_path_factory.mktemp("faulty")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_seeded_faults_are_reported(folder, tmp_path, name):
+    fault = FAULTS[name]
+    tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
+    size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
+    program = compile_program(folder / name, fault.sanitizer, size, cells=1, tree=tree)
+    run = run_program(program, way(sequences), seed=2)
+    assert run.returncode != 0
+    assert re.search(fault.report, run.stderr), run.stderr[-4000:]
