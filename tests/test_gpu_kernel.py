@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +89,7 @@ def test_a_kernel_without_a_gpu(forward):
     assert record["digests"] == machine.digests()
     assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
     assert (record["exchange"], record["hardware"]["gpu"]) == ("chosen", "none")
-    assert record["chip"] == {"multiprocessors": 132, "shared_bytes": 232_448}  # which it is planned for
+    assert record["chip"] == {**asdict(H200), "clusters": [132, 66, 30, 15, 7]}  # which it is planned for
     assert record["compiler"].startswith("nvcc ")
     assert 16 < record["registers"] <= 255
     assert record["spill_stores"] == record["spill_loads"] == record["static_shared"] == 0
@@ -387,4 +388,5 @@ def test_the_disassembler_is_looked_for_beside_nvcc_then_on_path(tmp_path, monke
 
 def test_structures_have_the_layout_of_the_plan():
     assert list(calls.Plan().values) == list(cuda.Plan.__dataclass_fields__)
-    assert ctypes.sizeof(calls.Chip) == 16
+    assert [name for name, _ in calls.Chip._fields_] == list(cuda.Chip.__dataclass_fields__)
+    assert ctypes.sizeof(calls.Chip) == 48  # an int, 8 bytes, five ints, a pointer
