@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from benchmarks.gpu.kernel import build, sass
 
@@ -91,3 +92,30 @@ def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
     assert fewest.kinds["mma"] == kernel.products
     assert fewest.kinds["STG"] >= 2  # what others wait for, and a result
     assert fewest.instructions <= kernel.instructions, fewest
+
+
+# Sizes whose step still reads spilled values; should be none
+SPILLING = {"Lstm-384-8-2-1", "GruResetAfter-768-16-2-1"}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
+    """Of all kernels that the library was built with. What is spilled outside of steps hardly takes time."""
+    if without := torch.ops.fused_rnn.without_cuda():
+        pytest.skip(f"the library has no CUDA kernels: {without}")
+    compiled = ROOT / "build/objects/csrc/cuda/cluster" / f"{direction}_{dtype}.cu.o"
+    report = compiled.with_suffix(".report").read_text()
+    found = re.findall(r"entry function '(\S+)' for 'sm_90a'.*?(\d+) bytes spill loads", report, re.DOTALL)
+    assert len(found) >= 4  # cells
+    spilled = [symbol for symbol, loads in found if loads != "0"]
+    if not spilled:
+        return
+    kernels = build.disassembled(compiled, find_nvcc(), "-arch", "sm_90a") or pytest.skip("no disassembler")
+    in_steps = {
+        "-".join(re.search(r"INS_\d+(\w+?)(?:I|E).*?4SizeI" + r"Li(\d+)E" * 4, symbol).groups())
+        for symbol in spilled
+        for loop in sass.step_loops(kernels[symbol])
+        if "local memory" in sass.kinds(sass.inside(kernels[symbol], loop))
+    }
+    assert in_steps <= SPILLING

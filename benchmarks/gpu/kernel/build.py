@@ -123,14 +123,21 @@ def resources(report: str, direction: str) -> dict[str, Resources]:
     }
 
 
-def disassembled(binary: Path, nvcc: str) -> dict[str, list[sass.Instruction]] | None:
-    """The instructions of every kernel of a library or cubin; None where there is no disassembler."""
+def disassembled(binary: Path, nvcc: str, *options: str) -> dict[str, list[sass.Instruction]] | None:
+    """The instructions of every kernel of a library or cubin; None where there is no disassembler.
+
+    Options are those of cuobjdump: ``-arch`` where kernels are compiled for several architectures.
+    """
     program = toolkit.cuobjdump(nvcc)
     if not program:
         return None
     path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # where it finds nvdisasm
     run = subprocess.run(
-        [program, "-sass", binary], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+        [program, "-sass", *options, binary],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
     )
     return sass.parse(run.stdout)
 
