@@ -246,3 +246,57 @@ def test_a_last_state_that_does_not_arrive(library):
     units = failed[1].isnan()
     assert units.sum() == 7 * 16
     assert torch.equal(right[1][~units], failed[1][~units])
+
+
+# What there is not --------------------------------------------------------------------------------------------------
+
+SIZES_IN_WORDS = "; ".join(f"H up to {K} with parts={blocks},sequences={8 * octets}" for K, blocks, _, octets in SIZES)
+CELLS_IN_WORDS = (
+    "kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier"
+)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"cell": "gru"}, CELLS_IN_WORDS),
+        ({"cell": "multiplicative_lstm"}, CELLS_IN_WORDS),
+        ({"dtype": torch.float32}, "kernels in clusters are for bfloat16 and float16, not for float32 and float64"),
+        ({"H": 257}, f"no kernel in clusters is compiled for H = 257 so, but for {SIZES_IN_WORDS}"),
+        ({"forced": "parts=3"}, f"no kernel in clusters is compiled for H = 20 so, but for {SIZES_IN_WORDS}"),
+        ({"forced": "sequences=24"}, f"no kernel in clusters is compiled for H = 20 so, but for {SIZES_IN_WORDS}"),
+        ({"clusters": (0,) * 5}, "this device has no clusters of blocks, which compute capability 9.0 brought"),
+        ({"forced": "parts=16", "clusters": (*H200[:4], 0)}, "this device does not run clusters of 16 blocks"),
+        (
+            {"forced": "parts=4", "shared_bytes": 4000},
+            "with H = 20 it needs at least [0-9]+ bytes of shared memory in each block, and this device has 4000",
+        ),
+        ({"H": 2**31}, "T, B, I or H is 2147483648, and must be at most 268435455"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_forced_says_what_there_is(library, direction, asked, reason):
+    forced = ",".join(["exchange=cluster", *([asked["forced"]] if "forced" in asked else [])])
+    way = Way(132, asked.get("shared_bytes", 232_448), forced, asked.get("clusters", H200))
+    shape = Shape(3, 9, 4, asked.get("H", 20))
+    message = (
+        reason if shape.H == 2**31 else f"the plan {forced}, which FUSED_RNN_CUDA_PLAN forces, cannot be: {reason}"
+    )
+    with pytest.raises(RuntimeError, match=f"^{message}$"):
+        plan_of(library, direction, asked.get("cell", "lstm"), shape, way, asked.get("dtype", torch.bfloat16))
+
+
+def test_of_sizes_that_fit_the_fastest_is_taken(library):
+    """Of those that the device has clusters for, and the memory."""
+    for clusters, parts in ((H200, {1, 2, 4, 8, 16}), ((132, 0, 0, 0, 0), {1}), ((132, 66, 0, 0, 0), {1, 2})):
+        plan = plan_of(
+            library, "forward", "lstm", Shape(3, 9, 4, 60), Way(132, 232_448, "exchange=cluster", clusters), DTYPES[0]
+        )
+        assert plan.parts in parts
+        free = [
+            plan_of(library, "forward", "lstm", Shape(3, 9, 4, 60), way(b, o), DTYPES[0])
+            for K, b, _, o in SIZES
+            if K >= 60
+        ]
+        assert plan.nanoseconds == min(each.nanoseconds for each in free if each.parts in parts)

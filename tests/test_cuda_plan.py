@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,24 @@ def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
         plan = cuda.plan(cell, dtype, 3, 40, 7, direction, H200)
         assert plan.nanoseconds > 0
         assert plan == cuda.plan(cell, dtype, 3, 40, 7, direction, H200, plan.forced)
+
+
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
+def test_clusters_can_be_forced(cell, direction):
+    """For every size up to the largest that is compiled, in types of 16 bits, on a device that has them."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for hidden in (1, 128, 129, 300, 500, 768):
+            plan = cuda.plan(cell, dtype, 16, hidden, None, direction, H200, "exchange=cluster")
+            assert (plan.exchange, plan.segments, plan.streamed, plan.workspace_bytes) == ("cluster", 1, 0, 0)
+            assert plan.shared_bytes <= H200.shared_bytes
+            assert plan == cuda.plan(cell, dtype, 16, hidden, None, direction, H200, plan.forced)
+        with pytest.raises(RuntimeError, match="cannot be: .*H up to 768 with parts=16,sequences=8"):
+            cuda.plan(cell, dtype, 16, 769, None, direction, H200, "exchange=cluster")
+        with pytest.raises(
+            RuntimeError, match="exchange=cluster, which FUSED_RNN_CUDA_PLAN forces, cannot be: this dev"
+        ):
+            cuda.plan(cell, dtype, 16, 128, None, direction, replace(H200, clusters=(0,) * 5), "exchange=cluster")
 
 
 def test_a_plan_in_words():

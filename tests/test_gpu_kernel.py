@@ -5,7 +5,9 @@ import ctypes
 import io
 import json
 import os
+import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +90,7 @@ def test_a_kernel_without_a_gpu(forward):
     assert record["digests"] == machine.digests()
     assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
     assert (record["exchange"], record["hardware"]["gpu"]) == ("chosen", "none")
-    assert record["chip"] == {"multiprocessors": 132, "shared_bytes": 232_448}  # which it is planned for
+    assert record["chip"] == {**asdict(H200), "clusters": [132, 66, 30, 15, 7]}  # which it is planned for
     assert record["compiler"].startswith("nvcc ")
     assert 16 < record["registers"] <= 255
     assert record["spill_stores"] == record["spill_loads"] == record["static_shared"] == 0
@@ -123,7 +125,8 @@ def test_the_time_step_of_the_real_kernel(forward):
     (record,) = kernels_in(folder / "kernels.json")
     if record["step"] is None:
         pytest.skip(kernel.NO_DISASSEMBLER)
-    code = build.kernel_in(folder / LSTM, find_nvcc(), "forward")
+    kernels = build.disassembled(folder / LSTM, find_nvcc())
+    (code,) = (code for symbol, code in kernels.items() if "run_forward" in symbol)
     step, kinds = record["step"], record["step"]["kinds"]
     assert step["polls"] == 1
     assert kinds["mma"] == sum(each.kind == "mma" for each in code)
@@ -155,6 +158,42 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
     assert os.environ[cuda.FORCED] == "parts=2"
     name = "multiplicative_lstm-float32-backward-chosen-sm_80"
     assert {path.name for path in tmp_path.rglob("*.*")} == {"kernels.json", f"{name}.so", f"{name}.json"}
+
+
+@needs_compiler
+def test_a_kernel_in_clusters(tmp_path):
+    """Of the sizes that are compiled, the one that is planned is what is shown and checked."""
+    find_nvcc()
+    options = [
+        "--exchange",
+        "cluster",
+        "--cell",
+        "rnn_tanh",
+        "--dtype",
+        "float16",
+        "--hidden",
+        "200",
+        "--sequences",
+        "16",
+    ]
+    lines = run(*options, "--out", str(tmp_path / "kernels.json"), "--folder", str(tmp_path))
+    (record,) = kernels_in(tmp_path / "kernels.json")
+    plan = record["plan"]
+    assert (plan["exchange"], plan["sequences"], plan["parts"]) == ("cluster", 16, 8)
+    assert record["check"]["relative"] <= record["check"]["allowed"] < 0.01
+    kernels = json.loads(next(tmp_path.glob("*-cluster-*.json")).read_text())["kernels"]
+    (kernel,) = (kernel for symbol, kernel in kernels.items() if re.search(r"SizeILi256ELi8ELi\d+ELi2E", symbol))
+    assert len(kernels) > 5
+    assert {name: record[name] for name in kernel} == kernel
+    assert f"registers: {record['registers']} of a thread" in lines[1]
+
+
+def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_units():
+    sizes = ((128, 1, 1, 1), (256, 8, 2, 1), (384, 8, 2, 1), (256, 8, 2, 2))
+    symbols = {size: "run_forwardINS_4SizeI" + "".join(f"Li{n}E" for n in size) for size in sizes}
+    plan = cuda.plan("lstm", torch.bfloat16, 9, 200, None, "forward", H200, "exchange=cluster,parts=8,sequences=8")
+    found = {hidden: build.symbol_of(symbols.values(), hidden, plan) for hidden in (1, 256, 257)}
+    assert found == {1: symbols[sizes[1]], 256: symbols[sizes[1]], 257: symbols[sizes[2]]}
 
 
 def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, monkeypatch):
@@ -315,6 +354,10 @@ def test_the_check_sees_one_wrong_number(forward):
         (["--cell", "multiplicative_rnn_tanh"], "argument --cell: invalid choice: 'multiplicative_rnn_tanh'"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--exchange", "pigeon"], "argument --exchange: invalid choice: 'pigeon'"),
+        (
+            ["--exchange", "cluster", "--cell", "gru"],
+            "--exchange cluster is for lstm, .*, rnn_relu in bfloat16 and float16, not for gru in bfloat16",
+        ),
         (["--hidden", "0"], "argument --hidden: must be at least 1, got 0"),
         (["--steps", "1"], "argument --steps: must be at least 2, because half of them are timed as well, got 1"),
         (["--arch", "sm_90"], "argument --arch: must be like 80, 90a or 100, got sm_90"),
@@ -387,4 +430,5 @@ def test_the_disassembler_is_looked_for_beside_nvcc_then_on_path(tmp_path, monke
 
 def test_structures_have_the_layout_of_the_plan():
     assert list(calls.Plan().values) == list(cuda.Plan.__dataclass_fields__)
-    assert ctypes.sizeof(calls.Chip) == 16
+    assert [name for name, _ in calls.Chip._fields_] == list(cuda.Chip.__dataclass_fields__)
+    assert ctypes.sizeof(calls.Chip) == 48  # an int, 8 bytes, five ints, a pointer

@@ -152,11 +152,10 @@ template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   const std::string refused = refused_size(call);
   if (!refused.empty()) return {refused, {}, nullptr};
-  Prepared ready{"kernels in clusters are for bfloat16 and float16 alone", {}, nullptr};
+  Prepared ready{"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
   if constexpr (on_tensor_cores<S>) ready = cluster::prepare_as<S>(call, chip, forced, launcher);
   if (!ready.refusal.empty())
-    ready.refusal =
-        "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, cannot be: " + ready.refusal;
+    ready.refusal = "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, cannot be: " + ready.refusal;
   return ready;
 }
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.gpu import machine, plans
+from benchmarks.gpu.choice.results import CELLS, DTYPES
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock, clock_for, summary
@@ -36,6 +37,7 @@ from . import build, calls, sass
 from .check import worst_error
 
 FOLDER = ROOT / "build" / "kernel"
+EXCHANGES = ("chosen", "one_block", "l2", "cluster")
 DIVISION = ("exchange", "sequences", "parts", "segments")
 ROUNDS, WARM_UP = 20, 3
 CHECKED_STEPS = 8
@@ -53,9 +55,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--direction", choices=plans.DIRECTIONS, default="forward")
     parser.add_argument(
         "--exchange",
-        choices=calls.EXCHANGES,
+        choices=EXCHANGES,
         default="chosen",
-        help="how blocks hand each other states, compiled alone; by default as the package has it, chosen by the plan",
+        help="how blocks hand each other states, compiled alone: cluster by the kernels of warps; by default as the "
+        "kernels of blocks have it in the package, chosen by the plan",
     )
     forced = f"forced as by {cuda.FORCED}; the planner's choice if left out"
     parser.add_argument("--sequences", type=common.positive, metavar="N", help=f"of a tile, {forced}")
@@ -68,7 +71,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for compiled kernels")
     parser.add_argument("--built", action="store_true", help="take the kernel from --folder, as compiled there before")
     parser.add_argument("--out", type=Path, help="file of results to append to, in place of one in runs")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.exchange == "cluster" and not (options.cell in CELLS and options.dtype in DTYPES):
+        given = f"{options.cell} in {options.dtype}"
+        parser.error(f"--exchange cluster is for {', '.join(CELLS)} in {' and '.join(DTYPES)}, not for {given}")
+    return options
 
 
 def architecture(text: str) -> str:
@@ -107,10 +114,12 @@ class Bench:
         about = target.with_suffix(".json")
         if not built:
             common.write_json(about, self.compile(target))
-        self.record |= known(about, target)
-        print("\n".join(compiled_in_words(self.layer, self.record)), flush=True)
+        found = known(about, target)
         library = build.Library(target, self.chip, self.device)
-        self.plan(library)
+        plan = self.plan(library)
+        kernels = found.pop("kernels")
+        self.record |= found | kernels[build.symbol_of(kernels, self.layer.hidden, plan)]
+        print("\n".join([*compiled_in_words(self.layer, self.record), f"plan: {plan}"]), flush=True)
         try:
             self.check(library)
             if self.obstacle:
@@ -122,24 +131,27 @@ class Bench:
         print(timing(self.record), flush=True)
 
     def compile(self, target: Path) -> dict:
-        """Compile the kernel; what is known of it then, and of what sources."""
+        """Compile the kernel, or it in all its sizes; what is known of each then, and of what sources."""
         nvcc = build.find_nvcc(self.arch)
         begun = time.perf_counter()
         report = build.compiled(build.nvcc_command(nvcc, self.arch, build.macros(*self.kernel)), target)
-        seconds, instructions = time.perf_counter() - begun, build.kernel_in(target, nvcc, self.layer.direction)
+        seconds, instructions = time.perf_counter() - begun, build.disassembled(target, nvcc)
+        kernels = {
+            symbol: {**asdict(taken), "step": None if instructions is None else counted(instructions[symbol])}
+            for symbol, taken in build.resources(report, self.layer.direction).items()
+        }
         return {
             "sources": machine.digests()["kernels"],
             "compiler": build.version_of(nvcc),
             "compile_seconds": round(seconds, 1),
-            **asdict(build.resources(report, self.layer.direction)),
-            "step": None if instructions is None else counted(instructions),
+            "kernels": kernels,
         }
 
-    def plan(self, library: build.Library) -> None:
+    def plan(self, library: build.Library) -> cuda.Plan:
         sizes = {"T": self.layer.steps, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
         plan = library.plan(calls.sized(self.layer.direction, self.layer.cell, self.dtype, **sizes))
         self.record["plan"] = asdict(plan)
-        print(f"plan: {plan}", flush=True)
+        return plan
 
     def check(self, library: build.Library) -> None:
         """Run the kernel where it can be run, and note its error."""

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
         "MODULATES": CELLS[cell].modulates or "nothing",
         "TYPE": CPP_TYPES[dtype],
         "EXCHANGE": f"{exchange.title().replace('_', '')}Exchange",
+        "IN_CLUSTERS": int(exchange == "cluster"),
         "FORWARD": int(direction == "forward"),
     }
     return [f"-DKERNEL_{macro}={value}" for macro, value in chosen.items()]
@@ -105,39 +106,52 @@ def version_of(nvcc: str) -> str:
     return f"nvcc {found[1]}" if found else said.strip()
 
 
-def resources(report: str, direction: str) -> Resources:
-    """Of the kernel of this direction, from what ptxas reports with --resource-usage."""
-    about = next(part for part in report.split("Compiling entry function")[1:] if f"run_{direction}" in part)
+def resources(report: str, direction: str) -> dict[str, Resources]:
+    """Of the kernels of this direction by symbol, from what ptxas reports with --resource-usage."""
 
-    def number(pattern: str) -> int:
+    def number(pattern: str, about: str) -> int:
         found = re.search(pattern, about)
         return int(found[1]) if found else 0
 
-    return Resources(
-        number(r"Used (\d+) registers"),
-        number(r"(\d+) bytes spill stores"),
-        number(r"(\d+) bytes spill loads"),
-        number(r"(\d+) bytes stack frame"),
-        number(r"(\d+) bytes smem"),
-    )
+    patterns = (r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
+    patterns += (r"(\d+) bytes stack frame", r"(\d+) bytes smem")
+    parts = (part.lstrip(" '").split("'", 1) for part in report.split("Compiling entry function")[1:])
+    return {
+        symbol: Resources(*(number(pattern, about) for pattern in patterns))
+        for symbol, about in parts
+        if f"run_{direction}" in symbol
+    }
 
 
-def disassembled(binary: Path, nvcc: str) -> dict[str, list[sass.Instruction]] | None:
-    """The instructions of every kernel of a library or cubin; None where there is no disassembler."""
+def disassembled(binary: Path, nvcc: str, *options: str) -> dict[str, list[sass.Instruction]] | None:
+    """The instructions of every kernel of a library or cubin; None where there is no disassembler.
+
+    Options are those of cuobjdump: ``-arch`` where kernels are compiled for several architectures.
+    """
     program = toolkit.cuobjdump(nvcc)
     if not program:
         return None
     path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # where it finds nvdisasm
     run = subprocess.run(
-        [program, "-sass", binary], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+        [program, "-sass", *options, binary],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
     )
     return sass.parse(run.stdout)
 
 
-def kernel_in(library: Path, nvcc: str, direction: str) -> list[sass.Instruction] | None:
-    """The instructions of the kernel of this direction; None where there is no disassembler."""
-    found = disassembled(library, nvcc)
-    return None if found is None else next(code for name, code in found.items() if f"run_{direction}" in name)
+def symbol_of(symbols: Iterable[str], hidden: int, plan: cuda.Plan) -> str:
+    """The kernel that a plan launches. Of those of clusters each is for a size: K, blocks, shares of K, octets."""
+    symbols = list(symbols)
+    if plan.exchange != "cluster":
+        (only,) = symbols
+        return only
+    sizes = {tuple(map(int, re.search(r"4SizeI" + r"Li(\d+)E" * 4, symbol).groups())): symbol for symbol in symbols}
+    return sizes[
+        min(size for size in sizes if size[0] >= hidden and (size[1], 8 * size[3]) == (plan.parts, plan.sequences))
+    ]
 
 
 # For the host shim --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // One kernel of csrc/cuda behind a C interface, for benchmarks.gpu.kernel. Macros choose it: KERNEL_CELL, KERNEL_TYPE
-// (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). nvcc makes a library of it
-// that runs on a GPU; any other compiler, with tests/host_shim on its include path, one that runs on the CPU.
+// (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). With KERNEL_IN_CLUSTERS it is
+// the kernel of warps, in all its sizes. nvcc makes a library of it that runs on a GPU; any other compiler, with
+// tests/host_shim on its include path, one that runs on the CPU.
 
 #include <exception>
 #include <string>
@@ -28,8 +29,12 @@ using Call = BackwardCall;
 
 // By the division that the environment forces.
 Prepared prepared(const Call& call, const Chip& chip) {
+#if KERNEL_IN_CLUSTERS
+  return cluster::prepare_for<KERNEL_CELL, KERNEL_TYPE>(call, chip, forced_division(), Launcher());
+#else
   return prepare_for<KERNEL_CELL, Modulates::KERNEL_MODULATES, KERNEL_TYPE, KERNEL_EXCHANGE>(
       call, chip, forced_division(), Launcher());
+#endif
 }
 
 // An empty string or what went wrong in f, until the next call.

@@ -178,19 +178,24 @@ def _components(nodes: Collection[int], following: dict[int, list[int]]) -> list
 
 def time_loop(instructions: list[Instruction]) -> Loop | None:
     """The loop over time steps, as this module's head defines it; of several, the one with most products."""
+    kinds = [instruction.kind for instruction in instructions]
+    product = next((kind for kind in PRODUCTS if kind in kinds), None)
+    at = {instruction.address: kind for instruction, kind in zip(instructions, kinds)}
+    return max(step_loops(instructions), key=lambda loop: sum(at[a] == product for a in loop.body), default=None)
+
+
+def step_loops(instructions: list[Instruction]) -> list[Loop]:
+    """All loops over time steps: a kernel may have one for calls with options, and another for those without."""
     kinds = {instruction.address: instruction.kind for instruction in instructions}
     waits = {instruction.address for instruction in instructions if instruction.waits}
     product = next((kind for kind in PRODUCTS if kind in kinds.values()), None)
 
-    def products(loop: Loop) -> int:
-        return sum(kinds[address] == product for address in loop.body)
-
     def is_step(loop: Loop) -> bool:
-        return products(loop) > 0 and bool(waits & loop.body) and any(kinds[a] == "STG" for a in loop.body)
+        found = {kinds[address] for address in loop.body}
+        return {product, "STG"} <= found and bool(waits & loop.body)
 
     steps = [loop for outer in loops(instructions) for loop in outer if is_step(loop)]
-    innermost = [loop for loop in steps if not any(is_step(inner) for inner in loop.inner)]
-    return max(innermost, key=products, default=None)
+    return [loop for loop in steps if not any(is_step(inner) for inner in loop.inner)]
 
 
 def count(instructions: list[Instruction], loop: Loop) -> Count:

@@ -157,7 +157,9 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   if (!has_kernels(call))
-    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN alone", {}, {}};
+    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier",
+            {},
+            {}};
   return with_cell(call.cell, [&](auto cell) { return prepare_for<decltype(cell), S>(call, chip, forced, launcher); });
 }
 

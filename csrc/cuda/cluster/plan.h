@@ -50,34 +50,41 @@ inline bool meets(const Candidate& c, const Division& forced) {
   return (forced.parts == 0 || forced.parts == c.blocks) && (forced.sequences == 0 || forced.sequences == 8 * c.octets);
 }
 
-inline std::string sizes_in_words(const std::vector<Candidate>& candidates) {
-  std::string result;
-  for (const Candidate& c : candidates)
-    result += (result.empty() ? "" : "; ") + std::string("H up to ") + std::to_string(c.K) +
-              " with parts=" + std::to_string(c.blocks) + ",sequences=" + std::to_string(8 * c.octets);
-  return result;
+// Why no candidate fits, in a sentence that ends with what there is or what is missing.
+inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t H, const Chip& chip,
+                              const Division& forced) {
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  std::string sizes;
+  const Candidate* smallest = nullptr;  // in shared memory, of those that the device has clusters for
+  int blocks = 0;
+  for (const Candidate& c : candidates) {
+    sizes += (sizes.empty() ? "" : "; ") + std::string("H up to ") + number(c.K) + " with parts=" + number(c.blocks) +
+             ",sequences=" + number(8 * c.octets);
+    if (c.K < H || !meets(c, forced)) continue;
+    blocks = c.blocks;
+    if (at_once(c, chip) > 0 && (!smallest || c.shared_bytes < smallest->shared_bytes)) smallest = &c;
+  }
+  if (blocks == 0) return "no kernel in clusters is compiled for H = " + number(H) + " so, but for " + sizes;
+  if (chip.clusters[0] == 0) return "this device has no clusters of blocks, which compute capability 9.0 brought";
+  if (!smallest) return "this device does not run clusters of " + number(blocks) + " blocks";
+  return "with H = " + number(H) + " it needs at least " + number(smallest->shared_bytes) +
+         " bytes of shared memory in each block, and this device has " + number(chip.shared_bytes);
 }
 
 // The fastest candidate that fits.
 inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t B, const Chip& chip,
                      const Division& forced) {
   Choice best;
-  bool large_enough = false;
   for (int i = 0; i < static_cast<int>(candidates.size()); ++i) {
     const Candidate& c = candidates[i];
     if (c.K < H || !meets(c, forced)) continue;
-    large_enough = true;
     if (c.shared_bytes > chip.shared_bytes || at_once(c, chip) == 0) continue;
     const int64_t tiles = divide_up(B, 8 * c.octets), rounds = divide_up(tiles, at_once(c, chip));
     const double nanoseconds = nanoseconds_of(c) * static_cast<double>(rounds);
     if (best.index >= 0 && nanoseconds >= best.nanoseconds) continue;
     best = {i, static_cast<int>(std::min(tiles, at_once(c, chip))), nanoseconds, ""};
   }
-  if (best.index >= 0) return best;
-  best.refusal = large_enough ? "this device does not run clusters of so many blocks, or gives them too little shared "
-                                "memory"
-                              : "kernels in clusters are compiled for " + sizes_in_words(candidates) + ", and H is " +
-                                    std::to_string(H);
+  if (best.index < 0) best.refusal = refusal_of(candidates, H, chip, forced);
   return best;
 }
 

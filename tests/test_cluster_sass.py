@@ -1,0 +1,121 @@
+"""What a time step of the kernels of warps consists of, by their machine code."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from benchmarks.gpu.kernel import build, sass
+
+from .conftest import find_nvcc
+from .host_kernels import ROOT, SHIM
+
+NVCC = "nvcc 13.0"  # by which instructions are counted
+CLOCK = {"SR_CLOCKLO"}  # where a wait lasts
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of clusters.cu, and what a warp executes of its step without options: all products, and so many at most."""
+
+    direction: str
+    cell: str
+    size: tuple[int, int, int, int]
+    products: int
+    instructions: int
+    special: frozenset[str] = frozenset()  # registers that the step reads beside the clock; should be none
+
+    def __str__(self) -> str:
+        return "-".join([self.direction, self.cell, *map(str, self.size)])
+
+    @property
+    def symbol(self) -> str:
+        return rf"run_{self.direction}INS_\d+{self.cell}E.*SizeI{''.join(f'Li{n}E' for n in self.size)}E"
+
+
+# The goals are 190 forward for 128 units in a block, and 260 for 512 units in a cluster of 16.
+KERNELS = [
+    Kernel("forward", "Lstm", (128, 1, 1, 1), 16, 190, frozenset({"SR_TID.X"})),
+    Kernel("forward", "Lstm", (512, 16, 2, 1), 32, 260),
+    Kernel("forward", "GruResetAfter", (256, 8, 2, 2), 32, 380),
+    Kernel("backward", "Lstm", (128, 1, 1, 1), 32, 470),
+    Kernel("backward", "Lstm", (512, 16, 2, 1), 32, 350),
+    Kernel("backward", "GruResetAfter", (256, 8, 2, 2), 24, 255),
+]
+# What a step without options does and the ways of a step with options do not leave out
+WORK = ("mma", "MUFU", "STG", "cp.async", "STS")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> tuple[dict[str, list[sass.Instruction]], str]:
+    """The machine code of all kernels by symbol, and the compiler's name."""
+    nvcc, cubin = find_nvcc(), tmp_path_factory.mktemp("sass") / "clusters.cubin"
+    source = ROOT / SHIM / "clusters.cu"
+    flags = ["-std=c++17", "-O3", "-Werror=all-warnings", "-arch=sm_90a", "-cubin"]
+    subprocess.run([nvcc, *flags, source, "-o", cubin], check=True)
+    return build.disassembled(cubin, nvcc) or pytest.skip("no disassembler"), build.version_of(nvcc)
+
+
+@pytest.fixture(params=KERNELS, ids=str)
+def kernel(request) -> Kernel:
+    return request.param
+
+
+@pytest.fixture
+def code(kernel, compiled) -> list[sass.Instruction]:
+    (found,) = (code for symbol, code in compiled[0].items() if re.search(kernel.symbol, symbol))
+    return found
+
+
+def test_steps_stay_in_registers(kernel, code):
+    """No step reads spilled values, divides or calls; inputs come by asynchronous copies, but for single values."""
+    loops = sass.step_loops(code)
+    assert loops
+    for loop in loops:
+        step = sass.inside(code, loop)
+        kinds = sass.kinds(step)
+        assert kinds["mma"] == kernel.products
+        assert not {"local memory", "integer division", "call", "atomic"} & kinds.keys()
+        loads = [each for each in step if each.kind == "LDG"]
+        assert all(sass.rare(each) for each in loads), loads
+        assert sass.special_registers(step) - CLOCK <= kernel.special
+
+
+def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
+    """Without those that poll. Of the loops of a kernel, one for calls without options copies inputs in whole rows."""
+    if not compiled[1].startswith(NVCC):
+        pytest.skip(f"the bounds are for {NVCC}, and this is {compiled[1]}")
+    steps = [sass.role(code, loop, work=lambda each: each.kind in WORK) for loop in sass.step_loops(code)]
+    fewest = min((step for step in steps if step.kinds.get("cp.async")), key=lambda step: step.instructions)
+    assert fewest.kinds["mma"] == kernel.products
+    assert fewest.kinds["STG"] >= 2  # what others wait for, and a result
+    assert fewest.instructions <= kernel.instructions, fewest
+
+
+# Sizes whose step still reads spilled values; should be none
+SPILLING = {"Lstm-384-8-2-1", "GruResetAfter-768-16-2-1"}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
+    """Of all kernels that the library was built with. What is spilled outside of steps hardly takes time."""
+    if without := torch.ops.fused_rnn.without_cuda():
+        pytest.skip(f"the library has no CUDA kernels: {without}")
+    compiled = ROOT / "build/objects/csrc/cuda/cluster" / f"{direction}_{dtype}.cu.o"
+    report = compiled.with_suffix(".report").read_text()
+    found = re.findall(r"entry function '(\S+)' for 'sm_90a'.*?(\d+) bytes spill loads", report, re.DOTALL)
+    assert len(found) >= 4  # cells
+    spilled = [symbol for symbol, loads in found if loads != "0"]
+    if not spilled:
+        return
+    kernels = build.disassembled(compiled, find_nvcc(), "-arch", "sm_90a") or pytest.skip("no disassembler")
+    in_steps = {
+        "-".join(re.search(r"INS_\d+(\w+?)(?:I|E).*?4SizeI" + r"Li(\d+)E" * 4, symbol).groups())
+        for symbol in spilled
+        for loop in sass.step_loops(kernels[symbol])
+        if "local memory" in sass.kinds(sass.inside(kernels[symbol], loop))
+    }
+    assert in_steps <= SPILLING
