@@ -15,6 +15,7 @@ from benchmarks.copy_task import published as copy_task
 from benchmarks.fills import report as fills
 from benchmarks.gpu import pictures as gpu_pictures
 from benchmarks.gpu import report as gpu
+from benchmarks.gpu.choice import report as choice
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
 from benchmarks.language_model import published as language_model
@@ -32,6 +33,7 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "rivals": speed.rivals_block,
     "scaling": scaling.block,
     "fills": fills.block,
+    "choice": choice.block,
     "gpu": gpu.block,
     "micro": micro.block,
 }
@@ -40,6 +42,7 @@ PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
     "scaling": scaling_pictures.pictures,
     "gpu": gpu_pictures.pictures,
 }
+OTHER_KERNELS: dict[str, Callable[[dict], bool]] = {"gpu": other_kernels, "choice": choice.other_kernels}
 
 
 def load_results(kind: str, folder: Path = RESULTS) -> list[dict]:
@@ -92,8 +95,8 @@ def main(readme: Path = README, folder: Path = RESULTS) -> None:
     with common.replacing(readme) as partial_path:
         partial_path.write_text(text)
     print(f"wrote the tables of the result files in {folder} into {readme}, and drew their pictures")
-    for result in load_results("gpu", folder):
-        if other_kernels(result):
+    for kind, others in OTHER_KERNELS.items():
+        for result in filter(others, load_results(kind, folder)):
             print(f"{result['file']}.json was measured with other kernels than those here, and the table says so")
 
 

@@ -1,8 +1,12 @@
 """What the README shows of GPU results: who is faster, every number of the files, and whether kernels changed since."""
 
+import pytest
+
 from benchmarks import common, report
 from benchmarks.gpu import machine, points
 from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu.choice import family, results
+from benchmarks.gpu.choice import report as choice_report
 from benchmarks.gpu.micro import MEASUREMENTS
 from benchmarks.gpu.micro import report as micro_report
 from benchmarks.gpu.points import GROUPS
@@ -121,9 +125,13 @@ def test_the_report_says_when_kernels_have_changed_since(tmp_path, capsys):
     readme.write_text("".join(f"{report.begin(kind)}{report.end(kind)}\n" for kind in report.BLOCKS))
     for name, result in {"same": same, "changed": changed}.items():
         common.write_json(tmp_path / f"gpu-{name}.json", result)
+    for name, digest in {"same": family.digest(), "changed": "0" * 64}.items():
+        common.write_json(tmp_path / f"choice-{name}.json", compared(digests={"family": digest}))
     report.main(readme, tmp_path)
     said = [line for line in capsys.readouterr().out.splitlines() if "other kernels" in line]
-    assert said == ["gpu-changed.json was measured with other kernels than those here, and the table says so"]
+    others = "was measured with other kernels than those here, and the table says so"
+    assert said == [f"gpu-changed.json {others}", f"choice-changed.json {others}"]
+    assert readme.read_text().count(gpu_report.OTHER_KERNELS) == 2
 
 
 def test_digests_are_those_of_the_sources_of_the_kernels(tmp_path):
@@ -174,3 +182,97 @@ def test_the_report_draws_a_picture_for_each_dtype(tmp_path):
 def test_the_report_says_where_nothing_was_measured(tmp_path):
     assert report.load_results("gpu", tmp_path) == []
     assert "Not yet run on a GPU." in report.block("gpu", [])
+
+
+def compared(points: list[dict] | None = None, **changes) -> dict:
+    """Results of kernels of clusters beside kernels of blocks, measured with the sources here."""
+    return {
+        "file": "choice-a-gpu",
+        "date": "2026-01-02T03:04:05+00:00",
+        "hardware": {"gpu": "A GPU", "torch": "2.0"},
+        "digests": {"family": family.digest()},
+        "points": [both(64, 16, (1, 2), (3, 4.5))] if points is None else points,
+        **changes,
+    }
+
+
+def both(hidden: int, batch: int, cluster: tuple | str, blocks: tuple | str, **which: str) -> dict:
+    """A point: µs forward and backward of each family, or why it has no times."""
+
+    def side(times: tuple | str) -> dict:
+        if isinstance(times, str):
+            return {"failed": times}
+        readings = {name: {"us_per_step": us} for name, us in zip(("forward", "backward"), times)}
+        return {"error": {"relative": 0.001, "allowed": 0.002}, **readings}
+
+    kind = {"cell": "lstm", "dtype": "bfloat16", **which}
+    return {**kind, "hidden": hidden, "batch": batch, "steps": 99, "cluster": side(cluster), "blocks": side(blocks)}
+
+
+def bullets(*points: dict) -> list[str]:
+    return [line for line in choice_report.block([compared(list(points))]).splitlines() if line.startswith("- ")]
+
+
+def test_the_report_has_a_table_of_one_cell_in_clusters_and_a_line_for_each_other():
+    points = [
+        both(512, 64, (2.344, 1.656), (5, 5)),
+        both(64, 16, (0.5, 0.5), (1.5, 2.0)),
+        both(64, 64, (0.5, 0.7), "no memory"),
+        both(100, 16, (3, 4), (3, 3)),  # values travel one by one
+        both(512, 16, (1, 1), (1, 1), dtype="float16"),
+        both(64, 1, (1, 1), (4, 4), cell="rnn_relu", dtype="float16"),
+        {**both(64, 1, (1, 1), (4, 4)), "skipped": "time was over"},
+    ]
+    lines = choice_report.block([compared(points)]).splitlines()
+    assert lines[0] == choice_report.COMMON
+    start = lines.index("| LSTM, bfloat16 | B=16 | B=64 |")
+    assert lines[start + 1 : start + 5] == [
+        "|---|---|---|",
+        "| H=64 | 0.50 + 0.50 (3.50) | 0.50 + 0.70 (–) |",
+        "| H=512 | – | 2.34 + 1.66 (2.50) |",
+        "",
+    ]
+    assert lines[start + 5 :] == [
+        "- LSTM, bfloat16: 0.857 to 3.50 times as fast, in the median 2.50; ahead at 2 of 4 points; "
+        "behind at H=100 B=16 (0.857); without times at H=64 B=64, since no memory.",
+        "- LSTM, float16: 1.00 times as fast, in the median 1.00; ahead at 0 of 1 points; behind at H=512 B=16 (1.00).",
+        "- RNN, ReLU, float16: 4.00 times as fast, in the median 4.00; ahead at all 1 points.",
+    ]
+    (measured,) = (line for line in lines if line.startswith("Measured"))
+    assert measured == (
+        "Measured on 2026-01-02 with `python -m benchmarks.gpu.choice`: A GPU, torch 2.0, T=99. "
+        "Points skipped for lack of time: 1."
+    )
+    assert choice_report.TITLES.keys() == set(results.CELLS)
+
+
+def test_points_where_clusters_are_not_ahead_are_named_if_they_are_few():
+    behind = [both(64, batch, (1, 1), (0.5, 0.5)) for batch in range(1, 6)]
+    lost = [both(128, batch, "it hung", (1, 1)) for batch in range(1, 6)]
+    few, many = bullets(*behind[:4], *lost[:4]), bullets(*behind, *lost)
+    named = ", ".join(f"H=64 B={batch} (0.500)" for batch in range(1, 5))
+    assert f"; behind at {named}; without times at H=128 B=1, H=128 B=2, H=128 B=3, H=128 B=4, since it hung." in few[0]
+    assert many[0].endswith(
+        "; ahead at 0 of 10 points; behind at 5 of them; without times at 5 of them, since it hung."
+    )
+    assert bullets(lost[0]) == ["- LSTM, bfloat16: ahead at 0 of 1 points; without times at H=128 B=1, since it hung."]
+
+
+def test_every_chip_has_a_table_of_clusters_and_where_there_is_none_a_sentence():
+    text = choice_report.block([compared(), compared(hardware={"gpu": "Another", "torch": "2.0"})])
+    assert text.count("| H=64 | 1.00 + 2.00 (2.50) |") == 2
+    assert text.index("**A GPU**") < text.index("**Another**")
+    assert text.count(choice_report.COMMON) == 1
+    other = compared([both(64, 16, (1, 2), (3, 4), cell="rnn_tanh")])
+    assert "|" not in choice_report.block([other])
+    assert "\n\n\n" not in choice_report.block([other])
+    assert choice_report.block([]) == "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
+
+
+def test_malformed_results_of_clusters_are_refused_with_the_name_of_their_file():
+    point = both(64, 16, (1, 2), (3, 4))
+    del point["blocks"]
+    with pytest.raises(
+        common.InputError, match=r"choice-a-gpu.json holds no results of .*: points\[0\] lacks 'blocks'"
+    ):
+        choice_report.block([compared([point])])

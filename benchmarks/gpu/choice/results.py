@@ -81,6 +81,14 @@ def read(path: Path) -> Results:
     """A file of results; InputError with what is wrong with it."""
     try:
         content = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:  # a JSONDecodeError is a ValueError
+        raise _malformed(path, problem) from None
+    return parse(content, path)
+
+
+def parse(content: object, path: Path) -> Results:
+    """What a file with this content says; InputError with what is wrong with it."""
+    try:
         hardware = _get(content, "hardware", dict)
         return Results(
             path.name,
@@ -90,8 +98,12 @@ def read(path: Path) -> Results:
             _get(_get(content, "digests", dict), "family", str),
             tuple(_outcomes(_get(content, "points", list))),
         )
-    except (OSError, ValueError) as problem:  # a JSONDecodeError is a ValueError
-        raise common.InputError(f"{path} holds no results of python -m benchmarks.gpu.choice: {problem}") from None
+    except ValueError as problem:
+        raise _malformed(path, problem) from None
+
+
+def _malformed(path: Path, problem: Exception) -> common.InputError:
+    return common.InputError(f"{path} holds no results of python -m benchmarks.gpu.choice: {problem}")
 
 
 def _outcomes(points: Sequence[object]) -> Iterator[Outcome]:

@@ -1,0 +1,110 @@
+"""The block of README.md on kernels of clusters beside kernels of blocks; ``benchmarks.report`` puts it there.
+
+Every number comes from a file that ``python -m benchmarks.gpu.choice`` wrote. A small table has one cell and dtype,
+and each of the others a line: the files have every point.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from statistics import median
+
+from benchmarks.common import digits
+from benchmarks.gpu.report import OTHER_KERNELS, spread
+from benchmarks.speed import RESULTS
+
+from . import header
+from .results import CELLS, DTYPES, Outcome, Results, parse
+
+NOT_RUN = "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
+COMMON = (
+    "Kernels of clusters beside kernels of blocks (see [Backends](#backends)): the time of the kernels alone, with "
+    "those that pack weights. Entries: µs per step of the clusters, forward + backward (how many times as fast as the "
+    "blocks, both together)."
+)
+TITLES = {"lstm": "LSTM", "gru_reset_after": "GRU, reset after", "rnn_tanh": "RNN, tanh", "rnn_relu": "RNN, ReLU"}
+SHOWN = ("lstm", "bfloat16")  # in the table
+FEW = 4  # points that are named one by one
+
+
+def block(results: list[dict]) -> str:
+    """One section per file of results, or one sentence where there is none."""
+    return "\n\n".join([COMMON, *map(section, results)]) if results else NOT_RUN
+
+
+def other_kernels(result: dict) -> bool:
+    """Whether a file of results was measured with other sources of these kernels than those here."""
+    return header.stale(_parsed(result))
+
+
+def _parsed(result: dict) -> Results:
+    return parse(result, RESULTS / f"{result['file']}.json")
+
+
+def section(result: dict) -> str:
+    found = _parsed(result)
+    skipped = sum("skipped" in point for point in result["points"])
+    steps = ", ".join(map(str, sorted({point["steps"] for point in result["points"]})))
+    sentences = [
+        f"Measured on {found.date[:10]} with `python -m benchmarks.gpu.choice`: {found.chip}, torch {found.torch}, "
+        f"T={steps}.",
+        *([OTHER_KERNELS] if other_kernels(result) else []),
+        *([f"Points skipped for lack of time: {skipped}."] if skipped else []),
+    ]
+    shown = [outcome for outcome in found.outcomes if (outcome.cell, outcome.dtype) == SHOWN]
+    lines = "\n".join(summary(found.outcomes))
+    return "\n\n".join(part for part in (f"**{found.chip}**", " ".join(sentences), table(shown), lines) if part)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """One row per H that is a multiple of 8, one column per B; empty where there are none."""
+    at = {(o.hidden, o.batch): o for o in outcomes if o.hidden % 8 == 0}
+    hidden, batches = (sorted({sizes[i] for sizes in at}) for i in range(2))
+    if not at:
+        return ""
+    cell, dtype = SHOWN
+    rows = [f"| {TITLES[cell]}, {dtype} | {' | '.join(f'B={b}' for b in batches)} |"]
+    rows += ["|---" * (1 + len(batches)) + "|"]
+    rows += [f"| H={h} | {' | '.join(entry(at.get((h, b))) for b in batches)} |" for h in hidden]
+    return "\n".join(rows)
+
+
+def entry(outcome: Outcome | None) -> str:
+    if outcome is None or outcome.cluster.obstacle:
+        return digits(None)
+    times = f"{outcome.cluster.forward:.2f} + {outcome.cluster.backward:.2f}"
+    return f"{times} ({digits(ratio(outcome))})"  # a dash where the blocks have no times
+
+
+def ratio(outcome: Outcome) -> float | None:
+    """How many times as fast the clusters are as the blocks, forward and backward together."""
+    known = not (outcome.cluster.obstacle or outcome.blocks.obstacle)
+    return outcome.blocks.total / outcome.cluster.total if known else None
+
+
+def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """A list: of each cell and dtype how far ahead the clusters are at all points, and where they are not."""
+    for cell, dtype in product(CELLS, DTYPES):
+        of_both = [outcome for outcome in outcomes if (outcome.cell, outcome.dtype) == (cell, dtype)]
+        if not of_both:
+            continue
+        ahead, number = sum(outcome.ahead for outcome in of_both), len(of_both)
+        parts = [f"ahead at {'all ' if ahead == number else f'{ahead} of '}{number} points"]
+        if ratios := [found for outcome in of_both if (found := ratio(outcome))]:
+            parts.insert(0, f"{spread(ratios)} times as fast, in the median {digits(median(ratios))}")
+        yield f"- {TITLES[cell]}, {dtype}: {'; '.join([*parts, *_not_ahead(of_both)])}."
+
+
+def _not_ahead(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    if behind := [outcome for outcome in outcomes if ratio(outcome) and not outcome.ahead]:
+        yield f"behind at {_named(behind)}"
+    reasons = [outcome.cluster.obstacle or outcome.blocks.obstacle for outcome in outcomes]
+    for reason in dict.fromkeys(filter(None, reasons)):
+        lost = [outcome for outcome, its_reason in zip(outcomes, reasons) if its_reason == reason]
+        yield f"without times at {_named(lost)}, since {reason}"
+
+
+def _named(outcomes: Sequence[Outcome]) -> str:
+    if len(outcomes) > FEW:
+        return f"{len(outcomes)} of them"
+    ratios = [f" ({digits(found)})" if (found := ratio(outcome)) else "" for outcome in outcomes]
+    return ", ".join(f"H={outcome.hidden} B={outcome.batch}{ratio}" for outcome, ratio in zip(outcomes, ratios))
