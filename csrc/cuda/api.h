@@ -23,10 +23,10 @@ constexpr int cluster_sizes = 5;
 // What a plan must know of the device.
 struct Chip {
   int multiprocessors;
-  int64_t shared_bytes;               // of a block, at most
-  int clusters[cluster_sizes] = {};   // of 1, 2, 4, 8 and 16 blocks, each with a multiprocessor of its own, that run at
-                                      // the same time; zero where there are none
-  const char* name = "";              // as the driver has it
+  int64_t shared_bytes;              // of a block, at most
+  int clusters[cluster_sizes] = {};  // of 1, 2, 4, 8 and 16 blocks, each with a multiprocessor of its own, that run at
+                                     // the same time; zero where there are none
+  const char* name = "";             // as the driver has it
 };
 
 struct Layer {

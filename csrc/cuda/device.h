@@ -233,10 +233,7 @@ FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], SharedAddress row)
 }
 
 FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], SharedAddress row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-               : "=r"(registers[0])
-               : "r"(row)
-               : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(registers[0]) : "r"(row) : "memory");
 }
 
 FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], SharedAddress row) {

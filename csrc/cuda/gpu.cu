@@ -76,9 +76,7 @@ Gpu look_at(int index) {
   cudaDeviceProp properties;
   const cudaError_t error = cudaGetDeviceProperties(&properties, index);
   if (error != cudaSuccess) throw std::runtime_error("fused_rnn: GPU " + std::to_string(index) + ": " + text(error));
-  return {properties.name,
-          10 * properties.major + properties.minor,
-          properties.multiProcessorCount,
+  return {properties.name, 10 * properties.major + properties.minor, properties.multiProcessorCount,
           static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
 }
 

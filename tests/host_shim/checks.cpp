@@ -130,8 +130,7 @@ void check_approximations(unsigned seed) {
       if (std::isnan(exact)) continue;
       const bool vast = static_cast<float>(exact) == INFINITY || static_cast<float>(exact) == -INFINITY;
       const bool none = std::fabs(exact) < 0x1p-126;  // subnormal
-      expect(vast ? std::isinf(value) : std::fabs(value - (none ? 0 : exact)) <= std::fabs(exact) * allowed,
-             name);
+      expect(vast ? std::isinf(value) : std::fabs(value - (none ? 0 : exact)) <= std::fabs(exact) * allowed, name);
       expect(std::signbit(value) == std::signbit(exact), name);
       inexact += std::fabs(value - exact) > std::fabs(exact) * allowed / 4;
     }

@@ -1,7 +1,7 @@
 // The number that the cells' equations compute with where results are 16-bit: a float whose nonlinearities take few
-// instructions. For bfloat16 these are tanh of the special function unit, which is within a relative error of 2^-11, less
-// than what rounding leaves. That is as much as what rounding to float16 does, whose nonlinearities are therefore of
-// exponentials and reciprocals, within an error of 2^-21.
+// instructions. For bfloat16 these are tanh of the special function unit, which is within a relative error of 2^-11,
+// less than what rounding leaves. That is as much as what rounding to float16 does, whose nonlinearities are therefore
+// of exponentials and reciprocals, within an error of 2^-21.
 #pragma once
 
 #include "../device.h"

@@ -31,7 +31,8 @@ class Forward {
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
   static constexpr bool has_c = Cell::has_cell_state;
-  // Of sums of a product: where a warp has little to multiply, instructions that wait for each other are what takes time.
+  // Of sums of a product: where a warp has little to multiply, instructions that wait for each other are what takes
+  // time.
   static constexpr int chains = octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
@@ -243,8 +244,8 @@ class Forward {
     }
   }
 
-  // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is the
-  // last step; then come the other results.
+  // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is
+  // the last step; then come the other results.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, bool last, const float (*sums)[4]) {
     uint32_t inputs[4], keep[2][1] = {};
@@ -312,8 +313,8 @@ class Forward {
 
   const Q& q_;
   const ForwardArrays<S>& a_;
-  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)), group_ = warp_ % Size::groups,
-            share_ = warp_ / Size::groups;
+  const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)),
+            group_ = warp_ % Size::groups, share_ = warp_ / Size::groups;
   const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
   Team& team_;
   State state_;

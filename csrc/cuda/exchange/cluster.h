@@ -105,7 +105,8 @@ class ClusterChannel {
  private:
   Team& team_;
   const SharedAddress barrier_;
-  const int lane_ = kept(static_cast<int>(threadIdx.x % 32));
+  // through a shuffle, or the assembler would read the special register anew in every step where registers are few
+  const int lane_ = __shfl_sync(~0u, static_cast<int>(threadIdx.x % 32), static_cast<int>(threadIdx.x % 32));
   unsigned steps_ = 0;  // that were waited for
 };
 
@@ -196,7 +197,8 @@ class ClusterSums : ClusterChannel<Team, 1> {
   FUSED_RNN_DEVICE void contribute(int owner, int place, const float (&sums)[4]) const {
     if (!alive()) return;
     const SharedAddress to = address_in_block(shared_address(shared_), owner);
-    const SharedAddress part = made() * copy_bytes + own_part_, barrier = 2 * copy_bytes + made() * Base::copy_barrier_bytes;
+    const SharedAddress part = made() * copy_bytes + own_part_,
+                        barrier = 2 * copy_bytes + made() * Base::copy_barrier_bytes;
     Sums value;
     if constexpr (std::is_same_v<Travelling, float>)
       value = {sums[0], sums[1], sums[2], sums[3]};
