@@ -25,11 +25,11 @@ RUNS += [("address", check) for check in ("lstm-1-2", "lstm-4-2", "lstm-16-4", "
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
 FAULTS = {
-    "no-wait": (CLUSTER, r"return Base::wait\(share\);", "return true;", 2, "lstm-4-2", "thread", RACE),
-    "no-wait-for-sums": (CLUSTER, r"return Base::wait\(0\);", "return true;", 1, "sums-4", "thread", RACE),
+    "no-wait": (CLUSTER, r"return Base::wait\(share, [^;]*\);", "return true;", 2, "lstm-4-2", "thread", RACE),
+    "no-wait-for-sums": (CLUSTER, r"return Base::wait\(0, failing\);", "return true;", 1, "sums-4", "thread", RACE),
     "wait-in-block-scope": (CLUSTER, "wait_for_phase", "wait_for_phase<false>", 1, "lstm-4-2", "thread", RACE),
-    "one-copy": (CLUSTER, r"(made|read)\(\) \* copy_bytes", "0 * copy_bytes", 4, "lstm-4-2", "thread", RACE),
-    "one-copy-of-sums": (CLUSTER, r"(made|read)\(\) \* copy_bytes", "0 * copy_bytes", 4, "sums-4", "thread", RACE),
+    "one-copy": (CLUSTER, r"(made|read)\(\) \* copy_bytes", "0 * copy_bytes", 5, "lstm-4-2", "thread", RACE),
+    "one-copy-of-sums": (CLUSTER, r"(made|read)\(\) \* copy_bytes", "0 * copy_bytes", 5, "sums-4", "thread", RACE),
     "too-few-bytes": (CLUSTER, r"expect\(share, ", "expect(share, -16 + ", 1, "lstm-4-2", "plain", "mbarrier"),
     "too-many-bytes": (
         CLUSTER,
