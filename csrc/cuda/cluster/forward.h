@@ -62,7 +62,10 @@ class Forward {
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
         row_(kept((lane_ % 8 * (K + 8) + share_ * own_k + lane_ / 8 * 8) * int{sizeof(S)})),
         turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)) {
-    load_weights();
+    if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0)
+      load_weights<true>();
+    else
+      load_weights<false>();
     state_.own(unit_);
     if (share_ == 0) ring_.clear();
     FUSED_RNN_UNROLL
@@ -108,9 +111,12 @@ class Forward {
     if (share_ == 0) end<plain>(tile);
   }
 
-  // Gates 2m and 2m + 1 of 8 units are the rows of matrix m.
+  // Gates 2m and 2m + 1 of 8 units are the rows of matrix m. `pairs` says that every second K of a row stands at a
+  // multiple of 4 bytes.
+  template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
-    const bool pairs = q_.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0;
+    const int first_k = share_ * own_k + 2 * (lane_ % 4), left = has_unit() ? q_.H - first_k : 0;
+    const S* const from = a_.weight_hh + int64_t{unit_ + lane_ / 4} * q_.H + first_k;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {
       FUSED_RNN_UNROLL
@@ -118,9 +124,8 @@ class Forward {
         Fragment f;
         FUSED_RNN_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const int gate = 2 * m + i % 2, k = share_ * own_k + 16 * s + 2 * (lane_ % 4) + i / 2 * 8;
-          const S* const row = a_.weight_hh + (int64_t{gate} * q_.H + unit_ + lane_ / 4) * q_.H;
-          f.values[i] = gate < G && has_unit() ? weight_pair(row, 1, k, q_.H, pairs) : 0u;
+          const int gate = 2 * m + i % 2, k = 16 * s + i / 2 * 8;
+          f.values[i] = gate < G ? weight_pair<pairs>(from + int64_t{gate} * q_.H * q_.H + k, left - k) : 0u;
         }
         if (s < held)
           weights_[s * matrices + m] = f;

@@ -297,14 +297,6 @@ FUSED_RNN_DEVICE uint32_t weight_pair(const S* from, int left) {
   return pair;
 }
 
-// Weights k and k + 1 of a row of `count`, zeros past its end; `pairs` says that they stand at a multiple of 4 bytes.
-template <typename S>
-FUSED_RNN_DEVICE uint32_t weight_pair(const S* row, int64_t stride, int k, int count, bool pairs) {
-  if (pairs) return k < count ? *reinterpret_cast<const uint32_t*>(row + k) : 0u;
-  const uint32_t low = k < count ? row[k * stride].bits : 0u, high = k + 1 < count ? row[(k + 1) * stride].bits : 0u;
-  return low | high << 16;
-}
-
 #endif
 
 }  // namespace fused_rnn::cuda::cluster
