@@ -19,7 +19,8 @@ NOT_RUN = "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
 COMMON = (
     "Kernels of clusters beside kernels of blocks (see [Backends](#backends)): the time of the kernels alone, with "
     "those that pack weights. Entries: µs per step of the clusters, forward + backward (how many times as fast as the "
-    "blocks, both together)."
+    "blocks, both together). A point of which one of the two is off from float64 by more than twice as much as PyTorch "
+    "has no times; with a ReLU that may be a unit near zero, which rounding moves across the kink."
 )
 TITLES = {"lstm": "LSTM", "gru_reset_after": "GRU, reset after", "rnn_tanh": "RNN, tanh", "rnn_relu": "RNN, ReLU"}
 SHOWN = ("lstm", "bfloat16")  # in the table
@@ -97,7 +98,8 @@ def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _not_ahead(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if behind := [outcome for outcome in outcomes if ratio(outcome) and not outcome.ahead]:
         yield f"behind at {_named(behind)}"
-    reasons = [outcome.cluster.obstacle or outcome.blocks.obstacle for outcome in outcomes]
+    # without the numbers of each point, which the file has
+    reasons = [(outcome.cluster.obstacle or outcome.blocks.obstacle or "").split(": ")[0] for outcome in outcomes]
     for reason in dict.fromkeys(filter(None, reasons)):
         lost = [outcome for outcome, its_reason in zip(outcomes, reasons) if its_reason == reason]
         yield f"without times at {_named(lost)}, since {reason}"
