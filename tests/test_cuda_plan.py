@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.gpu import plans
+from benchmarks.gpu.choice import header, results, rows
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import RESULTS
 from benchmarks.speed.clock import HostClock
@@ -183,7 +184,7 @@ def test_the_plan_that_is_chosen_is_near_the_fastest():
     """By the times that the estimates are fitted to."""
     lost, not_timed = [], []
     for layer, times in timed_on_an_h200():
-        chosen = layer.plan(H200).division
+        chosen = layer.plan(H200, "exchange=blocks").division
         if chosen in times:
             lost.append(times[chosen] / min(times.values()))
         else:
@@ -280,3 +281,20 @@ def test_a_budget_skips_layers_and_says_so(tmp_path, capsys):
     layers = json.loads((tmp_path / "plans.json").read_text())["layers"]
     assert ["skipped" in layer for layer in layers] == [True, True]
     assert "skipped: the 0 s of the run were over" in capsys.readouterr().out
+
+
+def test_clusters_are_chosen_where_the_table_has_them():
+    """And only there: of the cells, types, sizes and chips that were measured."""
+    found = [each for each in results.load() if not header.stale(each)]
+    for row in [row for each in found for row in rows.rows(each.outcomes)][::10]:
+        for batch in (row.least_batch, row.most_batch):
+            layer = row.cell, getattr(torch, row.dtype), batch, row.most_hidden
+            for direction in ("forward", "backward"):
+                assert cuda.plan(*layer, None, direction, H200).exchange == "cluster"
+                elsewhere = cuda.plan(*layer, None, direction, replace(H200, name="another"))
+                assert elsewhere.exchange != "cluster"
+                assert elsewhere == cuda.plan(*layer, None, direction, H200, forced="exchange=blocks")
+                without = cuda.plan(*layer, None, direction, replace(H200, clusters=(0,) * 5))
+                assert without == elsewhere
+    for cell, dtype, hidden in (("lstm", torch.float32, 128), ("gru", torch.bfloat16, 128), ("lstm", torch.half, 800)):
+        assert cuda.plan(cell, dtype, 16, hidden, chip=H200).exchange != "cluster"

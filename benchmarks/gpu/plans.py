@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu.plans``: the kernels with one plan after the other, times beside estimates.
+"""``python -m benchmarks.gpu.plans``: kernels of blocks with one plan after the other, times beside estimates.
 
 A plan says how the kernels divide a call's work (see ``fused_rnn.cuda.plan``); FUSED_RNN_CUDA_PLAN forces one. For a
 layer and a direction this tries every division of a grid that fits the GPU, in turns, and times the kernels alone, with
@@ -91,8 +91,11 @@ MEASURED = {
 
 
 def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequence[int]) -> list[cuda.Plan]:
-    """The plan that the planner chooses, then one of each division of the grid that fits, the cheapest first."""
-    chosen = layer.plan(chip)
+    """The plan that the planner chooses, then one of each division of the grid that fits, the cheapest first.
+
+    Of the kernels of blocks: those of clusters are compared with them by ``benchmarks.gpu.choice``.
+    """
+    chosen = layer.plan(chip, "exchange=blocks")
     found = {}
     for tile in sequences:
         if tile >= 2 * max(layer.batch, SEQUENCES[0]):  # half of it would be empty
