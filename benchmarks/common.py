@@ -183,6 +183,14 @@ def write_json(path: Path, content: object) -> None:
         partial_path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def write_records(path: Path, content: dict, name: str) -> None:
+    """Write JSON whose list of this name has a record in each line, so that files of many records stay short."""
+    lines = ",\n".join(f"  {json.dumps(record)}" for record in content[name])
+    head = json.dumps({key: value for key, value in content.items() if key != name}, indent=1).removesuffix("\n}")
+    with replacing(path) as partial_path:
+        partial_path.write_text(f'{head},\n "{name}": [\n{lines}\n ]\n}}\n')
+
+
 INTERRUPTED = "interrupted; what was finished is saved, --resume goes on from there"
 
 

@@ -66,10 +66,10 @@ def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels:
                 print(line(results.outcome(record)), flush=True)
             result["points"].append(record)
             if budget.gone > written + WRITE_SECONDS:
-                common.write_json(path, result)
+                common.write_records(path, result, "points")
                 written = budget.gone
     finally:
-        common.write_json(path, result)
+        common.write_records(path, result, "points")
     print(f"wrote {path}, in {budget.gone:.0f} s; {sum('skipped' in r for r in result['points'])} points were skipped")
     if any(failed(record) for record in result["points"]):
         sys.exit("error: some points failed, see above")
