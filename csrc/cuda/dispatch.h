@@ -141,9 +141,14 @@ inline Division of_blocks(Division forced) {
   return forced;
 }
 
+// Cells of one phase whose kernels of warps are compiled; a new cell has none before cluster/dispatch.h names it.
+constexpr bool has_kernels_of_warps(CellId id) {
+  return id == CellId::lstm || id == CellId::gru_reset_after || id == CellId::rnn_tanh || id == CellId::rnn_relu;
+}
+
 // Whether kernels of warps were measured ahead of those of blocks for such a call.
 inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
-  return cluster::has_kernels(layer) &&
+  return layer.modulates == Modulates::nothing &&
          cluster::measured_ahead(cluster::measured, layer.cell, layer.type, layer.H, layer.B, chip.name);
 }
 
@@ -153,7 +158,11 @@ Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division&
   const std::string refused = refused_size(call);
   if (!refused.empty()) return {refused, {}, nullptr};
   Prepared ready{"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
-  if constexpr (on_tensor_cores<S>) ready = cluster::prepare_as<S>(call, chip, forced, launcher);
+  if (!has_kernels_of_warps(call.cell))
+    ready.refusal =
+        "kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier";
+  else if constexpr (on_tensor_cores<S>)
+    ready = cluster::prepare_as<S>(call, chip, forced, launcher);
   if (!ready.refusal.empty())
     ready.refusal = "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, cannot be: " + ready.refusal;
   return ready;
