@@ -25,7 +25,6 @@ class Kernel:
     size: tuple[int, int, int, int]
     products: int
     instructions: int
-    reloads: int = 0  # of spilled values, in a step with options; should be none
 
     def __str__(self) -> str:
         return "-".join([self.direction, self.cell, *map(str, self.size)])
@@ -37,7 +36,7 @@ class Kernel:
 
 # The goals are 190 forward for 128 units in a block, and 260 for 512 units in a cluster of 16.
 KERNELS = [
-    Kernel("forward", "Lstm", (128, 1, 1, 1), 16, 190, reloads=1),
+    Kernel("forward", "Lstm", (128, 1, 1, 1), 16, 190),
     Kernel("forward", "Lstm", (512, 16, 2, 1), 32, 260),
     Kernel("forward", "GruResetAfter", (256, 8, 2, 2), 32, 370),
     Kernel("backward", "Lstm", (128, 1, 1, 1), 32, 420),
@@ -77,10 +76,9 @@ def test_steps_stay_in_registers(kernel, code):
         step = sass.inside(code, loop)
         kinds = sass.kinds(step)
         assert kinds["mma"] == kernel.products
-        assert not {"integer division", "call", "atomic"} & kinds.keys()
+        assert not {"local memory", "integer division", "call", "atomic"} & kinds.keys()
         loads = [each for each in step if each.kind == "LDG"]
         assert all(sass.rare(each) for each in loads), loads
-        assert kinds.get("local memory", 0) <= (kernel.reloads if loads else 0)
         assert sass.special_registers(step) <= CLOCK
 
 
@@ -96,7 +94,7 @@ def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
 
 
 # Sizes whose step still reads spilled values; should be none
-SPILLING = {"Lstm-128-1-1-1", "Lstm-384-8-2-1", "GruResetAfter-768-16-2-1"}
+SPILLING = {"GruResetAfter-768-16-2-1"}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
