@@ -32,7 +32,7 @@ def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: int
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
     program = compile_program(tmp_path / "races", sanitizer, SHARES, OCTETS, cells=2)
-    for seed, sequences in ((1, 8), (2, 8), (3, 16), (4, 16)):
+    for seed, sequences in ((1, 8), (2, 16)):
         run = run_program(program, way(sequences), seed)
         assert run.returncode == 0, run.stderr[-4000:]
 

@@ -8,9 +8,27 @@
 #include <limits>
 
 #include "backward.h"
+#include "cluster/backward.h"
+#include "cluster/forward.h"
+#include "forward.h"
+
+// Where older architectures are compiled for, the kernels of warps are empty, and these classes, of which the host asks
+// for sizes, are not there. That pass of the compiler reads the host's code too, and needs their names.
+#if !FUSED_RNN_SM90
+namespace fused_rnn::cuda::cluster {
+template <typename Cell, typename S, typename Size>
+struct Forward {
+  static constexpr int shared_bytes = 0;
+};
+template <typename Cell, typename S, typename Size>
+struct Backward {
+  static constexpr int shared_bytes = 0;
+};
+}  // namespace fused_rnn::cuda::cluster
+#endif
+
 #include "cluster/dispatch.h"
 #include "cluster/measured.h"
-#include "forward.h"
 #include "pack.h"
 #include "planner.h"
 
