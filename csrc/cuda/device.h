@@ -195,8 +195,7 @@ FUSED_RNN_DEVICE void barrier_sync(unsigned barrier, unsigned threads) {
 // Asynchronous copies -----------------------------------------------------------------------------------------------
 
 // Start to copy 4, 8 or 16 bytes, both ends aligned to as many, from global to shared memory. The data is there for
-// this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past the
-// L1.
+// this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past L1.
 template <int bytes>
 FUSED_RNN_DEVICE void copy_async(SharedAddress to, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
@@ -383,6 +382,7 @@ template <typename S>
 FUSED_RNN_DEVICE float high_of(uint32_t pair) {
   return widen(S{static_cast<uint16_t>(pair >> 16)});
 }
+
 // Wait until *counter >= target; what was written before the additions that made it so is then visible to this thread.
 // False if that takes too long, as when not all blocks of the grid are resident. Then *failed becomes 1, and every
 // other block's wait ends with false as well, so that the kernel returns and its caller can report the failure.

@@ -166,21 +166,27 @@ constexpr bool has_kernels_of_warps(CellId id) {
 
 // Whether kernels of warps were measured ahead of those of blocks for such a call.
 inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
-  return layer.modulates == Modulates::nothing &&
+  return layer.modulates == Modulates::nothing && refused_size(layer).empty() &&
          cluster::measured_ahead(cluster::measured, layer.cell, layer.type, layer.H, layer.B, chip.name);
 }
 
-// A call for a kernel of warps, which is forced.
+// A call for a kernel of warps.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  if (!has_kernels_of_warps(call.cell))
+    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier",
+            {},
+            nullptr};
+  if constexpr (on_tensor_cores<S>) return cluster::prepare_as<S>(call, chip, forced, launcher);
+  return {"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
+}
+
+// Likewise where it is forced.
+template <typename S, typename Call, typename Launcher>
+Prepared prepare_forced_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   const std::string refused = refused_size(call);
   if (!refused.empty()) return {refused, {}, nullptr};
-  Prepared ready{"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
-  if (!has_kernels_of_warps(call.cell))
-    ready.refusal =
-        "kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier";
-  else if constexpr (on_tensor_cores<S>)
-    ready = cluster::prepare_as<S>(call, chip, forced, launcher);
+  Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);
   if (!ready.refusal.empty())
     ready.refusal = "the plan " + text(forced) + ", which FUSED_RNN_CUDA_PLAN forces, cannot be: " + ready.refusal;
   return ready;
@@ -188,7 +194,7 @@ Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division&
 
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if (forced.exchange == ExchangeId::cluster) return prepare_in_clusters<S>(call, chip, forced, launcher);
+  if (forced.exchange == ExchangeId::cluster) return prepare_forced_clusters<S>(call, chip, forced, launcher);
   if constexpr (on_tensor_cores<S>) {
     if (forced == Division() && clusters_are_ahead(call, chip)) {
       const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);

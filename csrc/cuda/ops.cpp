@@ -324,9 +324,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def(
       "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, "
       "int[] clusters, str chip, str forced) -> (str exchange, int sequences, int parts, int segments, int teams, int "
-      "held, int resident, int "
-      "streamed, int "
-      "shared_bytes, int workspace_bytes, float nanoseconds)");
+      "held, int resident, int streamed, int shared_bytes, int workspace_bytes, float nanoseconds)");
   m.def("cuda_raise_timed_out() -> ()");
 }
 

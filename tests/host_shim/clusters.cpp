@@ -11,11 +11,11 @@ template <typename Call>
 Prepared prepared(const Call& call, const Chip& chip, const Division& forced, const HostLauncher& launcher) {
   switch (call.type) {
     case Type::bfloat16:
-      return prepare_in_clusters<BFloat16>(call, chip, forced, launcher);
+      return prepare_forced_clusters<BFloat16>(call, chip, forced, launcher);
     case Type::float16:
-      return prepare_in_clusters<Half>(call, chip, forced, launcher);
+      return prepare_forced_clusters<Half>(call, chip, forced, launcher);
     default:
-      return prepare_in_clusters<float>(call, chip, forced, launcher);
+      return prepare_forced_clusters<float>(call, chip, forced, launcher);
   }
 }
 
