@@ -1,5 +1,5 @@
-// The sizes that kernels of warps are compiled for, and what follows from them. K is what products sum over and a
-// constant of the compiler, so that weights stay in registers; H is padded to the next one.
+// The sizes that kernels of warps are compiled for, and what follows from them. K is what products with h₋ sum over and
+// a constant of the compiler, so that weights stay in registers; H is padded to the next one, as I is to `features`.
 #pragma once
 
 #include "../shape.h"
@@ -8,12 +8,17 @@
 namespace fused_rnn::cuda::cluster {
 
 // `blocks` of a cluster share K units; `octets` times 8 sequences are a tile. Forward `shares` warps share what one has
-// to multiply.
-template <int K_, int blocks_, int shares_, int octets_>
+// to multiply. Where a cell has a multiplicative modifier, x̂ has `features`, which the first blocks share, so many that
+// each of these has whole tiles of outputs; elsewhere there are none.
+template <int K_, int blocks_, int shares_, int octets_, int features_ = 0>
 struct Size {
-  static constexpr int K = K_, blocks = blocks_, shares = shares_, octets = octets_;
+  static constexpr int K = K_, blocks = blocks_, shares = shares_, octets = octets_, features = features_;
   static constexpr int units = K / blocks, groups = units / 8;  // of a block; of 8 units
+  static constexpr int own_features = features / blocks > 16 ? features / blocks : features > 0 ? 16 : 0;
+  static constexpr int feature_groups = own_features / 8, feature_blocks = features > 0 ? features / own_features : 0;
   static_assert(units % 16 == 0 && K % (32 * shares) == 0, "matrix instructions take 16 outputs and here 32 of K");
+  static_assert(features == 0 || (own_features % 16 == 0 && features % own_features == 0 && features % (32 * shares) == 0),
+                "likewise of features");
 };
 
 // The largest divisor of a number up to `most`.

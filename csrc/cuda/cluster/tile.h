@@ -19,11 +19,12 @@ template <typename S, template <typename> class Arrays>
 struct Operands {
   int T, B, H;
   bool reverse;
-  bool whole_rows;         // every 8th unit of every array stands at a multiple of 16 bytes
+  bool whole_rows;         // every 8th unit and feature of every array stands at a multiple of 16 bytes
   const int64_t* lengths;  // [B] steps of each sequence, or null
   Arrays<S> arrays;
   float gradient_clip;  // backward: the largest magnitude of a gradient of a pre-activation
   unsigned* timed_out;  // becomes 1 if a block timed out
+  int I;                // features of x̂, of cells that have it
 };
 
 constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix of 8 units and 8 sequences
