@@ -1,6 +1,8 @@
 // The list of base cells. The multiplicative modifier of the input goes with any of them.
 #pragma once
 
+#include <type_traits>
+
 #include "gru.h"
 #include "gru_reset_after.h"
 #include "lstm.h"
@@ -32,6 +34,18 @@ auto dispatch_cell(CellId id, const F& f) {
       return f(GruResetAfter());
   }
   __builtin_unreachable();
+}
+
+// Call f with a value of the cell's type and with what the multiplicative modifier acts on, as a type, for the pairs
+// that have a name: see CELLS in fused_rnn/cells.py.
+template <typename F>
+auto dispatch_named_cell(CellId id, Modulates modulates, const F& f) {
+  using Nothing = std::integral_constant<Modulates, Modulates::nothing>;
+  using Input = std::integral_constant<Modulates, Modulates::input>;
+  using Hidden = std::integral_constant<Modulates, Modulates::hidden>;
+  if (modulates == Modulates::hidden) return f(Lstm(), Hidden());
+  if (modulates == Modulates::input) return id == CellId::lstm ? f(Lstm(), Input()) : f(Gru(), Input());
+  return dispatch_cell(id, [&](auto cell) { return f(cell, Nothing()); });
 }
 
 }  // namespace fused_rnn

@@ -8,27 +8,9 @@
 #include <limits>
 
 #include "backward.h"
-#include "cluster/backward.h"
-#include "cluster/forward.h"
-#include "forward.h"
-
-// Where older architectures are compiled for, the kernels of warps are empty, and these classes, of which the host asks
-// for sizes, are not there. That pass of the compiler reads the host's code too, and needs their names.
-#if !FUSED_RNN_SM90
-namespace fused_rnn::cuda::cluster {
-template <typename Cell, typename S, typename Size>
-struct Forward {
-  static constexpr int shared_bytes = 0;
-};
-template <typename Cell, typename S, typename Size>
-struct Backward {
-  static constexpr int shared_bytes = 0;
-};
-}  // namespace fused_rnn::cuda::cluster
-#endif
-
 #include "cluster/dispatch.h"
 #include "cluster/measured.h"
+#include "forward.h"
 #include "pack.h"
 #include "planner.h"
 
@@ -43,18 +25,6 @@ inline std::string refused_size(const Layer& layer) {
     if (size > largest_size)
       return "T, B, I or H is " + std::to_string(size) + ", and must be at most " + std::to_string(largest_size);
   return "";
-}
-
-// f with a value of the cell's type and with what the multiplicative modifier acts on, as a type. Kernels are compiled
-// for the pairs that have a name, which are not all: see CELLS in fused_rnn/cells.py.
-template <typename F>
-auto dispatch_kernel(const Layer& layer, const F& f) {
-  using Nothing = std::integral_constant<Modulates, Modulates::nothing>;
-  using Input = std::integral_constant<Modulates, Modulates::input>;
-  using Hidden = std::integral_constant<Modulates, Modulates::hidden>;
-  if (layer.modulates == Modulates::hidden) return f(Lstm(), Hidden());
-  if (layer.modulates == Modulates::input) return layer.cell == CellId::lstm ? f(Lstm(), Input()) : f(Gru(), Input());
-  return dispatch_cell(layer.cell, [&](auto cell) { return f(cell, Nothing()); });
 }
 
 // What the two directions have in common, by the type of the call.
@@ -159,11 +129,6 @@ inline Division of_blocks(Division forced) {
   return forced;
 }
 
-// Cells of one phase whose kernels of warps are compiled; a new cell has none before cluster/dispatch.h names it.
-constexpr bool has_kernels_of_warps(CellId id) {
-  return id == CellId::lstm || id == CellId::gru_reset_after || id == CellId::rnn_tanh || id == CellId::rnn_relu;
-}
-
 // Whether kernels of warps were measured ahead of those of blocks for such a call.
 inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
   return layer.modulates == Modulates::nothing && refused_size(layer).empty() &&
@@ -173,10 +138,6 @@ inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
 // A call for a kernel of warps.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if (!has_kernels_of_warps(call.cell))
-    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier",
-            {},
-            nullptr};
   if constexpr (on_tensor_cores<S>) return cluster::prepare_as<S>(call, chip, forced, launcher);
   return {"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
 }
@@ -201,7 +162,7 @@ Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, 
       if (ready.refusal.empty()) return ready;  // else this device has no room for them
     }
   }
-  return dispatch_kernel(call, [&](auto cell, auto modulates) {
+  return dispatch_named_cell(call.cell, call.modulates, [&](auto cell, auto modulates) {
     return prepare_for<decltype(cell), decltype(modulates)::value, S, ChosenExchange>(call, chip, of_blocks(forced),
                                                                                       launcher);
   });

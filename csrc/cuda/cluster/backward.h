@@ -36,6 +36,11 @@ struct BackwardShape {
   static constexpr int together = held == fragments || own_tiles <= 4 ? own_tiles : divisor_up_to(3, own_tiles);
   static constexpr int operand_bytes = 8 * Size::octets * stride * int{sizeof(S)};  // of one of two
   static constexpr int weight_bytes = warps * (fragments - held) * fragment_bytes;
+
+  // for the plan
+  static constexpr int held_fragments = held, resident_fragments = fragments - held, held_registers = 4 * held;
+  static constexpr int received_bytes = Size::K * 8 * Size::octets * int{sizeof(Travelling)};
+  static constexpr bool fits = phases_of<Cell> == 1;
 };
 
 #if FUSED_RNN_SM90
@@ -450,6 +455,14 @@ class Backward {
   Fragment* const weights_in_shared_;
   Job jobs_[own_jobs];
   Fragment weights_[held];
+};
+
+#else
+
+// For older architectures kernels of warps are empty; that pass of the compiler reads the host's code too.
+template <typename Cell, typename S, typename Size>
+struct Backward {
+  static constexpr int shared_bytes = 0;
 };
 
 #endif

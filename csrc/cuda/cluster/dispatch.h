@@ -15,39 +15,48 @@ namespace fused_rnn::cuda::cluster {
 template <typename... Each>
 struct Sizes {};
 
-// Of an LSTM all weights stay on the chip. Tests on the host take smaller ones.
+// Of an LSTM all weights stay on the chip. Those with features are for cells whose input is modulated. Tests on the
+// host take smaller ones.
 #ifndef FUSED_RNN_CLUSTER_SIZES
-using Compiled = Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>,
-                       Size<384, 8, 2, 1>, Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>>;
+using Compiled =
+    Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<384, 8, 2, 1>,
+          Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 1, 1, 1, 128>,
+          Size<128, 4, 1, 1, 128>, Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>,
+          Size<512, 16, 2, 1, 128>, Size<512, 16, 2, 2, 128>, Size<768, 16, 2, 1, 128>>;
 #else
 using Compiled = Sizes<FUSED_RNN_CLUSTER_SIZES>;
 #endif
 
-// Cells of one phase have such kernels.
-constexpr bool has_kernels(const Layer& layer) {
-  return layer.modulates == Modulates::nothing && layer.cell != CellId::gru;
-}
-
-// f with a value of the type of a cell that has kernels.
-template <typename F>
-auto with_cell(CellId id, const F& f) {
-  switch (id) {
-    case CellId::rnn_tanh:
-      return f(Rnn<Tanh>());
-    case CellId::rnn_relu:
-      return f(Rnn<Relu>());
-    case CellId::lstm:
-      return f(Lstm());
-    default:
-      return f(GruResetAfter());
-  }
-}
+// A size as it is for a cell, or void: where h₋ is modulated x̂ has as many features as there are units.
+template <typename Cell, typename Size>
+struct For {
+  using Type = std::conditional_t<(modulates_of<Cell> == Modulates::input) == (Size::features > 0), Size, void>;
+};
+template <typename Cell, int K, int blocks, int shares, int octets>
+struct For<Modulated<Cell, Modulates::hidden>, Size<K, blocks, shares, octets>> {
+  using Type = Size<K, blocks, shares, octets, K>;
+};
 
 template <typename S, template <typename> class Arrays>
 struct Kernel {
   Candidate candidate;
   void (*run)(const Operands<S, Arrays>);
 };
+
+template <typename Cell, typename Size, typename Shape>
+Candidate candidate_of(int shared_bytes) {
+  return {.K = Size::K,
+          .features = Size::features,
+          .blocks = Size::blocks,
+          .octets = Size::octets,
+          .threads = Shape::threads,
+          .shared_bytes = shared_bytes,
+          .registers = Shape::held_registers + 96,
+          .held = Shape::held_fragments,
+          .resident = Shape::resident_fragments,
+          .phases = phases_of<Cell>,
+          .received = Shape::received_bytes};
+}
 
 // What the two directions have in common, by the type of the call.
 template <typename Call>
@@ -58,17 +67,10 @@ struct Direction<ForwardCall> {
   template <typename S>
   using Arrays = ForwardArrays<S>;
   template <typename Cell, typename S, typename Size>
+  using Shape = ForwardShape<Cell, S, Size>;
+  template <typename Cell, typename S, typename Size>
   static Kernel<S, ForwardArrays> kernel() {
-    using Shape = ForwardShape<Cell, S, Size>;
-    return {{.K = Size::K,
-             .blocks = Size::blocks,
-             .octets = Size::octets,
-             .threads = Shape::threads,
-             .shared_bytes = Forward<Cell, S, Size>::shared_bytes,
-             .registers = 4 * Shape::held * Shape::matrices + 96,
-             .held = Shape::held * Shape::matrices,
-             .resident = (Shape::k_steps - Shape::held) * Shape::matrices,
-             .received = Size::K * 8 * Size::octets * int{sizeof(S)}},
+    return {candidate_of<Cell, Size, ForwardShape<Cell, S, Size>>(Forward<Cell, S, Size>::shared_bytes),
             run_forward<Cell, S, Size>};
   }
   static double gradient_clip(const ForwardCall&) { return 0; }
@@ -79,55 +81,66 @@ struct Direction<BackwardCall> {
   template <typename S>
   using Arrays = BackwardArrays<S>;
   template <typename Cell, typename S, typename Size>
+  using Shape = BackwardShape<Cell, S, Size>;
+  template <typename Cell, typename S, typename Size>
   static Kernel<S, BackwardArrays> kernel() {
-    using Shape = BackwardShape<Cell, S, Size>;
-    return {{.K = Size::K,
-             .blocks = Size::blocks,
-             .octets = Size::octets,
-             .threads = Shape::threads,
-             .shared_bytes = Backward<Cell, S, Size>::shared_bytes,
-             .registers = 4 * Shape::held + 96,
-             .held = Shape::held,
-             .resident = Shape::own_tiles * Shape::k_steps - Shape::held,
-             .received = Size::K * 8 * Size::octets * int{sizeof(typename Shape::Travelling)}},
+    return {candidate_of<Cell, Size, BackwardShape<Cell, S, Size>>(Backward<Cell, S, Size>::shared_bytes),
             run_backward<Cell, S, Size>};
   }
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
 };
 
-template <typename Cell, typename S, typename Call, typename... Each>
-auto kernels_of(Sizes<Each...>) {
-  return std::vector{Direction<Call>::template kernel<Cell, S, Each>()...};
-}
+// The kernels of a cell, and the same as candidates.
+template <typename Cell, typename S, typename Call>
+struct Kernels {
+  std::vector<Kernel<S, Direction<Call>::template Arrays>> all;
+  std::vector<Candidate> candidates;
 
-// Whether every 8th unit of these arrays stands at a multiple of 16 bytes.
-inline bool have_whole_rows(int64_t H, std::initializer_list<const void*> arrays) {
+  template <typename... Each>
+  explicit Kernels(Sizes<Each...>) {
+    (add<typename For<Cell, Each>::Type>(), ...);
+  }
+
+ private:
+  template <typename Size>
+  void add() {
+    if constexpr (!std::is_void_v<Size>) {
+      if constexpr (Direction<Call>::template Shape<Cell, S, Size>::fits) {
+        all.push_back(Direction<Call>::template kernel<Cell, S, Size>());
+        candidates.push_back(all.back().candidate);
+      }
+    }
+  }
+};
+
+// Whether every 8th unit and feature of these arrays stands at a multiple of 16 bytes.
+inline bool have_whole_rows(int64_t H, int64_t features, std::initializer_list<const void*> arrays) {
   uint64_t places = 0;
   for (const void* const array : arrays) places |= reinterpret_cast<uint64_t>(array);
-  return H % 8 == 0 && places % row_bytes == 0;
+  return H % 8 == 0 && features % 8 == 0 && places % row_bytes == 0;
 }
 template <typename S>
-bool have_whole_rows(int64_t H, const ForwardArrays<S>& a) {
-  return have_whole_rows(H, {a.keep_h, a.keep_c, a.projected, a.output, a.cells, a.saved});
+bool have_whole_rows(int64_t H, int64_t features, const ForwardArrays<S>& a) {
+  return have_whole_rows(H, features, {a.keep_h, a.keep_c, a.projected, a.input, a.output, a.cells, a.saved});
 }
 template <typename S>
-bool have_whole_rows(int64_t H, const BackwardArrays<S>& a) {
-  return have_whole_rows(H, {a.keep_h, a.keep_c, a.d_output, a.d_cells, a.output, a.cells, a.saved, a.d});
+bool have_whole_rows(int64_t H, int64_t features, const BackwardArrays<S>& a) {
+  return have_whole_rows(
+      H, features, {a.keep_h, a.keep_c, a.d_output, a.d_cells, a.output, a.cells, a.saved, a.input, a.d, a.d_input});
 }
 
 // Fragments as the plans of all kernels count them: 16 outputs x 64 values of K.
 constexpr int in_plan(int fragments) { return static_cast<int>(divide_up(fragments, fragment_k / 16)); }
 
-// A call of a cell that has kernels.
+// A call of one cell.
 template <typename Cell, typename S, typename Call, typename Launcher>
 Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   using Way = Direction<Call>;
-  static const auto kernels = kernels_of<Cell, S, Call>(Compiled());
-  std::vector<Candidate> candidates;
-  for (const auto& kernel : kernels) candidates.push_back(kernel.candidate);
-  const Choice choice = choose(candidates, call.H, call.B, chip, forced);
+  static const Kernels<Cell, S, Call> kernels{Compiled()};
+  const int64_t features = is_multiplicative<Cell> ? call.I : 0;
+  const Choice choice = choose(kernels.candidates, call.H, features, call.B, chip, forced);
   if (choice.index < 0) return {choice.refusal, {}, {}};
-  const auto& [candidate, kernel] = kernels[choice.index];
+  const auto& [candidate, kernel] = kernels.all[choice.index];
   Plan plan{};
   plan.division = {8 * candidate.octets, candidate.blocks, 1, ExchangeId::cluster};
   plan.teams = choice.clusters;
@@ -144,11 +157,12 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
                 .B = static_cast<int>(call.B),
                 .H = static_cast<int>(call.H),
                 .reverse = call.reverse,
-                .whole_rows = have_whole_rows(call.H, arrays),
+                .whole_rows = have_whole_rows(call.H, features, arrays),
                 .lengths = call.lengths,
                 .arrays = arrays,
                 .gradient_clip = static_cast<float>(Way::gradient_clip(call)),
-                .timed_out = call.timed_out};
+                .timed_out = call.timed_out,
+                .I = static_cast<int>(features)};
             return launcher.launch(kernel, blocks, candidate.shared_bytes,
                                    ClusterExchange::attributes(candidate.blocks, candidate.threads), operands, stream);
           }};
@@ -156,11 +170,12 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
 
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if (!has_kernels(call))
-    return {"kernels in clusters are for the LSTM, the reset-after GRU and the RNN, without multiplicative modifier",
-            {},
-            {}};
-  return with_cell(call.cell, [&](auto cell) { return prepare_for<decltype(cell), S>(call, chip, forced, launcher); });
+  return dispatch_named_cell(call.cell, call.modulates, [&](auto cell, auto modulates) {
+    using Base = decltype(cell);
+    using Cell = std::conditional_t<decltype(modulates)::value == Modulates::nothing, Base,
+                                    Modulated<Base, decltype(modulates)::value>>;
+    return prepare_for<Cell, S>(call, chip, forced, launcher);
+  });
 }
 
 }  // namespace fused_rnn::cuda::cluster

@@ -21,6 +21,12 @@ struct ForwardShape {
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
   static constexpr int weight_bytes = warps * (k_steps - held) * matrices * fragment_bytes;
   static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
+
+  // for the plan
+  static constexpr int held_fragments = held * matrices, resident_fragments = (k_steps - held) * matrices;
+  static constexpr int held_registers = 4 * held_fragments;
+  static constexpr int received_bytes = Size::K * 8 * Size::octets * int{sizeof(S)};
+  static constexpr bool fits = phases_of<Cell> == 1;
 };
 
 #if FUSED_RNN_SM90
@@ -331,6 +337,14 @@ class Forward {
   Fragment weights_[held > 0 ? held * matrices : 1];
   float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
   float h_[octets][2], c_[octets][2];
+};
+
+#else
+
+// For older architectures kernels of warps are empty; that pass of the compiler reads the host's code too.
+template <typename Cell, typename S, typename Size>
+struct Forward {
+  static constexpr int shared_bytes = 0;
 };
 
 #endif

@@ -13,10 +13,11 @@ namespace fused_rnn::cuda::cluster {
 
 // A kernel as planning sees it.
 struct Candidate {
-  int K, blocks, octets;
+  int K, features, blocks, octets;
   int threads, shared_bytes, registers;  // of a block, of a block, of a thread at least
   int held, resident;                    // fragments of weights of a matrix instruction that a warp has in registers,
                                          // and in shared memory
+  int phases;                            // exchanges of a step
   int received;                          // bytes that a block is sent in a step
 };
 
@@ -41,7 +42,7 @@ inline int64_t at_once(const Candidate& c, const Chip& chip) {
 // is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn; weights in
 // shared memory are read at 127 bytes a cycle.
 inline double nanoseconds_of(const Candidate& c) {
-  const double octet = 200 + 0.105 * c.received / c.octets + 25.0 * (c.K / c.blocks / 8);
+  const double octet = (200 + 25.0 * (c.K / c.blocks / 8)) * c.phases + 0.105 * c.received / c.octets;
   return octet * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
 }
 
@@ -50,41 +51,47 @@ inline bool meets(const Candidate& c, const Division& forced) {
   return (forced.parts == 0 || forced.parts == c.blocks) && (forced.sequences == 0 || forced.sequences == 8 * c.octets);
 }
 
+// Whether a size has room for the units, and for the features of x̂, of which there may be none.
+inline bool has_room(const Candidate& c, int64_t H, int64_t features) { return H <= c.K && features <= c.features; }
+
 // Why no candidate fits, in a sentence that ends with what there is or what is missing.
-inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t H, const Chip& chip,
+inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t H, int64_t features, const Chip& chip,
                               const Division& forced) {
   const auto number = [](int64_t value) { return std::to_string(value); };
   std::string sizes;
   const Candidate* smallest = nullptr;  // in shared memory, of those that the device has clusters for
   int blocks = 0;
   for (const Candidate& c : candidates) {
-    sizes += (sizes.empty() ? "" : "; ") + std::string("H up to ") + number(c.K) + " with parts=" + number(c.blocks) +
+    sizes += (sizes.empty() ? "" : "; ") + std::string("H up to ") + number(c.K) +
+             (features > 0 ? " and I up to " + number(c.features) : "") + " with parts=" + number(c.blocks) +
              ",sequences=" + number(8 * c.octets);
-    if (c.K < H || !meets(c, forced)) continue;
+    if (!has_room(c, H, features) || !meets(c, forced)) continue;
     blocks = c.blocks;
     if (at_once(c, chip) > 0 && (!smallest || c.shared_bytes < smallest->shared_bytes)) smallest = &c;
   }
-  if (blocks == 0) return "no kernel in clusters is compiled for H = " + number(H) + " so, but for " + sizes;
+  const std::string of_features = features > 0 ? " and I = " + number(features) : "";
+  if (blocks == 0)
+    return "no kernel in clusters is compiled for H = " + number(H) + of_features + " so, but for " + sizes;
   if (chip.clusters[0] == 0) return "this device has no clusters of blocks, which compute capability 9.0 brought";
   if (!smallest) return "this device does not run clusters of " + number(blocks) + " blocks";
-  return "with H = " + number(H) + " it needs at least " + number(smallest->shared_bytes) +
+  return "with H = " + number(H) + of_features + " it needs at least " + number(smallest->shared_bytes) +
          " bytes of shared memory in each block, and this device has " + number(chip.shared_bytes);
 }
 
 // The fastest candidate that fits.
-inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t B, const Chip& chip,
+inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B, const Chip& chip,
                      const Division& forced) {
   Choice best;
   for (int i = 0; i < static_cast<int>(candidates.size()); ++i) {
     const Candidate& c = candidates[i];
-    if (c.K < H || !meets(c, forced)) continue;
+    if (!has_room(c, H, features) || !meets(c, forced)) continue;
     if (c.shared_bytes > chip.shared_bytes || at_once(c, chip) == 0) continue;
     const int64_t tiles = divide_up(B, 8 * c.octets), rounds = divide_up(tiles, at_once(c, chip));
     const double nanoseconds = nanoseconds_of(c) * static_cast<double>(rounds);
     if (best.index >= 0 && nanoseconds >= best.nanoseconds) continue;
     best = {i, static_cast<int>(std::min(tiles, at_once(c, chip))), nanoseconds, ""};
   }
-  if (best.index < 0) best.refusal = refusal_of(candidates, H, chip, forced);
+  if (best.index < 0) best.refusal = refusal_of(candidates, H, features, chip, forced);
   return best;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../shape.h"
+#include "cell.h"
 #include "tile.h"
 
 namespace fused_rnn::cuda::cluster {
@@ -17,7 +18,8 @@ struct Size {
   static constexpr int own_features = features / blocks > 16 ? features / blocks : features > 0 ? 16 : 0;
   static constexpr int feature_groups = own_features / 8, feature_blocks = features > 0 ? features / own_features : 0;
   static_assert(units % 16 == 0 && K % (32 * shares) == 0, "matrix instructions take 16 outputs and here 32 of K");
-  static_assert(features == 0 || (own_features % 16 == 0 && features % own_features == 0 && features % (32 * shares) == 0),
+  static_assert(features == 0 ||
+                    (own_features % 16 == 0 && features % own_features == 0 && features % (32 * shares) == 0),
                 "likewise of features");
 };
 
