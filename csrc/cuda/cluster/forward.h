@@ -25,11 +25,13 @@ class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, recurrent = Shape::recurrent, k_steps = Shape::k_steps,
-                       held = Shape::held, x_steps = Shape::x_steps, inputs = Shape::inputs;
+                       held = Shape::held, held_n = Shape::held_n, x_steps = Shape::x_steps, inputs = Shape::inputs;
   static constexpr bool has_c = Cell::has_cell_state, reset_before = Cell::reset_before,
                         multiplicative = is_multiplicative<Cell>, of_input = Shape::of_input;
   // Of sums of U's product.
-  static constexpr int chains = recurrent * octets == 1 ? 4 : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
+  static constexpr int chains = recurrent * octets == 1 && phases_of<Cell> > 1     ? Shape::chains
+                                : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2
+                                                                                   : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
@@ -65,7 +67,7 @@ class Forward {
         turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)),
         s_(team, shared + s_at),
         sums_n_(shared + sums_n_at, 3, group_, share_),
-        modulator_(q, team, shared + modulator_at, warp_) {
+        modulator_(q, team, shared + modulator_at, warp_, lane_) {
     if constexpr (of_input) {
       row_x_ = kept((lane_ % 8 * Modulator::row + share_ * 16 * x_steps + lane_ / 8 * 8) * int{sizeof(S)});
       if (q.I % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_ih) % 4 == 0)
@@ -73,6 +75,9 @@ class Forward {
       else
         load_w<false>();
     }
+    if constexpr (reset_before)
+      weights_n_in_shared_ =
+          at<HalfFragment>(shared, weights_at + Shape::u_bytes) + warp_ * (k_steps - held_n) * 32 + lane_;
     if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0)
       load_u<true>();
     else
@@ -139,8 +144,12 @@ class Forward {
         weights_in_shared_[((s - held) * recurrent + m) * 32] = f;
     });
     if constexpr (reset_before)
-      load_gates<pairs, S, G, 1, 1, k_steps>(row, left,
-                                             [&](int s, int, const Fragment& f) { weights_n_[s] = half(f); });
+      load_gates<pairs, S, G, 1, 1, k_steps>(row, left, [&](int s, int, const Fragment& f) {
+        if (s < held_n)
+          weights_n_[s] = half(f);
+        else
+          weights_n_in_shared_[(s - held_n) * 32] = half(f);
+      });
   }
 
   template <bool pairs>
@@ -262,8 +271,9 @@ class Forward {
       for (int n = 0; n < octets; ++n) make_gates(n, gates[n]);
     }
     s_.wait(share_, [&] { poison(candidate); });
-    multiply<S, 1, octets, k_steps, K + 8, (octets == 1 ? 4 : 2)>(candidate, s_.address() + row_,
-                                                                  [&](int s, int) { return whole(weights_n_[s]); });
+    multiply<S, 1, octets, k_steps, K + 8, Shape::chains>(candidate, s_.address() + row_, [&](int s, int) {
+      return whole(s < held_n ? weights_n_[s] : weights_n_in_shared_[(s - held_n) * 32]);
+    });
     if constexpr (shares > 1) {
       if (share_ > 0) {
         sums_n_.give(candidate, team_.alive());
@@ -315,7 +325,7 @@ class Forward {
   // W x̂, of matrices from the `first` on.
   template <int first, int count>
   FUSED_RNN_DEVICE void multiply_x(float (&sums)[count * octets][4]) const {
-    multiply<S, count, octets, x_steps, Modulator::row, (count * octets == 1 ? 2 : 1)>(
+    multiply<S, count, octets, x_steps, Modulator::row, (count == 1 ? Shape::chains : 1)>(
         sums, modulator_.address() + row_x_, [&](int s, int m) { return weights_x_[s * matrices + first + m]; });
   }
 
@@ -448,7 +458,8 @@ class Forward {
   Modulator modulator_;
   SharedAddress row_x_ = 0;  // of x̂ that the lane loads, from the first
   Fragment weights_x_[x_steps > 0 ? x_steps * matrices : 1];
-  HalfFragment weights_n_[reset_before ? k_steps : 1];
+  HalfFragment weights_n_[held_n > 0 ? held_n : 1];
+  HalfFragment* weights_n_in_shared_ = nullptr;
   float z_[octets][2];
 };
 
