@@ -31,11 +31,19 @@ struct ForwardShape {
   static constexpr int chains = Size::octets > 1 ? 1 : warps > 8 || phases_of<Cell> > 2 ? 2 : 4;
 
   // Registers: beside weights sums, carried states, biases, addresses. Weights of W and U_m stay there in any case,
-  // then those of U_n, then those of U; what is left over is in shared memory.
-  static constexpr int others = 64 + 16 * Size::octets + 40 * (phases_of<Cell> - 1) +
-                                (of_input ? 28 : Size::features > 0 ? 34 : 0);
-  static constexpr int always = 2 * (x_steps * G + m_steps), n_registers = reset_before ? 2 * k_steps : 0;
-  static constexpr int room = registers_of(threads) - others - always;
+  // then those of U_n, then those of U; what is left over is in shared memory, if that has room.
+  static constexpr int for_phases = phases_of<Cell> == 1 ? 0
+                                    : of_input           ? 28 + 40 * (phases_of<Cell> - 1)
+                                    : reset_before       ? 72
+                                    : Size::octets > 1   ? 74
+                                                         : 84;
+  static constexpr int others = 64 + 16 * Size::octets + for_phases;
+  static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
+                       always = 2 * (x_steps * G + m_steps);
+  static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // registers of weights in place of which it is
+  static constexpr int wanted = registers_of(threads) - others - always,
+                       needed = reset_before ? u_registers + n_registers - most_in_shared : 0,
+                       room = wanted > needed ? wanted : needed;
   static constexpr int held_n = steps_that_fit(room, n_registers / 2, 2);  // steps of K
   static constexpr int held = steps_that_fit(room - 2 * held_n, k_steps, 4 * recurrent);
   static constexpr int inputs = of_input ? 0 : G;                         // W x
