@@ -34,7 +34,7 @@ struct ForwardShape {
   // then those of U_n, then those of U; what is left over is in shared memory, if that has room.
   static constexpr int for_phases = phases_of<Cell> == 1 ? 0
                                     : of_input           ? 28 + 40 * (phases_of<Cell> - 1)
-                                    : reset_before       ? 72
+                                    : reset_before       ? 56
                                     : Size::octets > 1   ? 74
                                                          : 84;
   static constexpr int others = 64 + 16 * Size::octets + for_phases;
