@@ -13,13 +13,6 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// In place of what a cell does not have.
-struct Nothing {
-  static constexpr int shared_bytes = 0;
-  template <typename... Arguments>
-  FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
-};
-
 template <typename Cell, typename S, typename Size>
 class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
@@ -245,46 +238,13 @@ class Forward {
     __syncwarp();
   }
 
-  // The step of the reset-before GRU, but for what its results are stored with; false for a warp that only shares the
-  // products.
+  // In forward_reset.h: the step of the reset-before GRU, but for what its results are stored with; false for a warp
+  // that only shares the products.
   template <bool plain>
-  FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last) {
-    if (group_ == 0) s_.expect(share_);
-    float gates[octets][4], candidate[octets][4];
-    start<0, 1>(gates);
-    start<1, 1>(candidate);
-    multiply_u(gates, state_.address());
-    if constexpr (of_input) {
-      modulator_.wait(share_, [&] {
-        poison(gates);
-        poison(candidate);
-      });
-      multiply_x<0, 1>(gates);
-      multiply_x<1, 1>(candidate);
-    }
-    if (shares > 1 && share_ > 0) {
-      sums_.give(gates, team_.alive());
-    } else {
-      if constexpr (shares > 1) sums_.take(gates);
-      if constexpr (ring_slots<plain> > 0) ring_.wait();
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) make_gates(n, gates[n]);
-    }
-    s_.wait(share_, [&] { poison(candidate); });
-    multiply<S, 1, octets, k_steps, K + 8, Shape::chains>(candidate, s_.address() + row_, [&](int s, int) {
-      return whole(s < held_n ? weights_n_[s] : weights_n_in_shared_[(s - held_n) * 32]);
-    });
-    if constexpr (shares > 1) {
-      if (share_ > 0) {
-        sums_n_.give(candidate, team_.alive());
-        return false;
-      }
-      sums_n_.take(candidate);
-    }
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) make_candidate<plain>(tile, n, t, last, candidate[n]);
-    return true;
-  }
+  FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last);
+  FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]);
+  template <bool plain>
+  FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]);
 
   // From here on all that this warp makes is NaN; also what it makes of these sums.
   FUSED_RNN_DEVICE void poison() {
@@ -372,47 +332,6 @@ class Forward {
     store_matrices_transposed<Cell::saved>(turned(n, 1 + has_c), saved);
   }
 
-  // The gates of the reset-before GRU, and s, which goes to others as h does.
-  FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]) {
-    uint32_t from_input[4] = {};
-    if constexpr (inputs > 0) ring_.load(from_input, n, 0);
-    T r[2], z[2], s[2];
-    FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const T wx[2] = {half_of<S, T>(from_input[0], j), half_of<S, T>(from_input[1], j)};
-      const T uh[2] = {T(sums[j]), T(sums[2 + j])};
-      Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
-      z_[n][j] = z[j].value;
-    }
-    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(s[0].value, s[1].value)});
-    __syncwarp();
-    s_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    store_matrices_transposed<2>(turned(n, 1),
-                                 {narrow_pair<S>(r[0].value, r[1].value), narrow_pair<S>(z[0].value, z[1].value)});
-  }
-
-  // Its candidate, and h.
-  template <bool plain>
-  FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]) {
-    uint32_t from_input[1] = {}, keep[1] = {};
-    if constexpr (inputs > 0) ring_.load(from_input, n, G - 1);
-    if constexpr (!plain)
-      if (a_.keep_h) ring_.load(keep, n, inputs);
-    T values[2];
-    FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      T h;
-      Cell::forward_candidate(half_of<S, T>(from_input[0], j), T(sums[j]), T(z_[n][j]), T(h_[n][j]), values[j], h);
-      if constexpr (!plain)
-        if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
-      h_[n][j] = tile.active(n, j, t) ? h.value : h_[n][j];
-    }
-    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
-    __syncwarp();
-    if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    store_matrices_transposed<1>(turned(n, Cell::saved), {narrow_pair<S>(values[0].value, values[1].value)});
-  }
-
   // Matrices of results in shared memory: h, c, what is saved. The lane's row, of this one and those that follow.
   FUSED_RNN_DEVICE SharedAddress turned(int n, int result) const {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
@@ -484,3 +403,5 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
 }
 
 }  // namespace fused_rnn::cuda::cluster
+
+#include "forward_reset.h"
