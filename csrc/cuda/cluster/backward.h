@@ -142,20 +142,17 @@ class Backward {
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
     const BackwardArrays<S>& a = q_.arrays;
-    const int rank = static_cast<int>(cluster_rank()), row = rank * units + lane_ / 4, column = 2 * (lane_ % 4),
-              output = 16 * tile(0) + column;
-    const auto recurrent = [&](int gate) {
-      return TurnedSource<S>{a.weight_hh + int64_t{gate} * q_.H * q_.H, q_.H, q_.H, row, output};
-    };
-    if constexpr (!of_hidden) recurrent_.template load<pairs>(recurrent(0));
+    const int output = 16 * tile(0);
+    if constexpr (!of_hidden) recurrent_.template load<pairs>({a.weight_hh, q_.H, q_.H, output}, lane_);
     if constexpr (reset_before) {
-      update_.template load<pairs>(recurrent(1));
-      candidate_.template load<pairs>(recurrent(2));
+      const int64_t gate = int64_t{q_.H} * q_.H;
+      update_.template load<pairs>({a.weight_hh + gate, q_.H, q_.H, output}, lane_);
+      candidate_.template load<pairs>({a.weight_hh + 2 * gate, q_.H, q_.H, output}, lane_);
     }
     if constexpr (multiplicative) {
-      features_.template load<pairs>({of_hidden ? a.weight_hh : a.weight_ih, q_.H, q_.I, row,
-                                      16 * feature_tile(0) + column});
-      modulation_.template load<pairs>({a.weight_mhh, q_.I, q_.H, rank * own_features + lane_ / 4, output});
+      const S* const weights = of_hidden ? a.weight_hh : a.weight_ih;
+      features_.template load<pairs>({weights, q_.H, q_.I, 16 * feature_tile(0)}, lane_);
+      modulation_.template load<pairs>({a.weight_mhh, q_.I, q_.H, output}, lane_);
     }
   }
 
@@ -321,7 +318,7 @@ class Backward {
   const Q& q_;
   const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32));
   const bool regularised_ = q_.arrays.keep_h || q_.arrays.keep_c || q_.gradient_clip < INFINITY;
-  const bool owns_features_ = static_cast<int>(cluster_rank()) < Size::feature_blocks;
+  const bool owns_features_ = multiplicative && static_cast<int>(cluster_rank()) < Size::feature_blocks;
   Team& team_;
   Sums sums_;
   ResetSums reset_sums_;

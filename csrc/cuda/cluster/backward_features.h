@@ -16,7 +16,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   using T = Approximate<S>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
-  using Base::first_, Base::lane, Base::octet_, Base::ring_, Base::row, Base::sink_, Base::tile_;
+  using Base::first_, Base::lane, Base::octet_, Base::pair_, Base::ring_, Base::row, Base::row_, Base::sink_, Base::tile_;
   static constexpr bool of_hidden = Shape::of_hidden;
   static_assert(Shape::slots >= 4, "it reads four matrices, of which two are of use");
 
@@ -24,7 +24,16 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   FUSED_RNN_DEVICE BackwardFeatures() {}
 
   FUSED_RNN_DEVICE BackwardFeatures(int job, SharedAddress operand, unsigned char* ring)
-      : Base(job < Shape::unit_jobs ? Base::of_units(job) : of_features(job - Shape::unit_jobs), operand, ring) {}
+      : Base(job, operand, ring) {
+    if (job < Shape::unit_jobs) return;
+    job -= Shape::unit_jobs;
+    const int group = job % Size::feature_groups;
+    octet_ = job / Size::feature_groups;
+    first_ = static_cast<int>(cluster_rank()) * Size::own_features + group * 8;
+    pair_ = (group / 2 * Size::octets + octet_) * 64 + lane() * 2 + group % 2;
+    const int column = Shape::m_at + (lane() / 8 == 1 ? Size::own_features : 0) + group * 8;
+    row_ = kept(operand + ((8 * octet_ + lane() % 8) * Shape::stride + column) * int{sizeof(S)});
+  }
 
   // These take the place of begin, load, make and end where the job is of features.
 
@@ -73,11 +82,6 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   FUSED_RNN_DEVICE void end_features(const Q& q) const { this->clear_rest(q, sink(q, tile_.longest(), 1)); }
 
  private:
-  FUSED_RNN_DEVICE static typename Base::Place of_features(int job) {
-    return {job / Size::feature_groups, job % Size::feature_groups, Size::own_features,
-            Shape::m_at + (lane() / 8 == 1 ? Size::own_features : 0)};
-  }
-
   FUSED_RNN_DEVICE RowSink<S, 1> sink(const Q& q, int time, int time_step) const {
     const BackwardArrays<S>& a = q.arrays;
     S* const values = !tile_.has_row(0) || lane() >= 16 ? nullptr

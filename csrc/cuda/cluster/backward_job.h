@@ -31,7 +31,16 @@ class BackwardJob {
 
   // `operand`: of the block, the first one.
   FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
-      : BackwardJob(of_units(job), operand, ring) {}
+      : octet_(Size::octets > 1 ? job / Size::groups : 0),
+        first_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
+        pair_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
+        row_(kept(operand +
+                  ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
+                      int{sizeof(S)})),
+        ring_(ring) {
+    static_assert(Size::groups % 2 == 0);
+    ring_.clear();
+  }
 
   // Of the tile that begins with sequence `first`.
   FUSED_RNN_DEVICE void begin(const Q& q, int first, int longest) {
@@ -190,27 +199,6 @@ class BackwardJob {
   }
 
  protected:
-  // An octet, and 8 of so many units or features that the block owns; in the lane's row of the operand these begin at
-  // `column`.
-  struct Place {
-    int octet, group, own, column;
-  };
-
-  FUSED_RNN_DEVICE BackwardJob(const Place& place, SharedAddress operand, unsigned char* ring)
-      : octet_(place.octet),
-        first_(static_cast<int>(cluster_rank()) * place.own + place.group * 8),
-        pair_((place.group / 2 * Size::octets + octet_) * 64 + lane() * 2 + place.group % 2),
-        row_(kept(operand + ((8 * octet_ + lane() % 8) * Shape::stride + place.column + place.group * 8) *
-                                int{sizeof(S)})),
-        ring_(ring) {
-    static_assert(Size::groups % 2 == 0);
-    ring_.clear();
-  }
-
-  FUSED_RNN_DEVICE static Place of_units(int job) {
-    return {Size::octets > 1 ? job / Size::groups : 0, job % Size::groups, Size::units, column_of(lane() / 8)};
-  }
-
   FUSED_RNN_DEVICE static int lane() { return threadIdx.x % 32; }
 
   template <typename F>
