@@ -141,20 +141,36 @@ class Backward {
 
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
-    const BackwardArrays<S>& a = q_.arrays;
-    const int output = 16 * tile(0);
-    if constexpr (!of_hidden) recurrent_.template load<pairs>({a.weight_hh, q_.H, q_.H, output}, lane_);
+    if constexpr (!of_hidden) recurrent_.template load<pairs>(Source<Matrix::hh>{*this});
     if constexpr (reset_before) {
-      const int64_t gate = int64_t{q_.H} * q_.H;
-      update_.template load<pairs>({a.weight_hh + gate, q_.H, q_.H, output}, lane_);
-      candidate_.template load<pairs>({a.weight_hh + 2 * gate, q_.H, q_.H, output}, lane_);
+      update_.template load<pairs>(Source<Matrix::hh, 1>{*this});
+      candidate_.template load<pairs>(Source<Matrix::hh, 2>{*this});
     }
     if constexpr (multiplicative) {
-      const S* const weights = of_hidden ? a.weight_hh : a.weight_ih;
-      features_.template load<pairs>({weights, q_.H, q_.I, 16 * feature_tile(0)}, lane_);
-      modulation_.template load<pairs>({a.weight_mhh, q_.I, q_.H, output}, lane_);
+      features_.template load<pairs>(Source<of_hidden ? Matrix::hh : Matrix::ih>{*this});
+      modulation_.template load<pairs>(Source<Matrix::mhh>{*this});
     }
   }
+
+  enum class Matrix { ih, hh, mhh };
+
+  // A matrix of weights from a gate on.
+  template <Matrix matrix, int gate = 0>
+  struct Source {
+    const Backward& block;
+
+    FUSED_RNN_DEVICE const S* weights() const {
+      const BackwardArrays<S>& a = block.q_.arrays;
+      return (matrix == Matrix::ih ? a.weight_ih : matrix == Matrix::hh ? a.weight_hh : a.weight_mhh) +
+             int64_t{gate} * rows() * columns();
+    }
+    FUSED_RNN_DEVICE int rows() const { return matrix == Matrix::mhh ? block.q_.I : block.q_.H; }
+    FUSED_RNN_DEVICE int columns() const { return matrix == Matrix::ih ? block.q_.I : block.q_.H; }
+    FUSED_RNN_DEVICE int output() const {
+      return 16 * (matrix == Matrix::ih || (of_hidden && matrix == Matrix::hh) ? block.feature_tile(0) : block.tile(0));
+    }
+    FUSED_RNN_DEVICE int lane() const { return block.lane_; }
+  };
 
   // Steps -------------------------------------------------------------------------------------------------------------
 
@@ -164,17 +180,16 @@ class Backward {
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    typename Job::Rows rows[own_jobs];
     // apart from the wait on, so that the compiler moves what does not depend on the sums before they have come
     if (regularised_)
-      make<true>(tile, step, rows);
+      make<true>(tile, step);
     else
-      make<false>(tile, step, rows);
+      make<false>(tile, step);
     __syncthreads();
     if constexpr (Shape::phases == 1)
       multiply(step);
     else
-      hand_back(step, rows);
+      hand_back(step);
     if (warp_ == 0) sums_.expect();
     const auto put_out = [&](int, Job& job) { job.put_out(q_, step, regularised_); };
     for_jobs(put_out);
@@ -182,7 +197,8 @@ class Backward {
   }
 
   template <bool regularised>
-  FUSED_RNN_DEVICE void make(const ThisTile& tile, int step, typename Job::Rows (&rows)[own_jobs]) {
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int step) {
+    typename Job::Rows rows[own_jobs];
     for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
     if (step + 1 < tile.longest()) wait();
     for_jobs([&](int i, Job& job) { job.template make<regularised>(q_, step, rows[i], sums_); });
@@ -205,13 +221,12 @@ class Backward {
   // each range of its columns is multiplied before a barrier of the block that comes before whatever is written there
   // next: those of z and n before the barrier of the phase that follows, those made in the last phase before that of the
   // next step.
-  FUSED_RNN_DEVICE void hand_back(int step, const typename Job::Rows (&rows)[own_jobs]) {
+  FUSED_RNN_DEVICE void hand_back(int step) {
     float dh[chains][own_tiles][octets][4] = {};
     if constexpr (reset_before) {
       contribute_reset();
       multiply(update_, 0, column(units), dh);
-      const bool come = reset_sums_.wait();
-      for_jobs([&](int i, Job& job) { job.reset(q_, step, rows[i], reset_sums_, come); });
+      reset(step);
       __syncthreads();
     }
     if constexpr (multiplicative) {
@@ -234,6 +249,13 @@ class Backward {
     FUSED_RNN_UNROLL
     for (int j = 0; j < own_tiles; ++j) contribute<units>(reset_sums_, tile(j), ds, j);
     if (warp_ == Shape::warps - 1) reset_sums_.expect();
+  }
+
+  FUSED_RNN_DEVICE void reset(int step) {
+    typename Job::ResetRows rows[own_jobs];
+    for_jobs([&](int i, Job& job) { rows[i] = job.load_reset(); });
+    const bool come = reset_sums_.wait();
+    for_jobs([&](int i, Job& job) { job.reset(q_, step, rows[i], reset_sums_, come); });
   }
 
   // Wᵀ δ, or Uᵀ δ

@@ -151,9 +151,21 @@ class BackwardJob {
       store_matrices_transposed<Cell::gradients>(row(step), pairs);
   }
 
-  // Then the gradient of r, by δs in the parts that the blocks contributed, if they have come.
+  // What it reads of the same step for the gradient of r: r, h₋.
+  struct ResetRows {
+    uint32_t r[1], before[1];
+  };
+
+  FUSED_RNN_DEVICE ResetRows load_reset() const {
+    ResetRows rows;
+    ring_.load(rows.r, 0, 0);
+    ring_.load_following(rows.before, 0, Shape::before_at);
+    return rows;
+  }
+
+  // That gradient, by δs in the parts that the blocks contributed, if they have come.
   template <typename Sums>
-  FUSED_RNN_DEVICE void reset(const Q& q, int step, const Rows& rows, const Sums& sums, bool come) {
+  FUSED_RNN_DEVICE void reset(const Q& q, int step, const ResetRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step), before_t = t - (q.reverse ? -1 : 1);
     float ds[2] = {}, made[2];
     add_parts(sums, ds);
@@ -163,7 +175,7 @@ class BackwardJob {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
       const T before = half_of<S, T>(first ? initial_ : rows.before[0], j);
       T dh(dh_[j]), da_r;
-      Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.saved[0], j), before, dh, da_r);
+      Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.r[0], j), before, dh, da_r);
       made[j] = clip(da_r, T(q.gradient_clip)).value;
       dh_[j] = active ? dh.value : dh_[j];
       active_half[j] = active ? 0xffffu << 16 * j : 0u;

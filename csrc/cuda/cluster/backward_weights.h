@@ -8,13 +8,6 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// Where they come from: a matrix with `rows` rows for each gate and `columns` columns, and the warp's first output.
-template <typename S>
-struct TurnedSource {
-  const S* weights;
-  int rows, columns, output;
-};
-
 // The fragments of a warp, in the order in which they are used: of `together` tiles step by step, then of the next
 // ones. The steps go over `own` rows of each of `gates` gates, and then zeros. Those in registers are spread evenly
 // among them, so that others come from shared memory meanwhile.
@@ -34,13 +27,16 @@ class TurnedWeights {
   // Neighbours in a row of the transpose lie in a column of the matrix: matrices are loaded as they lie there, and
   // turned when all loads are under way; those for shared memory a few at a time, or there would be more loads than
   // registers. `pairs` says that every second output stands at a multiple of 4 bytes.
-  template <bool pairs>
-  FUSED_RNN_DEVICE void load(const TurnedSource<S>& source, int lane) {
-    for_each<pairs, false>(source, lane, [&](int at, const Fragment& f) {
+  //
+  // A source is a matrix: weights(), with rows() rows for each gate and columns() columns; output() is the first one of
+  // the warp, lane() the thread's. They are functions for the compiler to read a kernel's parameter where it is used.
+  template <bool pairs, typename Source>
+  FUSED_RNN_DEVICE void load(const Source& source) {
+    for_each<pairs, false>(source, [&](int at, const Fragment& f) {
       in_shared_[at * 32] = turned(f);
       if (at % 8 == 7) __syncwarp();  // no load is made earlier
     });
-    for_each<pairs, true>(source, lane, [&](int at, const Fragment& f) { held_[at] = f; });
+    for_each<pairs, true>(source, [&](int at, const Fragment& f) { held_[at] = f; });
     FUSED_RNN_UNROLL
     for (int at = 0; at < held; ++at) held_[at] = turned(held_[at]);
   }
@@ -52,10 +48,11 @@ class TurnedWeights {
 
  private:
   // Calls f with the number and the value of each fragment in registers, or of each in shared memory.
-  template <bool pairs, bool in_registers, typename F>
-  FUSED_RNN_DEVICE static void for_each(const TurnedSource<S>& source, int lane, const F& f) {
-    const int row = static_cast<int>(cluster_rank()) * own + lane / 4, column = source.output + 2 * (lane % 4);
-    const S* from = source.weights + int64_t{row} * source.columns + column;
+  template <bool pairs, bool in_registers, typename Source, typename F>
+  FUSED_RNN_DEVICE static void for_each(const Source& source, const F& f) {
+    const int row = static_cast<int>(cluster_rank()) * own + source.lane() / 4,
+              column = source.output() + 2 * (source.lane() % 4);
+    const S* from = source.weights() + int64_t{row} * source.columns() + column;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {
       const int below = 16 * s % own;  // from the first row of the block
@@ -67,13 +64,13 @@ class TurnedWeights {
         FUSED_RNN_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int right = 16 * j + i % 2 * 8, down = i / 2 * 8;
-          const bool exists = 16 * s / own < gates && row + below + down < source.rows;
-          const int left = exists ? source.columns - column - right : 0;
-          fragment.values[i] = weight_pair<pairs>(from + down * int64_t{source.columns} + right, left);
+          const bool exists = 16 * s / own < gates && row + below + down < source.rows();
+          const int left = exists ? source.columns() - column - right : 0;
+          fragment.values[i] = weight_pair<pairs>(from + down * int64_t{source.columns()} + right, left);
         }
         f(in_registers ? before(at) : at - before(at), fragment);
       }
-      from += (below + 16 < own ? 16 : source.rows - below) * int64_t{source.columns};
+      from += (below + 16 < own ? 16 : source.rows() - below) * int64_t{source.columns()};
     }
   }
 
