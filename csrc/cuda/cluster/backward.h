@@ -19,12 +19,6 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// In place of what a cell lacks.
-struct Nothing {
-  template <typename... Arguments>
-  FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
-};
-
 template <typename Cell, typename S, typename Size>
 class Backward {
   using Shape = BackwardShape<Cell, S, Size>;
@@ -39,17 +33,18 @@ class Backward {
   using Sums = ClusterSums<Team, units / 16 * octets * 32, typename Shape::Travelling>;
   using ResetSums = std::conditional_t<reset_before, Sums, Nothing>;
   using FeatureSums =
-      std::conditional_t<multiplicative,
-                         ClusterSums<Team, own_features / 16 * octets * 32, typename Shape::Travelling>, Nothing>;
+      std::conditional_t<multiplicative, ClusterSums<Team, own_features / 16 * octets * 32, typename Shape::Travelling>,
+                         Nothing>;
   using Job = std::conditional_t<multiplicative, BackwardFeatures<Cell, S, Size>, BackwardJob<Cell, S, Size>>;
   using ThisTile = Tile<S, BackwardArrays, octets>;
   // Of so many rows of each of so many gates.
   template <int tiles, int steps, int held, int own, int of_gates>
-  using Weights = std::conditional_t<(tiles * steps > 0), TurnedWeights<S, tiles, steps, held, own, of_gates, together>,
-                                     Nothing>;
+  using Weights =
+      std::conditional_t<(tiles * steps > 0), TurnedWeights<S, tiles, steps, held, own, of_gates, together>, Nothing>;
   // Chains of sums, so that instructions that do not wait for each other are under way.
-  static constexpr int chains = own_tiles * octets == 1 ? 2 : 1,
-                       feature_chains = own_feature_tiles * octets == 1 ? 4 : own_feature_tiles * octets == 2 ? 2 : 1;
+  static constexpr int chains = own_tiles * octets == 1 ? 2 : 1, feature_chains = own_feature_tiles * octets == 1   ? 4
+                                                                                  : own_feature_tiles * octets == 2 ? 2
+                                                                                                                    : 1;
   static_assert(Sums::shared_bytes == Shape::unit_sums_bytes);
 
  public:
@@ -161,7 +156,9 @@ class Backward {
 
     FUSED_RNN_DEVICE const S* weights() const {
       const BackwardArrays<S>& a = block.q_.arrays;
-      return (matrix == Matrix::ih ? a.weight_ih : matrix == Matrix::hh ? a.weight_hh : a.weight_mhh) +
+      return (matrix == Matrix::ih   ? a.weight_ih
+              : matrix == Matrix::hh ? a.weight_hh
+                                     : a.weight_mhh) +
              int64_t{gate} * rows() * columns();
     }
     FUSED_RNN_DEVICE int rows() const { return matrix == Matrix::mhh ? block.q_.I : block.q_.H; }
@@ -217,10 +214,10 @@ class Backward {
     }
   }
 
-  // The phases of a cell of several, after the first one's gradients were made. One operand is enough for these, because
-  // each range of its columns is multiplied before a barrier of the block that comes before whatever is written there
-  // next: those of z and n before the barrier of the phase that follows, those made in the last phase before that of the
-  // next step.
+  // The phases of a cell of several, after the first one's gradients were made. One operand is enough for these,
+  // because each range of its columns is multiplied before a barrier of the block that comes before whatever is written
+  // there next: those of z and n before the barrier of the phase that follows, those made in the last phase before that
+  // of the next step.
   FUSED_RNN_DEVICE void hand_back(int step) {
     float dh[chains][own_tiles][octets][4] = {};
     if constexpr (reset_before) {
@@ -264,8 +261,7 @@ class Backward {
       float dx_hat[feature_chains][own_feature_tiles][octets][4] = {};
       multiply(features_, 0, column(0), dx_hat);
       FUSED_RNN_UNROLL
-      for (int j = 0; j < own_feature_tiles; ++j)
-        contribute<own_features>(feature_sums_, feature_tile(j), dx_hat, j);
+      for (int j = 0; j < own_feature_tiles; ++j) contribute<own_features>(feature_sums_, feature_tile(j), dx_hat, j);
     }
     if (owns_features() && warp_ == Shape::warps - 1) feature_sums_.expect();
   }

@@ -16,15 +16,15 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   using T = Approximate<S>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
-  using Base::first_, Base::lane, Base::octet_, Base::pair_, Base::ring_, Base::row, Base::row_, Base::sink_, Base::tile_;
+  using Base::first_, Base::lane, Base::octet_, Base::pair_, Base::ring_, Base::row, Base::row_, Base::sink_,
+      Base::tile_;
   static constexpr bool of_hidden = Shape::of_hidden;
   static_assert(Shape::slots >= 4, "it reads four matrices, of which two are of use");
 
  public:
   FUSED_RNN_DEVICE BackwardFeatures() {}
 
-  FUSED_RNN_DEVICE BackwardFeatures(int job, SharedAddress operand, unsigned char* ring)
-      : Base(job, operand, ring) {
+  FUSED_RNN_DEVICE BackwardFeatures(int job, SharedAddress operand, unsigned char* ring) : Base(job, operand, ring) {
     if (job < Shape::unit_jobs) return;
     job -= Shape::unit_jobs;
     const int group = job % Size::feature_groups;

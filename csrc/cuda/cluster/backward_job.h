@@ -92,8 +92,8 @@ class BackwardJob {
   // From here on all gradients of this tile are NaN, but for d_c_0, which end() knows of.
   FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = NAN; }
 
-  // The gradients of a step, in rows, which the block's warps read; where the reset gate acts before, but for that of r.
-  // `regularised`: by zoneout or clipping.
+  // The gradients of a step, in rows, which the block's warps read; where the reset gate acts before, but for that of
+  // r. `regularised`: by zoneout or clipping.
   template <bool regularised, typename Sums>
   FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, const Sums& sums) {
     const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
@@ -246,8 +246,8 @@ class BackwardJob {
   }
 
   int octet_, first_;  // unit or feature
-  int pair_;        // of sums
-  SharedAddress row_;        // of one gradient and sequence, in the operand
+  int pair_;           // of sums
+  SharedAddress row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
   RowSink<S, 1> sink_;  // the same row in the result

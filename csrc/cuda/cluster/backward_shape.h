@@ -22,9 +22,7 @@ struct BackwardProducts {
     return candidate.fragments() + features.fragments() + modulation.fragments() + recurrent.fragments() +
            update.fragments();
   }
-  constexpr int held() const {
-    return candidate.held + features.held + modulation.held + recurrent.held + update.held;
-  }
+  constexpr int held() const { return candidate.held + features.held + modulation.held + recurrent.held + update.held; }
   // With so many in registers: first those that others wait for, last those that fill the time.
   constexpr BackwardProducts holding(int room) const {
     BackwardProducts result = *this;
@@ -76,7 +74,9 @@ struct BackwardShape {
       .candidate = {own_tiles, reset_before ? of_units : 0},
       .features = {own_feature_tiles, gates * of_units},
       .modulation = {own_tiles, Size::own_features / 16},
-      .recurrent = {own_tiles, phases == 1 ? of_gates / 16 : of_hidden ? 0 : (reset_before ? 1 : gates) * of_units},
+      .recurrent = {own_tiles, phases == 1 ? of_gates / 16
+                               : of_hidden ? 0
+                                           : (reset_before ? 1 : gates) * of_units},
       .update = {own_tiles, reset_before ? of_units : 0}};
   // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
   static constexpr int others = 52 + 4 * own_tiles * Size::octets + 40 * own_jobs;
@@ -94,7 +94,8 @@ struct BackwardShape {
   static constexpr int unit_sums_bytes = sums_bytes(Size::units),
                        feature_sums_bytes = multiplicative ? sums_bytes(Size::own_features) : 0,
                        ring_bytes = stages * slots * matrix_bytes;
-  static constexpr int reset_sums_at = unit_sums_bytes, feature_sums_at = reset_sums_at + reset_before * unit_sums_bytes,
+  static constexpr int reset_sums_at = unit_sums_bytes,
+                       feature_sums_at = reset_sums_at + reset_before * unit_sums_bytes,
                        operand_at = feature_sums_at + feature_sums_bytes,
                        recurrent_at = operand_at + operands * operand_bytes,
                        update_at = recurrent_at + bytes_of(products.recurrent),
