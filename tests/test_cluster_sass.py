@@ -22,26 +22,35 @@ class Kernel:
 
     direction: str
     cell: str
-    size: tuple[int, int, int, int]
+    size: tuple[int, int, int, int, int]
     products: int
     instructions: int
+    modulates: int = 0  # the input, or the hidden state: the number of csrc/cells's Modulates
 
     def __str__(self) -> str:
-        return "-".join([self.direction, self.cell, *map(str, self.size)])
+        modulated = ["", "modulated-input-", "modulated-hidden-"][self.modulates]
+        return "-".join([self.direction, modulated + self.cell, *map(str, self.size)])
 
     @property
     def symbol(self) -> str:
-        return rf"run_{self.direction}INS_\d+{self.cell}E.*SizeI{''.join(f'Li{n}E' for n in self.size)}E"
+        cell = rf"\d+{self.cell}E"
+        if self.modulates:
+            cell = rf"\d+ModulatedINS_{cell}LNS_9ModulatesE{self.modulates}E"
+        return rf"run_{self.direction}INS\d*_{cell}.*SizeI{''.join(f'Li{n}E' for n in self.size)}E"
 
 
 # The goals are 190 forward for 128 units in a block, and 260 for 512 units in a cluster of 16.
 KERNELS = [
-    Kernel("forward", "Lstm", (128, 1, 1, 1), 16, 190),
-    Kernel("forward", "Lstm", (512, 16, 2, 1), 32, 260),
-    Kernel("forward", "GruResetAfter", (256, 8, 2, 2), 32, 370),
-    Kernel("backward", "Lstm", (128, 1, 1, 1), 32, 420),
-    Kernel("backward", "Lstm", (512, 16, 2, 1), 32, 340),
-    Kernel("backward", "GruResetAfter", (256, 8, 2, 2), 24, 240),
+    Kernel("forward", "Lstm", (128, 1, 1, 1, 0), 16, 190),
+    Kernel("forward", "Lstm", (512, 16, 2, 1, 0), 32, 260),
+    Kernel("forward", "GruResetAfter", (256, 8, 2, 2, 0), 32, 370),
+    Kernel("backward", "Lstm", (128, 1, 1, 1, 0), 32, 420),
+    Kernel("backward", "Lstm", (512, 16, 2, 1, 0), 32, 340),
+    Kernel("backward", "GruResetAfter", (256, 8, 2, 2, 0), 24, 240),
+    Kernel("backward", "Gru", (512, 16, 2, 1, 0), 24, 480),
+    Kernel("backward", "Lstm", (512, 16, 2, 1, 128), 44, 590, modulates=1),
+    Kernel("backward", "Lstm", (512, 16, 2, 1, 512), 40, 580, modulates=2),
+    Kernel("backward", "Gru", (512, 16, 2, 1, 128), 34, 700, modulates=1),
 ]
 # What a step without options does and the ways of a step with options do not leave out
 WORK = ("mma", "MUFU", "STG", "cp.async", "STS")
