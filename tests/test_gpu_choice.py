@@ -30,10 +30,12 @@ needs_compiler = pytest.mark.skipif(host_obstacle() is not None, reason=str(host
 # Ranges of sizes --------------------------------------------------------------------------------------------
 
 
-def outcome(hidden: int, batch: int, cluster: float | str, blocks: float | str, **which: str) -> Outcome:
+def outcome(
+    hidden: int, batch: int, cluster: float | str, blocks: float | str, features: int = 0, **which: str
+) -> Outcome:
     """Of these µs of both directions together, or of what is in their way."""
     sides = [Times(obstacle=t) if isinstance(t, str) else Times(t / 4, 3 * t / 4) for t in (cluster, blocks)]
-    return Outcome(which.get("cell", "lstm"), which.get("dtype", "bfloat16"), hidden, batch, *sides)
+    return Outcome(which.get("cell", "lstm"), which.get("dtype", "bfloat16"), hidden, batch, *sides, features)
 
 
 def grid(changes: dict | None = None, cluster: float | str = 1.0, blocks: float | str = 8.0) -> list[Outcome]:
@@ -82,6 +84,34 @@ def test_cells_dtypes_and_rows_in_pieces_are_apart():
     ]
 
 
+def modulated(times: dict, **which: str) -> list[Outcome]:
+    """Of these µs, cluster and blocks, by H, B and I of a cell whose input is modulated."""
+    kind = {"cell": "multiplicative_lstm", **which}
+    return [outcome(h, b, *both, features=i, **kind) for (h, b, i), both in times.items()]
+
+
+def test_where_the_input_is_modulated_its_features_are_a_size_as_well():
+    """And values travel one by one where either H or I is no multiple of 8."""
+    whole, single = product((128, 256), (16, 64), (8, 128)), product((100, 250), (16,), (8, 128))
+    kind = ("multiplicative_lstm", "bfloat16")
+    assert rows(modulated(dict.fromkeys([*whole, *single], (1, 8)))) == [
+        Row(*kind, True, 128, 256, 16, 64, 8, 128),
+        Row(*kind, False, 100, 250, 16, 16, 8, 128),
+    ]
+    assert rows(modulated({(128, 16, 100): (1, 8)})) == [Row(*kind, False, 128, 128, 16, 16, 100, 100)]
+
+
+def test_between_features_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks():
+    """Both are ahead with few and with many features."""
+
+    def features(with_few: tuple[float, float]) -> set[tuple[int, int]]:
+        times = {(h, 16, i): (3, 8) if i > 8 else with_few for h, i in product((128, 256), (8, 128))}
+        return {(row.least_features, row.most_features) for row in rows(modulated(times))}
+
+    assert features((1, 2)) == {(8, 8), (128, 128)}
+    assert features((1, 4)) == {(8, 128)}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_point_that_is_ahead_is_in_a_range_and_no_other(seed):
     dice = random.Random(seed)
@@ -110,7 +140,7 @@ def test_the_table_is_what_the_committed_results_give():
 def test_rows_are_those_of_the_sources_here(tmp_path, monkeypatch, capsys):
     fresh, stale = of_chip(grid(), "One"), of_chip(grid(), "Other", "0" * 64)
     text = header.text([fresh, stale])
-    assert '    {CellId::lstm, Type::bfloat16, true, 64, 512, 1, 64, "One"},\n' in text
+    assert '    {CellId::lstm, Modulates::nothing, Type::bfloat16, true, 64, 512, 1, 64, 0, 0, "One"},\n' in text
     assert f"// choice-one.json: One, 2020-02-02, torch 2.0, sources\n    // {family.digest()}\n" in text
     assert "Other" not in text
     assert header.text([stale]) == header.text([of_chip([])]) == header.text([])
@@ -125,16 +155,45 @@ QUESTIONS = """
 #include "csrc/cuda/cluster/measured.h"
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
-constexpr bool ahead(CellId cell, Type type, int64_t H, int64_t B, std::string_view chip) {
-  return cluster::measured_ahead(cluster::measured, cell, type, H, B, chip);
+constexpr bool ahead(CellId cell, Modulates modulates, Type type, int64_t H, int64_t B, int64_t I,
+                     std::string_view chip) {
+  const Layer layer{cell, modulates, type, false, 1, B, I, H, nullptr, nullptr};
+  return cluster::measured_ahead(cluster::measured, layer, chip);
 }
 """
+ASKED = {
+    **{"cell": "gru_reset_after", "modulates": "nothing", "type": "float16"},
+    **{"H": 64, "B": 8, "I": 7, "chip": R'"A \"chip\""'},
+}
+INPUT, HIDDEN_VARIANT = {**ASKED, "cell": "lstm", "modulates": "input", "I": 16}, {**ASKED, "modulates": "hidden"}
+HIDDEN_VARIANT |= {"cell": "lstm", "I": 64}
+INSIDE = [
+    *({**ASKED, **sizes} for sizes in ({}, {"H": 128, "B": 32}, {"H": 104, "B": 9}, {"I": 9999})),
+    *({**INPUT, **sizes} for sizes in ({}, {"H": 128, "I": 128}, {"H": 104, "I": 24})),
+    *({**HIDDEN_VARIANT, **sizes} for sizes in ({}, {"H": 128, "I": 128})),
+]
+OUTSIDE = [
+    *({**ASKED, **other} for other in ({"cell": "lstm"}, {"cell": "gru"}, {"type": "bfloat16"}, {"chip": '"A"'})),
+    *({**ASKED, **sizes} for sizes in ({"H": 100}, {"H": 136}, {"H": 56}, {"B": 7}, {"B": 33})),
+    *({**INPUT, **sizes} for sizes in ({"I": 8}, {"I": 17}, {"I": 136}, {"H": 72, "I": 20}, {"H": 136}, {"B": 9})),
+    *({**each, "modulates": "nothing"} for each in (INPUT, HIDDEN_VARIANT)),
+    *({**HIDDEN_VARIANT, **sizes} for sizes in ({"H": 136, "I": 136}, {"B": 9}, {"H": 100, "I": 100})),
+]
+
+
+def question(asked: dict) -> str:
+    named = [f"CellId::{asked['cell']}", f"Modulates::{asked['modulates']}", f"Type::{asked['type']}"]
+    return f"ahead({', '.join(map(str, [*named, *(asked[name] for name in ('H', 'B', 'I', 'chip'))]))})"
 
 
 @needs_compiler
 @pytest.mark.parametrize("empty", [True, False])
-def test_the_table_is_asked_for_sizes_and_chip(empty, tmp_path):
-    found = [outcome(h, b, 1.0, 8.0, dtype="float16", cell="gru_reset_after") for h, b in product((64, 128), (8, 32))]
+def test_the_table_is_asked_for_cell_sizes_and_chip(empty, tmp_path):
+    found = [
+        *(outcome(h, b, 1.0, 8.0, cell="gru_reset_after", dtype="float16") for h, b in product((64, 128), (8, 32))),
+        *(outcome(h, 8, 1.0, 8.0, cell="multiplicative_lstm_hidden", dtype="float16") for h in (64, 128)),
+        *modulated({(h, 8, i): (1.0, 8.0) for h, i in product((64, 128), (16, 128))}, dtype="float16"),
+    ]
     table = tmp_path / header.PATH.relative_to(ROOT)
     table.parent.mkdir(parents=True)
     table.write_text(header.text([] if empty else [of_chip(found, 'A "chip"')]))
@@ -142,13 +201,8 @@ def test_the_table_is_asked_for_sizes_and_chip(empty, tmp_path):
     (table.parents[2] / "cells").symlink_to(ROOT / "csrc" / "cells")
     for other in (ROOT / "csrc" / "cuda").glob("*.h"):
         (table.parents[1] / other.name).symlink_to(other)
-    asked = ["CellId::gru_reset_after", "Type::float16", "64", "8", R'"A \"chip\""']
-    others = {0: "CellId::lstm", 1: "Type::bfloat16", 2: "100", 3: "7", 4: '"A"'}
-    inside = [asked, [*asked[:2], "128", "32", asked[4]], [*asked[:2], "104", "9", asked[4]]]
-    outside = [[other if i == place else value for i, value in enumerate(asked)] for place, other in others.items()]
-    outside += [[*asked[:2], *sizes, asked[4]] for sizes in (("136", "8"), ("56", "8"), ("64", "33"))]
-    lines = [f"static_assert({'!' if empty else ''}ahead({', '.join(each)}));" for each in inside]
-    lines += [f"static_assert(!ahead({', '.join(each)}));" for each in outside]
+    lines = [f"static_assert({'!' if empty else ''}{question(asked)});" for asked in INSIDE]
+    lines += [f"static_assert(!{question(asked)});" for asked in OUTSIDE]
     source = tmp_path / "asked.cpp"
     source.write_text(QUESTIONS + "\n".join(lines))
     subprocess.run(
@@ -228,7 +282,10 @@ def test_a_family_without_times_says_why(place, value, obstacle, tmp_path):
         (changed(FILE, ("hardware", "gpu"), 3), "has 3 for 'gpu', which must be text"),
         (changed(FILE, ("points",), {}), "has {} for 'points', which must be a list"),
         (changed(FILE, ("points", 0), 7), r"points\[0\] is 7 where an object with 'cell' is needed"),
-        (changed(FILE, ("points", 0, "cell"), "gru"), r"points\[0\] has 'gru', where one of lstm, gru_reset_after, "),
+        (changed(FILE, ("points", 0, "cell"), "gur"), r"points\[0\] has 'gur', where one of lstm, gru_reset_after, "),
+        (changed(FILE, ("points", 0, "cell"), "multiplicative_gru"), r"points\[0\] lacks 'input'"),
+        (changed(FILE, ("carried",), {}), "has {} for 'carried', which must be a list"),
+        (changed(FILE, ("carried",), [{}]), "lacks 'family'"),
         (changed(FILE, ("points", 0, "hidden"), 64.5), r"points\[0\] has 64.5 for 'hidden', which must be a whole "),
         (changed(FILE, ("points", 0, "batch"), 0), r"points\[0\] has the size 0, and sizes must be at least 1"),
         (changed(FILE, ("points", 0, "blocks"), ...), r"points\[0\] lacks 'blocks'"),
@@ -251,13 +308,19 @@ def test_a_file_that_is_not_there_is_an_error_in_one_sentence(tmp_path):
         choice.main(["--show", str(tmp_path / "none.json")])
 
 
-def test_a_chip_has_one_file(tmp_path):
-    for name in ("choice-a.json", "choice-b.json", "micro-c.json"):
-        (tmp_path / name).write_text(json.dumps(FILE))
-    with pytest.raises(common.InputError, match="choice-a.json and choice-b.json are both of A chip, and each chip"):
+def test_a_cell_of_a_chip_is_in_one_file(tmp_path):
+    def write(name: str, point: dict, chip: str = "A chip") -> None:
+        (tmp_path / name).write_text(json.dumps({**FILE, "hardware": {"gpu": chip, "torch": "2"}, "points": [point]}))
+
+    write("choice-a.json", POINT)
+    write("micro-c.json", POINT)
+    write("choice-b.json", {**POINT, "batch": 1})
+    both = "choice-a.json and choice-b.json both have lstm in bfloat16 on A chip, and these must be in one file"
+    with pytest.raises(common.InputError, match=both):
         results.load(tmp_path)
-    (tmp_path / "choice-b.json").unlink()
-    assert [found.name for found in results.load(tmp_path)] == ["choice-a.json"]
+    for other in ({"chip": "Another"}, {"point": {**POINT, "cell": "gru"}}, {"point": {**POINT, "dtype": "float16"}}):
+        write("choice-b.json", **{"point": POINT, **other})
+        assert [found.name for found in results.load(tmp_path)] == ["choice-a.json", "choice-b.json"]
 
 
 # Measuring --------------------------------------------------------------------------------------------------
@@ -265,13 +328,23 @@ def test_a_chip_has_one_file(tmp_path):
 
 def test_the_most_telling_points_come_first():
     found = measure.points()
-    assert len(set(found)) == len(found) == 8 * (8 * 7 + 4 * 2)
-    first = found[:8]
+    assert len(set(found)) == len(found) == 2 * 6 * (8 * 7 + 4 * 2) + 2 * 2 * (7 * 6 * 2 + 2 * 2 * 2)
+    first = found[:16]
     assert {(layer.hidden, layer.batch) for layer in first} == {(512, 64)}
     assert {(layer.cell, layer.dtype) for layer in first} == set(product(results.CELLS, results.DTYPES))
     assert {(layer.hidden, layer.batch) for layer in found[: len(found) // 4]} >= {(128, 16), (256, 64), (512, 16)}
-    (only,) = measure.points(["lstm"], ["float16"], [8], [3], 5)
+    (only,) = measure.points(["lstm"], ["float16"], [8], [3], [7], 5)
     assert only == plans.Layer("lstm", "float16", 8, 3, 5)
+
+
+def test_features_are_measured_of_cells_whose_input_is_modulated():
+    for layer in measure.points():
+        assert (layer.input in measure.INPUTS) == layer.cell.startswith("multiplicative") - layer.cell.endswith(
+            "hidden"
+        )
+    assert {layer.input for layer in measure.points(["multiplicative_gru"])} == set(measure.INPUTS)
+    chosen = measure.points(["multiplicative_gru"], ["float16"], [8], [3], [7, 9], 5)
+    assert chosen == [plans.Layer("multiplicative_gru", "float16", 8, 3, 5, input=features) for features in (7, 9)]
 
 
 class OnCpu:
@@ -308,6 +381,8 @@ def on_cpu(monkeypatch) -> OnCpu:
         assert forced in measure.FORCED.values()
         if "cluster" in forced and hidden > 64:
             raise RuntimeError(f"fused_rnn: clusters have no {hidden} units")
+        if "cluster" in forced and cell == "multiplicative_lstm" and input > 128:
+            raise RuntimeError(f"fused_rnn: clusters have no {input} features")
         return cuda.Plan(forced.partition("=")[2], 8, 1, 1, *range(7))
 
     monkeypatch.setattr(cuda, "plan", plan)
@@ -352,8 +427,25 @@ def test_both_families_are_judged_and_timed_in_turns(on_cpu, tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert set(shown[1:-1]) <= set(said.splitlines())
     assert len(shown) == 2 + 4
-    assert shown[1].startswith("lstm            bfloat16 H=24   B=3    cluster ")
+    assert shown[1].startswith(f"{'lstm':26} bfloat16 H=24   B=3    cluster ")
     assert shown[1].endswith(" times as fast")
+
+
+def test_points_of_a_modulated_input_are_planned_and_judged_with_their_features(on_cpu, tmp_path, monkeypatch, capsys):
+    def judge(cell, dtype, device, **sizes):
+        raise RuntimeError(f"judged with {sizes}")
+
+    monkeypatch.setattr(measure, "Judge", judge)
+    options = ("--cells", "multiplicative_lstm", "rnn_tanh", "--dtypes", "float16", "--hidden", "24", "--batches", "3")
+    result = run(on_cpu, tmp_path, *options, "--inputs", "8", "136", fails=True)
+    few, other, many = result["points"]
+    assert [point.get("input") for point in (few, other, many)] == [8, None, 136]
+    assert few["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 8, 'H': 24}"
+    assert other["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 16, 'H': 24}"
+    assert many["cluster"] == {"refused": "clusters have no 136 features"}
+    assert f"{'multiplicative_lstm':26} float16  H=24   B=3    I=8    cluster judged" in capsys.readouterr().out
+    assert result["chip"] == {**vars(H200), "clusters": list(H200.clusters)}
+    assert few["blocks"]["failed"] == few["cluster"]["failed"]  # it is not the fault of one of them
 
 
 def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
@@ -419,7 +511,7 @@ def test_an_interrupted_run_leaves_its_points(on_cpu, tmp_path, monkeypatch):
 def test_without_a_gpu_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(cuda, "obstacle", lambda index: "there is no GPU")
     with pytest.raises(
-        common.InputError, match="nothing can be measured, only --show and --write work: there is no GPU"
+        common.InputError, match="nothing can be measured, only --show, --write and --carry-over work: there is no GPU"
     ):
         choice.main([])
 
