@@ -1,62 +1,57 @@
-// The forward kernel of warps, for cells of one phase: a whole sequence in one launch, whose steps stay in registers.
-// W x is computed before it, by the library.
+// The forward kernel of warps: a whole sequence in one launch, whose steps stay in registers. W x (W_m x where x is
+// modulated, both where h₋ is) is computed before it, by the library.
 //
-// A warp has 8 units of its block, or a share of K for these. Rows of the weights are interleaved by gate, two gates to
-// a matrix instruction, so that the sums hold all gates of a unit and two sequences in one thread: the cell runs on
-// them, and h and c never leave their registers. What the others need of h, and all results, leave as rows.
+// A warp has 8 units of its block, or a share of K for these. The sums of its products hold all gates of a unit and two
+// sequences in one thread: the cell runs on them, and h and c never leave their registers. What the others need of h,
+// and all results, leave as rows. Phases of a step are those of ../forward.h, each ended by an exchange: of x̂, of
+// s = r⊙h₋, of h.
 #pragma once
 
-#include "size.h"
+#include "modulation.h"
 
 namespace fused_rnn::cuda::cluster {
 
-template <typename Cell, typename S, typename Size>
-struct ForwardShape {
-  static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
-  static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
-  // beside weights: sums, carried states, biases, addresses
-  static constexpr int others = 64 + 16 * Size::octets;
-  static constexpr int held = held_of(k_steps * matrices, threads, others) / (2 * matrices) * 2;  // steps of K
-  static constexpr int slots = G + 1 + Cell::has_cell_state;              // W x, and what zoneout keeps of h and c
-  static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
-  static constexpr int weight_bytes = warps * (k_steps - held) * matrices * fragment_bytes;
-  static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
-
-  // for the plan
-  static constexpr int held_fragments = held * matrices, resident_fragments = (k_steps - held) * matrices;
-  static constexpr int held_registers = 4 * held_fragments;
-  static constexpr int received_bytes = Size::K * 8 * Size::octets * int{sizeof(S)};
-  static constexpr bool fits = phases_of<Cell> == 1;
-};
-
 #if FUSED_RNN_SM90
+
+// In place of what a cell does not have.
+struct Nothing {
+  static constexpr int shared_bytes = 0;
+  template <typename... Arguments>
+  FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
+};
 
 template <typename Cell, typename S, typename Size>
 class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
-  static constexpr int matrices = Shape::matrices, own_k = Shape::own_k, k_steps = Shape::k_steps, held = Shape::held;
-  static constexpr bool has_c = Cell::has_cell_state;
-  // Of sums of a product: where a warp has little to multiply, instructions that wait for each other are what takes
-  // time.
-  static constexpr int chains = octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
+  static constexpr int matrices = Shape::matrices, recurrent = Shape::recurrent, k_steps = Shape::k_steps,
+                       held = Shape::held, x_steps = Shape::x_steps, inputs = Shape::inputs;
+  static constexpr bool has_c = Cell::has_cell_state, reset_before = Cell::reset_before,
+                        multiplicative = is_multiplicative<Cell>, of_input = Shape::of_input;
+  // Of sums of U's product.
+  static constexpr int chains = recurrent * octets == 1 ? 4 : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, K, shares, octets>;
-  using Sums = SplitSums<Size::groups, shares, matrices * octets>;
+  using Sums = SplitSums<Size::groups, shares, recurrent * octets>;
   using Ring = RowRing<S, Shape::slots, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
   using Sink = RowSink<S, octets>;
-  using Fragment = Vector<uint32_t, 4>;
+  // of the reset-before GRU: s, and sums of n
+  using StateS = std::conditional_t<reset_before, State, Nothing>;
+  using SumsN = std::conditional_t<reset_before, SplitSums<Size::groups, shares, octets>, Nothing>;
+  using Modulator = std::conditional_t<multiplicative, Modulation<Cell, S, Size>, Nothing>;
 
   static constexpr int sums_at = State::shared_bytes, weights_at = sums_at + Sums::shared_bytes,
                        rings_at = weights_at + Shape::weight_bytes,
-                       turned_at = rings_at + Size::groups * Ring::shared_bytes;
+                       turned_at = rings_at + Size::groups * Ring::shared_bytes,
+                       s_at = turned_at + Size::groups * Shape::turned_bytes, sums_n_at = s_at + StateS::shared_bytes,
+                       modulator_at = sums_n_at + SumsN::shared_bytes;
 
  public:
   static constexpr int threads = Shape::threads;
-  static constexpr int shared_bytes = turned_at + Size::groups * Shape::turned_bytes;
+  static constexpr int shared_bytes = modulator_at + Modulator::shared_bytes;
 
   FUSED_RNN_DEVICE Forward(const Q& q, Team& team, unsigned char* shared)
       : q_(q),
@@ -64,15 +59,26 @@ class Forward {
         team_(team),
         state_(team, shared),
         sums_(shared + sums_at, 1, group_, share_),
-        weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (k_steps - held) * matrices * 32 + lane_),
+        weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (k_steps - held) * recurrent * 32 + lane_),
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
-        row_(kept((lane_ % 8 * (K + 8) + share_ * own_k + lane_ / 8 * 8) * int{sizeof(S)})),
-        turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)) {
+        row_(kept((lane_ % 8 * (K + 8) + share_ * Shape::own_k + lane_ / 8 * 8) * int{sizeof(S)})),
+        turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)),
+        s_(team, shared + s_at),
+        sums_n_(shared + sums_n_at, 3, group_, share_),
+        modulator_(q, team, shared + modulator_at, warp_) {
+    if constexpr (of_input) {
+      row_x_ = kept((lane_ % 8 * Modulator::row + share_ * 16 * x_steps + lane_ / 8 * 8) * int{sizeof(S)});
+      if (q.I % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_ih) % 4 == 0)
+        load_w<true>();
+      else
+        load_w<false>();
+    }
     if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0)
-      load_weights<true>();
+      load_u<true>();
     else
-      load_weights<false>();
+      load_u<false>();
     state_.own(unit_);
+    if constexpr (reset_before) s_.own(unit_);
     if (share_ == 0) ring_.clear();
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) {
@@ -99,6 +105,9 @@ class Forward {
   }
 
  private:
+  // What the ring brings in a step.
+  template <bool plain>
+  static constexpr int ring_slots = plain ? inputs : Shape::slots;
   // Whether the cell takes W x + b and U h₋ + b' of a gate other than as their sum: the last, if any.
   HOST_DEVICE static constexpr bool is_apart(int gate) { return Cell::separates_x && gate == G - 1; }
   FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
@@ -108,41 +117,39 @@ class Forward {
   template <bool plain>
   FUSED_RNN_DEVICE void run_tile(const ThisTile& tile) {
     if (share_ == 0) begin<plain>(tile);
-    // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
     const int first_time = tile.time(q_, 0), time_step = kept(q_.reverse ? -1 : 1);
+    if constexpr (multiplicative) modulator_.template begin<plain>(tile, first_time, time_step);
+    // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
     Sink results = results_from(tile, first_time, time_step);
-    Sink saved{q_, tile, saved_of_lane(), a_.output, Cell::saved * q_.H, columns(), first_time, time_step};
+    Sink saved{q_, tile, saved_of_lane(), a_.output, saved_row<Cell>(q_), columns(), first_time, time_step};
     int t = first_time;
     for (int step = 0; step < tile.longest(); ++step, t += time_step) advance<plain>(tile, step, t, results, saved);
     if (share_ == 0) end<plain>(tile);
   }
 
-  // Gates 2m and 2m + 1 of 8 units are the rows of matrix m. `pairs` says that every second K of a row stands at a
-  // multiple of 4 bytes.
   template <bool pairs>
-  FUSED_RNN_DEVICE void load_weights() {
-    const int first_k = share_ * own_k + 2 * (lane_ % 4), left = has_unit() ? q_.H - first_k : 0;
+  FUSED_RNN_DEVICE void load_u() {
+    const int first_k = share_ * Shape::own_k + 2 * (lane_ % 4), left = has_unit() ? q_.H - first_k : 0;
     const S* const from = a_.weight_hh + int64_t{unit_ + lane_ / 4} * q_.H + first_k;
-    FUSED_RNN_UNROLL
-    for (int s = 0; s < k_steps; ++s) {
-      FUSED_RNN_UNROLL
-      for (int m = 0; m < matrices; ++m) {
-        Fragment f;
-        FUSED_RNN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int gate = 2 * m + i % 2, k = 16 * s + i / 2 * 8;
-          f.values[i] = gate < G ? weight_pair<pairs>(from + int64_t{gate} * q_.H * q_.H + k, left - k) : 0u;
-        }
-        if (s < held)
-          weights_[s * matrices + m] = f;
-        else
-          weights_in_shared_[((s - held) * matrices + m) * 32] = f;
-      }
-    }
+    const auto row = [&](int gate) { return from + int64_t{gate} * q_.H * q_.H; };
+    load_gates<pairs, S, G, 0, recurrent, k_steps>(row, left, [&](int s, int m, const Fragment& f) {
+      if (s < held)
+        weights_[s * recurrent + m] = f;
+      else
+        weights_in_shared_[((s - held) * recurrent + m) * 32] = f;
+    });
+    if constexpr (reset_before)
+      load_gates<pairs, S, G, 1, 1, k_steps>(row, left,
+                                             [&](int s, int, const Fragment& f) { weights_n_[s] = half(f); });
   }
 
-  FUSED_RNN_DEVICE Fragment weights(int s, int m) const {
-    return s < held ? weights_[s * matrices + m] : weights_in_shared_[((s - held) * matrices + m) * 32];
+  template <bool pairs>
+  FUSED_RNN_DEVICE void load_w() {
+    const int first_k = share_ * 16 * x_steps + 2 * (lane_ % 4), left = has_unit() ? q_.I - first_k : 0;
+    const S* const from = a_.weight_ih + int64_t{unit_ + lane_ / 4} * q_.I + first_k;
+    const auto row = [&](int gate) { return from + int64_t{gate} * q_.H * q_.I; };
+    load_gates<pairs, S, G, 0, matrices, x_steps>(
+        row, left, [&](int s, int m, const Fragment& f) { weights_x_[s * matrices + m] = f; });
   }
 
   FUSED_RNN_DEVICE void put_initial_state(const ThisTile& tile) const {
@@ -168,9 +175,9 @@ class Forward {
         if constexpr (has_c) c_[n][j] = exists ? widen(a_.c_0[place(tile, n, j)]) : 0.0f;
       }
     }
-    ring_.template begin<plain, plain ? G : Shape::slots>(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
-      if (slot < G) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H};
-      const S* const keep = slot == G ? a_.keep_h : a_.keep_c;
+    ring_.template begin<plain, ring_slots<plain>>(q_, tile, columns(), [&](int slot) -> typename Ring::Source {
+      if (slot < inputs) return {a_.projected + int64_t{slot} * q_.H + unit_, G * q_.H};
+      const S* const keep = slot == inputs ? a_.keep_h : a_.keep_c;
       return {keep ? keep + unit_ : nullptr, q_.H};
     });
   }
@@ -188,17 +195,35 @@ class Forward {
     if (step > 0) state_.wait(share_, [&] { poison(); });
     const bool last = step + 1 == tile.longest();
     if (!last && group_ == 0) state_.expect(share_);
-    float sums[matrices * octets][4];
-    multiply(sums);
-    if constexpr (shares > 1) {
-      if (share_ > 0) return sums_.give(sums, team_.alive());
-      sums_.take(sums);
+    if constexpr (multiplicative) {
+      if (group_ == 0) modulator_.expect(share_);
+      modulator_.template make<plain>(tile, t, state_.address(), team_.alive());
     }
-    ring_.wait();
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
-    ring_.template fetch<plain, plain ? G : Shape::slots>();
-    ring_.advance();
+    if constexpr (reset_before) {
+      if (!advance_in_two<plain>(tile, t, last)) return;
+    } else {
+      float sums[matrices * octets][4];
+      start<0, matrices>(sums);
+      if constexpr (modulates_of<Cell> != Modulates::hidden) multiply_u(sums, state_.address());
+      if constexpr (multiplicative) {
+        modulator_.wait(share_, [&] { poison(sums); });
+        if constexpr (of_input)
+          multiply_x<0, matrices>(sums);
+        else
+          multiply_u(sums, modulator_.address());
+      }
+      if constexpr (shares > 1) {
+        if (share_ > 0) return sums_.give(sums, team_.alive());
+        sums_.take(sums);
+      }
+      if constexpr (ring_slots<plain> > 0) ring_.wait();
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
+    }
+    if constexpr (ring_slots<plain> > 0) {
+      ring_.template fetch<plain, ring_slots<plain>>();
+      ring_.advance();
+    }
     __syncwarp();
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
@@ -211,60 +236,99 @@ class Forward {
     __syncwarp();
   }
 
-  // From here on all that this warp makes is NaN.
+  // The step of the reset-before GRU, but for what its results are stored with; false for a warp that only shares the
+  // products.
+  template <bool plain>
+  FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last) {
+    if (group_ == 0) s_.expect(share_);
+    float gates[octets][4], candidate[octets][4];
+    start<0, 1>(gates);
+    start<1, 1>(candidate);
+    multiply_u(gates, state_.address());
+    if constexpr (of_input) {
+      modulator_.wait(share_, [&] {
+        poison(gates);
+        poison(candidate);
+      });
+      multiply_x<0, 1>(gates);
+      multiply_x<1, 1>(candidate);
+    }
+    if (shares > 1 && share_ > 0) {
+      sums_.give(gates, team_.alive());
+    } else {
+      if constexpr (shares > 1) sums_.take(gates);
+      if constexpr (ring_slots<plain> > 0) ring_.wait();
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < octets; ++n) make_gates(n, gates[n]);
+    }
+    s_.wait(share_, [&] { poison(candidate); });
+    multiply<S, 1, octets, k_steps, K + 8, (octets == 1 ? 4 : 2)>(candidate, s_.address() + row_,
+                                                                  [&](int s, int) { return whole(weights_n_[s]); });
+    if constexpr (shares > 1) {
+      if (share_ > 0) {
+        sums_n_.give(candidate, team_.alive());
+        return false;
+      }
+      sums_n_.take(candidate);
+    }
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) make_candidate<plain>(tile, n, t, last, candidate[n]);
+    return true;
+  }
+
+  // From here on all that this warp makes is NaN; also what it makes of these sums.
   FUSED_RNN_DEVICE void poison() {
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) bias_[g] = NAN;
+    if constexpr (multiplicative) modulator_.poison();
+  }
+  template <int count>
+  FUSED_RNN_DEVICE void poison(float (&sums)[count][4]) {
+    poison();
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < count; ++i) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) sums[i][j] = NAN;
+    }
   }
 
-  // U h₋ + b'
-  FUSED_RNN_DEVICE void multiply(float (&sums)[matrices * octets][4]) const {
-    float more[matrices * octets][4] = {};  // of the second chain
+  // Sums of matrices from the `first` on begin with the biases.
+  template <int first, int count>
+  FUSED_RNN_DEVICE void start(float (&sums)[count * octets][4]) const {
     FUSED_RNN_UNROLL
-    for (int i = 0; i < matrices * octets; ++i) {
+    for (int i = 0; i < count * octets; ++i) {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 4; ++j) {
-        const int gate = 2 * (i % matrices) + j / 2;
+        const int gate = 2 * (first + i % count) + j / 2;
         sums[i][j] = gate < G ? bias_[gate] : 0.0f;
       }
     }
-    const SharedAddress rows = state_.address() + row_;
-    FUSED_RNN_UNROLL
-    for (int s = 0; s < k_steps; s += 2) {
-      Fragment a[2][matrices];
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < 2 * matrices; ++i) a[i / matrices][i % matrices] = weights(s + i / matrices, i % matrices);
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        uint32_t b[4];
-        load_matrices(b, rows + (n * 8 * (K + 8) + s * 16) * int{sizeof(S)});
-        FUSED_RNN_UNROLL
-        for (int m = 0; m < matrices; ++m) {
-          auto& second = chains == 1 ? sums : more;
-          mma_m16n8k16<S>(sums[matrices * n + m], a[0][m].values, {b[0], b[1]});
-          mma_m16n8k16<S>(second[matrices * n + m], a[1][m].values, {b[2], b[3]});
-        }
-      }
-    }
-    if constexpr (chains > 1) {
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < matrices * octets; ++i) {
-        FUSED_RNN_UNROLL
-        for (int j = 0; j < 4; ++j) sums[i][j] += more[i][j];
-      }
-    }
+  }
+
+  // U with a state of K values.
+  FUSED_RNN_DEVICE void multiply_u(float (&sums)[recurrent * octets][4], SharedAddress state) const {
+    multiply<S, recurrent, octets, k_steps, K + 8, chains>(sums, state + row_, [&](int s, int m) {
+      return s < held ? weights_[s * recurrent + m] : weights_in_shared_[((s - held) * recurrent + m) * 32];
+    });
+  }
+
+  // W x̂, of matrices from the `first` on.
+  template <int first, int count>
+  FUSED_RNN_DEVICE void multiply_x(float (&sums)[count * octets][4]) const {
+    multiply<S, count, octets, x_steps, Modulator::row, (count * octets == 1 ? 2 : 1)>(
+        sums, modulator_.address() + row_x_, [&](int s, int m) { return weights_x_[s * matrices + first + m]; });
   }
 
   // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is
   // the last step; then come the other results.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, bool last, const float (*sums)[4]) {
-    uint32_t inputs[4], keep[2][1] = {};
-    ring_.load(inputs, n, 0);
+    uint32_t from_input[4] = {}, keep[2][1] = {};
+    if constexpr (inputs > 0) ring_.load(from_input, n, 0);
     if constexpr (!plain) {
-      if (a_.keep_h) ring_.load(keep[0], n, G);
+      if (a_.keep_h) ring_.load(keep[0], n, inputs);
       if constexpr (has_c)
-        if (a_.keep_c) ring_.load(keep[1], n, G + 1);
+        if (a_.keep_c) ring_.load(keep[1], n, inputs + 1);
     }
     float made[2][Cell::saved];
     FUSED_RNN_UNROLL
@@ -272,7 +336,7 @@ class Forward {
       T wx[G], uh[G], values[Cell::saved], h, c(has_c ? c_[n][j] : 0.0f);
       FUSED_RNN_UNROLL
       for (int g = 0; g < G; ++g) {
-        wx[g] = half_of<S, T>(inputs[g], j);
+        wx[g] = half_of<S, T>(from_input[g], j);
         if (is_apart(g)) wx[g] = wx[g] + T(bias_x_);
         uh[g] = T(sums[g / 2][g % 2 * 2 + j]);
       }
@@ -296,6 +360,47 @@ class Forward {
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::saved; ++k) saved[k] = narrow_pair<S>(made[0][k], made[1][k]);
     store_matrices_transposed<Cell::saved>(turned(n, 1 + has_c), saved);
+  }
+
+  // The gates of the reset-before GRU, and s, which goes to others as h does.
+  FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]) {
+    uint32_t from_input[4] = {};
+    if constexpr (inputs > 0) ring_.load(from_input, n, 0);
+    T r[2], z[2], s[2];
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const T wx[2] = {half_of<S, T>(from_input[0], j), half_of<S, T>(from_input[1], j)};
+      const T uh[2] = {T(sums[j]), T(sums[2 + j])};
+      Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
+      z_[n][j] = z[j].value;
+    }
+    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(s[0].value, s[1].value)});
+    __syncwarp();
+    s_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+    store_matrices_transposed<2>(turned(n, 1),
+                                 {narrow_pair<S>(r[0].value, r[1].value), narrow_pair<S>(z[0].value, z[1].value)});
+  }
+
+  // Its candidate, and h.
+  template <bool plain>
+  FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]) {
+    uint32_t from_input[1] = {}, keep[1] = {};
+    if constexpr (inputs > 0) ring_.load(from_input, n, G - 1);
+    if constexpr (!plain)
+      if (a_.keep_h) ring_.load(keep, n, inputs);
+    T values[2];
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      T h;
+      Cell::forward_candidate(half_of<S, T>(from_input[0], j), T(sums[j]), T(z_[n][j]), T(h_[n][j]), values[j], h);
+      if constexpr (!plain)
+        if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
+      h_[n][j] = tile.active(n, j, t) ? h.value : h_[n][j];
+    }
+    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
+    __syncwarp();
+    if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+    store_matrices_transposed<1>(turned(n, Cell::saved), {narrow_pair<S>(values[0].value, values[1].value)});
   }
 
   // Matrices of results in shared memory: h, c, what is saved. The lane's row, of this one and those that follow.
@@ -334,9 +439,17 @@ class Forward {
   Ring ring_;
   const SharedAddress row_;     // of the state that the lane loads, from the first
   const SharedAddress turned_;  // the lane's row of the first matrices
-  Fragment weights_[held > 0 ? held * matrices : 1];
+  Fragment weights_[held > 0 ? held * recurrent : 1];
   float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
   float h_[octets][2], c_[octets][2];
+  // of cells of several phases
+  StateS s_;
+  SumsN sums_n_;
+  Modulator modulator_;
+  SharedAddress row_x_ = 0;  // of x̂ that the lane loads, from the first
+  Fragment weights_x_[x_steps > 0 ? x_steps * matrices : 1];
+  HalfFragment weights_n_[reset_before ? k_steps : 1];
+  float z_[octets][2];
 };
 
 #else

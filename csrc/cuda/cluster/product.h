@@ -1,0 +1,77 @@
+// Forward products of a warp: rows of weights, which stay in registers, with a state of the tile's sequences in shared
+// memory. Rows are interleaved by gate, two gates to a matrix instruction, so that the sums hold all gates of a unit
+// and two sequences in one thread.
+#pragma once
+
+#include "tile.h"
+
+namespace fused_rnn::cuda::cluster {
+
+// The weights of a matrix instruction: 8 rows of a gate and 8 of the next one, 16 of K.
+using Fragment = Vector<uint32_t, 4>;
+// Those of a gate that has no next one.
+using HalfFragment = Vector<uint32_t, 2>;
+
+#if FUSED_RNN_SM90
+
+FUSED_RNN_DEVICE HalfFragment half(const Fragment& f) { return {f.values[0], f.values[2]}; }
+FUSED_RNN_DEVICE Fragment whole(const HalfFragment& f) { return {f.values[0], 0u, f.values[1], 0u}; }
+
+// Call put(step, m, fragment) for `count` matrices from the `first` on and so many steps of K. Gates 2m and 2m + 1 of a
+// warp's 8 units are the rows of matrix m: row(gate) is where the lane's first value stands, and the row has `left`
+// values from there on. `pairs` says
+// that every second K of a row stands at a multiple of 4 bytes.
+template <bool pairs, typename S, int gates, int first, int count, int steps, typename Row, typename F>
+FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
+  FUSED_RNN_UNROLL
+  for (int s = 0; s < steps; ++s) {
+    FUSED_RNN_UNROLL
+    for (int m = 0; m < count; ++m) {
+      Fragment f;
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int gate = 2 * (first + m) + i % 2, k = 16 * s + i / 2 * 8;
+        f.values[i] = gate < gates ? weight_pair<pairs>(row(gate) + k, left - k) : 0u;
+      }
+      put(s, m, f);
+    }
+  }
+}
+
+// Add to the sums of `count` matrices and each octet the product of weights(step, m) with the rows of a state, each of
+// `row` values, from the lane's address on. Sums are added in `chains`, because instructions that wait for each other
+// are what takes time where there is little to multiply.
+template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
+FUSED_RNN_DEVICE void multiply(float (&sums)[count * octets][4], SharedAddress rows, const Weights& weights) {
+  float more[chains][count * octets][4] = {};  // of the second chain on
+  FUSED_RNN_UNROLL
+  for (int s = 0; s < steps; s += 2) {
+    Fragment a[2][count];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2 * count; ++i) a[i / count][i % count] = weights(s + i / count, i % count);
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      uint32_t b[4];
+      load_matrices(b, rows + (n * 8 * row + s * 16) * int{sizeof(S)});
+      FUSED_RNN_UNROLL
+      for (int m = 0; m < count; ++m) {
+        auto& one = s % chains == 0 ? sums : more[s % chains];
+        auto& other = (s + 1) % chains == 0 ? sums : more[(s + 1) % chains];
+        mma_m16n8k16<S>(one[count * n + m], a[0][m].values, {b[0], b[1]});
+        mma_m16n8k16<S>(other[count * n + m], a[1][m].values, {b[2], b[3]});
+      }
+    }
+  }
+  FUSED_RNN_UNROLL
+  for (int c = 1; c < chains; ++c) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < count * octets; ++i) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) sums[i][j] += more[c][i][j];
+    }
+  }
+}
+
+#endif
+
+}  // namespace fused_rnn::cuda::cluster
