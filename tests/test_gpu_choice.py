@@ -143,6 +143,9 @@ def test_rows_are_those_of_the_sources_here(tmp_path, monkeypatch, capsys):
     assert '    {CellId::lstm, Modulates::nothing, Type::bfloat16, true, 64, 512, 1, 64, 0, 0, "One"},\n' in text
     assert f"// choice-one.json: One, 2020-02-02, torch 2.0, sources\n    // {family.digest()}\n" in text
     assert "Other" not in text
+    more = header.text([fresh, of_chip([outcome(64, 16, 1, 8, cell="gru")], "One")])  # of the same chip
+    assert "std::array<Measured, 2> measured{{" in more
+    assert '    {CellId::gru, Modulates::nothing, Type::bfloat16, true, 64, 64, 16, 16, 0, 0, "One"},\n' in more
     assert header.text([stale]) == header.text([of_chip([])]) == header.text([])
     monkeypatch.setattr(header, "PATH", tmp_path / "measured.h")
     monkeypatch.setattr(results, "load", lambda: [fresh, stale])
@@ -328,7 +331,7 @@ def test_a_cell_of_a_chip_is_in_one_file(tmp_path):
 
 def test_the_most_telling_points_come_first():
     found = measure.points()
-    assert len(set(found)) == len(found) == 2 * 6 * (8 * 7 + 4 * 2) + 2 * 2 * (7 * 6 * 2 + 2 * 2 * 2)
+    assert len(set(found)) == len(found) == 2 * 6 * (8 * 7 + 4 * 2) + 2 * 2 * (6 * 7 * 2 + 3 * 2 * 2)
     first = found[:16]
     assert {(layer.hidden, layer.batch) for layer in first} == {(512, 64)}
     assert {(layer.cell, layer.dtype) for layer in first} == set(product(results.CELLS, results.DTYPES))

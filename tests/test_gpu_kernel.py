@@ -188,6 +188,19 @@ def test_a_kernel_in_clusters(tmp_path):
     assert f"registers: {record['registers']} of a thread" in lines[1]
 
 
+@needs_compiler
+@pytest.mark.parametrize(("cell", "features"), [("multiplicative_gru", 20), ("multiplicative_lstm_hidden", 40)])
+def test_a_kernel_in_clusters_of_a_multiplicative_cell(cell, features, tmp_path):
+    """It is its own kernel that is compiled, and not that of the base cell."""
+    library, sizes = tmp_path / "host.so", "-DFUSED_RNN_CLUSTER_SIZES=Size<64,2,1,1>,Size<64,2,1,1,32>"
+    chosen = build.macros(cell, "bfloat16", "forward", "cluster")
+    build.compile_on_host(build.SOURCE, library, "-O1", "-shared", sizes, *chosen)
+    host = build.Library(library, H200, torch.device("cpu"))
+    sizes = {"T": 3, "B": 9, "I": features, "H": 40}
+    assert host.plan(calls.sized("forward", cell, torch.bfloat16, **sizes)).parts == 2
+    assert not worst_error(host, "here", cell, torch.bfloat16, "forward", **sizes).wrong
+
+
 def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_units():
     sizes = ((128, 1, 1, 1), (256, 8, 2, 1), (384, 8, 2, 1), (256, 8, 2, 2))
     symbols = {size: "run_forwardINS_4SizeI" + "".join(f"Li{n}E" for n in size) for size in sizes}

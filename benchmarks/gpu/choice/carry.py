@@ -229,12 +229,14 @@ def carry_over(revision: str) -> None:
                 f"no results in {RESULTS} are valid for the sources of {revision} and not yet for those here"
             )
         commit = git("rev-parse", f"{revision}^{{commit}}").decode().strip()
+        made: dict[str, tuple[Build, Build]] = {}
         for path in paths:
             content = json.loads(path.read_text())
             arch = build.architecture_of(*map(int, content["hardware"]["capability"].split(".")))
             nvcc = build.find_nvcc(arch)
-            old, new = builds(before, arch, nvcc, folder / path.stem)
-            number = compare(path.name, found[path], content, old, new)
+            if arch not in made:
+                made[arch] = builds(before, arch, nvcc, folder / arch)
+            number = compare(path.name, found[path], content, *made[arch])
             record = {
                 **{
                     "family": present,

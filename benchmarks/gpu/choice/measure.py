@@ -18,10 +18,10 @@ FORCED = {family: f"exchange={family}" for family in FAMILIES}
 # H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer.
 HIDDEN, BATCHES = (512, 128, 256, 768, 64, 384, 640, 192), (64, 16, 32, 128, 256, 1, 512)
 GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
-# Where the input is modulated, H x B x I at fewer sizes: the most features that clusters are compiled for, with which
+# Where the input is modulated, H x B x I: units up to what clusters are compiled for, as many features, with which
 # blocks take longest, and few, with which these are fastest.
 INPUTS = (128, 8)
-MODULATED_GRIDS = (((512, 128, 256, 768, 64, 384, 640), (64, 16, 32, 128, 256, 1)), ((500, 100), (64, 16)))
+MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
 STEPS, ROUNDS = 256, 4
 JUDGED_STEPS, JUDGED_INPUT = 32, 16  # errors add up along a sequence; elsewhere features are not the kernels' business
 
