@@ -164,18 +164,8 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
 def test_a_kernel_in_clusters(tmp_path):
     """Of the sizes that are compiled, the one that is planned is what is shown and checked."""
     find_nvcc()
-    options = [
-        "--exchange",
-        "cluster",
-        "--cell",
-        "rnn_tanh",
-        "--dtype",
-        "float16",
-        "--hidden",
-        "200",
-        "--sequences",
-        "16",
-    ]
+    options = ["--exchange", "cluster", "--cell", "rnn_tanh", "--dtype", "float16"]
+    options += ["--hidden", "200", "--sequences", "16"]
     lines = run(*options, "--out", str(tmp_path / "kernels.json"), "--folder", str(tmp_path))
     (record,) = kernels_in(tmp_path / "kernels.json")
     plan = record["plan"]
@@ -203,10 +193,18 @@ def test_a_kernel_in_clusters_of_a_multiplicative_cell(cell, features, tmp_path)
 
 def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_units():
     sizes = ((128, 1, 1, 1), (256, 8, 2, 1), (384, 8, 2, 1), (256, 8, 2, 2))
-    symbols = {size: "run_forwardINS_4SizeI" + "".join(f"Li{n}E" for n in size) for size in sizes}
+    symbols = {size: f"run_forwardINS_4SizeI{''.join(f'Li{n}E' for n in size)}EEv" for size in sizes}
     plan = cuda.plan("lstm", torch.bfloat16, 9, 200, None, "forward", H200, "exchange=cluster,parts=8,sequences=8")
-    found = {hidden: build.symbol_of(symbols.values(), hidden, plan) for hidden in (1, 256, 257)}
+    found = {hidden: build.symbol_of(symbols.values(), hidden, 0, plan) for hidden in (1, 256, 257)}
     assert found == {1: symbols[sizes[1]], 256: symbols[sizes[1]], 257: symbols[sizes[2]]}
+
+
+def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_features():
+    sizes = ((256, 8, 2, 1, 256), (256, 8, 2, 1, 128), (384, 8, 2, 1, 128))
+    symbols = [f"run_forwardINS_4SizeI{''.join(f'Li{n}E' for n in size)}EEv" for size in sizes]
+    plan = cuda.plan("lstm", torch.bfloat16, 9, 200, None, "forward", H200, "exchange=cluster,parts=8,sequences=8")
+    chosen = ((200, 128), (200, 129), (257, 128), (200, 0))
+    assert [build.symbol_of(symbols, *each, plan) for each in chosen] == [symbols[i] for i in (1, 0, 2, 1)]
 
 
 def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, monkeypatch):

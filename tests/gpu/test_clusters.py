@@ -12,7 +12,7 @@ from ..conftest import Operands, Shape, operands, random_like, regularised, rela
 from .places import Place
 
 pytestmark = pytest.mark.gpu
-OF_INPUT = ["multiplicative_lstm", "multiplicative_gru"]  # which are compiled for up to 128 features
+OF_INPUT = ["multiplicative_lstm", "multiplicative_gru"]
 PHASES = ["gru", "multiplicative_lstm_hidden", *OF_INPUT]  # cells whose steps exchange more than h
 CELLS = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu", *PHASES]
 # Full tiles and half empty ones, more tiles than clusters, units that fill no row, every K
@@ -20,10 +20,16 @@ SHAPES = [
     *(Shape(9, 5, 12, 128), Shape(7, 16, 3, 64), Shape(5, 21, 8, 100), Shape(6, 33, 5, 256), Shape(6, 9, 5, 251)),
     *(Shape(5, 19, 4, 384), Shape(6, 40, 4, 512), Shape(4, 130, 4, 500), Shape(5, 17, 4, 768), Shape(4, 3, 4, 650)),
 ]
-# Features that fill the blocks that own some, that fill whole rows, and that do not
+# Up to 128 features, or 256 of few units; that fill the blocks that own some, that fill whole rows, and that do not
 MODULATED = [
     *(Shape(6, 17, 128, 128), Shape(5, 9, 100, 250), Shape(5, 33, 64, 256), Shape(4, 19, 125, 384)),
-    *(Shape(5, 40, 128, 512), Shape(4, 130, 72, 512), Shape(4, 9, 1, 509)),
+    *(
+        Shape(5, 40, 128, 512),
+        Shape(4, 130, 72, 512),
+        Shape(4, 9, 1, 509),
+        Shape(5, 17, 256, 256),
+        Shape(5, 9, 200, 100),
+    ),
 ]
 
 
@@ -104,7 +110,7 @@ def test_every_division(place, monkeypatch, cell, forced):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes_that_are_not_compiled_are_refused(place, cell):
-    sizes = [(most_units(cell) + 8, 4), *([(256, 129)] if cell in OF_INPUT else [])]
+    sizes = [(most_units(cell) + 8, 4), *([(512, 129), (256, 257)] if cell in OF_INPUT else [])]
     for hidden, features in sizes:
         with pytest.raises(RuntimeError, match="no kernel in clusters is compiled for H = "):
             place.operands(cell, Shape(3, 2, features, hidden), dtype=torch.bfloat16).run(place.backend)

@@ -4,8 +4,8 @@
 tree, by the same nvcc for the architecture that was measured. It compares all kernels of the cells and dtypes that were
 measured bit by bit, and what they take of the device. Kernels are matched by what they are, because their names change
 with the templates. Then it asks the library that it compiled for the plan of every measured point, which must be the
-one that was measured there. If all is the same, the results get a record of it, by which they are valid for the sources
-here.
+one that was measured there. What else the host does for these kernels is not compared. If all is the same, the results
+get a record of it, by which they are valid for the sources here.
 """
 
 import io

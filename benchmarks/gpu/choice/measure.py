@@ -18,9 +18,8 @@ FORCED = {family: f"exchange={family}" for family in FAMILIES}
 # H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer.
 HIDDEN, BATCHES = (512, 128, 256, 768, 64, 384, 640, 192), (64, 16, 32, 128, 256, 1, 512)
 GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
-# Where the input is modulated, H x B x I: units up to what clusters are compiled for, as many features, with which
-# blocks take longest, and few, with which these are fastest.
-INPUTS = (128, 8)
+# Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
+INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
 STEPS, ROUNDS = 256, 4
 JUDGED_STEPS, JUDGED_INPUT = 32, 16  # errors add up along a sequence; elsewhere features are not the kernels' business

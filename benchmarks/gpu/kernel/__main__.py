@@ -32,6 +32,7 @@ from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock, clock_for, summary
 from fused_rnn import cuda
+from fused_rnn.cells import CELLS
 
 from . import build, calls, sass
 from .check import worst_error
@@ -117,7 +118,7 @@ class Bench:
         library = build.Library(target, self.chip, self.device)
         plan = self.plan(library)
         kernels = found.pop("kernels")
-        self.record |= found | kernels[build.symbol_of(kernels, self.layer.hidden, plan)]
+        self.record |= found | kernels[build.symbol_of(kernels, self.layer.hidden, self.features, plan)]
         print("\n".join([*compiled_in_words(self.layer, self.record), f"plan: {plan}"]), flush=True)
         try:
             self.check(library)
@@ -168,6 +169,11 @@ class Bench:
         print(f"check: {error}", flush=True)
         if error.wrong:
             self.record["failed"] = f"its results are wrong: {error}"
+
+    @property
+    def features(self) -> int:
+        """Of a modulated input, by which kernels differ; elsewhere 0."""
+        return self.layer.features if CELLS[self.layer.cell].modulates == "input" else 0
 
     def on_host(self) -> build.Library:
         with tempfile.TemporaryDirectory() as folder:

@@ -162,16 +162,23 @@ def disassembly(binary: Path, nvcc: str, *options: str) -> str | None:
     return run.stdout
 
 
-def symbol_of(symbols: Iterable[str], hidden: int, plan: cuda.Plan) -> str:
-    """The kernel that a plan launches. Of those of clusters each is for a size: K, blocks, shares of K, octets."""
+def symbol_of(symbols: Iterable[str], hidden: int, features: int, plan: cuda.Plan) -> str:
+    """The kernel that a plan launches, with this many features of a modulated input, elsewhere 0.
+
+    Of those of clusters each is for a size: K, blocks, shares of K, octets, and perhaps features.
+    """
     symbols = list(symbols)
     if plan.exchange != "cluster":
         (only,) = symbols
         return only
-    sizes = {tuple(map(int, re.search(r"4SizeI" + r"Li(\d+)E" * 4, symbol).groups())): symbol for symbol in symbols}
-    return sizes[
-        min(size for size in sizes if size[0] >= hidden and (size[1], 8 * size[3]) == (plan.parts, plan.sequences))
-    ]
+    found = []
+    for symbol in symbols:
+        size = re.search(r"4SizeI((?:Li\d+E)+)E", symbol)[1]
+        most_units, blocks, _, octets, most_features, *_ = *map(int, re.findall(r"\d+", size)), 0
+        has_room = most_units >= hidden and most_features >= features
+        if has_room and (blocks, 8 * octets) == (plan.parts, plan.sequences):
+            found.append((most_units, most_features, symbol))
+    return min(found)[2]
 
 
 # For the host shim --------------------------------------------------------------------------------------------------
