@@ -1,6 +1,7 @@
 """The kernels of warps under sanitizers on the host shim, and with faults put in, each of which must be seen."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from .host_kernels import Way, changed_tree, compile_calls, needs_compiler, run_
 from .test_cluster_kernels import WAITS
 
 pytestmark = needs_compiler
-# Two shares of K; and 16 sequences. A program runs its first size, or that with so many sequences as are forced.
-SHARES, OCTETS = "Size<64,2,2,1>", "Size<64,2,1,2>"
+# Two shares of K; and 16 sequences. A program runs the first size of a cell, or that with so many sequences as are
+# forced; where x is modulated those that have features.
+SHARES, OCTETS = "Size<64,2,2,1>,Size<64,2,2,1,64>", "Size<64,2,1,2>,Size<64,2,1,2,64>"
+CELLS = {
+    "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
+    "phases": ("Gru", "MultiplicativeLstm", "MultiplicativeLstmHidden", "MultiplicativeGru"),
+}
 FORWARD, BACKWARD, TILE = (f"csrc/cuda/cluster/{name}.h" for name in ("forward", "backward", "tile"))
 SPLIT = "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
@@ -22,16 +28,17 @@ def way(sequences: int) -> Way:
     return Way(4, 232_448, f"exchange=cluster,sequences={sequences}")
 
 
-def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: int, **tree: Path) -> Path:
-    """Of an LSTM alone, or with ``cells=2`` also of a reset-after GRU and an RNN."""
-    flags = ["-O1", "-g1", f"-DRACES={cells}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
+def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], **tree: Path) -> Path:
+    """What runs some cells of sizes; with a sanitizer, if one is named."""
+    flags = ["-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_sanitizers_find_nothing(tmp_path, sanitizer):
-    program = compile_program(tmp_path / "races", sanitizer, SHARES, OCTETS, cells=2)
+@pytest.mark.parametrize("cells", CELLS)
+def test_sanitizers_find_nothing(tmp_path, cells, sanitizer):
+    program = compile_program(tmp_path / "races", sanitizer, SHARES, OCTETS, cells=CELLS[cells])
     for seed, sequences in ((1, 8), (2, 16)):
         run = run_program(program, way(sequences), seed)
         assert run.returncode == 0, run.stderr[-4000:]
@@ -47,6 +54,7 @@ class Fault:
     report: str
     sanitizer: str | None = None
     times: int = 1
+    cell: str = "Lstm"
 
 
 LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
@@ -104,7 +112,7 @@ def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=1, tree=tree)
+    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], tree=tree)
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]

@@ -32,10 +32,11 @@ namespace {
 
 // More steps than are fetched ahead, and two tiles for one cluster, because no multiprocessor has shared memory for two
 // blocks. By the seed, rows are whole or not, and the call is regularised or not.
-template <typename Cell, typename S>
+template <typename Cell>
 void run_cell(const Chip& chip, unsigned seed) {
+  using S = std::conditional_t<Cell::gates == 1, Half, BFloat16>;
   const int H = seed % 4 == 1 ? 53 : 56;
-  run_layer<S>(Modulates::nothing, {7, 9, H, seed % 4 < 2}, seed, [&](const auto& call) {
+  run_layer<S>(cluster::modulates_of<Cell>, {7, 9, H, seed % 4 < 2}, seed, [&](const auto& call) {
     const auto prepare = [&](const Chip& chip) {
       return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
     };
@@ -45,17 +46,18 @@ void run_cell(const Chip& chip, unsigned seed) {
   });
 }
 
+using MultiplicativeLstm = cluster::Modulated<Lstm, Modulates::input>;
+using MultiplicativeLstmHidden = cluster::Modulated<Lstm, Modulates::hidden>;
+using MultiplicativeGru = cluster::Modulated<Gru, Modulates::input>;
+
+template <typename... Cells>
+void run_cells(const Chip& chip, unsigned seed) {
+  (run_cell<Cells>(chip, seed), ...);
+}
+
 }  // namespace
 
-// -DRACES=1 runs an LSTM only.
-int main(int, char** arguments) {
-  return run_program(arguments, 1, [](const Chip& chip, unsigned seed) {
-    run_cell<Lstm, BFloat16>(chip, seed);
-#  if RACES > 1
-    run_cell<GruResetAfter, BFloat16>(chip, seed);
-    run_cell<Rnn<Relu>, Half>(chip, seed);
-#  endif
-  });
-}
+// The cells are those of -DRACES=Lstm,GruResetAfter,...
+int main(int, char** arguments) { return run_program(arguments, 1, run_cells<RACES>); }
 
 #endif

@@ -40,7 +40,7 @@ struct Options {
 template <typename S, typename F>
 void run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
   const auto [T, B, H, regularised] = options;
-  const int64_t I = modulates == Modulates::hidden ? H : 3, G = 4, saved = 4 * H + I;
+  const int64_t I = modulates == Modulates::hidden ? H : H % 8 == 0 ? 24 : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
   // the first tile of 8 ends before the second, which the same team may run

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../cells/cells.h"
+#include "../device.h"
 
 namespace fused_rnn::cuda::cluster {
 
@@ -18,6 +19,13 @@ constexpr Modulates modulates_of<Modulated<Cell, modulates>> = modulates;
 
 template <typename Cell>
 constexpr bool is_multiplicative = modulates_of<Cell> != Modulates::nothing;
+
+// In place of what a cell does not have.
+struct Nothing {
+  static constexpr int shared_bytes = 0;
+  template <typename... Arguments>
+  FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
+};
 
 // The exchanges of a step: of x̂, of s = r⊙h₋, of h; backward of their gradients.
 template <typename Cell>

@@ -20,21 +20,24 @@ struct Sizes {};
 #ifndef FUSED_RNN_CLUSTER_SIZES
 using Compiled =
     Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<384, 8, 2, 1>,
-          Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 1, 1, 1, 128>,
-          Size<128, 4, 1, 1, 128>, Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>,
-          Size<512, 16, 2, 1, 128>, Size<512, 16, 2, 2, 128>, Size<768, 16, 2, 1, 128>>;
+          Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 4, 1, 1, 128>,
+          Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>, Size<512, 16, 2, 1, 128>,
+          Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>>;
 #else
 using Compiled = Sizes<FUSED_RNN_CLUSTER_SIZES>;
 #endif
 
-// A size as it is for a cell, or void: where h₋ is modulated x̂ has as many features as there are units.
+// A size as it is for a cell, or void. Where h₋ is modulated x̂ has as many features as there are units. Cells of
+// several phases want registers for more than weights: no warps share K where there are many, if weights fit then.
 template <typename Cell, typename Size>
-struct For {
-  using Type = std::conditional_t<(modulates_of<Cell> == Modulates::input) == (Size::features > 0), Size, void>;
-};
-template <typename Cell, int K, int blocks, int shares, int octets>
-struct For<Modulated<Cell, Modulates::hidden>, Size<K, blocks, shares, octets>> {
-  using Type = Size<K, blocks, shares, octets, K>;
+struct For;
+template <typename Cell, int K, int blocks, int shares, int octets, int features>
+struct For<Cell, Size<K, blocks, shares, octets, features>> {
+  static constexpr Modulates modulates = modulates_of<Cell>;
+  static constexpr bool has_few_warps = phases_of<Cell> == 1 || K / blocks / 8 * shares <= 8 || K > 512;
+  using Type = std::conditional_t<
+      (modulates == Modulates::input) == (features > 0),
+      Size<K, blocks, has_few_warps ? shares : 1, octets, modulates == Modulates::hidden ? K : features>, void>;
 };
 
 template <typename S, template <typename> class Arrays>

@@ -13,23 +13,18 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// In place of what a cell does not have.
-struct Nothing {
-  static constexpr int shared_bytes = 0;
-  template <typename... Arguments>
-  FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
-};
-
 template <typename Cell, typename S, typename Size>
 class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr int matrices = Shape::matrices, recurrent = Shape::recurrent, k_steps = Shape::k_steps,
-                       held = Shape::held, x_steps = Shape::x_steps, inputs = Shape::inputs;
+                       held = Shape::held, held_n = Shape::held_n, x_steps = Shape::x_steps, inputs = Shape::inputs;
   static constexpr bool has_c = Cell::has_cell_state, reset_before = Cell::reset_before,
                         multiplicative = is_multiplicative<Cell>, of_input = Shape::of_input;
   // Of sums of U's product.
-  static constexpr int chains = recurrent * octets == 1 ? 4 : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2 : 1;
+  static constexpr int chains = recurrent * octets == 1 && phases_of<Cell> > 1     ? Shape::chains
+                                : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2
+                                                                                   : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
@@ -65,7 +60,7 @@ class Forward {
         turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)),
         s_(team, shared + s_at),
         sums_n_(shared + sums_n_at, 3, group_, share_),
-        modulator_(q, team, shared + modulator_at, warp_) {
+        modulator_(q, team, shared + modulator_at, warp_, lane_) {
     if constexpr (of_input) {
       row_x_ = kept((lane_ % 8 * Modulator::row + share_ * 16 * x_steps + lane_ / 8 * 8) * int{sizeof(S)});
       if (q.I % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_ih) % 4 == 0)
@@ -73,6 +68,9 @@ class Forward {
       else
         load_w<false>();
     }
+    if constexpr (reset_before)
+      weights_n_in_shared_ =
+          at<HalfFragment>(shared, weights_at + Shape::u_bytes) + warp_ * (k_steps - held_n) * 32 + lane_;
     if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0)
       load_u<true>();
     else
@@ -139,8 +137,12 @@ class Forward {
         weights_in_shared_[((s - held) * recurrent + m) * 32] = f;
     });
     if constexpr (reset_before)
-      load_gates<pairs, S, G, 1, 1, k_steps>(row, left,
-                                             [&](int s, int, const Fragment& f) { weights_n_[s] = half(f); });
+      load_gates<pairs, S, G, 1, 1, k_steps>(row, left, [&](int s, int, const Fragment& f) {
+        if (s < held_n)
+          weights_n_[s] = half(f);
+        else
+          weights_n_in_shared_[(s - held_n) * 32] = half(f);
+      });
   }
 
   template <bool pairs>
@@ -236,45 +238,13 @@ class Forward {
     __syncwarp();
   }
 
-  // The step of the reset-before GRU, but for what its results are stored with; false for a warp that only shares the
-  // products.
+  // In forward_reset.h: the step of the reset-before GRU, but for what its results are stored with; false for a warp
+  // that only shares the products.
   template <bool plain>
-  FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last) {
-    if (group_ == 0) s_.expect(share_);
-    float gates[octets][4], candidate[octets][4];
-    start<0, 1>(gates);
-    start<1, 1>(candidate);
-    multiply_u(gates, state_.address());
-    if constexpr (of_input) {
-      modulator_.wait(share_, [&] {
-        poison(gates);
-        poison(candidate);
-      });
-      multiply_x<0, 1>(gates);
-      multiply_x<1, 1>(candidate);
-    }
-    if (shares > 1 && share_ > 0) {
-      sums_.give(gates, team_.alive());
-    } else {
-      if constexpr (shares > 1) sums_.take(gates);
-      if constexpr (ring_slots<plain> > 0) ring_.wait();
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) make_gates(n, gates[n]);
-    }
-    s_.wait(share_, [&] { poison(candidate); });
-    multiply<S, 1, octets, k_steps, K + 8, (octets == 1 ? 4 : 2)>(candidate, s_.address() + row_,
-                                                                  [&](int s, int) { return whole(weights_n_[s]); });
-    if constexpr (shares > 1) {
-      if (share_ > 0) {
-        sums_n_.give(candidate, team_.alive());
-        return false;
-      }
-      sums_n_.take(candidate);
-    }
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) make_candidate<plain>(tile, n, t, last, candidate[n]);
-    return true;
-  }
+  FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last);
+  FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]);
+  template <bool plain>
+  FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]);
 
   // From here on all that this warp makes is NaN; also what it makes of these sums.
   FUSED_RNN_DEVICE void poison() {
@@ -315,7 +285,7 @@ class Forward {
   // W x̂, of matrices from the `first` on.
   template <int first, int count>
   FUSED_RNN_DEVICE void multiply_x(float (&sums)[count * octets][4]) const {
-    multiply<S, count, octets, x_steps, Modulator::row, (count * octets == 1 ? 2 : 1)>(
+    multiply<S, count, octets, x_steps, Modulator::row, (count == 1 ? Shape::chains : 1)>(
         sums, modulator_.address() + row_x_, [&](int s, int m) { return weights_x_[s * matrices + first + m]; });
   }
 
@@ -360,47 +330,6 @@ class Forward {
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::saved; ++k) saved[k] = narrow_pair<S>(made[0][k], made[1][k]);
     store_matrices_transposed<Cell::saved>(turned(n, 1 + has_c), saved);
-  }
-
-  // The gates of the reset-before GRU, and s, which goes to others as h does.
-  FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]) {
-    uint32_t from_input[4] = {};
-    if constexpr (inputs > 0) ring_.load(from_input, n, 0);
-    T r[2], z[2], s[2];
-    FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const T wx[2] = {half_of<S, T>(from_input[0], j), half_of<S, T>(from_input[1], j)};
-      const T uh[2] = {T(sums[j]), T(sums[2 + j])};
-      Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
-      z_[n][j] = z[j].value;
-    }
-    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(s[0].value, s[1].value)});
-    __syncwarp();
-    s_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    store_matrices_transposed<2>(turned(n, 1),
-                                 {narrow_pair<S>(r[0].value, r[1].value), narrow_pair<S>(z[0].value, z[1].value)});
-  }
-
-  // Its candidate, and h.
-  template <bool plain>
-  FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]) {
-    uint32_t from_input[1] = {}, keep[1] = {};
-    if constexpr (inputs > 0) ring_.load(from_input, n, G - 1);
-    if constexpr (!plain)
-      if (a_.keep_h) ring_.load(keep, n, inputs);
-    T values[2];
-    FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      T h;
-      Cell::forward_candidate(half_of<S, T>(from_input[0], j), T(sums[j]), T(z_[n][j]), T(h_[n][j]), values[j], h);
-      if constexpr (!plain)
-        if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
-      h_[n][j] = tile.active(n, j, t) ? h.value : h_[n][j];
-    }
-    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
-    __syncwarp();
-    if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    store_matrices_transposed<1>(turned(n, Cell::saved), {narrow_pair<S>(values[0].value, values[1].value)});
   }
 
   // Matrices of results in shared memory: h, c, what is saved. The lane's row, of this one and those that follow.
@@ -448,7 +377,8 @@ class Forward {
   Modulator modulator_;
   SharedAddress row_x_ = 0;  // of x̂ that the lane loads, from the first
   Fragment weights_x_[x_steps > 0 ? x_steps * matrices : 1];
-  HalfFragment weights_n_[reset_before ? k_steps : 1];
+  HalfFragment weights_n_[held_n > 0 ? held_n : 1];
+  HalfFragment* weights_n_in_shared_ = nullptr;
   float z_[octets][2];
 };
 
@@ -473,3 +403,5 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
 }
 
 }  // namespace fused_rnn::cuda::cluster
+
+#include "forward_reset.h"

@@ -6,6 +6,12 @@
 
 namespace fused_rnn::cuda::cluster {
 
+// Of `most` steps, which a product takes in pairs, those whose weights fit in `room` registers.
+constexpr int steps_that_fit(int room, int most, int registers) {
+  const int steps = room < 0 ? 0 : room / (2 * registers) * 2;
+  return steps < most ? steps : most;
+}
+
 template <typename Cell, typename S, typename Size>
 struct ForwardShape {
   static constexpr bool of_input = modulates_of<Cell> == Modulates::input, reset_before = Cell::reset_before;
@@ -20,24 +26,40 @@ struct ForwardShape {
   static_assert(Size::features == 0 || (Size::groups % Size::feature_groups == 0 && m_steps % 2 == 0),
                 "warps share the product U_m h₋ within their share of K, 32 at a time");
 
-  // Registers: weights of those products that others wait for, which all stay there; beside weights sums, carried
-  // states, biases, addresses.
-  static constexpr int always = 2 * (x_steps * G + (reset_before ? k_steps : 0) + m_steps);
-  static constexpr int others = 64 + 16 * Size::octets + (Size::features > 0 ? 24 : 0);
-  static constexpr int room = held_of(k_steps * recurrent, threads, others + always) / (2 * recurrent) * 2;
-  static constexpr int held = room > 0 ? room : 0;                        // steps of K of U
+  // Chains of sums of a product of one matrix with so many octets. Where warps are few, the instructions of others do
+  // not fill the time that each waits for the one before.
+  static constexpr int chains = Size::octets > 1 ? 1 : warps > 8 || phases_of<Cell> > 2 ? 2 : 4;
+
+  // Registers: beside weights sums, carried states, biases, addresses. Weights of W and U_m stay there in any case,
+  // then those of U_n, then those of U; what is left over is in shared memory, if that has room.
+  static constexpr int for_phases = phases_of<Cell> == 1 ? 0
+                                    : of_input           ? 28 + 40 * (phases_of<Cell> - 1)
+                                    : reset_before       ? 56
+                                    : Size::octets > 1   ? 74
+                                                         : 84;
+  static constexpr int others = 64 + 16 * Size::octets + for_phases;
+  static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
+                       always = 2 * (x_steps * G + m_steps);
+  static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // registers of weights in place of which it is
+  static constexpr int wanted = registers_of(threads) - others - always,
+                       needed = reset_before ? u_registers + n_registers - most_in_shared : 0,
+                       room = wanted > needed ? wanted : needed;
+  static constexpr int held_n = steps_that_fit(room, n_registers / 2, 2);  // steps of K
+  static constexpr int held = steps_that_fit(room - 2 * held_n, k_steps, 4 * recurrent);
   static constexpr int inputs = of_input ? 0 : G;                         // W x
   static constexpr int slots = inputs + 1 + Cell::has_cell_state;         // and what zoneout keeps of h and c
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
-  static constexpr int weight_bytes = warps * (k_steps - held) * recurrent * fragment_bytes;
+  static constexpr int u_bytes = warps * (k_steps - held) * recurrent * fragment_bytes,
+                       n_bytes = warps * (n_registers / 2 - held_n) * fragment_bytes / 2,
+                       weight_bytes = u_bytes + n_bytes;
   static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
 
   // Whether a multiprocessor has room.
-  static constexpr bool fits = registers_of(threads) >= others + always && weight_bytes <= 176 * 1024;
+  static constexpr bool fits = room >= 0 && weight_bytes <= 176 * 1024;
 
   // For the plan.
-  static constexpr int held_registers = 4 * held * recurrent + always;
-  static constexpr int held_fragments = held_registers / 4, resident_fragments = (k_steps - held) * recurrent;
+  static constexpr int held_registers = 4 * held * recurrent + 2 * held_n + always;
+  static constexpr int held_fragments = held_registers / 4, resident_fragments = weight_bytes / fragment_bytes / warps;
   static constexpr int received_bytes =
       ((1 + reset_before) * Size::K + Size::features) * 8 * Size::octets * int{sizeof(S)};
 };

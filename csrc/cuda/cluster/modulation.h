@@ -19,7 +19,6 @@ class Modulation {
   static constexpr int octets = Size::octets, groups = Size::feature_groups, splits = Shape::splits,
                        steps = Shape::m_steps;
   static constexpr int projected_at = 1, slots = 1 + of_input;  // x, or W_m x where it is what m scales; W_m x
-  static constexpr int chains = octets > 1 ? 1 : steps > 4 ? 4 : 2;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
@@ -36,8 +35,9 @@ class Modulation {
   static constexpr int row = Size::features + 8;  // values of x̂ from one sequence to the next
   static constexpr int shared_bytes = turned_at + groups * turned_bytes;
 
-  FUSED_RNN_DEVICE Modulation(const Q& q, Team& team, unsigned char* shared, int warp)
+  FUSED_RNN_DEVICE Modulation(const Q& q, Team& team, unsigned char* shared, int warp, int lane)
       : q_(q),
+        lane_(lane),
         group_(warp % groups),
         split_(warp / groups),
         feature_(static_cast<int>(cluster_rank()) * Size::own_features + 8 * group_),
@@ -45,8 +45,8 @@ class Modulation {
         x_hat_(team, shared),
         sums_(shared + sums_at, 5, group_, splits - 1 - split_),
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
-        row_(kept((lane() % 8 * (Size::K + 8) + split_ * 16 * steps + lane() / 8 * 8) * int{sizeof(S)})),
-        turned_(kept(shared_address(shared) + turned_at + group_ * turned_bytes + lane() * row_bytes)) {
+        row_(kept((lane % 8 * (Size::K + 8) + split_ * 16 * steps + lane / 8 * 8) * int{sizeof(S)})),
+        turned_(kept(shared_address(shared) + turned_at + group_ * turned_bytes + lane_ * row_bytes)) {
     if (!exists_) return;
     if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(q.arrays.weight_mhh) % 4 == 0)
       load_weights<true>();
@@ -55,7 +55,7 @@ class Modulation {
     if (!finishes()) return;
     x_hat_.own(feature_);
     ring_.clear();
-    bias_ = q.arrays.bias_m && has_feature() ? widen(q.arrays.bias_m[feature_ + lane() / 4]) : 0.0f;
+    bias_ = q.arrays.bias_m && has_feature() ? widen(q.arrays.bias_m[feature_ + lane_ / 4]) : 0.0f;
   }
 
   template <bool plain>
@@ -64,7 +64,7 @@ class Modulation {
     ring_.template begin<plain, slots>(q_, tile, q_.I - feature_, [&](int slot) -> typename Ring::Source {
       return {(slot == projected_at ? q_.arrays.projected : q_.arrays.input) + feature_, q_.I};
     });
-    S* const saved = q_.arrays.saved && lane() < 8 ? q_.arrays.saved + Cell::saved * q_.H + feature_ : nullptr;
+    S* const saved = q_.arrays.saved && lane_ < 8 ? q_.arrays.saved + Cell::saved * q_.H + feature_ : nullptr;
     sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
   }
 
@@ -78,7 +78,8 @@ class Modulation {
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int t, SharedAddress h, bool alive) {
     if (!exists_) return;
     float sums[octets][4] = {};
-    multiply<S, 1, octets, steps, Size::K + 8, chains>(sums, h + row_, [&](int s, int) { return whole(weights_[s]); });
+    multiply<S, 1, octets, steps, Size::K + 8, Shape::chains>(sums, h + row_,
+                                                              [&](int s, int) { return whole(weights_[s]); });
     if constexpr (splits > 1) {
       if (!finishes()) return sums_.give(sums, alive);
       sums_.take(sums);
@@ -103,15 +104,14 @@ class Modulation {
   FUSED_RNN_DEVICE SharedAddress address() const { return x_hat_.address(); }
 
  private:
-  FUSED_RNN_DEVICE static int lane() { return threadIdx.x % 32; }
   FUSED_RNN_DEVICE bool finishes() const { return exists_ && split_ == splits - 1; }
-  FUSED_RNN_DEVICE bool has_feature() const { return feature_ + lane() / 4 < q_.I; }
+  FUSED_RNN_DEVICE bool has_feature() const { return feature_ + lane_ / 4 < q_.I; }
   FUSED_RNN_DEVICE SharedAddress turned(int n) const { return turned_ + n * 2 * matrix_bytes; }
 
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
-    const int first_k = split_ * 16 * steps + 2 * (lane() % 4), left = has_feature() ? q_.H - first_k : 0;
-    const S* const from = q_.arrays.weight_mhh + int64_t{feature_ + lane() / 4} * q_.H + first_k;
+    const int first_k = split_ * 16 * steps + 2 * (lane_ % 4), left = has_feature() ? q_.H - first_k : 0;
+    const S* const from = q_.arrays.weight_mhh + int64_t{feature_ + lane_ / 4} * q_.H + first_k;
     load_gates<pairs, S, 1, 0, 1, steps>([&](int) { return from; }, left,
                                          [&](int s, int, const Fragment& f) { weights_[s] = half(f); });
   }
@@ -128,12 +128,12 @@ class Modulation {
     store_matrices_transposed<2>(
         turned(n), {narrow_pair<S>(x_hat[0].value, x_hat[1].value), narrow_pair<S>(m[0].value, m[1].value)});
     __syncwarp();
-    x_hat_.push(n, load_shared<Row<S>>(turned(n) - lane() / 8 * matrix_bytes));
+    x_hat_.push(n, load_shared<Row<S>>(turned(n) - lane_ / 8 * matrix_bytes));
   }
 
   const Q& q_;
-  const int group_, split_, feature_;  // the first of the warp's 8
-  const int exists_;                   // whether the block has features
+  const int lane_, group_, split_, feature_;  // the first of the warp's 8
+  const int exists_;                          // whether the block has features
   State x_hat_;
   Sums sums_;
   Ring ring_;

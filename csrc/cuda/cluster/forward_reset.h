@@ -1,0 +1,99 @@
+// The two phases of the reset-before GRU in the forward kernel of warps: its gates and s = r⊙h₋, which travels as h
+// does, and then its candidate and h.
+#pragma once
+
+#include "forward.h"
+
+namespace fused_rnn::cuda::cluster {
+
+#if FUSED_RNN_SM90
+
+// The step of the reset-before GRU, but for what its results are stored with; false for a warp that only shares the
+// products.
+template <typename Cell, typename S, typename Size>
+template <bool plain>
+FUSED_RNN_DEVICE bool Forward<Cell, S, Size>::advance_in_two(const ThisTile& tile, int t, bool last) {
+  if (group_ == 0) s_.expect(share_);
+  float gates[octets][4], candidate[octets][4];
+  start<0, 1>(gates);
+  start<1, 1>(candidate);
+  multiply_u(gates, state_.address());
+  if constexpr (of_input) {
+    modulator_.wait(share_, [&] {
+      poison(gates);
+      poison(candidate);
+    });
+    multiply_x<0, 1>(gates);
+    multiply_x<1, 1>(candidate);
+  }
+  if (shares > 1 && share_ > 0) {
+    sums_.give(gates, team_.alive());
+  } else {
+    if constexpr (shares > 1) sums_.take(gates);
+    if constexpr (ring_slots<plain> > 0) ring_.wait();
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) make_gates(n, gates[n]);
+  }
+  s_.wait(share_, [&] { poison(candidate); });
+  multiply<S, 1, octets, k_steps, K + 8, Shape::chains>(candidate, s_.address() + row_, [&](int s, int) {
+    return whole(s < held_n ? weights_n_[s] : weights_n_in_shared_[(s - held_n) * 32]);
+  });
+  if constexpr (shares > 1) {
+    if (share_ > 0) {
+      sums_n_.give(candidate, team_.alive());
+      return false;
+    }
+    sums_n_.take(candidate);
+  }
+  FUSED_RNN_UNROLL
+  for (int n = 0; n < octets; ++n) make_candidate<plain>(tile, n, t, last, candidate[n]);
+  return true;
+}
+
+// The gates of the reset-before GRU, and s, which goes to others as h does.
+template <typename Cell, typename S, typename Size>
+FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&sums)[4]) {
+  uint32_t from_input[4] = {};
+  if constexpr (inputs > 0) ring_.load(from_input, n, 0);
+  T r[2], z[2], s[2];
+  FUSED_RNN_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const T wx[2] = {half_of<S, T>(from_input[0], j), half_of<S, T>(from_input[1], j)};
+    const T uh[2] = {T(sums[j]), T(sums[2 + j])};
+    Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
+    z_[n][j] = z[j].value;
+  }
+  store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(s[0].value, s[1].value)});
+  __syncwarp();
+  s_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+  store_matrices_transposed<2>(turned(n, 1),
+                               {narrow_pair<S>(r[0].value, r[1].value), narrow_pair<S>(z[0].value, z[1].value)});
+}
+
+// Its candidate, and h.
+template <typename Cell, typename S, typename Size>
+template <bool plain>
+FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_candidate(const ThisTile& tile, int n, int t, bool last,
+                                                             const float (&sums)[4]) {
+  uint32_t from_input[1] = {}, keep[1] = {};
+  if constexpr (inputs > 0) ring_.load(from_input, n, G - 1);
+  if constexpr (!plain)
+    if (a_.keep_h) ring_.load(keep, n, inputs);
+  T values[2];
+  FUSED_RNN_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    T h;
+    Cell::forward_candidate(half_of<S, T>(from_input[0], j), T(sums[j]), T(z_[n][j]), T(h_[n][j]), values[j], h);
+    if constexpr (!plain)
+      if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
+    h_[n][j] = tile.active(n, j, t) ? h.value : h_[n][j];
+  }
+  store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
+  __syncwarp();
+  if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+  store_matrices_transposed<1>(turned(n, Cell::saved), {narrow_pair<S>(values[0].value, values[1].value)});
+}
+
+#endif
+
+}  // namespace fused_rnn::cuda::cluster
