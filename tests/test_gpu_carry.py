@@ -65,11 +65,10 @@ def test_names_are_those_of_the_types(tmp_path):
     lines = "\n".join(f"template void run_forward<{name}, Half, Size<128, 4, 1, 1>>();" for name in names)
     source, binary = tmp_path / "names.cpp", tmp_path / "names.o"
     source.write_text(
-        '#include "csrc/cuda/cluster/cell.h"\nnamespace fused_rnn {\nstruct Half {};\nnamespace cuda::cluster {\n'
-        "template <int, int, int, int, int = 0>\nstruct Size {};\n"
-        f"template <typename, typename, typename> void run_forward() {{}}\n{lines}\n}}\n}}\n"
+        '#include "csrc/cuda/cluster/size.h"\nnamespace fused_rnn::cuda::cluster {\n'
+        f"template <typename, typename, typename> void run_forward() {{}}\n{lines}\n}}\n"
     )
-    command = [build.host_compiler(), "-std=c++17", f"-I{ROOT}", "-c", source, "-o", binary]
+    command = [build.host_compiler(), "-std=c++17", f"-I{ROOT}", f"-I{build.SHIM}", "-c", source, "-o", binary]
     subprocess.run(command, check=True)
     found = {carry.kernel_of(name.decode("ascii", "ignore")) for name in binary.read_bytes().split(b"\0")}
     assert found - {None} == {Kernel("forward", cell, "float16", (128, 4, 1, 1, 0)) for cell in CELLS}

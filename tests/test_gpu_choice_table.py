@@ -3,6 +3,7 @@
 import random
 import subprocess
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from benchmarks.gpu.choice import __main__ as choice
 from benchmarks.gpu.choice import family, header, results
 from benchmarks.gpu.choice.results import Outcome, Results, Times
 from benchmarks.gpu.choice.rows import Row, rows
-from benchmarks.gpu.kernel.build import host_compiler, host_obstacle
+from benchmarks.gpu.kernel.build import SHIM, host_compiler, host_obstacle
 from benchmarks.speed import ROOT
 
 HIDDEN, BATCHES = (64, 128, 256, 512), (1, 16, 64)
@@ -180,6 +181,18 @@ def question(asked: dict) -> str:
     return f"ahead({', '.join(map(str, [*named, *(asked[name] for name in ('H', 'B', 'I', 'chip'))]))})"
 
 
+def sources_with(table: str, folder: Path) -> None:
+    """The C++ sources here with another table."""
+    own = folder / header.PATH.relative_to(ROOT)
+    own.parent.mkdir(parents=True)
+    own.write_text(table)
+    for here, there in ((header.PATH.parent, own.parent), (header.PATH.parents[1], own.parents[1])):
+        for other in here.iterdir():
+            if not (there / other.name).exists():
+                (there / other.name).symlink_to(other)
+    (own.parents[2] / "cells").symlink_to(ROOT / "csrc" / "cells")
+
+
 @needs_compiler
 @pytest.mark.parametrize("empty", [True, False])
 def test_the_table_is_asked_for_cell_sizes_and_chip(empty, tmp_path):
@@ -188,13 +201,7 @@ def test_the_table_is_asked_for_cell_sizes_and_chip(empty, tmp_path):
         *(outcome(h, 8, 1.0, 8.0, cell="multiplicative_lstm_hidden", dtype="float16") for h in (64, 128)),
         *modulated({(h, 8, i): (1.0, 8.0) for h, i in product((64, 128), (16, 128))}, dtype="float16"),
     ]
-    table = tmp_path / header.PATH.relative_to(ROOT)
-    table.parent.mkdir(parents=True)
-    table.write_text(header.text([] if empty else [of_chip(found, 'A "chip"')]))
-    (table.parent / "choice.h").symlink_to(header.PATH.with_name("choice.h"))
-    (table.parents[2] / "cells").symlink_to(ROOT / "csrc" / "cells")
-    for other in (ROOT / "csrc" / "cuda").glob("*.h"):
-        (table.parents[1] / other.name).symlink_to(other)
+    sources_with(header.text([] if empty else [of_chip(found, 'A "chip"')]), tmp_path)
     lines = [f"static_assert({'!' if empty else ''}{question(asked)});" for asked in INSIDE]
     lines += [f"static_assert(!{question(asked)});" for asked in OUTSIDE]
     source = tmp_path / "asked.cpp"
@@ -203,3 +210,27 @@ def test_the_table_is_asked_for_cell_sizes_and_chip(empty, tmp_path):
         [host_compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}", "-fsyntax-only", source],
         check=True,
     )
+
+
+PROGRAM = """
+#include "csrc/cuda/dispatch.h"
+using namespace fused_rnn;
+using namespace fused_rnn::cuda;
+int main() {
+  const Layer layer{CellId::lstm, Modulates::input, Type::bfloat16, false, 1, 16, 8, 64, nullptr, nullptr};
+  Layer other = layer;
+  other.modulates = Modulates::nothing;
+  const Chip chip{132, 0, {}, "One"};
+  return clusters_are_ahead(layer, chip) && !clusters_are_ahead(other, chip) ? 0 : 1;
+}
+"""
+
+
+@needs_compiler
+def test_calls_of_every_cell_are_looked_up_in_the_table(tmp_path):
+    sources_with(header.text([of_chip(modulated({(64, 16, 8): (1.0, 8.0)}), "One")]), tmp_path)
+    source, program = tmp_path / "asks.cpp", tmp_path / "asks"
+    source.write_text(PROGRAM)
+    command = [host_compiler(), "-std=c++17", f"-I{tmp_path}", f"-I{SHIM}", source, SHIM / "host_shim.cpp"]
+    subprocess.run([*command, "-o", program], check=True)
+    subprocess.run([program], check=True)

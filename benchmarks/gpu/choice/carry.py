@@ -198,15 +198,11 @@ def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str
 
 def builds(before: Path, arch: str, nvcc: str, folder: Path) -> tuple[Build, Build]:
     """The kernels of the sources in ``before``, and of those here, for an architecture."""
-    both = list(product(DIRECTIONS, results.DTYPES))
-    old = {
-        which: build.nvcc_command(nvcc, arch, [], before / "csrc" / "cuda" / "cluster" / f"{'_'.join(which)}.cu")
-        for which in both
-    }
-    new = {
-        (direction, dtype): build.nvcc_command(nvcc, arch, build.macros_of_clusters(dtype, direction))
-        for direction, dtype in both
-    }
+    old, new = {}, {}
+    for direction, dtype in product(DIRECTIONS, results.DTYPES):
+        source = before / "csrc" / "cuda" / "cluster" / f"{direction}_{dtype}.cu"
+        old[direction, dtype] = build.nvcc_command(nvcc, arch, [], source)
+        new[direction, dtype] = build.nvcc_command(nvcc, arch, build.macros_of_clusters(dtype, direction))
     return compiled(old, folder / "old", nvcc), compiled(new, folder / "new", nvcc)
 
 
@@ -229,6 +225,7 @@ def carry_over(revision: str) -> None:
                 f"no results in {RESULTS} are valid for the sources of {revision} and not yet for those here"
             )
         commit = git("rev-parse", f"{revision}^{{commit}}").decode().strip()
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         made: dict[str, tuple[Build, Build]] = {}
         for path in paths:
             content = json.loads(path.read_text())
@@ -237,15 +234,8 @@ def carry_over(revision: str) -> None:
             if arch not in made:
                 made[arch] = builds(before, arch, nvcc, folder / arch)
             number = compare(path.name, found[path], content, *made[arch])
-            record = {
-                **{
-                    "family": present,
-                    "from": digest,
-                    "revision": commit,
-                    "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                },
-                **{"compiler": build.version_of(nvcc), "arch": arch, "kernels": number},
-            }
+            record = {"family": present, "from": digest, "revision": commit, "arch": arch, "kernels": number}
+            record |= {"compiler": build.version_of(nvcc), "date": date}
             content["carried"] = [*content.get("carried", []), record]
             common.write_records(path, content, "points")
             print(f"{path.name}: {number} kernels have the same machine code, and all points the same plans")
