@@ -231,6 +231,13 @@ FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], SharedAddress row)
                : "memory");
 }
 
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[2], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(row)
+               : "memory");
+}
+
 FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[1], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(registers[0]) : "r"(row) : "memory");
 }
@@ -242,7 +249,8 @@ FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[4], SharedA
                : "memory");
 }
 
-FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
+template <int matrices>
+FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[matrices], const void* row) {
   load_matrices(registers, shared_address(row));
 }
 template <int matrices>

@@ -331,7 +331,8 @@ void copy_async_wait() {
   for (host_shim::Copy copy; host_shim::take_copy(pending, &copy);) memcpy(copy.to, copy.from, copy.bytes);
 }
 
-inline void load_matrices(uint32_t (&registers)[4], const void* row, Place place = Place::here()) {
+template <int matrices>
+void load_matrices(uint32_t (&registers)[matrices], const void* row, Place place = Place::here()) {
   host_shim::load_matrices(registers, row, place);
 }
 
@@ -340,7 +341,8 @@ void load_matrices_transposed(uint32_t (&registers)[matrices], const void* row, 
   host_shim::load_matrices_transposed(registers, row, place);
 }
 
-inline void load_matrices(uint32_t (&registers)[4], SharedAddress row, Place place = Place::here()) {
+template <int matrices>
+void load_matrices(uint32_t (&registers)[matrices], SharedAddress row, Place place = Place::here()) {
   host_shim::load_matrices(registers, reinterpret_cast<const void*>(row), place);
 }
 template <int matrices>

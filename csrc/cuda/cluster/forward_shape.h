@@ -27,8 +27,8 @@ struct ForwardShape {
                 "warps share the product U_m h₋ within their share of K, 32 at a time");
 
   // Chains of sums of a product of one matrix with so many octets. Where warps are few, the instructions of others do
-  // not fill the time that each waits for the one before.
-  static constexpr int chains = Size::octets > 1 ? 1 : warps > 8 || phases_of<Cell> > 2 ? 2 : 4;
+  // not fill the time that each waits for the one before; where a product is long, registers are what is missing.
+  static constexpr int chains = Size::octets > 1 ? 1 : warps > 8 || k_steps > 16 || phases_of<Cell> > 2 ? 2 : 4;
 
   // Registers: beside weights sums, carried states, biases, addresses. Weights of W and U_m stay there in any case,
   // then those of U_n, then those of U; what is left over is in shared memory, if that has room.

@@ -40,9 +40,11 @@ constexpr int registers_of(int threads) {
 // beside `others` registers; the rest is in shared memory.
 constexpr int held_of(int count, int threads, int others) {
   const int room = (registers_of(threads) - others) / 4;
-  return room < count ? room : count;
+  return room < 0 ? 0 : room < count ? room : count;
 }
 
 constexpr int fragment_bytes = 32 * 16;  // of a warp
+
+constexpr int most_shared_bytes = 232448;  // that a block can have where there are clusters
 
 }  // namespace fused_rnn::cuda::cluster

@@ -8,7 +8,7 @@
 //
 // On the host, static:
 //   attributes(...)                 how blocks must be launched
-//   of_phase(parts), of_byte        what it costs in nanoseconds, for the planner
+//   of_phase(parts), of_byte        by values, what it costs in nanoseconds, for the planner
 //   reserve_shared, reserve_workspace(Layout&, const Number&, Arena&)
 //                                   what it needs of a block's shared memory, and of device memory that is cleared; by
 //                                   rows, `shared_bytes` of each channel
@@ -42,7 +42,6 @@
 //   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed
 //                                   from now on is for the step after. By every warp, in every step but the first.
 //                                   wait(share, failing) calls failing() if it is this wait that fails
-//   bool wait_also(share)           another share of the same step, for a warp that reads more than one
 //   S* rows(), SharedAddress address()
 //                                   [sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
@@ -57,6 +56,15 @@
 // that makes nothing itself is ordered by a barrier of its block (split.h, __syncthreads) before one that does. The
 // rule is about the copies of channels alone: what else warps of a block share, as the operand of a product whose sums
 // go to several owners, the kernel orders itself.
+//
+// Where a step has several phases, each has a channel, of which some blocks alone may make a part, and the last phase is
+// one that every block has a part in. Then the rule is that a block has read what it reads in a step, in whatever phase,
+// before it makes the last of its part in the last phase; and that who makes a part of a phase has got the phase before
+// whole, or the last one of the step before. So who makes a part of any phase in step t has got, by a chain of such
+// waits, all that the last phase of step t - 1 is made of: every block has read what it reads in step t - 1, also of a
+// channel that it reads later than what is made of it, as U h₋ reads h₋ after x̂ has left. What is overwritten is of step
+// t - 2 and was read by then. Sequences that have ended travel with the others, so that a turn always has all its bytes;
+// tiles that end are followed by start().
 //
 // A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
 // once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
