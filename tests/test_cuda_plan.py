@@ -296,7 +296,7 @@ def test_clusters_are_chosen_where_the_table_has_them():
                 assert elsewhere == cuda.plan(*layer, direction, H200, forced="exchange=blocks")
                 without = cuda.plan(*layer, direction, replace(H200, clusters=(0,) * 5))
                 assert without == elsewhere
-    measured = {outcome.cell for each in found for outcome in each.outcomes}
+    measured = {outcome.cell for each in results.load() for outcome in each.outcomes}
     others = [(cell, torch.bfloat16, 128) for cell in results.CELLS if cell not in measured]
     for cell, dtype, hidden in (*others, ("lstm", torch.float32, 128), ("lstm", torch.half, 800)):
         assert cuda.plan(cell, dtype, 16, hidden, hidden, chip=H200).exchange != "cluster"
