@@ -9,7 +9,7 @@ namespace fused_rnn::cuda::cluster {
   template FUSED_RNN_KERNEL run_forward<Cell, S, Size<__VA_ARGS__>>(FUSED_RNN_PARAMETER Operands<S, ForwardArrays>)
 #define INSTANTIATE_BACKWARD(Cell, S, ...) \
   template FUSED_RNN_KERNEL run_backward<Cell, S, Size<__VA_ARGS__>>(FUSED_RNN_PARAMETER Operands<S, BackwardArrays>)
-#define INSTANTIATE(Cell, S, ...)           \
+#define INSTANTIATE(Cell, S, ...)            \
   INSTANTIATE_FORWARD(Cell, S, __VA_ARGS__); \
   INSTANTIATE_BACKWARD(Cell, S, __VA_ARGS__)
 

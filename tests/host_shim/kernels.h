@@ -157,10 +157,10 @@ FUSED_RNN_KERNEL __launch_bounds__(32) multiply(Product<S> p) {
   float sum[4] = {};
   FUSED_RNN_UNROLL
   for (int k = 0; k < p.depth; k += 16) {
-    uint32_t a[4], b[4];
+    uint32_t a[4], b[2];
     load_matrices(a, a_rows + lane % 16 * stride + k + lane / 16 * 8);
-    load_matrices(b, b_rows + lane % 8 * stride + k + lane / 8 % 2 * 8);  // the last two are the first again
-    mma_m16n8k16<S>(sum, a, {b[0], b[1]});
+    load_matrices(b, b_rows + lane % 8 * stride + k + lane / 8 % 2 * 8);
+    mma_m16n8k16<S>(sum, a, b);
   }
   for (int i = 0; i < 4; ++i) p.c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
 }

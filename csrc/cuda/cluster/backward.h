@@ -45,6 +45,7 @@ class Backward {
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1, feature_chains = own_feature_tiles * octets == 1   ? 4
                                                                                   : own_feature_tiles * octets == 2 ? 2
                                                                                                                     : 1;
+  using FeatureAccumulators = float[feature_chains][multiplicative ? own_feature_tiles : 1][octets][4];
   static_assert(Sums::shared_bytes == Shape::unit_sums_bytes);
 
  public:
@@ -220,14 +221,17 @@ class Backward {
   // of the next step.
   FUSED_RNN_DEVICE void hand_back(int step) {
     float dh[chains][own_tiles][octets][4] = {};
+    FeatureAccumulators dx_hat = {};
     if constexpr (reset_before) {
       contribute_reset();
       multiply(update_, 0, column(units), dh);
+      if constexpr (multiplicative) multiply_features<of_units, gates * of_units>(dx_hat);
       reset(step);
       __syncthreads();
     }
     if constexpr (multiplicative) {
-      contribute_features();
+      multiply_features<0, reset_before ? of_units : gates * of_units>(dx_hat);
+      contribute_features(dx_hat);
       if constexpr (!of_hidden) multiply(recurrent_, 0, column(0), dh);
       modulate(step);
       __syncthreads();
@@ -255,13 +259,20 @@ class Backward {
     for_jobs([&](int i, Job& job) { job.reset(q_, step, rows[i], reset_sums_, come); });
   }
 
-  // Wᵀ δ, or Uᵀ δ
-  FUSED_RNN_DEVICE void contribute_features() const {
-    if (Shape::feature_warps == Shape::warps || warp_ < Shape::feature_warps) {
-      float dx_hat[feature_chains][own_feature_tiles][octets][4] = {};
-      multiply(features_, 0, column(0), dx_hat);
+  FUSED_RNN_DEVICE bool multiplies_features() const {
+    return Shape::feature_warps == Shape::warps || warp_ < Shape::feature_warps;
+  }
+
+  // Some steps of Wᵀ δ, or of Uᵀ δ.
+  template <int begin, int end>
+  FUSED_RNN_DEVICE void multiply_features(FeatureAccumulators& sums) const {
+    if (multiplies_features()) multiply<begin, end>(features_, 0, column(0), sums);
+  }
+
+  FUSED_RNN_DEVICE void contribute_features(const FeatureAccumulators& sums) const {
+    if (multiplies_features()) {
       FUSED_RNN_UNROLL
-      for (int j = 0; j < own_feature_tiles; ++j) contribute<own_features>(feature_sums_, feature_tile(j), dx_hat, j);
+      for (int j = 0; j < own_feature_tiles; ++j) contribute<own_features>(feature_sums_, feature_tile(j), sums, j);
     }
     if (owns_features() && warp_ == Shape::warps - 1) feature_sums_.expect();
   }
@@ -282,17 +293,22 @@ class Backward {
   // Of the operand, where there is one.
   FUSED_RNN_DEVICE SharedAddress column(int k) const { return operand_ + k * int{sizeof(S)}; }
 
-  // Adds what some tiles of a product come to, with columns of the operand.
+  // Adds what some tiles of a product come to, with columns of the operand: all its steps, or some.
   template <typename W, int chains, int tiles>
   FUSED_RNN_DEVICE void multiply(const W& weights, int first, SharedAddress columns,
                                  float (&sums)[chains][tiles][octets][4]) const {
+    multiply<0, W::k_steps>(weights, first, columns, sums);
+  }
+  template <int begin, int end, typename W, int chains, int tiles>
+  FUSED_RNN_DEVICE void multiply(const W& weights, int first, SharedAddress columns,
+                                 float (&sums)[chains][tiles][octets][4]) const {
     FUSED_RNN_UNROLL
-    for (int s = 0; s < W::k_steps; s += 2) {
+    for (int s = begin; s < end; s += 2) {
       uint32_t b[octets][4];
       FUSED_RNN_UNROLL
       for (int n = 0; n < octets; ++n) {
         const SharedAddress from = columns + (n * 8 * Shape::stride + s * 16) * int{sizeof(S)};
-        if (s + 1 < W::k_steps) {
+        if (s + 1 < end) {
           load_matrices(b[n], from);
         } else {
           uint32_t half[2];
@@ -303,7 +319,7 @@ class Backward {
       }
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2; ++i) {
-        if (s + i >= W::k_steps) continue;
+        if (s + i >= end) continue;
         FUSED_RNN_UNROLL
         for (int j = 0; j < tiles; ++j) {
           const auto a = weights.get(s + i, first + j);
