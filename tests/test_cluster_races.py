@@ -97,11 +97,11 @@ FAULTS = {
         CLUSTER, r"\w+\(\) \* copy_bytes( \+ own|.\+ contributor)", r"0 * copy_bytes\1", RACE, "thread", 2
     ),
     # What blocks do to each other in several phases
-    "no-wait-for-s": Fault(RESET, r"s_\.wait\([^;]*;[^;]*;", "", "mbarrier", cell="Gru"),
+    "no-wait-for-s": Fault(RESET, r"s_\.wait\([^;]*;[^;]*;", "", "NaN among the results", cell="Gru"),
     "wait-for-another-share-of-s": Fault(RESET, r"s_\.wait\(share_", "s_.wait(0", RACE, "thread", cell="Gru"),
     "s-not-expected": Fault(RESET, r"if \(group_ == 0\) s_\.expect\(share_\);", "", "mbarrier", cell="Gru"),
     "no-wait-for-the-input": Fault(
-        FORWARD, r"modulator_\.wait\([^;]*;[^;]*;", "", "mbarrier", cell="MultiplicativeLstm"
+        FORWARD, r"modulator_\.wait\([^;]*;[^;]*;", "", "NaN among the results", cell="MultiplicativeLstm"
     ),
     "half-of-the-sequences-of-the-input-pushed": Fault(
         MODULATION,
@@ -152,12 +152,14 @@ FAULTS = {
     "no-barrier-after-the-modulation": Fault(
         BACKWARD, r"(modulate\(step\);\s+)__syncthreads\(\);", r"\1", RACE, "thread", cell="MultiplicativeLstm"
     ),
-    "one-operand": Fault(BACKWARD, r"\(step & 1\) \*", "0 *", RACE, "thread", 2),
-    "no-barrier-before-the-product": Fault(BACKWARD, r"__syncthreads\(\);(\s+multiply\()", r"\1", RACE, "thread"),
+    "one-operand": Fault(BACKWARD, r"\(step & 1\) \*", "0 *", RACE, "thread"),
+    "no-barrier-before-the-product": Fault(
+        BACKWARD, r"__syncthreads\(\);(\s+if constexpr \(Shape::phases == 1\))", r"\1", RACE, "thread"
+    ),
     "one-named-barrier": Fault(SPLIT, r"barrier_ \+ turn_", "barrier_", "arrives again|" + RACE, "thread", 3),
     # What lanes of a warp do
     "no-wait-for-inputs": Fault(FORWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
-    "no-wait-for-saved-values": Fault(BACKWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
+    "no-wait-for-saved-values": Fault(JOB, r"ring_\.wait\(\);", "", "NaN among the results"),
     "wait-for-too-few-inputs": Fault(
         TILE, r"upwards \? stages - 1 : stages - 2", "upwards ? stages : stages - 1", "NaN among the results"
     ),
