@@ -18,8 +18,11 @@ CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
     "phases": ("Gru", "MultiplicativeLstm", "MultiplicativeLstmHidden", "MultiplicativeGru"),
 }
-FORWARD, BACKWARD, TILE = (f"csrc/cuda/cluster/{name}.h" for name in ("forward", "backward", "tile"))
-SPLIT = "csrc/cuda/exchange/split.h"
+FORWARD, RESET, MODULATION, BACKWARD, JOB, TILE = (
+    f"csrc/cuda/cluster/{name}.h"
+    for name in ("forward", "forward_reset", "modulation", "backward", "backward_job", "tile")
+)
+CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
 
@@ -84,7 +87,71 @@ FAULTS = {
     ),
     "sums-not-expected": Fault(BACKWARD, r"if \(warp_ == 0\) sums_\.expect\(\);", "", "mbarrier"),
     "backward-leaves-early": Fault(BACKWARD, r"(team_\.start)", LEAVES, ENDS),
+    "wait-in-block-scope": Fault(CLUSTER, "wait_for_phase", "wait_for_phase<false>", RACE, "thread"),
+    "too-few-bytes": Fault(CLUSTER, r"expect\(share, ", "expect(share, -16 + ", "mbarrier"),
+    "too-many-bytes": Fault(CLUSTER, r"expect\(share, ", "expect(share, 16 + ", "an mbarrier misses|flag of"),
+    "one-copy-of-a-state": Fault(
+        CLUSTER, r"\w+\(\) \* copy_bytes( \+ octet|;|\))", r"0 * copy_bytes\1", RACE, "thread", 3
+    ),
+    "one-copy-of-sums": Fault(
+        CLUSTER, r"\w+\(\) \* copy_bytes( \+ own|.\+ contributor)", r"0 * copy_bytes\1", RACE, "thread", 2
+    ),
+    # What blocks do to each other in several phases
+    "no-wait-for-s": Fault(RESET, r"s_\.wait\([^;]*;[^;]*;", "", "mbarrier", cell="Gru"),
+    "wait-for-another-share-of-s": Fault(RESET, r"s_\.wait\(share_", "s_.wait(0", RACE, "thread", cell="Gru"),
+    "s-not-expected": Fault(RESET, r"if \(group_ == 0\) s_\.expect\(share_\);", "", "mbarrier", cell="Gru"),
+    "no-wait-for-the-input": Fault(
+        FORWARD, r"modulator_\.wait\([^;]*;[^;]*;", "", "mbarrier", cell="MultiplicativeLstm"
+    ),
+    "half-of-the-sequences-of-the-input-pushed": Fault(
+        MODULATION,
+        r"x_hat_\.push\(n, ",
+        "if (n == 0) x_hat_.push(0, ",
+        "an mbarrier misses",
+        cell="MultiplicativeLstm",
+    ),
+    "one-copy-of-a-state-that-is-read-late": Fault(
+        CLUSTER,
+        r"\w+\(\) \* copy_bytes( \+ octet|;|\))",
+        r"0 * copy_bytes\1",
+        RACE,
+        "thread",
+        3,
+        "MultiplicativeLstm",
+    ),
+    "no-wait-for-sums-of-s": Fault(
+        BACKWARD, r"reset_sums_\.wait\(\)", "(reset_sums_.follow(), true)", RACE, "thread", cell="Gru"
+    ),
+    "no-wait-for-sums-of-the-input": Fault(
+        BACKWARD,
+        r"feature_sums_\.wait\(\)",
+        "(feature_sums_.follow(), true)",
+        RACE,
+        "thread",
+        cell="MultiplicativeLstmHidden",
+    ),
+    "sums-of-the-input-not-expected": Fault(
+        BACKWARD, r"if \([^;]*feature_sums_\.expect\(\);", "", "mbarrier", cell="MultiplicativeLstm"
+    ),
     # What warps of a block do
+    "one-buffer-of-shares": Fault(SPLIT, r"turn_ \* buffer", "0 * buffer", RACE, "thread", 2),
+    "product-of-another-share": Fault(
+        MODULATION,
+        r"(K \+ 8\) \+ )split_",
+        r"\1(splits - 1 - split_)",
+        RACE,
+        "thread",
+        cell="MultiplicativeLstmHidden",
+    ),
+    "sums-of-m-at-the-barrier-of-others": Fault(
+        MODULATION, "sums_at, 5,", "sums_at, 1,", "arrives again|barrier|" + RACE, "thread", cell="MultiplicativeLstm"
+    ),
+    "no-barrier-after-the-reset": Fault(
+        BACKWARD, r"(reset\(step\);\s+)__syncthreads\(\);", r"\1", RACE, "thread", cell="Gru"
+    ),
+    "no-barrier-after-the-modulation": Fault(
+        BACKWARD, r"(modulate\(step\);\s+)__syncthreads\(\);", r"\1", RACE, "thread", cell="MultiplicativeLstm"
+    ),
     "one-operand": Fault(BACKWARD, r"\(step & 1\) \*", "0 *", RACE, "thread", 2),
     "no-barrier-before-the-product": Fault(BACKWARD, r"__syncthreads\(\);(\s+multiply\()", r"\1", RACE, "thread"),
     "one-named-barrier": Fault(SPLIT, r"barrier_ \+ turn_", "barrier_", "arrives again|" + RACE, "thread", 3),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from benchmarks.gpu.choice import carry
 from benchmarks.gpu.kernel import build, sass
 
 from .conftest import find_nvcc
@@ -44,6 +45,10 @@ KERNELS = [
     Kernel("forward", "Lstm", (128, 1, 1, 1, 0), 16, 190),
     Kernel("forward", "Lstm", (512, 16, 2, 1, 0), 32, 260),
     Kernel("forward", "GruResetAfter", (256, 8, 2, 2, 0), 32, 370),
+    Kernel("forward", "Gru", (512, 16, 2, 1, 0), 32, 330),
+    Kernel("forward", "Lstm", (512, 16, 2, 1, 128), 48, 400, modulates=1),
+    Kernel("forward", "Lstm", (512, 16, 2, 1, 512), 48, 440, modulates=2),
+    Kernel("forward", "Gru", (512, 16, 2, 1, 128), 48, 560, modulates=1),
     Kernel("backward", "Lstm", (128, 1, 1, 1, 0), 32, 420),
     Kernel("backward", "Lstm", (512, 16, 2, 1, 0), 32, 340),
     Kernel("backward", "GruResetAfter", (256, 8, 2, 2, 0), 24, 240),
@@ -103,7 +108,11 @@ def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
 
 
 # Sizes whose step still reads spilled values; should be none
-SPILLING = {"GruResetAfter-768-16-2-1"}
+SPILLING = {
+    ("forward", "gru", 768, 16, 2, 1, 0),
+    ("forward", "gru_reset_after", 768, 16, 2, 1, 0),
+    ("forward", "multiplicative_lstm_hidden", 512, 16, 2, 2, 512),
+}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -121,10 +130,9 @@ def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
         return
     kernels = build.disassembled(compiled, find_nvcc(), "-arch", "sm_90a") or pytest.skip("no disassembler")
     in_steps = {
-        "-".join(re.search(r"INS_\d+(\w+?)(?:I|E).*?4SizeI" + r"Li(\d+)E" * 4, symbol).groups())
-        for symbol in spilled
-        for loop in sass.step_loops(kernels[symbol])
-        if "local memory" in sass.kinds(sass.inside(kernels[symbol], loop))
+        (direction, kernel.cell, *kernel.size)
+        for kernel, code in ((carry.kernel_of(symbol), kernels[symbol]) for symbol in spilled)
+        if any("local memory" in sass.kinds(sass.inside(code, loop)) for loop in sass.step_loops(code))
     }
     assert in_steps <= SPILLING
 

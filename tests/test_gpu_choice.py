@@ -1,9 +1,7 @@
-"""Where kernels of clusters are chosen: what is measured, the ranges that follow, and the table in C++ of these."""
+"""Where kernels of clusters are chosen: what is measured, and the files of results."""
 
 import contextlib
 import json
-import random
-import subprocess
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,148 +12,11 @@ import torch
 from benchmarks import common
 from benchmarks.gpu import plans
 from benchmarks.gpu.choice import __main__ as choice
-from benchmarks.gpu.choice import family, header, measure, results
+from benchmarks.gpu.choice import family, measure, results
 from benchmarks.gpu.choice.results import Outcome, Results, Times
-from benchmarks.gpu.choice.rows import Row, rows
-from benchmarks.gpu.kernel.build import host_compiler, host_obstacle
 from benchmarks.gpu.plans import H200
-from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
-
-HIDDEN, BATCHES = (64, 128, 256, 512), (1, 16, 64)
-needs_compiler = pytest.mark.skipif(host_obstacle() is not None, reason=str(host_obstacle()))
-
-
-# Ranges of sizes --------------------------------------------------------------------------------------------
-
-
-def outcome(hidden: int, batch: int, cluster: float | str, blocks: float | str, **which: str) -> Outcome:
-    """Of these µs of both directions together, or of what is in their way."""
-    sides = [Times(obstacle=t) if isinstance(t, str) else Times(t / 4, 3 * t / 4) for t in (cluster, blocks)]
-    return Outcome(which.get("cell", "lstm"), which.get("dtype", "bfloat16"), hidden, batch, *sides)
-
-
-def grid(changes: dict | None = None, cluster: float | str = 1.0, blocks: float | str = 8.0) -> list[Outcome]:
-    """A grid of equal times but for ``changes``, by H and B; None takes a point away."""
-    changes = changes or {}
-    times = {point: changes.get(point, (cluster, blocks)) for point in product(HIDDEN, BATCHES)}
-    return [outcome(*point, *both) for point, both in times.items() if both]
-
-
-def ranges(outcomes: list[Outcome]) -> set[tuple[int, int, int, int]]:
-    return {(row.least_hidden, row.most_hidden, row.least_batch, row.most_batch) for row in rows(outcomes)}
-
-
-def test_a_grid_that_is_ahead_everywhere_is_one_row():
-    assert rows(grid()) == [Row("lstm", "bfloat16", True, 64, 512, 1, 64)]
-    assert rows([]) == rows(grid(cluster=9.0)) == rows(grid(cluster=8.0)) == []
-
-
-@pytest.mark.parametrize("how", [(9.0, 8.0), ("refused", 8.0), ("failed", 8.0), (1.0, "failed"), None])
-def test_a_point_that_is_not_ahead_wrong_refused_or_not_measured_is_in_no_range(how):
-    assert ranges(grid({(512, 64): how})) == {(64, 256, 1, 64), (64, 512, 1, 16)}
-    assert ranges(grid({(128, 16): how})) == {(256, 512, 1, 64), (64, 64, 1, 64), (64, 512, 1, 1), (64, 512, 64, 64)}
-
-
-def test_between_points_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks():
-    """Both are ahead at every point, and clusters may be slower than blocks between H = 128 and 256."""
-    changes = {(h, b): (5.0, 8.0) if h > 128 else (1.0, 4.0) for h, b in product(HIDDEN, BATCHES)}
-    assert ranges(grid(changes)) == {(64, 128, 1, 64), (256, 512, 1, 64)}
-    changes = {(h, b): (5.0, 8.0) if b > 16 else (1.0, 4.0) for h, b in product(HIDDEN, BATCHES)}
-    assert ranges(grid(changes)) == {(64, 512, 1, 16), (64, 512, 64, 64)}
-    growing = {(h, b): (3.0**i, 1 + 3.0**i) for i, (h, b) in enumerate(product(HIDDEN, BATCHES))}
-    assert ranges(grid(growing)) == {(h, h, b, b) for h, b in growing}  # nothing but the points
-
-
-def test_cells_dtypes_and_rows_in_pieces_are_apart():
-    found = [
-        outcome(h, b, 1.0 if h % 8 == 0 else 2.0, 8.0, cell=cell, dtype=dtype)
-        for cell, dtype, h, b in product(("lstm", "rnn_relu"), ("float16",), (100, 128, 250, 256), (16, 64))
-        if cell == "lstm" or h != 250
-    ]
-    assert rows(found) == [
-        Row("lstm", "float16", True, 128, 256, 16, 64),
-        Row("lstm", "float16", False, 100, 250, 16, 64),
-        Row("rnn_relu", "float16", True, 128, 256, 16, 64),
-        Row("rnn_relu", "float16", False, 100, 100, 16, 64),
-    ]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_every_point_that_is_ahead_is_in_a_range_and_no_other(seed):
-    dice = random.Random(seed)
-    found = grid({at: (dice.choice((1.0, 3.0, 9.0)), dice.choice((2.0, 4.0))) for at in product(HIDDEN, BATCHES)})
-    covered = {
-        (o.hidden, o.batch)
-        for row, o in product(rows(found), found)
-        if row.least_hidden <= o.hidden <= row.most_hidden and row.least_batch <= o.batch <= row.most_batch
-    }
-    assert covered == {(o.hidden, o.batch) for o in found if o.ahead}
-
-
-# The table in C++ -------------------------------------------------------------------------------------------
-
-
-def of_chip(outcomes: list[Outcome], chip: str = "A chip", digest: str | None = None) -> Results:
-    name = common.file_name("choice", chip)
-    return Results(name, chip, "2020-02-02", "2.0", digest or family.digest(), tuple(outcomes))
-
-
-def test_the_table_is_what_the_committed_results_give():
-    expected = header.text(results.load())
-    assert header.PATH.read_text() == expected, "python -m benchmarks.gpu.choice --write makes it anew"
-
-
-def test_rows_are_those_of_the_sources_here(tmp_path, monkeypatch, capsys):
-    fresh, stale = of_chip(grid(), "One"), of_chip(grid(), "Other", "0" * 64)
-    text = header.text([fresh, stale])
-    assert '    {CellId::lstm, Type::bfloat16, true, 64, 512, 1, 64, "One"},\n' in text
-    assert f"// choice-one.json: One, 2020-02-02, torch 2.0, sources\n    // {family.digest()}\n" in text
-    assert "Other" not in text
-    assert header.text([stale]) == header.text([of_chip([])]) == header.text([])
-    monkeypatch.setattr(header, "PATH", tmp_path / "measured.h")
-    monkeypatch.setattr(results, "load", lambda: [fresh, stale])
-    choice.main(["--write"])
-    assert (tmp_path / "measured.h").read_text() == text
-    assert capsys.readouterr().out.startswith("choice-other.json was measured with other sources than those here")
-
-
-QUESTIONS = """
-#include "csrc/cuda/cluster/measured.h"
-using namespace fused_rnn;
-using namespace fused_rnn::cuda;
-constexpr bool ahead(CellId cell, Type type, int64_t H, int64_t B, std::string_view chip) {
-  return cluster::measured_ahead(cluster::measured, cell, type, H, B, chip);
-}
-"""
-
-
-@needs_compiler
-@pytest.mark.parametrize("empty", [True, False])
-def test_the_table_is_asked_for_sizes_and_chip(empty, tmp_path):
-    found = [outcome(h, b, 1.0, 8.0, dtype="float16", cell="gru_reset_after") for h, b in product((64, 128), (8, 32))]
-    table = tmp_path / header.PATH.relative_to(ROOT)
-    table.parent.mkdir(parents=True)
-    table.write_text(header.text([] if empty else [of_chip(found, 'A "chip"')]))
-    (table.parent / "choice.h").symlink_to(header.PATH.with_name("choice.h"))
-    (table.parents[2] / "cells").symlink_to(ROOT / "csrc" / "cells")
-    for other in (ROOT / "csrc" / "cuda").glob("*.h"):
-        (table.parents[1] / other.name).symlink_to(other)
-    asked = ["CellId::gru_reset_after", "Type::float16", "64", "8", R'"A \"chip\""']
-    others = {0: "CellId::lstm", 1: "Type::bfloat16", 2: "100", 3: "7", 4: '"A"'}
-    inside = [asked, [*asked[:2], "128", "32", asked[4]], [*asked[:2], "104", "9", asked[4]]]
-    outside = [[other if i == place else value for i, value in enumerate(asked)] for place, other in others.items()]
-    outside += [[*asked[:2], *sizes, asked[4]] for sizes in (("136", "8"), ("56", "8"), ("64", "33"))]
-    lines = [f"static_assert({'!' if empty else ''}ahead({', '.join(each)}));" for each in inside]
-    lines += [f"static_assert(!ahead({', '.join(each)}));" for each in outside]
-    source = tmp_path / "asked.cpp"
-    source.write_text(QUESTIONS + "\n".join(lines))
-    subprocess.run(
-        [host_compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}", "-fsyntax-only", source],
-        check=True,
-    )
-
 
 # Files of results -------------------------------------------------------------------------------------------
 
@@ -228,7 +89,10 @@ def test_a_family_without_times_says_why(place, value, obstacle, tmp_path):
         (changed(FILE, ("hardware", "gpu"), 3), "has 3 for 'gpu', which must be text"),
         (changed(FILE, ("points",), {}), "has {} for 'points', which must be a list"),
         (changed(FILE, ("points", 0), 7), r"points\[0\] is 7 where an object with 'cell' is needed"),
-        (changed(FILE, ("points", 0, "cell"), "gru"), r"points\[0\] has 'gru', where one of lstm, gru_reset_after, "),
+        (changed(FILE, ("points", 0, "cell"), "gur"), r"points\[0\] has 'gur', where one of lstm, gru_reset_after, "),
+        (changed(FILE, ("points", 0, "cell"), "multiplicative_gru"), r"points\[0\] lacks 'input'"),
+        (changed(FILE, ("carried",), {}), "has {} for 'carried', which must be a list"),
+        (changed(FILE, ("carried",), [{}]), "lacks 'family'"),
         (changed(FILE, ("points", 0, "hidden"), 64.5), r"points\[0\] has 64.5 for 'hidden', which must be a whole "),
         (changed(FILE, ("points", 0, "batch"), 0), r"points\[0\] has the size 0, and sizes must be at least 1"),
         (changed(FILE, ("points", 0, "blocks"), ...), r"points\[0\] lacks 'blocks'"),
@@ -251,13 +115,19 @@ def test_a_file_that_is_not_there_is_an_error_in_one_sentence(tmp_path):
         choice.main(["--show", str(tmp_path / "none.json")])
 
 
-def test_a_chip_has_one_file(tmp_path):
-    for name in ("choice-a.json", "choice-b.json", "micro-c.json"):
-        (tmp_path / name).write_text(json.dumps(FILE))
-    with pytest.raises(common.InputError, match="choice-a.json and choice-b.json are both of A chip, and each chip"):
+def test_a_cell_of_a_chip_is_in_one_file(tmp_path):
+    def write(name: str, point: dict, chip: str = "A chip") -> None:
+        (tmp_path / name).write_text(json.dumps({**FILE, "hardware": {"gpu": chip, "torch": "2"}, "points": [point]}))
+
+    write("choice-a.json", POINT)
+    write("micro-c.json", POINT)
+    write("choice-b.json", {**POINT, "batch": 1})
+    both = "choice-a.json and choice-b.json both have lstm in bfloat16 on A chip, and these must be in one file"
+    with pytest.raises(common.InputError, match=both):
         results.load(tmp_path)
-    (tmp_path / "choice-b.json").unlink()
-    assert [found.name for found in results.load(tmp_path)] == ["choice-a.json"]
+    for other in ({"chip": "Another"}, {"point": {**POINT, "cell": "gru"}}, {"point": {**POINT, "dtype": "float16"}}):
+        write("choice-b.json", **{"point": POINT, **other})
+        assert [found.name for found in results.load(tmp_path)] == ["choice-a.json", "choice-b.json"]
 
 
 # Measuring --------------------------------------------------------------------------------------------------
@@ -265,13 +135,21 @@ def test_a_chip_has_one_file(tmp_path):
 
 def test_the_most_telling_points_come_first():
     found = measure.points()
-    assert len(set(found)) == len(found) == 8 * (8 * 7 + 4 * 2)
-    first = found[:8]
+    assert len(set(found)) == len(found) == 2 * 6 * (8 * 7 + 4 * 2) + 2 * 2 * 3 * (6 * 7 + 3 * 2)
+    first = found[:16]
     assert {(layer.hidden, layer.batch) for layer in first} == {(512, 64)}
     assert {(layer.cell, layer.dtype) for layer in first} == set(product(results.CELLS, results.DTYPES))
     assert {(layer.hidden, layer.batch) for layer in found[: len(found) // 4]} >= {(128, 16), (256, 64), (512, 16)}
-    (only,) = measure.points(["lstm"], ["float16"], [8], [3], 5)
+    (only,) = measure.points(["lstm"], ["float16"], [8], [3], [7], 5)
     assert only == plans.Layer("lstm", "float16", 8, 3, 5)
+
+
+def test_features_are_measured_of_cells_whose_input_is_modulated():
+    for layer in measure.points():
+        assert (layer.input is not None) == (layer.cell in ("multiplicative_lstm", "multiplicative_gru"))
+    assert {layer.input for layer in measure.points(["multiplicative_gru"])} == set(measure.INPUTS)
+    chosen = measure.points(["multiplicative_gru"], ["float16"], [8], [3], [7, 9], 5)
+    assert chosen == [plans.Layer("multiplicative_gru", "float16", 8, 3, 5, input=features) for features in (7, 9)]
 
 
 class OnCpu:
@@ -308,6 +186,8 @@ def on_cpu(monkeypatch) -> OnCpu:
         assert forced in measure.FORCED.values()
         if "cluster" in forced and hidden > 64:
             raise RuntimeError(f"fused_rnn: clusters have no {hidden} units")
+        if "cluster" in forced and cell == "multiplicative_lstm" and input > 128:
+            raise RuntimeError(f"fused_rnn: clusters have no {input} features")
         return cuda.Plan(forced.partition("=")[2], 8, 1, 1, *range(7))
 
     monkeypatch.setattr(cuda, "plan", plan)
@@ -352,8 +232,25 @@ def test_both_families_are_judged_and_timed_in_turns(on_cpu, tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert set(shown[1:-1]) <= set(said.splitlines())
     assert len(shown) == 2 + 4
-    assert shown[1].startswith("lstm            bfloat16 H=24   B=3    cluster ")
+    assert shown[1].startswith(f"{'lstm':26} bfloat16 H=24   B=3    cluster ")
     assert shown[1].endswith(" times as fast")
+
+
+def test_points_of_a_modulated_input_are_planned_and_judged_with_their_features(on_cpu, tmp_path, monkeypatch, capsys):
+    def judge(cell, dtype, device, **sizes):
+        raise RuntimeError(f"judged with {sizes}")
+
+    monkeypatch.setattr(measure, "Judge", judge)
+    options = ("--cells", "multiplicative_lstm", "rnn_tanh", "--dtypes", "float16", "--hidden", "24", "--batches", "3")
+    result = run(on_cpu, tmp_path, *options, "--inputs", "8", "136", fails=True)
+    few, other, many = result["points"]
+    assert [point.get("input") for point in (few, other, many)] == [8, None, 136]
+    assert few["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 8, 'H': 24}"
+    assert other["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 16, 'H': 24}"
+    assert many["cluster"] == {"refused": "clusters have no 136 features"}
+    assert f"{'multiplicative_lstm':26} float16  H=24   B=3    I=8    cluster judged" in capsys.readouterr().out
+    assert result["chip"] == {**vars(H200), "clusters": list(H200.clusters)}
+    assert few["blocks"]["failed"] == few["cluster"]["failed"]  # it is not the fault of one of them
 
 
 def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
@@ -419,7 +316,7 @@ def test_an_interrupted_run_leaves_its_points(on_cpu, tmp_path, monkeypatch):
 def test_without_a_gpu_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(cuda, "obstacle", lambda index: "there is no GPU")
     with pytest.raises(
-        common.InputError, match="nothing can be measured, only --show and --write work: there is no GPU"
+        common.InputError, match="nothing can be measured, only --show, --write and --carry-over work: there is no GPU"
     ):
         choice.main([])
 

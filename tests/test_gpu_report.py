@@ -196,7 +196,7 @@ def compared(points: list[dict] | None = None, **changes) -> dict:
     }
 
 
-def both(hidden: int, batch: int, cluster: tuple | str, blocks: tuple | str, **which: str) -> dict:
+def both(hidden: int, batch: int, cluster: tuple | str, blocks: tuple | str, **which: str | int) -> dict:
     """A point: µs forward and backward of each family, or why it has no times."""
 
     def side(times: tuple | str) -> dict:
@@ -244,6 +244,16 @@ def test_the_report_has_a_table_of_one_cell_in_clusters_and_a_line_for_each_othe
         "Points skipped for lack of time: 1."
     )
     assert choice_report.TITLES.keys() == set(results.CELLS)
+    (missing,) = (line for line in lines if line.startswith("Not yet run on a GPU"))
+    assert all((f"`{cell}`" in missing) == (cell not in ("lstm", "rnn_relu")) for cell in results.CELLS)
+    everything = [both(64, 16, (1, 2), (3, 4), cell=cell, input=8) for cell in results.CELLS]
+    assert "Not yet run" not in choice_report.block([compared(everything)])
+
+
+def test_points_of_a_modulated_input_are_named_with_their_features():
+    (line,) = bullets(both(64, 16, (1, 1), (0.5, 0.5), cell="multiplicative_gru", input=8))
+    assert line.startswith("- multiplicative GRU, bfloat16: 0.500 times")
+    assert line.endswith("; behind at H=64 B=16 I=8 (0.500).")
 
 
 def test_points_where_clusters_are_not_ahead_are_named_if_they_are_few():

@@ -1,14 +1,8 @@
 """What the bench of one kernel reads out of machine code: instructions, loops, and what a step consists of."""
 
-import re
-import subprocess
-
 import pytest
 
-from benchmarks.gpu.kernel import build, sass
-from benchmarks.speed import ROOT
-
-from .conftest import find_nvcc
+from benchmarks.gpu.kernel import sass
 
 # a loop over tiles around a loop over steps: products in a loop of their own, a barrier, a loop that polls, results
 # unit by unit, and code that was moved behind the jump back
@@ -224,20 +218,3 @@ def test_special_registers_are_named():
     assert len(step) == 25
     assert sass.special_registers(step) == {"SR_CLOCKLO"}
     assert sass.kinds(step)["local memory"] == 1  # also off the way
-
-
-def test_roles_of_real_kernels(tmp_path):
-    """All products and nonlinearities of an LSTM's step are on the way: 4 gates, K=128, 8 units, 8 sequences."""
-    nvcc, cubin = find_nvcc(), tmp_path / "warps.cubin"
-    source = ROOT / "tests" / "host_shim" / "warps.cu"
-    subprocess.run([nvcc, "-std=c++17", "-O3", "-arch=sm_90a", "-cubin", source, "-o", cubin], check=True)
-    kernels = build.disassembled(cubin, nvcc)
-    if kernels is None:
-        pytest.skip("no disassembler")
-    code = next(code for name, code in kernels.items() if re.search("warp_lstm.*BFloat16ELi128ELi4", name))
-    step = sass.time_loop(code)
-    role = sass.role(code, step)
-    assert (role.kinds["mma"], role.kinds["MUFU"], role.kinds["cp.async"], role.loops) == (16, 10, 1, 0)
-    assert not {"S2R", "local memory", "integer division", "LDG", "call"} & role.kinds.keys()
-    assert 100 < role.instructions < sass.count(code, step).instructions
-    assert sass.special_registers(sass.inside(code, step)) == {"SR_CLOCKLO"}

@@ -131,8 +131,7 @@ inline Division of_blocks(Division forced) {
 
 // Whether kernels of warps were measured ahead of those of blocks for such a call.
 inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
-  return layer.modulates == Modulates::nothing && refused_size(layer).empty() &&
-         cluster::measured_ahead(cluster::measured, layer.cell, layer.type, layer.H, layer.B, chip.name);
+  return refused_size(layer).empty() && cluster::measured_ahead(cluster::measured, layer, chip.name);
 }
 
 // A call for a kernel of warps.

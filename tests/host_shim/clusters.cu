@@ -5,13 +5,9 @@
 
 namespace fused_rnn::cuda::cluster {
 
-#define INSTANTIATE_FORWARD(Cell, S, ...) \
-  template FUSED_RNN_KERNEL run_forward<Cell, S, Size<__VA_ARGS__>>(FUSED_RNN_PARAMETER Operands<S, ForwardArrays>)
-#define INSTANTIATE_BACKWARD(Cell, S, ...) \
+#define INSTANTIATE(Cell, S, ...)                                                                                    \
+  template FUSED_RNN_KERNEL run_forward<Cell, S, Size<__VA_ARGS__>>(FUSED_RNN_PARAMETER Operands<S, ForwardArrays>); \
   template FUSED_RNN_KERNEL run_backward<Cell, S, Size<__VA_ARGS__>>(FUSED_RNN_PARAMETER Operands<S, BackwardArrays>)
-#define INSTANTIATE(Cell, S, ...)            \
-  INSTANTIATE_FORWARD(Cell, S, __VA_ARGS__); \
-  INSTANTIATE_BACKWARD(Cell, S, __VA_ARGS__)
 
 using ModulatedLstm = Modulated<Lstm, Modulates::input>;
 using ModulatedLstmHidden = Modulated<Lstm, Modulates::hidden>;
@@ -20,9 +16,9 @@ using ModulatedGru = Modulated<Gru, Modulates::input>;
 INSTANTIATE(Lstm, BFloat16, 128, 1, 1, 1);
 INSTANTIATE(Lstm, BFloat16, 512, 16, 2, 1);
 INSTANTIATE(GruResetAfter, Half, 256, 8, 2, 2);
-INSTANTIATE_BACKWARD(Gru, BFloat16, 512, 16, 2, 1);
-INSTANTIATE_BACKWARD(ModulatedLstm, BFloat16, 512, 16, 2, 1, 128);
-INSTANTIATE_BACKWARD(ModulatedLstmHidden, BFloat16, 512, 16, 2, 1, 512);
-INSTANTIATE_BACKWARD(ModulatedGru, BFloat16, 512, 16, 2, 1, 128);
+INSTANTIATE(Gru, BFloat16, 512, 16, 2, 1);
+INSTANTIATE(ModulatedLstm, BFloat16, 512, 16, 2, 1, 128);
+INSTANTIATE(ModulatedLstmHidden, BFloat16, 512, 16, 2, 1, 512);
+INSTANTIATE(ModulatedGru, BFloat16, 512, 16, 2, 1, 128);
 
 }  // namespace fused_rnn::cuda::cluster

@@ -3,7 +3,9 @@
 Times both families at one size after the other, forward and backward kernels alone with the preparation of their
 operands, in turns, and holds their results and gradients against the reference in float64. The file of results grows
 as the run does, and belongs into benchmarks/results. --show prints what the files there say, and --write makes
-csrc/cuda/cluster/measured.h of them, by which the clusters are chosen; neither needs a GPU.
+csrc/cuda/cluster/measured.h of them, by which the clusters are chosen. Results are valid for the sources of the kernels
+that they were measured with; --carry-over records that they are for those here, too, if nvcc makes the same machine
+code of both. None of the three needs a GPU.
 """
 
 import argparse
@@ -16,15 +18,17 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.budget import Budget
 from benchmarks.gpu import machine
+from benchmarks.gpu.kernel.build import CompilerError
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.clock import HostClock, clock_for
 from fused_rnn import cuda
 
-from . import family, header, results
+from . import carry, family, header, results
 from .measure import STEPS, measure, points
 
+WIDTH = max(map(len, results.CELLS))
 WRITE_SECONDS = 2  # between one writing of the results and the next, which takes a while where there are many points
-POINT = ("cell", "dtype", "hidden", "batch", "steps")
+POINT = ("cell", "dtype", "hidden", "batch", "steps", "input")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,12 +38,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sizes = "in place of those that are measured otherwise, the most telling first"
     parser.add_argument("--hidden", nargs="+", type=common.positive, metavar="H", help=sizes)
     parser.add_argument("--batches", nargs="+", type=common.positive, metavar="B", help=sizes)
+    of_inputs = f"features of the cells whose input is modulated, {sizes}"
+    parser.add_argument("--inputs", nargs="+", type=common.positive, metavar="I", help=of_inputs)
     parser.add_argument("--steps", type=common.positive, default=STEPS, metavar="T")
-    parser.add_argument("--seconds", type=common.positive_number, default=100.0, help="time for the whole run")
+    parser.add_argument("--seconds", type=common.positive_number, default=240.0, help="time for the whole run")
     parser.add_argument("--out", type=Path, help="file of results, in place of one in runs")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", type=Path, nargs="*", metavar="FILE", help="print results, by default all committed")
     instead.add_argument("--write", action="store_true", help="make the table of the committed results")
+    carry_over = "record in results that are valid for a revision of git that they are for the sources here"
+    instead.add_argument("--carry-over", metavar="REVISION", help=carry_over)
     return parser.parse_args(arguments)
 
 
@@ -50,15 +58,16 @@ def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.gpu.choice", *sys.argv[1:]]),
         "hardware": machine.description(clock.device),
+        "chip": asdict(chip),
         "digests": {**machine.digests(), "family": family.digest()},
         "points": [],
     }
     path = options.out or ROOT / "runs" / common.file_name("choice", result["hardware"]["gpu"])
-    tried = points(options.cells, options.dtypes, options.hidden, options.batches, options.steps)
+    tried = points(options.cells, options.dtypes, options.hidden, options.batches, options.inputs, options.steps)
     written = 0.0
     try:
         for layer, obstacle in budget.spend(tried):
-            record = {name: value for name, value in asdict(layer).items() if name in POINT}
+            record = {name: value for name, value in asdict(layer).items() if name in POINT and value is not None}
             if obstacle:
                 record["skipped"] = obstacle
             else:
@@ -85,7 +94,9 @@ def line(outcome: results.Outcome) -> str:
     sides = [f"{name} {_in_words(getattr(outcome, name))}" for name in results.FAMILIES]
     if not (outcome.cluster.obstacle or outcome.blocks.obstacle):
         sides.append(f"{outcome.blocks.total / outcome.cluster.total:.2f} times as fast")
-    return f"{outcome.cell:15} {outcome.dtype:8} H={outcome.hidden:<4} B={outcome.batch:<4} {'  '.join(sides)}"
+    features = f" I={outcome.features:<4}" if outcome.features else ""
+    sizes = f"H={outcome.hidden:<4} B={outcome.batch:<4}{features}"
+    return f"{outcome.cell:{WIDTH}} {outcome.dtype:8} {sizes} {'  '.join(sides)}"
 
 
 def _in_words(times: results.Times) -> str:
@@ -96,7 +107,9 @@ def show(path: Path) -> None:
     """Print a file of results: every point in a line, sorted by sizes."""
     found = results.read(path)
     print(f"{path.name}: {found.chip}, {found.date}, torch {found.torch}; µs per step, forward + backward")
-    for outcome in sorted(found.outcomes, key=lambda o: (o.cell, o.dtype, o.hidden % 8 > 0, o.hidden, o.batch)):
+    for outcome in sorted(
+        found.outcomes, key=lambda o: (o.cell, o.dtype, not o.whole_rows, o.hidden, o.batch, o.features)
+    ):
         print(line(outcome))
     print(f"ahead at {sum(outcome.ahead for outcome in found.outcomes)} of {len(found.outcomes)} points")
 
@@ -111,10 +124,21 @@ def write() -> None:
     print(f"wrote {header.PATH}")
 
 
+def carry_over(revision: str) -> None:
+    """Record that results are valid for the sources here, where the machine code is the same."""
+    try:
+        carry.carry_over(revision)
+    except CompilerError as error:
+        sys.exit(f"{error}error: the kernels did not compile")
+    print("python -m benchmarks.gpu.choice --write and python -m benchmarks.report make what follows from it")
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.write:
         write()
+    elif options.carry_over:
+        carry_over(options.carry_over)
     elif options.show is not None:
         paths = options.show or results.files()
         for path in paths:
@@ -122,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not paths:
             print(f"there are no results in {RESULTS} yet")
     elif obstacle := cuda.obstacle(None):
-        raise common.InputError(f"nothing can be measured, only --show and --write work: {obstacle}")
+        raise common.InputError(f"nothing can be measured, only --show, --write and --carry-over work: {obstacle}")
     else:
         run(options, clock_for(common.open_device("cuda")), cuda.current_chip())
 

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 
+from benchmarks.gpu.kernel import calls
 from benchmarks.speed import ROOT
+from fused_rnn.cells import CELLS
 
 from . import family
 from .results import Results
@@ -13,7 +15,7 @@ PATH = ROOT / "csrc" / "cuda" / "cluster" / "measured.h"
 TEXT = """\
 // Where the kernels of clusters were measured ahead of those of blocks, and right. Made by
 // `python -m benchmarks.gpu.choice --write` from benchmarks/results/choice-*.json: rows go when the sources that they
-// were measured with change.
+// were measured with change, unless --carry-over finds that their machine code is the same.
 #pragma once
 
 #include "choice.h"
@@ -27,8 +29,13 @@ namespace fused_rnn::cuda::cluster {{
 
 
 def stale(results: Results) -> bool:
-    """Whether they were measured with other sources of the family than those here."""
-    return results.digest != family.digest()
+    """Whether they were measured with other sources of the family than those here, and not carried over to these."""
+    return not results.valid_for(family.digest())
+
+
+def carried(results: Results) -> bool:
+    """Whether they were measured with other sources, of which the compiler makes the same machine code."""
+    return results.digest != family.digest() and not stale(results)
 
 
 def text(found: Sequence[Results]) -> str:
@@ -43,13 +50,15 @@ def text(found: Sequence[Results]) -> str:
 
 
 def _origin(results: Results) -> str:
+    same = ",\n    // whose machine code is that of the sources here" if carried(results) else ""
     return (
         f"    // {results.name}: {results.chip}, {results.date}, torch {results.torch}, sources\n"
-        f"    // {results.digest}"
+        f"    // {results.digest}{same}"
     )
 
 
 def _row(row: Row, chip: str) -> str:
-    whole = str(row.whole_rows).lower()
+    cell = f"CellId::{calls.base_of(row.cell)}, Modulates::{CELLS[row.cell].modulates or 'nothing'}"
     sizes = f"{row.least_hidden}, {row.most_hidden}, {row.least_batch}, {row.most_batch}"
-    return f"    {{CellId::{row.cell}, Type::{row.dtype}, {whole}, {sizes}, {json.dumps(chip)}}},"
+    values = (cell, f"Type::{row.dtype}", str(row.whole_rows).lower(), sizes, row.least_features, row.most_features)
+    return f"    {{{', '.join(map(str, values))}, {json.dumps(chip)}}},"

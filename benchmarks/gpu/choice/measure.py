@@ -12,14 +12,17 @@ from benchmarks.gpu.plans import DIRECTIONS, Layer
 from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
 
-from .results import CELLS, DTYPES, FAMILIES
+from .results import CELLS, DTYPES, FAMILIES, modulates_input
 
 FORCED = {family: f"exchange={family}" for family in FAMILIES}
 # H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer.
 HIDDEN, BATCHES = (512, 128, 256, 768, 64, 384, 640, 192), (64, 16, 32, 128, 256, 1, 512)
 GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
+# Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
+INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
+MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
 STEPS, ROUNDS = 256, 4
-JUDGED_STEPS, FEATURES = 32, 16  # errors add up along a sequence; features are not the kernels' business
+JUDGED_STEPS, JUDGED_INPUT = 32, 16  # errors add up along a sequence; elsewhere features are not the kernels' business
 
 
 def points(
@@ -27,14 +30,28 @@ def points(
     dtypes: Sequence[str] = DTYPES,
     hidden: Sequence[int] | None = None,
     batches: Sequence[int] | None = None,
+    inputs: Sequence[int] | None = None,
     steps: int = STEPS,
 ) -> list[Layer]:
     """The most telling sizes of all cells and dtypes first, so that every one has some when the time is over."""
-    given = hidden or batches
-    grids = ((hidden or HIDDEN, batches or BATCHES),) if given else GRIDS
-    ranked = [pair for grid in grids for pair in product(*(enumerate(sizes) for sizes in grid))]
-    ranked.sort(key=lambda pair: pair[0][0] + pair[1][0])  # how far down both sizes stand
-    return [Layer(cell, dtype, h, b, steps) for (_, h), (_, b) in ranked for dtype, cell in product(dtypes, cells)]
+    sizes = {cell: _sizes(modulates_input(cell), hidden, batches, inputs) for cell in cells}
+    ranked = [
+        (rank, place, Layer(cell, dtype, h, b, steps, input=i))
+        for dtype, cell in product(dtypes, cells)
+        for place, (rank, h, b, i) in enumerate(sizes[cell])
+    ]
+    return [layer for *_, layer in sorted(ranked, key=lambda found: found[:2])]
+
+
+def _sizes(modulated: bool, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """How far down their lists all sizes stand, then these: H, B, and I where the input is modulated, else None."""
+    hidden, batches, inputs = given
+    grids = MODULATED_GRIDS if modulated else GRIDS
+    if hidden or batches:
+        grids = ((hidden or grids[0][0], batches or grids[0][1]),)
+    features = (inputs or INPUTS) if modulated else (None,)
+    ranked = [zip(*place) for grid in grids for place in product(*map(enumerate, (*grid, features)))]
+    return sorted(((sum(ranks), *sizes) for ranks, sizes in ranked), key=lambda found: found[0])
 
 
 def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> dict:
@@ -53,13 +70,16 @@ def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kerne
     if "refused" in record["cluster"]:
         record["blocks"]["not_timed"] = "there is no cluster beside it"
     else:
-        with plans.failure_recorded(record["cluster"]):  # what is not the fault of one of them, as too little memory
+        failure: dict = {}  # that is not the fault of one of them, as too little memory
+        with plans.failure_recorded(failure):
             _time(layer, {name: found for name, found in record.items() if "refused" not in found}, clock, kernels)
+        for family in FAMILIES:
+            record[family] |= failure
     return record
 
 
 def _time(layer: Layer, record: dict[str, dict], clock: HostClock, kernels: cuda.Kernels) -> None:
-    sizes = {"T": JUDGED_STEPS, "B": layer.batch, "I": FEATURES, "H": layer.hidden}
+    sizes = {"T": JUDGED_STEPS, "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
     judge = Judge(layer.cell, getattr(torch, layer.dtype), clock.device, **sizes)
     entries: list[plans.Entry] = []
     for family, found in record.items():

@@ -16,20 +16,31 @@ from . import header
 from .results import CELLS, DTYPES, Outcome, Results, parse
 
 NOT_RUN = "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
+NOT_RUN_OF = "Not yet run on a GPU beside each other, so that `auto` takes the kernels of blocks: {}."
 COMMON = (
     "Kernels of clusters beside kernels of blocks (see [Backends](#backends)): the time of the kernels alone, with "
     "those that pack weights. Entries: µs per step of the clusters, forward + backward (how many times as fast as the "
     "blocks, both together). A point of which one of the two is off from float64 by more than twice as much as PyTorch "
     "has no times; with a ReLU that may be a unit near zero, which rounding moves across the kink."
 )
-TITLES = {"lstm": "LSTM", "gru_reset_after": "GRU, reset after", "rnn_tanh": "RNN, tanh", "rnn_relu": "RNN, ReLU"}
+TITLES = {
+    **{"lstm": "LSTM", "gru_reset_after": "GRU, reset after", "rnn_tanh": "RNN, tanh", "rnn_relu": "RNN, ReLU"},
+    **{"gru": "GRU, reset before", "multiplicative_lstm": "multiplicative LSTM"},
+    "multiplicative_lstm_hidden": "multiplicative LSTM, hidden variant",
+    "multiplicative_gru": "multiplicative GRU",
+}
+CARRIED = "Their sources have changed since, and the compiler makes the same machine code of them."
 SHOWN = ("lstm", "bfloat16")  # in the table
 FEW = 4  # points that are named one by one
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join([COMMON, *map(section, results)]) if results else NOT_RUN
+    """What no file has, and one section per file of results; or one sentence where there is none."""
+    if not results:
+        return NOT_RUN
+    measured = {outcome.cell for result in results for outcome in _parsed(result).outcomes}
+    missing = ", ".join(f"`{cell}`" for cell in CELLS if cell not in measured)
+    return "\n\n".join([COMMON, *([NOT_RUN_OF.format(missing)] if missing else []), *map(section, results)])
 
 
 def other_kernels(result: dict) -> bool:
@@ -48,7 +59,7 @@ def section(result: dict) -> str:
     sentences = [
         f"Measured on {found.date[:10]} with `python -m benchmarks.gpu.choice`: {found.chip}, torch {found.torch}, "
         f"T={steps}.",
-        *([OTHER_KERNELS] if other_kernels(result) else []),
+        *([OTHER_KERNELS] if header.stale(found) else [CARRIED] if header.carried(found) else []),
         *([f"Points skipped for lack of time: {skipped}."] if skipped else []),
     ]
     shown = [outcome for outcome in found.outcomes if (outcome.cell, outcome.dtype) == SHOWN]
@@ -109,4 +120,4 @@ def _named(outcomes: Sequence[Outcome]) -> str:
     if len(outcomes) > FEW:
         return f"{len(outcomes)} of them"
     ratios = [f" ({digits(found)})" if (found := ratio(outcome)) else "" for outcome in outcomes]
-    return ", ".join(f"H={outcome.hidden} B={outcome.batch}{ratio}" for outcome, ratio in zip(outcomes, ratios))
+    return ", ".join(f"{outcome.sizes}{ratio}" for outcome, ratio in zip(outcomes, ratios))

@@ -8,8 +8,12 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.gpu.plans import DIRECTIONS
 from benchmarks.speed import RESULTS
+from fused_rnn import cells
 
-CELLS = ("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu")
+CELLS = (
+    *("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"),
+    *("gru", "multiplicative_lstm", "multiplicative_lstm_hidden", "multiplicative_gru"),
+)
 DTYPES = ("bfloat16", "float16")
 FAMILIES = ("cluster", "blocks")
 OBSTACLES = {"refused", "failed", "not_timed"}  # reasons why a family has no times, in the record of a point
@@ -42,6 +46,17 @@ class Outcome:
     batch: int
     cluster: Times
     blocks: Times
+    features: int = 0  # of the input where it is modulated, within the kernels; elsewhere they are none of theirs
+
+    @property
+    def sizes(self) -> str:
+        features = f" I={self.features}" if self.features else ""
+        return f"H={self.hidden} B={self.batch}{features}"
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether values travel in rows of 8, and not one by one."""
+        return self.hidden % 8 == 0 and self.features % 8 == 0
 
     @property
     def ahead(self) -> bool:
@@ -59,6 +74,11 @@ class Results:
     torch: str
     digest: str  # of the family's sources
     outcomes: tuple[Outcome, ...]  # without points that there was no time for
+    carried: tuple[str, ...] = ()  # digests of later sources, of which the compiler made the same machine code
+
+    def valid_for(self, digest: str) -> bool:
+        """Whether sources of this digest are those that were measured, or make the same machine code."""
+        return digest in (self.digest, *self.carried)
 
 
 def files(folder: Path = RESULTS) -> list[Path]:
@@ -67,13 +87,15 @@ def files(folder: Path = RESULTS) -> list[Path]:
 
 
 def load(folder: Path = RESULTS) -> list[Results]:
-    """All files of results, one for each chip; InputError if two are of the same chip, or one is malformed."""
+    """All files of results; InputError if two are of the same cell and dtype on the same chip, or one is malformed."""
     found = [read(path) for path in files(folder)]
-    chips = [results.chip for results in found]
+    names: dict[tuple[str, str, str], str] = {}
     for results in found:
-        if chips.count(results.chip) > 1:
-            names = " and ".join(other.name for other in found if other.chip == results.chip)
-            raise common.InputError(f"{names} are both of {results.chip}, and each chip must have one file of results")
+        for cell, dtype in sorted({(outcome.cell, outcome.dtype) for outcome in results.outcomes}):
+            other = names.setdefault((cell, dtype, results.chip), results.name)
+            if other != results.name:
+                both = f"{other} and {results.name} both have {cell} in {dtype} on {results.chip}"
+                raise common.InputError(f"{both}, and these must be in one file of results")
     return found
 
 
@@ -97,6 +119,7 @@ def parse(content: object, path: Path) -> Results:
             _get(hardware, "torch", str),
             _get(_get(content, "digests", dict), "family", str),
             tuple(_outcomes(_get(content, "points", list))),
+            tuple(_get(record, "family", str) for record in _get({"carried": [], **content}, "carried", list)),
         )
     except ValueError as problem:
         raise _malformed(path, problem) from None
@@ -113,7 +136,7 @@ def _outcomes(points: Sequence[object]) -> Iterator[Outcome]:
             if isinstance(point, dict) and "skipped" in point:
                 continue
             found = outcome(point)
-            sizes = (found.cell, found.dtype, found.hidden, found.batch)
+            sizes = (found.cell, found.dtype, found.hidden, found.batch, found.features)
             if sizes in seen:
                 raise ValueError("has the sizes of one before it")
             seen.add(sizes)
@@ -128,10 +151,17 @@ def outcome(point: object) -> Outcome:
     for value, known in ((cell, CELLS), (dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"has {value!r}, where one of {', '.join(known)} is needed")
-    sizes = [_get(point, name, int) for name in ("hidden", "batch")]
+    modulated = modulates_input(cell)
+    sizes = [_get(point, name, int) for name in ("hidden", "batch", *(["input"] if modulated else []))]
     if min(sizes) < 1:
         raise ValueError(f"has the size {min(sizes)}, and sizes must be at least 1")
-    return Outcome(cell, dtype, *sizes, *(_times(_get(point, family, dict)) for family in FAMILIES))
+    hidden, batch, *features = sizes
+    return Outcome(cell, dtype, hidden, batch, *(_times(_get(point, family, dict)) for family in FAMILIES), *features)
+
+
+def modulates_input(cell: str) -> bool:
+    """Whether a cell has another kernel, or another plan, for another number of features."""
+    return cells.CELLS[cell].modulates == "input"
 
 
 def _times(found: dict) -> Times:

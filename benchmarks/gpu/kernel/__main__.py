@@ -27,11 +27,12 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.gpu import machine, plans
-from benchmarks.gpu.choice.results import CELLS, DTYPES
+from benchmarks.gpu.choice.results import DTYPES
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock, clock_for, summary
 from fused_rnn import cuda
+from fused_rnn.cells import CELLS
 
 from . import build, calls, sass
 from .check import worst_error
@@ -72,9 +73,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--built", action="store_true", help="take the kernel from --folder, as compiled there before")
     parser.add_argument("--out", type=Path, help="file of results to append to, in place of one in runs")
     options = parser.parse_args(arguments)
-    if options.exchange == "cluster" and not (options.cell in CELLS and options.dtype in DTYPES):
-        given = f"{options.cell} in {options.dtype}"
-        parser.error(f"--exchange cluster is for {', '.join(CELLS)} in {' and '.join(DTYPES)}, not for {given}")
+    if options.exchange == "cluster" and options.dtype not in DTYPES:
+        parser.error(f"--exchange cluster is for {' and '.join(DTYPES)}, not for {options.dtype}")
     return options
 
 
@@ -118,7 +118,7 @@ class Bench:
         library = build.Library(target, self.chip, self.device)
         plan = self.plan(library)
         kernels = found.pop("kernels")
-        self.record |= found | kernels[build.symbol_of(kernels, self.layer.hidden, plan)]
+        self.record |= found | kernels[build.symbol_of(kernels, self.layer.hidden, self.features, plan)]
         print("\n".join([*compiled_in_words(self.layer, self.record), f"plan: {plan}"]), flush=True)
         try:
             self.check(library)
@@ -170,6 +170,11 @@ class Bench:
         if error.wrong:
             self.record["failed"] = f"its results are wrong: {error}"
 
+    @property
+    def features(self) -> int:
+        """Of a modulated input, by which kernels differ; elsewhere 0."""
+        return self.layer.features if CELLS[self.layer.cell].modulates == "input" else 0
+
     def on_host(self) -> build.Library:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "host.so"
@@ -202,8 +207,7 @@ def own_architecture(device: torch.device) -> str | None:
     """What nvcc calls a GPU, with all that it can do."""
     if device.type != "cuda":
         return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{major}{minor}{'a' if major >= 9 else ''}"
+    return build.architecture_of(*torch.cuda.get_device_capability(device))
 
 
 def obstacle(device: torch.device, arch: str) -> str | None:

@@ -40,13 +40,17 @@ class CompilerError(Exception):
     """The kernel did not compile; the message is what the compiler said."""
 
 
-def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
-    """What chooses the kernel in kernel.cu."""
+def cpp_cell(cell: str) -> str:
+    """What csrc/cells calls the base cell."""
     base = calls.base_of(cell)
     rnn = base.startswith("rnn_")
-    name = f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
+    return f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
+
+
+def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
+    """What chooses the kernel in kernel.cu."""
     chosen = {
-        "CELL": name,
+        "CELL": cpp_cell(cell),
         "MODULATES": CELLS[cell].modulates or "nothing",
         "TYPE": CPP_TYPES[dtype],
         "EXCHANGE": f"{exchange.title().replace('_', '')}Exchange",
@@ -54,6 +58,11 @@ def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
         "FORWARD": int(direction == "forward"),
     }
     return [f"-DKERNEL_{macro}={value}" for macro, value in chosen.items()]
+
+
+def macros_of_clusters(dtype: str, direction: str) -> list[str]:
+    """What chooses the kernels of clusters of all cells there."""
+    return [f"-DKERNEL_TYPE={CPP_TYPES[dtype]}", f"-DKERNEL_FORWARD={int(direction == 'forward')}"]
 
 
 def compiled(command: Sequence[str | Path], target: Path) -> str:
@@ -95,8 +104,13 @@ def find_nvcc(arch: str) -> str:
     return nvcc
 
 
-def nvcc_command(nvcc: str, arch: str, chosen: list[str]) -> list[str]:
-    return [nvcc, *NVCCFLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", *chosen, "-shared", str(SOURCE)]
+def architecture_of(major: int, minor: int) -> str:
+    """What nvcc calls GPUs of this compute capability, with all that they can do."""
+    return f"{major}{minor}{'a' if major >= 9 else ''}"
+
+
+def nvcc_command(nvcc: str, arch: str, chosen: list[str], source: Path = SOURCE) -> list[str]:
+    return [nvcc, *NVCCFLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", *chosen, "-shared", str(source)]
 
 
 def version_of(nvcc: str) -> str:
@@ -128,6 +142,12 @@ def disassembled(binary: Path, nvcc: str, *options: str) -> dict[str, list[sass.
 
     Options are those of cuobjdump: ``-arch`` where kernels are compiled for several architectures.
     """
+    text = disassembly(binary, nvcc, *options)
+    return None if text is None else sass.parse(text)
+
+
+def disassembly(binary: Path, nvcc: str, *options: str) -> str | None:
+    """The same as text."""
     program = toolkit.cuobjdump(nvcc)
     if not program:
         return None
@@ -139,19 +159,26 @@ def disassembled(binary: Path, nvcc: str, *options: str) -> dict[str, list[sass.
         check=True,
         env={**os.environ, "PATH": path},
     )
-    return sass.parse(run.stdout)
+    return run.stdout
 
 
-def symbol_of(symbols: Iterable[str], hidden: int, plan: cuda.Plan) -> str:
-    """The kernel that a plan launches. Of those of clusters each is for a size: K, blocks, shares of K, octets."""
+def symbol_of(symbols: Iterable[str], hidden: int, features: int, plan: cuda.Plan) -> str:
+    """The kernel that a plan launches, with this many features of a modulated input, elsewhere 0.
+
+    Of those of clusters each is for a size: K, blocks, shares of K, octets, and perhaps features.
+    """
     symbols = list(symbols)
     if plan.exchange != "cluster":
         (only,) = symbols
         return only
-    sizes = {tuple(map(int, re.search(r"4SizeI" + r"Li(\d+)E" * 4, symbol).groups())): symbol for symbol in symbols}
-    return sizes[
-        min(size for size in sizes if size[0] >= hidden and (size[1], 8 * size[3]) == (plan.parts, plan.sequences))
-    ]
+    found = []
+    for symbol in symbols:
+        size = re.search(r"4SizeI((?:Li\d+E)+)E", symbol)[1]
+        most_units, blocks, _, octets, most_features, *_ = *map(int, re.findall(r"\d+", size)), 0
+        has_room = most_units >= hidden and most_features >= features
+        if has_room and (blocks, 8 * octets) == (plan.parts, plan.sequences):
+            found.append((most_units, most_features, symbol))
+    return min(found)[2]
 
 
 # For the host shim --------------------------------------------------------------------------------------------------

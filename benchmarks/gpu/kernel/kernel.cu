@@ -1,10 +1,12 @@
 // One kernel of csrc/cuda behind a C interface, for benchmarks.gpu.kernel. Macros choose it: KERNEL_CELL, KERNEL_TYPE
 // (types), KERNEL_MODULATES (of Modulates), KERNEL_EXCHANGE and KERNEL_FORWARD (1 or 0). With KERNEL_IN_CLUSTERS it is
-// the kernel of warps, in all its sizes. nvcc makes a library of it that runs on a GPU; any other compiler, with
-// tests/host_shim on its include path, one that runs on the CPU.
+// the kernel of warps, in all its sizes; without KERNEL_CELL those of all cells, for benchmarks.gpu.choice. nvcc makes
+// a library of it that runs on a GPU; any other compiler, with tests/host_shim on its include path, one that runs on
+// the CPU.
 
 #include <exception>
 #include <string>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #  include "../../../csrc/cuda/launch.h"
@@ -21,16 +23,24 @@ using Launcher = StreamLauncher;
 using Launcher = HostLauncher;
 #endif
 
-#if KERNEL_FORWARD
-using Call = ForwardCall;
-#else
-using Call = BackwardCall;
+using Call = std::conditional_t<KERNEL_FORWARD, ForwardCall, BackwardCall>;
+
+}  // namespace
+
+#if defined(__CUDACC__) && !defined(KERNEL_CELL)
+FUSED_RNN_INSTANTIATE_CLUSTER(template, Call, KERNEL_TYPE);  // which launch.h says is elsewhere
 #endif
+
+namespace {
 
 // By the division that the environment forces.
 Prepared prepared(const Call& call, const Chip& chip) {
-#if KERNEL_IN_CLUSTERS
-  return cluster::prepare_for<KERNEL_CELL, KERNEL_TYPE>(call, chip, forced_division(), Launcher());
+#if !defined(KERNEL_CELL)
+  return cluster::prepare_as<KERNEL_TYPE>(call, chip, forced_division(), Launcher());
+#elif KERNEL_IN_CLUSTERS
+  using Modulated = cluster::Modulated<KERNEL_CELL, Modulates::KERNEL_MODULATES>;
+  using Cell = std::conditional_t<Modulates::KERNEL_MODULATES == Modulates::nothing, KERNEL_CELL, Modulated>;
+  return cluster::prepare_for<Cell, KERNEL_TYPE>(call, chip, forced_division(), Launcher());
 #else
   return prepare_for<KERNEL_CELL, Modulates::KERNEL_MODULATES, KERNEL_TYPE, KERNEL_EXCHANGE>(
       call, chip, forced_division(), Launcher());

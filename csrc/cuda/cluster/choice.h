@@ -13,20 +13,26 @@ namespace fused_rnn::cuda::cluster {
 // A range of sizes in which the kernels were ahead on a chip, forward and backward together.
 struct Measured {
   CellId cell;
+  Modulates modulates;
   Type type;
-  bool whole_rows;                    // whether H is a multiple of 8, or not
-  int64_t least_hidden, most_hidden;  // of H, both included
-  int64_t least_batch, most_batch;    // of B, both included
-  std::string_view chip;              // as CUDA names it
+  bool whole_rows;                        // whether H is a multiple of 8, and the features are as well, or not
+  int64_t least_hidden, most_hidden;      // of H, both included
+  int64_t least_batch, most_batch;        // of B, both included
+  int64_t least_features, most_features;  // of I where the input is modulated, both included; elsewhere zeros
+  std::string_view chip;                  // as CUDA names it
 };
 
-// Whether a row of the table covers these sizes on this chip.
+// Whether a row of the table covers a layer on this chip.
 template <size_t rows>
-constexpr bool measured_ahead(const std::array<Measured, rows>& table, CellId cell, Type type, int64_t H, int64_t B,
-                              std::string_view chip) {
+constexpr bool measured_ahead(const std::array<Measured, rows>& table, const Layer& layer, std::string_view chip) {
+  const int64_t features = layer.modulates == Modulates::input ? layer.I : 0;
+  const bool whole_rows = layer.H % 8 == 0 && features % 8 == 0;
+  const auto within = [](int64_t least, int64_t size, int64_t most) { return least <= size && size <= most; };
   for (const Measured& row : table)
-    if (row.cell == cell && row.type == type && row.whole_rows == (H % 8 == 0) && row.least_hidden <= H &&
-        H <= row.most_hidden && row.least_batch <= B && B <= row.most_batch && row.chip == chip)
+    if (row.cell == layer.cell && row.modulates == layer.modulates && row.type == layer.type &&
+        row.whole_rows == whole_rows && within(row.least_hidden, layer.H, row.most_hidden) &&
+        within(row.least_batch, layer.B, row.most_batch) && within(row.least_features, features, row.most_features) &&
+        row.chip == chip)
       return true;
   return false;
 }

@@ -34,7 +34,7 @@ struct ForwardShape {
   // then those of U_n, then those of U; what is left over is in shared memory, if that has room.
   static constexpr int for_phases = phases_of<Cell> == 1 ? 0
                                     : of_input           ? 28 + 40 * (phases_of<Cell> - 1)
-                                    : reset_before       ? 56
+                                    : reset_before       ? (warps > 8 ? 40 : 56)
                                     : Size::octets > 1   ? 74
                                                          : 84;
   static constexpr int others = 64 + 16 * Size::octets + for_phases;
@@ -55,7 +55,7 @@ struct ForwardShape {
   static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
 
   // Whether a multiprocessor has room.
-  static constexpr bool fits = room >= 0 && weight_bytes <= 176 * 1024;
+  static constexpr bool fits = phases_of<Cell> == 1 || (wanted >= 0 && weight_bytes <= 152 * 1024);
 
   // For the plan.
   static constexpr int held_registers = 4 * held * recurrent + 2 * held_n + always;

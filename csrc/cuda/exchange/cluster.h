@@ -19,11 +19,6 @@
 namespace fused_rnn::cuda {
 
 struct ClusterExchange {
-  // Nanoseconds of a phase, and of a byte that a block receives in it: cluster_exchange of `python -m
-  // benchmarks.gpu.micro` in clusters of 8 and 16, where 2 KB take 370 to 390 and 32 KB 1360.
-  static double of_phase(int /*team*/) { return 310; }
-  static constexpr double of_byte = 0.032;
-
   static Attributes attributes(int team, int threads) { return {.cluster = team, .threads = threads}; }
 };
 
@@ -157,9 +152,6 @@ class ClusterState : ClusterChannel<Team, shares> {
   }
   FUSED_RNN_DEVICE bool wait(int share) {
     return wait(share, [] {});
-  }
-  FUSED_RNN_DEVICE bool wait_also(int share) {
-    return Base::wait(share, [] {});
   }
 
   FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + read() * copy_bytes); }

@@ -8,7 +8,7 @@
 //
 // On the host, static:
 //   attributes(...)                 how blocks must be launched
-//   of_phase(parts), of_byte        what it costs in nanoseconds, for the planner
+//   of_phase(parts), of_byte        by values, what it costs in nanoseconds, for the planner
 //   reserve_shared, reserve_workspace(Layout&, const Number&, Arena&)
 //                                   what it needs of a block's shared memory, and of device memory that is cleared; by
 //                                   rows, `shared_bytes` of each channel
@@ -42,7 +42,6 @@
 //   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed
 //                                   from now on is for the step after. By every warp, in every step but the first.
 //                                   wait(share, failing) calls failing() if it is this wait that fails
-//   bool wait_also(share)           another share of the same step, for a warp that reads more than one
 //   S* rows(), SharedAddress address()
 //                                   [sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and

@@ -1,0 +1,254 @@
+"""Results that stay valid: sources of the family that have changed, of which the compiler makes the same machine code.
+
+``carry_over`` compiles the kernels of clusters of a revision, with whose sources results are valid, and of the working
+tree, by the same nvcc for the architecture that was measured. It compares all kernels of the cells and dtypes that were
+measured bit by bit, and what they take of the device. Kernels are matched by what they are, because their names change
+with the templates. Then it asks the library that it compiled for the plan of every measured point, which must be the
+one that was measured there. What else the host does for these kernels is not compared. If all is the same, the results
+get a record of it, by which they are valid for the sources here.
+"""
+
+import io
+import json
+import re
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+from benchmarks.gpu.kernel import build, calls
+from benchmarks.gpu.plans import DIRECTIONS, H200, enforced
+from benchmarks.speed import RESULTS, ROOT
+from fused_rnn import cuda
+from fused_rnn.cells import CELLS
+
+from . import family, results
+from .measure import FORCED
+
+COMPILERS = 2  # at the same time
+NAMED = 8  # kernels or points that a refusal names
+
+
+# Machine code -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel is, whatever its name is."""
+
+    direction: str
+    cell: str
+    dtype: str
+    size: tuple[int, ...]  # K, blocks, shares, octets, features
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.dtype} {self.direction} {'x'.join(map(str, self.size))}"
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the compiler made of a kernel."""
+
+    resources: build.Resources
+    lines: tuple[str, ...]  # of the disassembly: every instruction as text and as bits
+
+
+def mangled(cell: str) -> str:
+    """The cell as it stands in the name of a kernel, among the arguments of its template."""
+    names = re.findall(r"\w+", build.cpp_cell(cell))
+    base = "I".join(f"NS_{len(name)}{name}" for name in names) + "E" * (2 * len(names) - 1)
+    modulates = calls.MODULATES.index(CELLS[cell].modulates)
+    return f"NS1_9ModulatedI{base}LNS_9ModulatesE{modulates}EEE" if modulates else base
+
+
+CELL_OF = {mangled(cell): cell for cell in results.CELLS}
+DTYPE_OF = {build.CPP_TYPES[dtype]: dtype for dtype in results.DTYPES}
+SYMBOL = re.compile(
+    rf"run_(?P<direction>{'|'.join(DIRECTIONS)})I(?P<cell>{'|'.join(CELL_OF)})"
+    rf"NS_\d+(?P<dtype>{'|'.join(DTYPE_OF)})ENS1_4SizeI(?P<size>(?:Li\d+E)+)E"
+)
+
+
+def kernel_of(symbol: str) -> Kernel | None:
+    """What a kernel is by its mangled name, or None if it is no kernel of clusters of a known cell."""
+    found = SYMBOL.search(symbol)
+    if not found:
+        return None
+    size = [*map(int, re.findall(r"\d+", found["size"])), 0][:5]  # features were not always named
+    return Kernel(found["direction"], CELL_OF[found["cell"]], DTYPE_OF[found["dtype"]], tuple(size))
+
+
+def codes(disassembly: str, resources: dict[str, build.Resources]) -> dict[Kernel, Code]:
+    """The code of every kernel of clusters, of what cuobjdump prints and of what kernels take by their symbols."""
+    found = {}
+    for part in re.split(r"^\s*Function\s*:\s*", disassembly, flags=re.MULTILINE)[1:]:
+        symbol, *lines = part.splitlines()
+        if kernel := kernel_of(symbol):
+            found[kernel] = Code(resources[symbol.strip()], tuple(filter(None, map(str.strip, lines))))
+    return found
+
+
+def differences(
+    before: dict[Kernel, Code], now: dict[Kernel, Code], measured: Iterable[tuple[str, str]]
+) -> Iterator[str]:
+    """What has changed of the kernels of the cells and dtypes that were measured, a kernel each."""
+    for direction, (cell, dtype) in product(DIRECTIONS, sorted(measured)):
+        old, new = (
+            {k: code for k, code in side.items() if (k.direction, k.cell, k.dtype) == (direction, cell, dtype)}
+            for side in (before, now)
+        )
+        if not old:
+            yield f"{cell} {dtype} {direction} has no machine code to compare"
+        yield from (f"{kernel} is gone" for kernel in old if kernel not in new)
+        yield from (f"{kernel} is new" for kernel in new if kernel not in old)
+        yield from (f"{kernel} differs" for kernel in old if kernel in new and old[kernel] != new[kernel])
+
+
+# Plans ------------------------------------------------------------------------------------------------------
+
+Plan = Callable[[str, dict], str | None]  # how the clusters plan a direction of a point now, or None if they refuse it
+
+
+def planned_otherwise(points: Sequence[dict], plan: Plan) -> Iterator[str]:
+    """The measured points at which the clusters are not planned any more as they were."""
+    for point in points:
+        if "skipped" in point:
+            continue
+        plans = point["cluster"].get("plans", {})
+        for direction in DIRECTIONS:
+            before, now = plans.get(direction), plan(direction, point)
+            if before != now:
+                sizes = f"H={point['hidden']} B={point['batch']}"
+                yield f"{point['cell']} {point['dtype']} {sizes} {direction} with {now}, measured with {before}"
+
+
+def chip_of(content: dict) -> cuda.Chip:
+    """The chip of a file of results as a plan must know it; an H200's, where the file does not have it."""
+    if "chip" in content:
+        return cuda.Chip(**{**content["chip"], "clusters": tuple(content["chip"]["clusters"])})
+    if content["hardware"]["gpu"] == H200.name:
+        return H200
+    raise common.InputError(f"results of {content['hardware']['gpu']} lack 'chip', without which nothing is planned")
+
+
+def planner(libraries: dict[tuple[str, str], Path], chip: cuda.Chip) -> Plan:
+    """By compiled kernels of each direction and dtype, which no GPU is needed to ask."""
+    loaded = {which: build.Library(path, chip, torch.device("cpu")) for which, path in libraries.items()}
+
+    def plan(direction: str, point: dict) -> str | None:
+        sizes = {"T": point["steps"], "B": point["batch"], "I": point.get("input", point["hidden"])}
+        dtype = getattr(torch, point["dtype"])
+        call = calls.sized(direction, point["cell"], dtype, **sizes, H=point["hidden"])
+        try:
+            with enforced(FORCED["cluster"]):
+                return loaded[direction, point["dtype"]].plan(call).forced
+        except common.InputError:  # it is refused
+            return None
+
+    return plan
+
+
+# Both sources compiled --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Build:
+    """The kernels of clusters of some sources, compiled."""
+
+    codes: dict[Kernel, Code]
+    libraries: dict[tuple[str, str], Path]  # by direction and dtype
+
+
+def git(*arguments: str) -> bytes:
+    """What git says of this repository; InputError with its complaint."""
+    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+    if done.returncode:
+        raise common.InputError(f"git {' '.join(arguments)} in {ROOT} failed: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+def sources_of(revision: str, folder: Path) -> Path:
+    """The C++ sources of a revision, in this folder."""
+    with zipfile.ZipFile(io.BytesIO(git("archive", "--format=zip", revision, "csrc"))) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str) -> Build:
+    """By commands of nvcc for each direction and dtype; InputError without a disassembler."""
+    targets = {which: folder / f"{'_'.join(which)}.so" for which in commands}
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        reports = dict(zip(commands, pool.map(build.compiled, commands.values(), targets.values())))
+    found: dict[Kernel, Code] = {}
+    for which, target in targets.items():
+        disassembly = build.disassembly(target, nvcc)
+        if disassembly is None:
+            raise common.InputError("machine code cannot be compared: there is no cuobjdump and nvdisasm")
+        found |= codes(disassembly, build.resources(reports[which], which[0]))
+    return Build(found, targets)
+
+
+def builds(before: Path, arch: str, nvcc: str, folder: Path) -> tuple[Build, Build]:
+    """The kernels of the sources in ``before``, and of those here, for an architecture."""
+    old, new = {}, {}
+    for direction, dtype in product(DIRECTIONS, results.DTYPES):
+        source = before / "csrc" / "cuda" / "cluster" / f"{direction}_{dtype}.cu"
+        old[direction, dtype] = build.nvcc_command(nvcc, arch, [], source)
+        new[direction, dtype] = build.nvcc_command(nvcc, arch, build.macros_of_clusters(dtype, direction))
+    return compiled(old, folder / "old", nvcc), compiled(new, folder / "new", nvcc)
+
+
+# Carrying over ----------------------------------------------------------------------------------------------
+
+
+def carry_over(revision: str) -> None:
+    """Record in the committed results of a revision's sources that they are valid for those here.
+
+    InputError if there are none that are not yet, and with what differs if they are not valid.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        before, present = sources_of(revision, folder / "before"), family.digest()
+        digest = family.digest(before)
+        found = {path: results.read(path) for path in results.files()}
+        paths = [path for path, each in found.items() if each.valid_for(digest) and not each.valid_for(present)]
+        if not paths:
+            raise common.InputError(
+                f"no results in {RESULTS} are valid for the sources of {revision} and not yet for those here"
+            )
+        commit = git("rev-parse", f"{revision}^{{commit}}").decode().strip()
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        made: dict[str, tuple[Build, Build]] = {}
+        for path in paths:
+            content = json.loads(path.read_text())
+            arch = build.architecture_of(*map(int, content["hardware"]["capability"].split(".")))
+            nvcc = build.find_nvcc(arch)
+            if arch not in made:
+                made[arch] = builds(before, arch, nvcc, folder / arch)
+            number = compare(path.name, found[path], content, *made[arch])
+            record = {"family": present, "from": digest, "revision": commit, "arch": arch, "kernels": number}
+            record |= {"compiler": build.version_of(nvcc), "date": date}
+            content["carried"] = [*content.get("carried", []), record]
+            common.write_records(path, content, "points")
+            print(f"{path.name}: {number} kernels have the same machine code, and all points the same plans")
+
+
+def compare(name: str, found: results.Results, content: dict, old: Build, new: Build) -> int:
+    """How many kernels were compared; InputError with those that differ, or with points that are planned otherwise."""
+    measured = {(outcome.cell, outcome.dtype) for outcome in found.outcomes}
+    for complaints in (
+        differences(old.codes, new.codes, measured),
+        planned_otherwise(content["points"], planner(new.libraries, chip_of(content))),
+    ):
+        if different := list(complaints):
+            more = f", and {len(different) - NAMED} more" if len(different) > NAMED else ""
+            raise common.InputError(f"{name} is not valid for the sources here: {', '.join(different[:NAMED])}{more}")
+    return sum((kernel.cell, kernel.dtype) in measured for kernel in old.codes)
