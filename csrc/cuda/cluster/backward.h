@@ -42,9 +42,8 @@ class Backward {
   using Weights =
       std::conditional_t<(tiles * steps > 0), TurnedWeights<S, tiles, steps, held, own, of_gates, together>, Nothing>;
   // Chains of sums, so that instructions that do not wait for each other are under way.
-  static constexpr int chains = own_tiles * octets == 1 ? 2 : 1, feature_chains = own_feature_tiles * octets == 1   ? 4
-                                                                                  : own_feature_tiles * octets == 2 ? 2
-                                                                                                                    : 1;
+  static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;
+  static constexpr int feature_chains = own_feature_tiles * octets > 2 ? 1 : own_feature_tiles * octets > 1 ? 2 : 4;
   using FeatureAccumulators = float[feature_chains][multiplicative ? own_feature_tiles : 1][octets][4];
   static_assert(Sums::shared_bytes == Shape::unit_sums_bytes);
 
@@ -215,10 +214,9 @@ class Backward {
     }
   }
 
-  // The phases of a cell of several, after the first one's gradients were made. One operand is enough for these,
-  // because each range of its columns is multiplied before a barrier of the block that comes before whatever is written
-  // there next: those of z and n before the barrier of the phase that follows, those made in the last phase before that
-  // of the next step.
+  // The phases of a cell of several, after the first one's gradients were made. One operand is enough for these: what a
+  // phase writes there is multiplied after the phase's barrier and before the next one of the block, and all that write
+  // to the same place in the next step have passed that one.
   FUSED_RNN_DEVICE void hand_back(int step) {
     float dh[chains][own_tiles][octets][4] = {};
     FeatureAccumulators dx_hat = {};
