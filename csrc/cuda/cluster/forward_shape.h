@@ -30,13 +30,14 @@ struct ForwardShape {
   // not fill the time that each waits for the one before; where a product is long, registers are what is missing.
   static constexpr int chains = Size::octets > 1 ? 1 : warps > 8 || k_steps > 16 || phases_of<Cell> > 2 ? 2 : 4;
 
-  // Registers: beside weights sums, carried states, biases, addresses. Weights of W and U_m stay there in any case,
-  // then those of U_n, then those of U; what is left over is in shared memory, if that has room.
+  // Registers: beside weights sums, carried states, biases, addresses; of cells of several phases so many more as nvcc
+  // 13.0 was seen to need. Weights of W and U_m stay there in any case, then those of U_n, then those of U; what is
+  // left over is in shared memory, if that has room.
+  static constexpr int one_octet_of = Size::octets == 1 ? Size::K : 0;
   static constexpr int for_phases = phases_of<Cell> == 1 ? 0
-                                    : of_input           ? 28 + 40 * (phases_of<Cell> - 1)
+                                    : of_input           ? (one_octet_of > 384 ? 48 : 28) + 40 * (phases_of<Cell> - 1)
                                     : reset_before       ? (warps > 8 ? 40 : 56)
-                                    : Size::octets > 1   ? 74
-                                                         : 84;
+                                                         : (one_octet_of > 256 ? 100 : 74);
   static constexpr int others = 64 + 16 * Size::octets + for_phases;
   static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
                        always = 2 * (x_steps * G + m_steps);
