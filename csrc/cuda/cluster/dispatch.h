@@ -46,8 +46,9 @@ struct Kernel {
   void (*run)(const Operands<S, Arrays>);
 };
 
-template <typename Cell, typename Size, typename Shape>
-Candidate candidate_of(int shared_bytes) {
+template <typename Cell, typename Size, typename Shape, int shared_bytes>
+Candidate candidate_of() {
+  static_assert(shared_bytes <= most_shared_bytes, "it would run nowhere");
   return {.K = Size::K,
           .features = Size::features,
           .blocks = Size::blocks,
@@ -73,7 +74,7 @@ struct Direction<ForwardCall> {
   using Shape = ForwardShape<Cell, S, Size>;
   template <typename Cell, typename S, typename Size>
   static Kernel<S, ForwardArrays> kernel() {
-    return {candidate_of<Cell, Size, ForwardShape<Cell, S, Size>>(Forward<Cell, S, Size>::shared_bytes),
+    return {candidate_of<Cell, Size, ForwardShape<Cell, S, Size>, Forward<Cell, S, Size>::shared_bytes>(),
             run_forward<Cell, S, Size>};
   }
   static double gradient_clip(const ForwardCall&) { return 0; }
@@ -87,7 +88,7 @@ struct Direction<BackwardCall> {
   using Shape = BackwardShape<Cell, S, Size>;
   template <typename Cell, typename S, typename Size>
   static Kernel<S, BackwardArrays> kernel() {
-    return {candidate_of<Cell, Size, BackwardShape<Cell, S, Size>>(Backward<Cell, S, Size>::shared_bytes),
+    return {candidate_of<Cell, Size, BackwardShape<Cell, S, Size>, Backward<Cell, S, Size>::shared_bytes>(),
             run_backward<Cell, S, Size>};
   }
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
