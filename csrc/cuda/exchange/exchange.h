@@ -57,14 +57,14 @@
 // rule is about the copies of channels alone: what else warps of a block share, as the operand of a product whose sums
 // go to several owners, the kernel orders itself.
 //
-// Where a step has several phases, each has a channel, of which some blocks alone may make a part, and the last phase is
-// one that every block has a part in. Then the rule is that a block has read what it reads in a step, in whatever phase,
-// before it makes the last of its part in the last phase; and that who makes a part of a phase has got the phase before
-// whole, or the last one of the step before. So who makes a part of any phase in step t has got, by a chain of such
-// waits, all that the last phase of step t - 1 is made of: every block has read what it reads in step t - 1, also of a
-// channel that it reads later than what is made of it, as U h₋ reads h₋ after x̂ has left. What is overwritten is of step
-// t - 2 and was read by then. Sequences that have ended travel with the others, so that a turn always has all its bytes;
-// tiles that end are followed by start().
+// Where a step has several phases, each has a channel, of which some blocks alone may make a part, and the last phase
+// is one that every block has a part in. Then the rule is that a block has read what it reads in a step, in whatever
+// phase, before it makes the last of its part in the last phase; and that who makes a part of a phase has got the phase
+// before whole, or the last one of the step before. So who makes a part of any phase in step t has got, by a chain of
+// such waits, all that the last phase of step t - 1 is made of: every block has read what it reads in step t - 1, also
+// of a channel that it reads later than what is made of it, as U h₋ reads h₋ after x̂ has left. What is overwritten is
+// of step t - 2 and was read by then. Sequences that have ended travel with the others, so that a turn always has all
+// its bytes; tiles that end are followed by start().
 //
 // A wait takes ten seconds at most. By rows, a warp of which one has failed is not alive: its waits return false at
 // once, push, contribute and expect do nothing, and it runs on to the end of the kernel, with all its barriers, and
