@@ -99,9 +99,9 @@ def test_lengths_zoneout_and_clipping(place, cell, shape, reverse):
 DIVISIONS = ["parts=4", "parts=8", "parts=16", "parts=8,sequences=16", "parts=16,sequences=16"]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "gru", "rnn_tanh"])
 def test_clusters_of_one_block(place, monkeypatch, cell):
-    """Which have no room for the weights of cells whose steps exchange more, in one direction or the other."""
+    """Which have no room for the weights of multiplicative cells."""
     monkeypatch.setenv(cuda.FORCED, "exchange=cluster,parts=1")
     assert_right(place, [place.operands(cell, Shape(6, 30, 5, 120), dtype=torch.bfloat16, seed=s) for s in range(3)])
 
