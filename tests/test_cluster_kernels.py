@@ -51,9 +51,11 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 
 
 def assert_as_exact_as_pytorch(library, draws: list[Operands], way: Way) -> None:
-    # of draws with kinks or with hardly a value, one alone may be far off: σ of -13, which is nearly 0, comes out as 0
-    alone = draws[0].cell == "rnn_relu" or draws[0].tensors["h_0"].numel() == 1
-    yardstick = Yardstick(draws, average=median if alone else fmean)
+    # One draw alone may be far off where there are kinks, or a single unit whose pre-activations are products of three
+    # numbers: σ of -13, which is nearly 0, comes out as 0.
+    cell, values = draws[0].cell, draws[0].tensors["h_0"].numel()
+    may_be_off = cell == "rnn_relu" or (values == 1 and cell.startswith("multiplicative"))
+    yardstick = Yardstick(draws, average=median if may_be_off else fmean)
     yardstick.assert_no_worse(lambda op, d_results: run_kernels(op, d_results, HostKernels(library, way)))
 
 

@@ -41,7 +41,7 @@ struct ForwardShape {
   static constexpr int others = 64 + 16 * Size::octets + for_phases;
   static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
                        always = 2 * (x_steps * G + m_steps);
-  static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // registers of weights in place of which it is
+  static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // in place of so many registers of a thread
   static constexpr int wanted = registers_of(threads) - others - always,
                        needed = reset_before ? u_registers + n_registers - most_in_shared : 0,
                        room = wanted > needed ? wanted : needed;

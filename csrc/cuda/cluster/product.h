@@ -19,8 +19,7 @@ FUSED_RNN_DEVICE Fragment whole(const HalfFragment& f) { return {f.values[0], 0u
 
 // Call put(step, m, fragment) for `count` matrices from the `first` on and so many steps of K. Gates 2m and 2m + 1 of a
 // warp's 8 units are the rows of matrix m: row(gate) is where the lane's first value stands, and the row has `left`
-// values from there on. `pairs` says
-// that every second K of a row stands at a multiple of 4 bytes.
+// values from there on. `pairs` says that every second K of a row stands at a multiple of 4 bytes.
 template <bool pairs, typename S, int gates, int first, int count, int steps, typename Row, typename F>
 FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
   FUSED_RNN_UNROLL

@@ -150,9 +150,6 @@ class ClusterState : ClusterChannel<Team, shares> {
     Base::follow();
     return Base::wait(share, failing);
   }
-  FUSED_RNN_DEVICE bool wait(int share) {
-    return wait(share, [] {});
-  }
 
   FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + read() * copy_bytes); }
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + read() * copy_bytes; }

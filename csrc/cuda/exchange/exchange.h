@@ -39,9 +39,9 @@
 //   own(k)                          once: the warp makes units k to k + 7
 //   push(octet, row)                these, 16 bytes: lane l gives those of sequence 8 * octet + l % 8, so that four
 //                                   lanes give the same row. Not in the last step: nobody would wait for it
-//   bool wait(share)                a share of what was made has come whole and is now what is read; what is pushed
+//   bool wait(share, failing)       a share of what was made has come whole and is now what is read; what is pushed
 //                                   from now on is for the step after. By every warp, in every step but the first.
-//                                   wait(share, failing) calls failing() if it is this wait that fails
+//                                   Calls failing() if it is this wait that fails
 //   S* rows(), SharedAddress address()
 //                                   [sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
