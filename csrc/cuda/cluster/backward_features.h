@@ -13,7 +13,7 @@ template <typename Cell, typename S, typename Size>
 class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   using Base = BackwardJob<Cell, S, Size>;
   using Shape = BackwardShape<Cell, S, Size>;
-  using T = Approximate<S>;
+  using T = Real<S>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
   using Base::first_, Base::lane, Base::octet_, Base::pair_, Base::ring_, Base::row, Base::row_, Base::sink_,

@@ -12,7 +12,7 @@ namespace fused_rnn::cuda::cluster {
 template <typename Cell, typename S, typename Size>
 class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
-  using T = Approximate<S>;
+  using T = Real<S>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;

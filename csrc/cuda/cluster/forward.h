@@ -25,7 +25,7 @@ class Forward {
   static constexpr int chains = recurrent * octets == 1 && phases_of<Cell> > 1     ? Shape::chains
                                 : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2
                                                                                    : 1;
-  using T = Approximate<S>;
+  using T = Real<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, K, shares, octets>;

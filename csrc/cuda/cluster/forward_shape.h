@@ -38,31 +38,35 @@ struct ForwardShape {
                                     : of_input           ? (one_octet_of > 384 ? 48 : 28) + 40 * (phases_of<Cell> - 1)
                                     : reset_before       ? (warps > 8 ? 40 : 56)
                                                          : (one_octet_of > 256 ? 100 : 74);
-  static constexpr int others = 64 + 16 * Size::octets + for_phases;
-  static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
-                       always = 2 * (x_steps * G + m_steps);
+  static constexpr int terms = terms_of<S>, of_sums = terms == 1 ? 16 : 36;  // of an octet
+  static constexpr int others = 64 + of_sums * Size::octets + for_phases;
+  static constexpr int u_registers = terms * 4 * k_steps * recurrent,
+                       n_registers = reset_before ? terms * 2 * k_steps : 0,
+                       always = terms * 2 * (x_steps * G + m_steps);
   static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // in place of so many registers of a thread
   static constexpr int wanted = registers_of(threads) - others - always,
                        needed = reset_before ? u_registers + n_registers - most_in_shared : 0,
                        room = wanted > needed ? wanted : needed;
-  static constexpr int held_n = steps_that_fit(room, n_registers / 2, 2);  // steps of K
-  static constexpr int held = steps_that_fit(room - 2 * held_n, k_steps, 4 * recurrent);
+  static constexpr int held_n = steps_that_fit(room, reset_before ? k_steps : 0, terms * 2);  // steps of K
+  static constexpr int held = steps_that_fit(room - terms * 2 * held_n, k_steps, terms * 4 * recurrent);
   static constexpr int inputs = of_input ? 0 : G;                         // W x
   static constexpr int slots = inputs + 1 + Cell::has_cell_state;         // and what zoneout keeps of h and c
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
-  static constexpr int u_bytes = warps * (k_steps - held) * recurrent * fragment_bytes,
-                       n_bytes = warps * (n_registers / 2 - held_n) * fragment_bytes / 2,
+  static constexpr int u_bytes = warps * terms * (k_steps - held) * recurrent * fragment_bytes,
+                       n_bytes = warps * (n_registers - terms * 2 * held_n) / 2 * fragment_bytes / 2,
                        weight_bytes = u_bytes + n_bytes;
-  static constexpr int turned_bytes = Size::octets * results * matrix_bytes;  // of a warp
+  // Matrices of an octet that pass through shared memory: results, or the terms of a state.
+  static constexpr int turned = by_values<S> ? terms : results;
+  static constexpr int turned_bytes = Size::octets * turned * matrix_bytes;  // of a warp
 
   // Whether a multiprocessor has room.
   static constexpr bool fits = phases_of<Cell> == 1 || (wanted >= 0 && weight_bytes <= 152 * 1024);
 
   // For the plan.
-  static constexpr int held_registers = 4 * held * recurrent + 2 * held_n + always;
+  static constexpr int held_registers = terms * (4 * held * recurrent + 2 * held_n) + always;
   static constexpr int held_fragments = held_registers / 4, resident_fragments = weight_bytes / fragment_bytes / warps;
   static constexpr int received_bytes =
-      ((1 + reset_before) * Size::K + Size::features) * 8 * Size::octets * int{sizeof(S)};
+      ((1 + reset_before) * Size::K + Size::features) * 8 * Size::octets * terms * int{sizeof(Term<S>)};
 };
 
 }  // namespace fused_rnn::cuda::cluster

@@ -19,7 +19,7 @@ class Modulation {
   static constexpr int octets = Size::octets, groups = Size::feature_groups, splits = Shape::splits,
                        steps = Shape::m_steps;
   static constexpr int projected_at = 1, slots = 1 + of_input;  // x, or W_m x where it is what m scales; W_m x
-  using T = Approximate<S>;
+  using T = Real<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, Size::features, Size::shares, octets>;

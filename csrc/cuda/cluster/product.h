@@ -3,7 +3,7 @@
 // and two sequences in one thread.
 #pragma once
 
-#include "tile.h"
+#include "values.h"
 
 namespace fused_rnn::cuda::cluster {
 
@@ -16,6 +16,17 @@ using HalfFragment = Vector<uint32_t, 2>;
 
 FUSED_RNN_DEVICE HalfFragment half(const Fragment& f) { return {f.values[0], f.values[2]}; }
 FUSED_RNN_DEVICE Fragment whole(const HalfFragment& f) { return {f.values[0], 0u, f.values[1], 0u}; }
+FUSED_RNN_DEVICE Terms<HalfFragment> half(const Terms<Fragment>& f) {
+  return {half(f.terms[0]), half(f.terms[1]), half(f.terms[2])};
+}
+FUSED_RNN_DEVICE Terms<Fragment> whole(const Terms<HalfFragment>& f) {
+  return {whole(f.terms[0]), whole(f.terms[1]), whole(f.terms[2])};
+}
+
+// Two neighbours of a row of weights of which `left` are left, with zeros past its end.
+FUSED_RNN_DEVICE Terms<uint32_t> weight_terms(const float* from, int left) {
+  return split_pair(left > 0 ? from[0] : 0.0f, left > 1 ? from[1] : 0.0f);
+}
 
 // Call put(step, m, fragment) for `count` matrices from the `first` on and so many steps of K. Gates 2m and 2m + 1 of a
 // warp's 8 units are the rows of matrix m: row(gate) is where the lane's first value stands, and the row has `left`
@@ -26,11 +37,17 @@ FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
   for (int s = 0; s < steps; ++s) {
     FUSED_RNN_UNROLL
     for (int m = 0; m < count; ++m) {
-      Fragment f;
+      InTerms<S, Fragment> f;
       FUSED_RNN_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int gate = 2 * (first + m) + i % 2, k = 16 * s + i / 2 * 8;
-        f.values[i] = gate < gates ? weight_pair<pairs>(row(gate) + k, left - k) : 0u;
+        if constexpr (terms_of<S> == 1) {
+          f.values[i] = gate < gates ? weight_pair<pairs>(row(gate) + k, left - k) : 0u;
+        } else {
+          const auto terms = gate < gates ? weight_terms(row(gate) + k, left - k) : Terms<uint32_t>{};
+          FUSED_RNN_UNROLL
+          for (int term = 0; term < 3; ++term) f.terms[term].values[i] = terms.terms[term];
+        }
       }
       put(s, m, f);
     }
@@ -41,7 +58,8 @@ FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
 // `row` values, from the lane's address on. Sums are added in `chains`, because instructions that wait for each other
 // are what takes time where there is little to multiply.
 template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
-FUSED_RNN_DEVICE void multiply(float (&sums)[count * octets][4], SharedAddress rows, const Weights& weights) {
+FUSED_RNN_DEVICE std::enable_if_t<terms_of<S> == 1> multiply(float (&sums)[count * octets][4], SharedAddress rows,
+                                                             const Weights& weights) {
   float more[chains][count * octets][4] = {};  // of the second chain on
   FUSED_RNN_UNROLL
   for (int s = 0; s < steps; s += 2) {
@@ -68,6 +86,39 @@ FUSED_RNN_DEVICE void multiply(float (&sums)[count * octets][4], SharedAddress r
       FUSED_RNN_UNROLL
       for (int j = 0; j < 4; ++j) sums[i][j] += more[c][i][j];
     }
+  }
+}
+
+// Likewise of floats, which have sums enough under way.
+template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
+FUSED_RNN_DEVICE std::enable_if_t<(terms_of<S> > 1)> multiply(float (&sums)[count * octets][4], SharedAddress rows,
+                                                              const Weights& weights) {
+  constexpr int plane_bytes = octets * 8 * row * int{sizeof(BFloat16)};
+  float middle[count * octets][4] = {}, low[count * octets][4] = {};
+  FUSED_RNN_UNROLL
+  for (int s = 0; s < steps; s += 2) {
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      uint32_t b[3][4];
+      FUSED_RNN_UNROLL
+      for (int term = 0; term < 3; ++term)
+        load_matrices(b[term], rows + term * plane_bytes + (n * 8 * row + s * 16) * int{sizeof(BFloat16)});
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t halves[3][2] = {
+            {b[0][2 * i], b[0][2 * i + 1]}, {b[1][2 * i], b[1][2 * i + 1]}, {b[2][2 * i], b[2][2 * i + 1]}};
+        FUSED_RNN_UNROLL
+        for (int m = 0; m < count; ++m) {
+          const int at = count * n + m;
+          mma_terms(sums[at], middle[at], low[at], weights(s + i, m), halves);
+        }
+      }
+    }
+  }
+  FUSED_RNN_UNROLL
+  for (int i = 0; i < count * octets; ++i) {
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 4; ++j) sums[i][j] = total_of(sums[i][j], middle[i][j], low[i][j]);
   }
 }
 

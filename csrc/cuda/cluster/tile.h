@@ -10,7 +10,7 @@
 #include "../exchange/cluster.h"
 #include "../exchange/split.h"
 #include "../shape.h"
-#include "approximate.h"
+#include "real.h"
 
 namespace fused_rnn::cuda::cluster {
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../device.h"
+#include "../terms.h"
 #include "exchange.h"
 
 // How many cycles a block stays after a timeout, which is far more than a push takes: about half a millisecond.
@@ -105,28 +106,31 @@ class ClusterChannel {
   unsigned steps_ = 0;  // that were waited for
 };
 
-// A state of K values in `octets` times 8 sequences, in S = BFloat16 or Half.
+// A state of K values in `octets` times 8 sequences, in S = BFloat16, Half, or float, which travels as its terms: of
+// each the state has a plane.
 template <typename Team, typename S, int K, int shares, int octets>
 class ClusterState : ClusterChannel<Team, shares> {
   using Base = ClusterChannel<Team, shares>;
   using Base::alive, Base::barrier_of, Base::made, Base::read;
-  static_assert(sizeof(S) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
+  static_assert(sizeof(Term<S>) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
   static constexpr int stride = K + 8;  // rows start in different banks
-  static constexpr int copy_bytes = octets * 8 * stride * int{sizeof(S)};
+  static constexpr int plane_bytes = octets * 8 * stride * int{sizeof(Term<S>)}, copy_bytes = terms_of<S> * plane_bytes;
 
  public:
-  using Row = Vector<S, 8>;
+  using Row = Vector<Term<S>, 8>;
   static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
 
   FUSED_RNN_DEVICE ClusterState(Team& team, unsigned char* shared)
       : Base(team, shared_address(shared) + 2 * copy_bytes), shared_(shared), rows_(kept(shared_address(shared))) {}
 
-  FUSED_RNN_DEVICE void expect(int share) const { Base::expect(share, octets * 8 * (K / shares) * int{sizeof(S)}); }
+  FUSED_RNN_DEVICE void expect(int share) const {
+    Base::expect(share, terms_of<S> * octets * 8 * (K / shares) * int{sizeof(Term<S>)});
+  }
 
   // Eight lanes push to one block, so that a warp reaches four at a time. Addresses in another block are as far apart
   // as in this one.
   FUSED_RNN_DEVICE void own(int k) {
-    const unsigned lane = threadIdx.x % 32, row = (lane % 8 * stride + k) * unsigned{sizeof(S)};
+    const unsigned lane = threadIdx.x % 32, row = (lane % 8 * stride + k) * unsigned{sizeof(Term<S>)};
     FUSED_RNN_UNROLL
     for (int i = 0; i < destinations; ++i) {
       const unsigned rank = 4 * i + lane / 8;
@@ -136,9 +140,10 @@ class ClusterState : ClusterChannel<Team, shares> {
     pushes_ = kept(static_cast<int>(lane / 8 < Team::size));
   }
 
-  FUSED_RNN_DEVICE void push(int octet, const Row& row) const {
+  FUSED_RNN_DEVICE void push(int octet, const Row& row, int term = 0) const {
     if (!alive() || !pushes_) return;
-    const SharedAddress place = made() * copy_bytes + octet * 8 * stride * unsigned{sizeof(S)};
+    const SharedAddress place =
+        made() * copy_bytes + term * plane_bytes + octet * 8 * stride * unsigned{sizeof(Term<S>)};
     const SharedAddress barrier = barrier_from_row_ + made() * Base::copy_barrier_bytes;
     FUSED_RNN_UNROLL
     for (int i = 0; i < destinations; ++i) cuda::push(to_[i] + place, to_[i] + barrier, row);
@@ -151,10 +156,20 @@ class ClusterState : ClusterChannel<Team, shares> {
     return Base::wait(share, failing);
   }
 
-  FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + read() * copy_bytes); }
+  // A value of what the first step reads.
+  FUSED_RNN_DEVICE void put(int r, int k, S value) const {
+    if constexpr (terms_of<S> == 1) {
+      rows()[r * stride + k] = value;
+    } else {
+      const auto terms = split_pair(value, 0.0f);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 3; ++i) rows()[(i * octets * 8 + r) * stride + k] = {static_cast<uint16_t>(terms.terms[i])};
+    }
+  }
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + read() * copy_bytes; }
 
  private:
+  FUSED_RNN_DEVICE Term<S>* rows() const { return reinterpret_cast<Term<S>*>(shared_ + read() * copy_bytes); }
   static constexpr int destinations = Team::size > 4 ? Team::size / 4 : 1;
 
   unsigned char* const shared_;

@@ -31,19 +31,20 @@
 // lanes. An *octet* is 8 sequences, what a matrix instruction takes; a *share* is a share of K that some warps read and
 // wait for by themselves.
 //   team.start(fill)                by all threads of the team, before each tile: all have ended the last one, and
-//                                   fill() writes to rows() what the first step reads
+//                                   fill() puts what the first step reads
 //   team.end()                      by all threads, before the block returns
 // A state:
 //   expect(share)                   one warp of those that read the share: another step will follow the present one,
 //                                   and read what this one makes. After the step's wait, if it has one
 //   own(k)                          once: the warp makes units k to k + 7
-//   push(octet, row)                these, 16 bytes: lane l gives those of sequence 8 * octet + l % 8, so that four
-//                                   lanes give the same row. Not in the last step: nobody would wait for it
+//   push(octet, row, term)          these, 16 bytes: lane l gives those of sequence 8 * octet + l % 8, so that four
+//                                   lanes give the same row; of a float each of its terms. Not in the last step:
+//                                   nobody would wait for it
 //   bool wait(share, failing)       a share of what was made has come whole and is now what is read; what is pushed
 //                                   from now on is for the step after. By every warp, in every step but the first.
 //                                   Calls failing() if it is this wait that fails
-//   S* rows(), SharedAddress address()
-//                                   [sequences, K + 8] in shared memory, for load_matrices
+//   put(r, k, value)                by fill(): one value for sequence r of the tile
+//   SharedAddress address()         [terms, sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
 //   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
 //   pair(contributor, pair)         two of the four, as one block gave them; pairs are counted through all places

@@ -1,0 +1,180 @@
+// What a thread of the float32 kernels of warps reads and writes of a step: of its own unit the values of its own two
+// sequences, each by itself. A warp's are 8 units of 4 sequences at a time, which are whole sectors of memory, so that
+// rows (tile.h) would save nothing; and a float needs no alignment but its own.
+#pragma once
+
+#include "tile.h"
+
+namespace fused_rnn::cuda::cluster {
+
+// Whether threads do so, or warps row by row.
+template <typename S>
+constexpr bool by_values = std::is_same_v<S, float>;
+
+// Of a unit the values of two neighbouring sequences.
+template <typename S>
+using Pair = std::conditional_t<by_values<S>, Vector<float, 2>, uint32_t>;
+
+template <typename S, typename T>
+FUSED_RNN_DEVICE T half_of(const Vector<float, 2>& pair, int j) {
+  return T(pair.values[j]);
+}
+
+template <typename S>
+FUSED_RNN_DEVICE Pair<S> pair_of(float first, float second) {
+  if constexpr (by_values<S>)
+    return {first, second};
+  else
+    return narrow_pair<S>(first, second);
+}
+
+#if FUSED_RNN_SM90
+
+// Values that a thread brings to shared memory some steps before it reads them, as RowRing does with rows. The first
+// `wide` slots are of arrays [T, B, row] of one row, the others of another. For this ring all rows are `whole`.
+template <int slots, int wide, int octets, bool upwards, int stages>
+class ValueRing {
+  static constexpr int slot_bytes = 32 * int{sizeof(Vector<float, 2>)}, stage_bytes = octets * slots * slot_bytes;
+  static constexpr int kinds = wide > 0 && wide < slots ? 2 : 1;
+  static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
+
+ public:
+  static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
+
+  struct Source {
+    const float* values;
+    int row;
+  };
+
+  FUSED_RNN_DEVICE ValueRing() {}
+  FUSED_RNN_DEVICE explicit ValueRing(unsigned char* shared)
+      : shared_(shared), at_(kept(shared_address(shared) + threadIdx.x % 32 * unsigned{sizeof(Vector<float, 2>)})) {}
+
+  // Once, before any tile.
+  FUSED_RNN_DEVICE void clear() const {
+    for (int i = threadIdx.x % 32; i < shared_bytes / 8; i += 32) at<Vector<float, 2>>(shared_, 8 * i)[0] = {};
+    __syncwarp();
+  }
+
+  // Start with a tile: fetch its first steps. `columns`: how many of the warp's 8 there are, 0 or fewer if none.
+  template <bool whole, int used, typename Tile, typename F>
+  FUSED_RNN_DEVICE void begin(const typename Tile::Q& q, const Tile& tile, int columns, const F& source) {
+    const int lane = threadIdx.x % 32, first_time = tile.time(q, upwards ? 0 : tile.longest() - 1);
+    left_ = tile.longest();
+    at_ -= stage_;
+    stage_ = 0;
+    wanted_ = 0;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2 * octets; ++i) wanted_ |= unsigned{lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
+    FUSED_RNN_UNROLL
+    for (int slot = slots - 1; slot >= 0; --slot) {
+      const Source s = source(slot);
+      there_[slot] = s.values;
+      row_[kind(slot)] = int64_t{s.row} * int64_t{sizeof(float)};
+      step_[kind(slot)] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(float)});
+      from_[slot] =
+          reinterpret_cast<const char*>((s.values ? s.values : source(0).values) +
+                                        (int64_t{first_time} * q.B + tile.first() + 2 * (lane % 4)) * s.row + lane / 4);
+    }
+    for (int i = 0; i < stages; ++i) {
+      fetch<whole, used>();
+      advance();
+    }
+  }
+
+  // Start to bring the values of one step more, if there is one, to the place of those that were read last.
+  template <bool whole, int used = slots>
+  FUSED_RNN_DEVICE void fetch() {
+    FUSED_RNN_UNROLL
+    for (int slot = 0; slot < used; ++slot) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2 * octets; ++i)
+        if (there_[slot] && left_ > 0 && wanted_ >> i & 1)
+          copy_async<4>(at_ + (i / 2 * slots + slot) * slot_bytes + i % 2 * int{sizeof(float)},
+                        from_[slot] + (i / 2 * 8 + i % 2) * row_[kind(slot)]);
+      from_[slot] += step_[kind(slot)];
+    }
+    copy_async_commit();
+    --left_;
+  }
+
+  // Wait for the values of the next step, which are then what load reads; downwards for the step after as well. Nobody
+  // else reads them.
+  FUSED_RNN_DEVICE void wait() { copy_async_wait<upwards ? stages - 1 : stages - 2>(); }
+
+  // Of `count` slots from `slot` on, as far as there are so many, the values of both sequences.
+  template <int count>
+  FUSED_RNN_DEVICE void load(Vector<float, 2> (&pairs)[count], int n, int slot) const {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < count; ++i)
+      if (slot + i < slots) pairs[i] = load_shared<Vector<float, 2>>(at_ + (n * slots + slot + i) * slot_bytes);
+  }
+  // Of the step that follows in the order of these steps, downwards the step before in the order of computation; if
+  // there is none, it says nothing.
+  FUSED_RNN_DEVICE void load_following(Vector<float, 2> (&pair)[1], int n, int slot) const {
+    pair[0] = load_shared<Vector<float, 2>>(at_ + stride() + (n * slots + slot) * slot_bytes);
+  }
+  // The values of the step have been read, and those of one step more were fetched.
+  FUSED_RNN_DEVICE void advance() {
+    const int step = stride();
+    stage_ += step;
+    at_ += step;
+  }
+
+ private:
+  // From this stage to the one that follows.
+  FUSED_RNN_DEVICE int stride() const {
+    return stage_ == shared_bytes - stage_bytes ? stage_bytes - shared_bytes : stage_bytes;
+  }
+
+  unsigned char* shared_;
+  int stage_ = 0;     // bytes
+  SharedAddress at_;  // there, the lane's values of the first slot
+  int left_ = 0;
+  unsigned wanted_ = 0;               // a bit for each sequence
+  bool there_[slots];                 // whether there is such an array
+  const char* from_[slots];           // of the lane's unit and its first sequence
+  int64_t row_[kinds], step_[kinds];  // bytes
+};
+
+// Where a thread stores values time after time, in arrays [T, B, row]: of its unit and two sequences of each octet.
+template <int octets>
+class ValueSink {
+ public:
+  FUSED_RNN_DEVICE ValueSink() {}
+
+  // From `time` on, in steps of `time_step`, 1 or -1. `values` is the warp's first column of an array, or null, and
+  // `columns` how many there are from it on; `any` an array that there is.
+  template <typename Tile>
+  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* values, float* any, int row,
+                             int columns, int time, int time_step)
+      : row_(int64_t{row} * int64_t{sizeof(float)}), step_(kept(int64_t{time_step} * q.B * row_)) {
+    const int lane = threadIdx.x % 32;
+    to_ = reinterpret_cast<char*>(values ? values : any) +
+          ((int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4) * int64_t{sizeof(float)};
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2 * octets; ++i)
+      wanted_ |= unsigned{values && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
+  }
+
+  // A value of sequence j of octet n, so many columns further.
+  FUSED_RNN_DEVICE void store(int n, int j, int column, float value) const {
+    if (wanted_ >> (2 * n + j) & 1)
+      *reinterpret_cast<float*>(to_ + (8 * n + j) * row_ + int64_t{column} * int64_t{sizeof(float)}) = value;
+  }
+
+  FUSED_RNN_DEVICE void advance() { to_ += step_; }
+
+ private:
+  char* to_ = nullptr;
+  int64_t row_ = 0, step_ = 0;  // bytes
+  unsigned wanted_ = 0;         // a bit for each sequence
+};
+
+template <typename S, int slots, int wide, int octets, bool upwards, int stages = 6>
+using Ring = std::conditional_t<by_values<S>, ValueRing<slots, wide, octets, upwards, stages>,
+                                RowRing<S, slots, octets, upwards, stages>>;
+
+#endif
+
+}  // namespace fused_rnn::cuda::cluster
