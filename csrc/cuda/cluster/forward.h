@@ -30,9 +30,12 @@ class Forward {
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, K, shares, octets>;
   using Sums = SplitSums<Size::groups, shares, recurrent * octets>;
-  using Ring = RowRing<S, Shape::slots, octets, true, (K > 512 ? 4 : 6)>;
+  using Ring = cluster::Ring<S, Shape::slots, inputs, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
-  using Sink = RowSink<S, octets>;
+  using Outputs = std::conditional_t<by_values<S>, ValueSink<octets, 1 + has_c>, RowSink<S, octets>>;  // of h and c
+  using Saved = std::conditional_t<by_values<S>, ValueSink<octets>, RowSink<S, octets>>;
+  using Weights = InTerms<S, Fragment>;
+  using HalfWeights = InTerms<S, HalfFragment>;
   // of the reset-before GRU: s, and sums of n
   using StateS = std::conditional_t<reset_before, State, Nothing>;
   using SumsN = std::conditional_t<reset_before, SplitSums<Size::groups, shares, octets>, Nothing>;
@@ -54,24 +57,24 @@ class Forward {
         team_(team),
         state_(team, shared),
         sums_(shared + sums_at, 1, group_, share_),
-        weights_in_shared_(at<Fragment>(shared, weights_at) + warp_ * (k_steps - held) * recurrent * 32 + lane_),
+        weights_in_shared_(at<Weights>(shared, weights_at) + warp_ * (k_steps - held) * recurrent * 32 + lane_),
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
-        row_(kept((lane_ % 8 * (K + 8) + share_ * Shape::own_k + lane_ / 8 * 8) * int{sizeof(S)})),
+        row_(kept((lane_ % 8 * (K + 8) + share_ * Shape::own_k + lane_ / 8 * 8) * int{sizeof(Term<S>)})),
         turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)),
         s_(team, shared + s_at),
         sums_n_(shared + sums_n_at, 3, group_, share_),
         modulator_(q, team, shared + modulator_at, warp_, lane_) {
     if constexpr (of_input) {
-      row_x_ = kept((lane_ % 8 * Modulator::row + share_ * 16 * x_steps + lane_ / 8 * 8) * int{sizeof(S)});
-      if (q.I % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_ih) % 4 == 0)
+      row_x_ = kept((lane_ % 8 * Modulator::row + share_ * 16 * x_steps + lane_ / 8 * 8) * int{sizeof(Term<S>)});
+      if (by_values<S> || (q.I % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_ih) % 4 == 0))
         load_w<true>();
       else
         load_w<false>();
     }
     if constexpr (reset_before)
       weights_n_in_shared_ =
-          at<HalfFragment>(shared, weights_at + Shape::u_bytes) + warp_ * (k_steps - held_n) * 32 + lane_;
-    if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0)
+          at<HalfWeights>(shared, weights_at + Shape::u_bytes) + warp_ * (k_steps - held_n) * 32 + lane_;
+    if (by_values<S> || (q.H % 2 == 0 && reinterpret_cast<uint64_t>(a_.weight_hh) % 4 == 0))
       load_u<true>();
     else
       load_u<false>();
@@ -90,7 +93,7 @@ class Forward {
 
   FUSED_RNN_DEVICE void run() {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
-    const bool plain = q_.whole_rows && !a_.keep_h && !(has_c && a_.keep_c);
+    const bool plain = (by_values<S> || q_.whole_rows) && !a_.keep_h && !(has_c && a_.keep_c);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
       const ThisTile tile(q_, index);
       team_.start([&] { put_initial_state(tile); });
@@ -117,11 +120,10 @@ class Forward {
     if (share_ == 0) begin<plain>(tile);
     const int first_time = tile.time(q_, 0), time_step = kept(q_.reverse ? -1 : 1);
     if constexpr (multiplicative) modulator_.template begin<plain>(tile, first_time, time_step);
-    // of lanes 0 to 7 the outputs, of the next 8 the cell states; and of each 8 lanes a value that backward reads
-    Sink results = results_from(tile, first_time, time_step);
-    Sink saved{q_, tile, saved_of_lane(), a_.output, saved_row<Cell>(q_), columns(), first_time, time_step};
+    Outputs outputs = outputs_from(tile, first_time, time_step);
+    Saved saved = saved_from(tile, first_time, time_step);
     int t = first_time;
-    for (int step = 0; step < tile.longest(); ++step, t += time_step) advance<plain>(tile, step, t, results, saved);
+    for (int step = 0; step < tile.longest(); ++step, t += time_step) advance<plain>(tile, step, t, outputs, saved);
     if (share_ == 0) end<plain>(tile);
   }
 
@@ -130,14 +132,14 @@ class Forward {
     const int first_k = share_ * Shape::own_k + 2 * (lane_ % 4), left = has_unit() ? q_.H - first_k : 0;
     const S* const from = a_.weight_hh + int64_t{unit_ + lane_ / 4} * q_.H + first_k;
     const auto row = [&](int gate) { return from + int64_t{gate} * q_.H * q_.H; };
-    load_gates<pairs, S, G, 0, recurrent, k_steps>(row, left, [&](int s, int m, const Fragment& f) {
+    load_gates<pairs, S, G, 0, recurrent, k_steps>(row, left, [&](int s, int m, const Weights& f) {
       if (s < held)
         weights_[s * recurrent + m] = f;
       else
         weights_in_shared_[((s - held) * recurrent + m) * 32] = f;
     });
     if constexpr (reset_before)
-      load_gates<pairs, S, G, 1, 1, k_steps>(row, left, [&](int s, int, const Fragment& f) {
+      load_gates<pairs, S, G, 1, 1, k_steps>(row, left, [&](int s, int, const Weights& f) {
         if (s < held_n)
           weights_n_[s] = half(f);
         else
@@ -151,13 +153,13 @@ class Forward {
     const S* const from = a_.weight_ih + int64_t{unit_ + lane_ / 4} * q_.I + first_k;
     const auto row = [&](int gate) { return from + int64_t{gate} * q_.H * q_.I; };
     load_gates<pairs, S, G, 0, matrices, x_steps>(
-        row, left, [&](int s, int m, const Fragment& f) { weights_x_[s * matrices + m] = f; });
+        row, left, [&](int s, int m, const Weights& f) { weights_x_[s * matrices + m] = f; });
   }
 
   FUSED_RNN_DEVICE void put_initial_state(const ThisTile& tile) const {
     for (int i = threadIdx.x; i < 8 * octets * K; i += threads) {
       const int r = i / K, k = i % K, b = tile.first() + r;
-      state_.rows()[r * (K + 8) + k] = b < q_.B && k < q_.H ? a_.h_0[int64_t{b} * q_.H + k] : S{};
+      state_.put(r, k, b < q_.B && k < q_.H ? a_.h_0[int64_t{b} * q_.H + k] : S{});
     }
   }
 
@@ -184,16 +186,33 @@ class Forward {
     });
   }
 
-  FUSED_RNN_DEVICE Sink results_from(const ThisTile& tile, int time, int time_step) const {
-    S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
-    return {q_, tile, values ? values + unit_ : nullptr, a_.output, q_.H, columns(), time, time_step};
+  // Of rows, those of lanes 0 to 7 are outputs, of the next 8 cell states; and of each 8 lanes a value that backward
+  // reads.
+  FUSED_RNN_DEVICE Outputs outputs_from(const ThisTile& tile, int time, int time_step) const {
+    if constexpr (by_values<S>) {
+      const auto units = [&](S* values) { return values ? values + unit_ : nullptr; };
+      if constexpr (has_c)
+        return {q_, tile, {units(a_.output), units(a_.cells)}, a_.output, q_.H, columns(), time, time_step};
+      else
+        return {q_, tile, {units(a_.output)}, a_.output, q_.H, columns(), time, time_step};
+    } else {
+      S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
+      return {q_, tile, values ? values + unit_ : nullptr, a_.output, q_.H, columns(), time, time_step};
+    }
+  }
+  FUSED_RNN_DEVICE Saved saved_from(const ThisTile& tile, int time, int time_step) const {
+    if constexpr (by_values<S>)
+      return {q_,   tile,     {a_.saved ? a_.saved + unit_ : nullptr}, a_.output, saved_row<Cell>(q_), columns(),
+              time, time_step};
+    else
+      return {q_, tile, saved_of_lane(), a_.output, saved_row<Cell>(q_), columns(), time, time_step};
   }
   FUSED_RNN_DEVICE S* saved_of_lane() const {
     return a_.saved && lane_ / 8 < Cell::saved ? a_.saved + int64_t{lane_ / 8} * q_.H + unit_ : nullptr;
   }
 
   template <bool plain>
-  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step, int t, Sink& results, Sink& saved) {
+  FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step, int t, Outputs& outputs, Saved& saved) {
     if (step > 0) state_.wait(share_, [&] { poison(); });
     const bool last = step + 1 == tile.longest();
     if (!last && group_ == 0) state_.expect(share_);
@@ -226,16 +245,7 @@ class Forward {
       ring_.template fetch<plain, ring_slots<plain>>();
       ring_.advance();
     }
-    __syncwarp();
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
-      const bool active = tile.active_row(n, t);  // past the end of a sequence results are zero, and nothing is saved
-      results.template store<plain>(n, turned(n, 0), !active);
-      saved.template store_if<plain>(active, n, turned(n, 1 + has_c));
-    }
-    results.advance();
-    saved.advance();
-    __syncwarp();
+    store<plain>(tile, t, outputs, saved);
   }
 
   // In forward_reset.h: the step of the reset-before GRU, but for what its results are stored with; false for a warp
@@ -293,7 +303,7 @@ class Forward {
   // the last step; then come the other results.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, bool last, const float (*sums)[4]) {
-    uint32_t from_input[4] = {}, keep[2][1] = {};
+    Pair<S> from_input[4] = {}, keep[2][1] = {};
     if constexpr (inputs > 0) ring_.load(from_input, n, 0);
     if constexpr (!plain) {
       if (a_.keep_h) ring_.load(keep[0], n, inputs);
@@ -322,17 +332,67 @@ class Forward {
       h_[n][j] = active ? h.value : h_[n][j];
       if constexpr (has_c) c_[n][j] = active ? c.value : c_[n][j];
     }
-    store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
-    __syncwarp();
-    if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    if constexpr (has_c) store_matrices_transposed<1>(turned(n, 1), {narrow_pair<S>(c_[n][0], c_[n][1])});
-    uint32_t saved[Cell::saved];
+    send(state_, n, h_[n][0], h_[n][1], !last);
+    if constexpr (has_c) put<1>(n, 1, {pair_of<S>(c_[n][0], c_[n][1])});
+    Pair<S> saved[Cell::saved];
     FUSED_RNN_UNROLL
-    for (int k = 0; k < Cell::saved; ++k) saved[k] = narrow_pair<S>(made[0][k], made[1][k]);
-    store_matrices_transposed<Cell::saved>(turned(n, 1 + has_c), saved);
+    for (int k = 0; k < Cell::saved; ++k) saved[k] = pair_of<S>(made[0][k], made[1][k]);
+    put<Cell::saved>(n, 1 + has_c, saved);
   }
 
-  // Matrices of results in shared memory: h, c, what is saved. The lane's row, of this one and those that follow.
+  // Results on their way to memory: rows pass through matrices in shared memory, and values stay in registers. There
+  // are h, c, what is saved.
+
+  template <int count>
+  FUSED_RNN_DEVICE void put(int n, int result, const Pair<S> (&pairs)[count]) {
+    if constexpr (by_values<S>) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < count; ++i) made_[n][result + i] = pairs[i];
+    } else {
+      store_matrices_transposed<count>(turned(n, result), pairs);
+    }
+  }
+
+  // The first result, which goes in rows to others.
+  FUSED_RNN_DEVICE void send(const State& state, int n, float first, float second, bool sent) {
+    if constexpr (by_values<S>) {
+      send_terms(state, n, turned_ + n * Shape::turned * matrix_bytes, first, second, sent);
+      made_[n][0] = {first, second};
+    } else {
+      store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(first, second)});
+      __syncwarp();
+      if (sent) state.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+    }
+  }
+
+  // Past the end of a sequence results are zero, and nothing is saved.
+  template <bool plain>
+  FUSED_RNN_DEVICE void store(const ThisTile& tile, int t, Outputs& outputs, Saved& saved) const {
+    __syncwarp();
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < octets; ++n) {
+      if constexpr (by_values<S>) {
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < 2; ++j) store_values(n, j, tile.active(n, j, t), outputs, saved);
+      } else {
+        const bool active = tile.active_row(n, t);
+        outputs.template store<plain>(n, turned(n, 0), !active);
+        saved.template store_if<plain>(active, n, turned(n, 1 + has_c));
+      }
+    }
+    outputs.advance();
+    saved.advance();
+    __syncwarp();
+  }
+  FUSED_RNN_DEVICE void store_values(int n, int j, bool active, const Outputs& outputs, const Saved& saved) const {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 1 + has_c; ++i) outputs.store(i, n, j, 0, active ? made_[n][i].values[j] : 0.0f);
+    if (!active) return;
+    FUSED_RNN_UNROLL
+    for (int k = 0; k < Cell::saved; ++k) saved.store(0, n, j, k * q_.H, made_[n][1 + has_c + k].values[j]);
+  }
+
+  // The lane's row of a result's matrix and those that follow.
   FUSED_RNN_DEVICE SharedAddress turned(int n, int result) const {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
   }
@@ -349,10 +409,17 @@ class Forward {
         if constexpr (has_c) a_.c_n[place(tile, n, j)] = narrow<S>(team_.alive() ? c_[n][j] : NAN);
       }
     }
-    Sink results = results_from(tile, tile.longest(), 1);
-    for (int t = tile.longest(); t < q_.T; ++t, results.advance()) {
+    Outputs outputs = outputs_from(tile, tile.longest(), 1);
+    for (int t = tile.longest(); t < q_.T; ++t, outputs.advance()) {
       FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) results.template store<plain>(n, turned(n, 0), true);
+      for (int n = 0; n < octets; ++n) {
+        if constexpr (by_values<S>) {
+          FUSED_RNN_UNROLL
+          for (int i = 0; i < 2 * (1 + has_c); ++i) outputs.store(i / 2, n, i % 2, 0, 0.0f);
+        } else {
+          outputs.template store<plain>(n, turned(n, 0), true);
+        }
+      }
     }
   }
 
@@ -364,11 +431,11 @@ class Forward {
   Team& team_;
   State state_;
   Sums sums_;
-  Fragment* const weights_in_shared_;
+  Weights* const weights_in_shared_;
   Ring ring_;
   const SharedAddress row_;     // of the state that the lane loads, from the first
   const SharedAddress turned_;  // the lane's row of the first matrices
-  Fragment weights_[held > 0 ? held * recurrent : 1];
+  Weights weights_[held > 0 ? held * recurrent : 1];
   float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
   float h_[octets][2], c_[octets][2];
   // of cells of several phases
@@ -376,10 +443,12 @@ class Forward {
   SumsN sums_n_;
   Modulator modulator_;
   SharedAddress row_x_ = 0;  // of x̂ that the lane loads, from the first
-  Fragment weights_x_[x_steps > 0 ? x_steps * matrices : 1];
-  HalfFragment weights_n_[held_n > 0 ? held_n : 1];
-  HalfFragment* weights_n_in_shared_ = nullptr;
+  Weights weights_x_[x_steps > 0 ? x_steps * matrices : 1];
+  HalfWeights weights_n_[held_n > 0 ? held_n : 1];
+  HalfWeights* weights_n_in_shared_ = nullptr;
   float z_[octets][2];
+  // of values
+  Pair<S> made_[by_values<S> ? octets : 1][Shape::results];
 };
 
 #else

@@ -53,7 +53,7 @@ FUSED_RNN_DEVICE bool Forward<Cell, S, Size>::advance_in_two(const ThisTile& til
 // The gates of the reset-before GRU, and s, which goes to others as h does.
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&sums)[4]) {
-  uint32_t from_input[4] = {};
+  Pair<S> from_input[4] = {};
   if constexpr (inputs > 0) ring_.load(from_input, n, 0);
   T r[2], z[2], s[2];
   FUSED_RNN_UNROLL
@@ -63,11 +63,8 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&su
     Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
     z_[n][j] = z[j].value;
   }
-  store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(s[0].value, s[1].value)});
-  __syncwarp();
-  s_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-  store_matrices_transposed<2>(turned(n, 1),
-                               {narrow_pair<S>(r[0].value, r[1].value), narrow_pair<S>(z[0].value, z[1].value)});
+  send(s_, n, s[0].value, s[1].value, true);
+  put<2>(n, 1, {pair_of<S>(r[0].value, r[1].value), pair_of<S>(z[0].value, z[1].value)});
 }
 
 // Its candidate, and h.
@@ -75,7 +72,7 @@ template <typename Cell, typename S, typename Size>
 template <bool plain>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_candidate(const ThisTile& tile, int n, int t, bool last,
                                                              const float (&sums)[4]) {
-  uint32_t from_input[1] = {}, keep[1] = {};
+  Pair<S> from_input[1] = {}, keep[1] = {};
   if constexpr (inputs > 0) ring_.load(from_input, n, G - 1);
   if constexpr (!plain)
     if (a_.keep_h) ring_.load(keep, n, inputs);
@@ -88,10 +85,8 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_candidate(const ThisTile& til
       if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
     h_[n][j] = tile.active(n, j, t) ? h.value : h_[n][j];
   }
-  store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(h_[n][0], h_[n][1])});
-  __syncwarp();
-  if (!last) state_.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-  store_matrices_transposed<1>(turned(n, Cell::saved), {narrow_pair<S>(values[0].value, values[1].value)});
+  send(state_, n, h_[n][0], h_[n][1], !last);
+  put<1>(n, Cell::saved, {pair_of<S>(values[0].value, values[1].value)});
 }
 
 #endif

@@ -24,12 +24,14 @@ class Modulation {
   using Team = ClusterTeam<Size::blocks>;
   using State = ClusterState<Team, S, Size::features, Size::shares, octets>;
   using Sums = SplitSums<groups, splits, octets>;
-  using Ring = RowRing<S, slots, octets, true>;
+  using Ring = cluster::Ring<S, slots, 0, octets, true>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
-  using Sink = RowSink<S, octets>;
+  using Sink = std::conditional_t<by_values<S>, ValueSink<octets>, RowSink<S, octets>>;
+  using Weights = InTerms<S, HalfFragment>;
   static constexpr int sums_at = State::shared_bytes, rings_at = sums_at + Sums::shared_bytes,
                        turned_at = rings_at + groups * Ring::shared_bytes,
-                       turned_bytes = octets * 2 * matrix_bytes;  // of a group: x̂, m
+                       turned = by_values<S> ? 3 : 2,  // matrices of an octet: terms of x̂, or x̂ and m
+      turned_bytes = octets * turned * matrix_bytes;   // of a group
 
  public:
   static constexpr int row = Size::features + 8;  // values of x̂ from one sequence to the next
@@ -45,10 +47,10 @@ class Modulation {
         x_hat_(team, shared),
         sums_(shared + sums_at, 5, group_, splits - 1 - split_),
         ring_(shared + rings_at + group_ * Ring::shared_bytes),
-        row_(kept((lane % 8 * (Size::K + 8) + split_ * 16 * steps + lane / 8 * 8) * int{sizeof(S)})),
+        row_(kept((lane % 8 * (Size::K + 8) + split_ * 16 * steps + lane / 8 * 8) * int{sizeof(Term<S>)})),
         turned_(kept(shared_address(shared) + turned_at + group_ * turned_bytes + lane_ * row_bytes)) {
     if (!exists_) return;
-    if (q.H % 2 == 0 && reinterpret_cast<uint64_t>(q.arrays.weight_mhh) % 4 == 0)
+    if (by_values<S> || (q.H % 2 == 0 && reinterpret_cast<uint64_t>(q.arrays.weight_mhh) % 4 == 0))
       load_weights<true>();
     else
       load_weights<false>();
@@ -64,8 +66,12 @@ class Modulation {
     ring_.template begin<plain, slots>(q_, tile, q_.I - feature_, [&](int slot) -> typename Ring::Source {
       return {(slot == projected_at ? q_.arrays.projected : q_.arrays.input) + feature_, q_.I};
     });
-    S* const saved = q_.arrays.saved && lane_ < 8 ? q_.arrays.saved + Cell::saved * q_.H + feature_ : nullptr;
-    sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
+    S* const saved =
+        q_.arrays.saved && (by_values<S> || lane_ < 8) ? q_.arrays.saved + Cell::saved * q_.H + feature_ : nullptr;
+    if constexpr (by_values<S>)
+      sink_ = Sink(q_, tile, {saved}, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
+    else
+      sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
   }
 
   // From here on all that this warp makes is NaN.
@@ -91,7 +97,15 @@ class Modulation {
     ring_.advance();
     __syncwarp();
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) sink_.template store_if<plain>(tile.active_row(n, t), n, turned(n) + matrix_bytes);
+    for (int n = 0; n < octets; ++n) {
+      if constexpr (by_values<S>) {
+        FUSED_RNN_UNROLL
+        for (int j = 0; j < 2; ++j)
+          if (tile.active(n, j, t)) sink_.store(0, n, j, 0, made_[n].values[j]);
+      } else {
+        sink_.template store_if<plain>(tile.active_row(n, t), n, turned_of(n) + matrix_bytes);
+      }
+    }
     sink_.advance();
     __syncwarp();
   }
@@ -106,18 +120,18 @@ class Modulation {
  private:
   FUSED_RNN_DEVICE bool finishes() const { return exists_ && split_ == splits - 1; }
   FUSED_RNN_DEVICE bool has_feature() const { return feature_ + lane_ / 4 < q_.I; }
-  FUSED_RNN_DEVICE SharedAddress turned(int n) const { return turned_ + n * 2 * matrix_bytes; }
+  FUSED_RNN_DEVICE SharedAddress turned_of(int n) const { return turned_ + n * turned * matrix_bytes; }
 
   template <bool pairs>
   FUSED_RNN_DEVICE void load_weights() {
     const int first_k = split_ * 16 * steps + 2 * (lane_ % 4), left = has_feature() ? q_.H - first_k : 0;
     const S* const from = q_.arrays.weight_mhh + int64_t{feature_ + lane_ / 4} * q_.H + first_k;
     load_gates<pairs, S, 1, 0, 1, steps>([&](int) { return from; }, left,
-                                         [&](int s, int, const Fragment& f) { weights_[s] = half(f); });
+                                         [&](int s, int, const InTerms<S, Fragment>& f) { weights_[s] = half(f); });
   }
 
   FUSED_RNN_DEVICE void make_octet(int n, const float (&sums)[4]) {
-    uint32_t input[1], projected[1] = {};
+    Pair<S> input[1], projected[1] = {};
     ring_.load(input, n, 0);
     if constexpr (of_input) ring_.load(projected, n, projected_at);
     T m[2], x_hat[2];
@@ -125,10 +139,15 @@ class Modulation {
     for (int j = 0; j < 2; ++j)
       Multiplicative::forward(half_of<S, T>(projected[0], j), T(sums[j] + bias_), half_of<S, T>(input[0], j), m[j],
                               x_hat[j]);
-    store_matrices_transposed<2>(
-        turned(n), {narrow_pair<S>(x_hat[0].value, x_hat[1].value), narrow_pair<S>(m[0].value, m[1].value)});
-    __syncwarp();
-    x_hat_.push(n, load_shared<Row<S>>(turned(n) - lane_ / 8 * matrix_bytes));
+    if constexpr (by_values<S>) {
+      send_terms(x_hat_, n, turned_of(n), x_hat[0].value, x_hat[1].value, true);
+      made_[n] = {m[0].value, m[1].value};
+    } else {
+      store_matrices_transposed<2>(
+          turned_of(n), {narrow_pair<S>(x_hat[0].value, x_hat[1].value), narrow_pair<S>(m[0].value, m[1].value)});
+      __syncwarp();
+      x_hat_.push(n, load_shared<Row<S>>(turned_of(n) - lane_ / 8 * matrix_bytes));
+    }
   }
 
   const Q& q_;
@@ -139,7 +158,8 @@ class Modulation {
   Ring ring_;
   Sink sink_;  // of m
   const SharedAddress row_, turned_;
-  HalfFragment weights_[steps];
+  Weights weights_[steps];
+  Pair<S> made_[by_values<S> ? octets : 1];  // m
   float bias_ = 0;
 };
 

@@ -36,7 +36,7 @@ template <int slots, int wide, int octets, bool upwards, int stages>
 class ValueRing {
   static constexpr int slot_bytes = 32 * int{sizeof(Vector<float, 2>)}, stage_bytes = octets * slots * slot_bytes;
   static constexpr int kinds = wide > 0 && wide < slots ? 2 : 1;
-  static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
+  HOST_DEVICE static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
 
  public:
   static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
@@ -137,39 +137,61 @@ class ValueRing {
   int64_t row_[kinds], step_[kinds];  // bytes
 };
 
-// Where a thread stores values time after time, in arrays [T, B, row]: of its unit and two sequences of each octet.
-template <int octets>
+// Where a thread stores values time after time, in some arrays [T, B, row]: of its unit and two sequences of each
+// octet.
+template <int octets, int arrays = 1>
 class ValueSink {
  public:
   FUSED_RNN_DEVICE ValueSink() {}
 
-  // From `time` on, in steps of `time_step`, 1 or -1. `values` is the warp's first column of an array, or null, and
+  // From `time` on, in steps of `time_step`, 1 or -1. `values` are the warp's first column of each array, or null, and
   // `columns` how many there are from it on; `any` an array that there is.
   template <typename Tile>
-  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* values, float* any, int row,
-                             int columns, int time, int time_step)
+  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* const (&values)[arrays], float* any,
+                             int row, int columns, int time, int time_step)
       : row_(int64_t{row} * int64_t{sizeof(float)}), step_(kept(int64_t{time_step} * q.B * row_)) {
     const int lane = threadIdx.x % 32;
-    to_ = reinterpret_cast<char*>(values ? values : any) +
-          ((int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4) * int64_t{sizeof(float)};
     FUSED_RNN_UNROLL
-    for (int i = 0; i < 2 * octets; ++i)
-      wanted_ |= unsigned{values && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
+    for (int a = 0; a < arrays; ++a) {
+      to_[a] = reinterpret_cast<char*>((values[a] ? values[a] : any) +
+                                       (int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2 * octets; ++i)
+        wanted_[a] |= unsigned{values[a] && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
+    }
   }
 
   // A value of sequence j of octet n, so many columns further.
-  FUSED_RNN_DEVICE void store(int n, int j, int column, float value) const {
-    if (wanted_ >> (2 * n + j) & 1)
-      *reinterpret_cast<float*>(to_ + (8 * n + j) * row_ + int64_t{column} * int64_t{sizeof(float)}) = value;
+  FUSED_RNN_DEVICE void store(int array, int n, int j, int column, float value) const {
+    if (wanted_[array] >> (2 * n + j) & 1)
+      *reinterpret_cast<float*>(to_[array] + (8 * n + j) * row_ + int64_t{column} * int64_t{sizeof(float)}) = value;
   }
 
-  FUSED_RNN_DEVICE void advance() { to_ += step_; }
+  FUSED_RNN_DEVICE void advance() {
+    FUSED_RNN_UNROLL
+    for (int a = 0; a < arrays; ++a) to_[a] += step_;
+  }
 
  private:
-  char* to_ = nullptr;
-  int64_t row_ = 0, step_ = 0;  // bytes
-  unsigned wanted_ = 0;         // a bit for each sequence
+  char* to_[arrays];
+  int64_t row_, step_;            // bytes
+  unsigned wanted_[arrays] = {};  // a bit for each sequence
 };
+
+// Send floats of two sequences as the terms of a state, which pass through three matrices in shared memory; `turned` is
+// the lane's row of these.
+template <typename State>
+FUSED_RNN_DEVICE void send_terms(const State& state, int octet, SharedAddress turned, float first, float second,
+                                 bool sent) {
+  const auto pairs = split_pair(first, second);
+  store_matrices_transposed<2>(turned, {pairs.terms[0], pairs.terms[1]});
+  store_matrices_transposed<1>(turned + 2 * matrix_bytes, {pairs.terms[2]});
+  __syncwarp();
+  if (!sent) return;
+  const SharedAddress row = turned - threadIdx.x % 32 / 8 * matrix_bytes;
+  FUSED_RNN_UNROLL
+  for (int i = 0; i < 3; ++i) state.push(octet, load_shared<Row<BFloat16>>(row + i * matrix_bytes), i);
+}
 
 template <typename S, int slots, int wide, int octets, bool upwards, int stages = 6>
 using Ring = std::conditional_t<by_values<S>, ValueRing<slots, wide, octets, upwards, stages>,
