@@ -137,8 +137,8 @@ inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
 // A call for a kernel of warps.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if constexpr (on_tensor_cores<S>) return cluster::prepare_as<S>(call, chip, forced, launcher);
-  return {"kernels in clusters are for bfloat16 and float16, not for float32 and float64", {}, nullptr};
+  if constexpr (!std::is_same_v<S, double>) return cluster::prepare_as<S>(call, chip, forced, launcher);
+  return {"kernels in clusters are for float32, bfloat16 and float16, not for float64", {}, nullptr};
 }
 
 // Likewise where it is forced.
@@ -155,7 +155,7 @@ Prepared prepare_forced_clusters(const Call& call, const Chip& chip, const Divis
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   if (forced.exchange == ExchangeId::cluster) return prepare_forced_clusters<S>(call, chip, forced, launcher);
-  if constexpr (on_tensor_cores<S>) {
+  if constexpr (!std::is_same_v<S, double>) {
     if (forced == Division() && clusters_are_ahead(call, chip)) {
       const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);
       if (ready.refusal.empty()) return ready;  // else this device has no room for them

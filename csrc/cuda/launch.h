@@ -53,6 +53,8 @@ struct StreamLauncher {
 #define FUSED_RNN_INSTANTIATE_CLUSTER(instantiate, Call, S) \
   instantiate Prepared cluster::prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
 
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, ForwardCall, float);
+FUSED_RNN_INSTANTIATE_CLUSTER(extern template, BackwardCall, float);
 FUSED_RNN_INSTANTIATE_CLUSTER(extern template, ForwardCall, BFloat16);
 FUSED_RNN_INSTANTIATE_CLUSTER(extern template, ForwardCall, Half);
 FUSED_RNN_INSTANTIATE_CLUSTER(extern template, BackwardCall, BFloat16);

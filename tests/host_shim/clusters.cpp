@@ -1,5 +1,6 @@
-// The calls of csrc/cuda/api.h by the kernels of warps alone, as a library for tests/test_cluster_kernels.py; with
-// -DRACES a program. FUSED_RNN_CLUSTER_SIZES says for which sizes they are compiled.
+// The calls of csrc/cuda/api.h by the kernels of warps alone, as a library for tests/test_cluster_kernels.py, with
+// -DFLOATS of those for float32 and else for 16 bits; with -DRACES a program. FUSED_RNN_CLUSTER_SIZES says for which
+// sizes they are compiled.
 
 #ifndef RACES
 
@@ -10,12 +11,17 @@ namespace {
 template <typename Call>
 Prepared prepared(const Call& call, const Chip& chip, const Division& forced, const HostLauncher& launcher) {
   switch (call.type) {
+#  ifdef FLOATS
+    case Type::float32:
+      return prepare_forced_clusters<float>(call, chip, forced, launcher);
+#  else
     case Type::bfloat16:
       return prepare_forced_clusters<BFloat16>(call, chip, forced, launcher);
     case Type::float16:
       return prepare_forced_clusters<Half>(call, chip, forced, launcher);
+#  endif
     default:
-      return prepare_forced_clusters<float>(call, chip, forced, launcher);
+      return prepare_forced_clusters<double>(call, chip, forced, launcher);
   }
 }
 

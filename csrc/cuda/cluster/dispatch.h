@@ -18,14 +18,21 @@ struct Sizes {};
 // Of an LSTM all weights stay on the chip. Those with features are for cells whose input is modulated. Tests on the
 // host take smaller ones.
 #ifndef FUSED_RNN_CLUSTER_SIZES
-using Compiled =
+using CompiledShort =
     Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<384, 8, 2, 1>,
           Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 4, 1, 1, 128>,
           Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>, Size<512, 16, 2, 1, 128>,
           Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>>;
+using CompiledFloat = Sizes<Size<128, 4, 2, 1>, Size<128, 4, 2, 2>, Size<128, 8, 2, 1>, Size<256, 8, 2, 1>,
+                            Size<256, 16, 4, 1>, Size<128, 8, 4, 1, 128>, Size<256, 16, 4, 1, 128>>;
 #else
-using Compiled = Sizes<FUSED_RNN_CLUSTER_SIZES>;
+using CompiledShort = Sizes<FUSED_RNN_CLUSTER_SIZES>;
+using CompiledFloat = CompiledShort;
 #endif
+
+// By the type of tensors.
+template <typename S>
+using Compiled = std::conditional_t<std::is_same_v<S, float>, CompiledFloat, CompiledShort>;
 
 // A size as it is for a cell, or void. Where h₋ is modulated x̂ has as many features as there are units. Cells of
 // several phases want registers for more than weights: no warps share K where there are many, if weights fit then.
@@ -59,6 +66,7 @@ Candidate candidate_of() {
           .held = Shape::held_fragments,
           .resident = Shape::resident_fragments,
           .phases = phases_of<Cell>,
+          .terms = Shape::terms,
           .received = Shape::received_bytes};
 }
 
@@ -140,7 +148,7 @@ constexpr int in_plan(int fragments) { return static_cast<int>(divide_up(fragmen
 template <typename Cell, typename S, typename Call, typename Launcher>
 Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   using Way = Direction<Call>;
-  static const Kernels<Cell, S, Call> kernels{Compiled()};
+  static const Kernels<Cell, S, Call> kernels{Compiled<S>()};
   const int64_t features = is_multiplicative<Cell> ? call.I : 0;
   const Choice choice = choose(kernels.candidates, call.H, features, call.B, chip, forced);
   if (choice.index < 0) return {choice.refusal, {}, {}};

@@ -186,31 +186,6 @@ class Forward {
     });
   }
 
-  // Of rows, those of lanes 0 to 7 are outputs, of the next 8 cell states; and of each 8 lanes a value that backward
-  // reads.
-  FUSED_RNN_DEVICE Outputs outputs_from(const ThisTile& tile, int time, int time_step) const {
-    if constexpr (by_values<S>) {
-      const auto units = [&](S* values) { return values ? values + unit_ : nullptr; };
-      if constexpr (has_c)
-        return {q_, tile, {units(a_.output), units(a_.cells)}, a_.output, q_.H, columns(), time, time_step};
-      else
-        return {q_, tile, {units(a_.output)}, a_.output, q_.H, columns(), time, time_step};
-    } else {
-      S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
-      return {q_, tile, values ? values + unit_ : nullptr, a_.output, q_.H, columns(), time, time_step};
-    }
-  }
-  FUSED_RNN_DEVICE Saved saved_from(const ThisTile& tile, int time, int time_step) const {
-    if constexpr (by_values<S>)
-      return {q_,   tile,     {a_.saved ? a_.saved + unit_ : nullptr}, a_.output, saved_row<Cell>(q_), columns(),
-              time, time_step};
-    else
-      return {q_, tile, saved_of_lane(), a_.output, saved_row<Cell>(q_), columns(), time, time_step};
-  }
-  FUSED_RNN_DEVICE S* saved_of_lane() const {
-    return a_.saved && lane_ / 8 < Cell::saved ? a_.saved + int64_t{lane_ / 8} * q_.H + unit_ : nullptr;
-  }
-
   template <bool plain>
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step, int t, Outputs& outputs, Saved& saved) {
     if (step > 0) state_.wait(share_, [&] { poison(); });
@@ -340,59 +315,17 @@ class Forward {
     put<Cell::saved>(n, 1 + has_c, saved);
   }
 
-  // Results on their way to memory: rows pass through matrices in shared memory, and values stay in registers. There
-  // are h, c, what is saved.
-
+  // In forward_results.h: results on their way to memory, which are h, c, what is saved.
   template <int count>
-  FUSED_RNN_DEVICE void put(int n, int result, const Pair<S> (&pairs)[count]) {
-    if constexpr (by_values<S>) {
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < count; ++i) made_[n][result + i] = pairs[i];
-    } else {
-      store_matrices_transposed<count>(turned(n, result), pairs);
-    }
-  }
-
-  // The first result, which goes in rows to others.
-  FUSED_RNN_DEVICE void send(const State& state, int n, float first, float second, bool sent) {
-    if constexpr (by_values<S>) {
-      send_terms(state, n, turned_ + n * Shape::turned * matrix_bytes, first, second, sent);
-      made_[n][0] = {first, second};
-    } else {
-      store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(first, second)});
-      __syncwarp();
-      if (sent) state.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
-    }
-  }
-
-  // Past the end of a sequence results are zero, and nothing is saved.
+  FUSED_RNN_DEVICE void put(int n, int result, const Pair<S> (&pairs)[count]);
+  FUSED_RNN_DEVICE void send(const State& state, int n, float first, float second, bool sent);
   template <bool plain>
-  FUSED_RNN_DEVICE void store(const ThisTile& tile, int t, Outputs& outputs, Saved& saved) const {
-    __syncwarp();
-    FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
-      if constexpr (by_values<S>) {
-        FUSED_RNN_UNROLL
-        for (int j = 0; j < 2; ++j) store_values(n, j, tile.active(n, j, t), outputs, saved);
-      } else {
-        const bool active = tile.active_row(n, t);
-        outputs.template store<plain>(n, turned(n, 0), !active);
-        saved.template store_if<plain>(active, n, turned(n, 1 + has_c));
-      }
-    }
-    outputs.advance();
-    saved.advance();
-    __syncwarp();
-  }
-  FUSED_RNN_DEVICE void store_values(int n, int j, bool active, const Outputs& outputs, const Saved& saved) const {
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 1 + has_c; ++i) outputs.store(i, n, j, 0, active ? made_[n][i].values[j] : 0.0f);
-    if (!active) return;
-    FUSED_RNN_UNROLL
-    for (int k = 0; k < Cell::saved; ++k) saved.store(0, n, j, k * q_.H, made_[n][1 + has_c + k].values[j]);
-  }
-
-  // The lane's row of a result's matrix and those that follow.
+  FUSED_RNN_DEVICE void store(const ThisTile& tile, int t, Outputs& outputs, Saved& saved) const;
+  template <bool plain>
+  FUSED_RNN_DEVICE void clear_rest(const ThisTile& tile) const;
+  FUSED_RNN_DEVICE Outputs outputs_from(const ThisTile& tile, int time, int time_step) const;
+  FUSED_RNN_DEVICE Saved saved_from(const ThisTile& tile, int time, int time_step) const;
+  FUSED_RNN_DEVICE S* saved_of_lane() const;
   FUSED_RNN_DEVICE SharedAddress turned(int n, int result) const {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
   }
@@ -409,18 +342,7 @@ class Forward {
         if constexpr (has_c) a_.c_n[place(tile, n, j)] = narrow<S>(team_.alive() ? c_[n][j] : NAN);
       }
     }
-    Outputs outputs = outputs_from(tile, tile.longest(), 1);
-    for (int t = tile.longest(); t < q_.T; ++t, outputs.advance()) {
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        if constexpr (by_values<S>) {
-          FUSED_RNN_UNROLL
-          for (int i = 0; i < 2 * (1 + has_c); ++i) outputs.store(i / 2, n, i % 2, 0, 0.0f);
-        } else {
-          outputs.template store<plain>(n, turned(n, 0), true);
-        }
-      }
-    }
+    clear_rest<plain>(tile);
   }
 
   const Q& q_;
@@ -474,3 +396,4 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
 }  // namespace fused_rnn::cuda::cluster
 
 #include "forward_reset.h"
+#include "forward_results.h"

@@ -34,12 +34,17 @@ struct ForwardShape {
   // 13.0 was seen to need. Weights of W and U_m stay there in any case, then those of U_n, then those of U; what is
   // left over is in shared memory, if that has room.
   static constexpr int one_octet_of = Size::octets == 1 ? Size::K : 0;
-  static constexpr int for_phases = phases_of<Cell> == 1 ? 0
-                                    : of_input           ? (one_octet_of > 384 ? 48 : 28) + 40 * (phases_of<Cell> - 1)
-                                    : reset_before       ? (warps > 8 ? 40 : 56)
-                                                         : (one_octet_of > 256 ? 100 : 74);
-  static constexpr int terms = terms_of<S>, of_sums = terms == 1 ? 16 : 36;  // of an octet
-  static constexpr int others = 64 + of_sums * Size::octets + for_phases;
+  static constexpr int terms = terms_of<S>, phases = phases_of<Cell>;
+  static constexpr int for_phases = phases == 1    ? 0
+                                    : of_input     ? (one_octet_of > 384 ? 48 : 28) + 40 * (phases - 1)
+                                    : reset_before ? (warps > 8 ? 40 : 56)
+                                                   : (one_octet_of > 256 ? 100 : 74);
+  static constexpr int for_phases_of_terms = phases == 1    ? 0
+                                             : of_input     ? 20 + 8 * phases
+                                             : reset_before ? (k_steps > 4 ? 40 : 10)
+                                                            : 64;
+  static constexpr int others =
+      terms == 1 ? 64 + 16 * Size::octets + for_phases : 130 + 14 * Size::octets + for_phases_of_terms;
   static constexpr int u_registers = terms * 4 * k_steps * recurrent,
                        n_registers = reset_before ? terms * 2 * k_steps : 0,
                        always = terms * 2 * (x_steps * G + m_steps);
@@ -60,7 +65,8 @@ struct ForwardShape {
   static constexpr int turned_bytes = Size::octets * turned * matrix_bytes;  // of a warp
 
   // Whether a multiprocessor has room.
-  static constexpr bool fits = phases_of<Cell> == 1 || (wanted >= 0 && weight_bytes <= 152 * 1024);
+  static constexpr bool fits = phases == 1 || (wanted >= 0 && weight_bytes <= 152 * 1024 &&
+                                               (terms == 1 || Size::octets == 1 || !is_multiplicative<Cell>));
 
   // For the plan.
   static constexpr int held_registers = terms * (4 * held * recurrent + 2 * held_n) + always;

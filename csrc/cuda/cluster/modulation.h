@@ -140,7 +140,7 @@ class Modulation {
       Multiplicative::forward(half_of<S, T>(projected[0], j), T(sums[j] + bias_), half_of<S, T>(input[0], j), m[j],
                               x_hat[j]);
     if constexpr (by_values<S>) {
-      send_terms(x_hat_, n, turned_of(n), x_hat[0].value, x_hat[1].value, true);
+      send_terms(x_hat_, n, turned_of(n), lane_, x_hat[0].value, x_hat[1].value, true);
       made_[n] = {m[0].value, m[1].value};
     } else {
       store_matrices_transposed<2>(

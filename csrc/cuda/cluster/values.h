@@ -181,14 +181,14 @@ class ValueSink {
 // Send floats of two sequences as the terms of a state, which pass through three matrices in shared memory; `turned` is
 // the lane's row of these.
 template <typename State>
-FUSED_RNN_DEVICE void send_terms(const State& state, int octet, SharedAddress turned, float first, float second,
-                                 bool sent) {
+FUSED_RNN_DEVICE void send_terms(const State& state, int octet, SharedAddress turned, int lane, float first,
+                                 float second, bool sent) {
   const auto pairs = split_pair(first, second);
   store_matrices_transposed<2>(turned, {pairs.terms[0], pairs.terms[1]});
   store_matrices_transposed<1>(turned + 2 * matrix_bytes, {pairs.terms[2]});
   __syncwarp();
   if (!sent) return;
-  const SharedAddress row = turned - threadIdx.x % 32 / 8 * matrix_bytes;
+  const SharedAddress row = turned - lane / 8 * matrix_bytes;
   FUSED_RNN_UNROLL
   for (int i = 0; i < 3; ++i) state.push(octet, load_shared<Row<BFloat16>>(row + i * matrix_bytes), i);
 }

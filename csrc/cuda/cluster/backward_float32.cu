@@ -1,0 +1,7 @@
+// The backward kernels of warps for tensors of type float32.
+
+#include "../launch.h"
+
+namespace fused_rnn::cuda {
+FUSED_RNN_INSTANTIATE_CLUSTER(template, BackwardCall, float);
+}  // namespace fused_rnn::cuda
