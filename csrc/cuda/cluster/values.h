@@ -36,7 +36,7 @@ template <int slots, int wide, int octets, bool upwards, int stages>
 class ValueRing {
   static constexpr int slot_bytes = 32 * int{sizeof(Vector<float, 2>)}, stage_bytes = octets * slots * slot_bytes;
   static constexpr int kinds = wide > 0 && wide < slots ? 2 : 1;
-  static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
+  HOST_DEVICE static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
 
  public:
   static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
