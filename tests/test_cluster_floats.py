@@ -1,10 +1,11 @@
-"""The float32 kernels of warps on the CPU, by the host shim: products of three bfloat16 terms, values instead of rows."""
+"""The float32 kernels of warps on the CPU, by the host shim: products of three bfloat16 terms, values, not rows."""
 
 import ctypes
 import math
 
 import pytest
 import torch
+
 from fused_rnn import cuda
 
 from .conftest import Operands, Shape, operands, random_like, regularised
@@ -102,13 +103,13 @@ def scaled(op: Operands, factor: float) -> Operands:
     """The same call with every operand so many times as large."""
     with torch.no_grad():
         for tensor in op.tensors.values():
-            tensor *= factor
+            tensor.mul_(factor)
     return op
 
 
 @pytest.mark.parametrize("exponent", [-40, -12, 5])
 def test_small_and_large_numbers(library, exponent):
-    """Products of three terms are as exact whatever the exponent is; the network without bounds shows them as they are."""
+    """Products of three terms are as exact whatever the exponent is; without bounds h shows them as they are."""
     draws = [scaled(op, 2.0**exponent) for op in drawn("rnn_relu", Shape(2, 9, 4, 30), F32, count=5)]
     assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
 

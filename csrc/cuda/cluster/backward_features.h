@@ -70,6 +70,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   FUSED_RNN_DEVICE void make_features(const Q& q, int step, const FeatureRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step);
     float dx_hat[2] = {};
+    typename Base::OwnMade made;
     this->add_parts(sums, dx_hat);
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -77,11 +78,11 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
       Multiplicative::backward(T(come ? dx_hat[j] : NAN), half_of<S, T>(rows.input[0], j), half_of<S, T>(rows.m[0], j),
                                dm, dx);
       const bool active = tile_.active(0, j, t);
-      made_.put(0, j, clip(dm, T(q.gradient_clip)).value, active);
+      made.put(0, j, clip(dm, T(q.gradient_clip)).value, active);
       // of W_m x, a pre-activation too
-      made_.put(1, j, of_hidden ? clip(dx, T(q.gradient_clip)).value : dx.value, active);
+      made.put(1, j, of_hidden ? clip(dx, T(q.gradient_clip)).value : dx.value, active);
     }
-    this->template hand_over<0, by_values<S> ? 1 : 2>(step);
+    this->template hand_over<0, 2, 0, 1>(step, made);
   }
 
   FUSED_RNN_DEVICE void put_out_features(const Q& q, int step, bool regularised) {

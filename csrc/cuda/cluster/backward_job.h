@@ -17,15 +17,16 @@ class Made {
     values_[k][j] = by_values<S> && !active ? 0.0f : value;
     active_half_[j] = active ? 0xffffu << 16 * j : 0u;
   }
-  FUSED_RNN_DEVICE float value(int k, int j) const { return values_[k][j]; }
-
-  // Matrices of `some` from the first on, as the operand wants them.
-  template <int first, int some>
-  FUSED_RNN_DEVICE void narrow_to(uint32_t (&matrices)[some]) const {
+  FUSED_RNN_DEVICE void copy(const Made& other, int k) {
     FUSED_RNN_UNROLL
-    for (int k = 0; k < some; ++k)
-      matrices[k] = narrow_pair<S>(values_[first + k][0], values_[first + k][1]) & (active_half_[0] | active_half_[1]);
+    for (int j = 0; j < 2; ++j) values_[k][j] = other.values_[k][j];
   }
+
+  FUSED_RNN_DEVICE float value(int k, int j) const { return values_[k][j]; }
+  FUSED_RNN_DEVICE uint32_t pair(int k) const {
+    return narrow_pair<S>(values_[k][0], values_[k][1]) & (active_half_[0] | active_half_[1]);
+  }
+  FUSED_RNN_DEVICE Terms<uint32_t> terms(int k) const { return split_pair(values_[k][0], values_[k][1]); }
 
  private:
   float values_[count][2];
@@ -48,6 +49,7 @@ class BackwardJob {
 
  public:
   using Ring = cluster::Ring<S, Shape::slots, Cell::saved, 1, false, Shape::stages>;
+  using OwnMade = Made<S, Cell::gradients>;
   using Sink = std::conditional_t<by_values<S>, ValueSink<1>, RowSink<S, 1>>;
   static_assert(Ring::shared_bytes == Shape::ring_bytes);
 
@@ -128,6 +130,7 @@ class BackwardJob {
     const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
     add(sums, t + forwards, step + 1 < tile_.longest());
     const BackwardArrays<S>& a = q.arrays;
+    OwnMade made;
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
@@ -165,12 +168,12 @@ class BackwardJob {
       if constexpr (has_c) dc_[j] = active ? dc.value : dc_[j];
       dh_[j] = active ? dh.value : dh_[j];
       FUSED_RNN_UNROLL
-      for (int k = 0; k < Cell::gradients; ++k) made_.put(k, j, d[k].value, active);
+      for (int k = 0; k < Cell::gradients; ++k) made.put(k, j, d[k].value, active);
     }
     if constexpr (Cell::reset_before)
-      hand_over<1, 2, Size::units>(step);
+      hand_over<1, 2, Size::units>(step, made);
     else
-      hand_over<0, Cell::gradients>(step);
+      hand_over<0, Cell::gradients>(step, made);
   }
 
   // What it reads of the same step for the gradient of r: r, h₋.
@@ -190,6 +193,7 @@ class BackwardJob {
   FUSED_RNN_DEVICE void reset(const Q& q, int step, const ResetRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step), before_t = t - (q.reverse ? -1 : 1);
     float ds[2] = {};
+    OwnMade made;
     add_parts(sums, ds);
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -197,10 +201,10 @@ class BackwardJob {
       const T before = half_of<S, T>(first ? initial_ : rows.before[0], j);
       T dh(dh_[j]), da_r;
       Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.r[0], j), before, dh, da_r);
-      made_.put(0, j, clip(da_r, T(q.gradient_clip)).value, active);
+      made.put(0, j, clip(da_r, T(q.gradient_clip)).value, active);
       dh_[j] = active ? dh.value : dh_[j];
     }
-    hand_over<0, 1>(step);
+    hand_over<0, 1>(step, made);
   }
 
   // The same to the result, and what is read of one step more on its way.
@@ -255,17 +259,17 @@ class BackwardJob {
     }
   }
 
-  // To the operand `some` gradients from the first on, so many columns further; in a plane for each term.
-  template <int first, int some, int columns = 0>
-  FUSED_RNN_DEVICE void hand_over(int step) const {
+  // To the operand `some` gradients from the first on, so many columns further, in a plane for each term; by values
+  // put_out finds them as they were made.
+  template <int first, int some, int columns = 0, int without = only_result>
+  FUSED_RNN_DEVICE void hand_over(int step, const OwnMade& made) {
     constexpr int further = columns * int{sizeof(Term<S>)};
     if constexpr (by_values<S>) {
       uint32_t matrices[Shape::terms][some];
       FUSED_RNN_UNROLL
       for (int k = 0; k < some; ++k) {
-        const bool multiplied = first + k != only_result;
-        const auto terms =
-            multiplied ? split_pair(made_.value(first + k, 0), made_.value(first + k, 1)) : Terms<uint32_t>{};
+        made_.copy(made, first + k);
+        const auto terms = first + k == without ? Terms<uint32_t>{} : made.terms(first + k);
         FUSED_RNN_UNROLL
         for (int term = 0; term < Shape::terms; ++term) matrices[term][k] = terms.terms[term];
       }
@@ -274,7 +278,8 @@ class BackwardJob {
         store_matrices_transposed(row(step) + further + term * Shape::plane_bytes, matrices[term]);
     } else {
       uint32_t matrices[some];
-      made_.template narrow_to<first>(matrices);
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < some; ++k) matrices[k] = made.pair(first + k);
       store_matrices_transposed(row(step) + further, matrices);
     }
   }
@@ -308,8 +313,8 @@ class BackwardJob {
   SharedAddress row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
-  Sink sink_;  // the same row in the result
-  Made<S, Cell::gradients> made_;
+  Sink sink_;     // the same row in the result
+  OwnMade made_;  // of a step, by values
 
  private:
   // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
