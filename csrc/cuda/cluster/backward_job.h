@@ -36,7 +36,7 @@ class Made {
 // A number that may know its tanh, which takes long where it is exact.
 template <typename S>
 struct Foreseen : Real<S> {
-  float tanh_value;
+  float tanh_value = NAN;  // where it is not known
 
   FUSED_RNN_DEVICE Foreseen() {}
   FUSED_RNN_DEVICE explicit Foreseen(float number) : Real<S>(number) {}

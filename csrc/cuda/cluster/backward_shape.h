@@ -81,9 +81,12 @@ struct BackwardShape {
                                : of_hidden ? 0
                                            : (reset_before ? 1 : gates) * of_units},
       .update = {own_tiles, reset_before ? of_units : 0}};
-  // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs
-                                           : 60 + 12 * (own_tiles + 1) * Size::octets + 56 * own_jobs;
+  // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses. Of floats the
+  // sums are three, beside those of the phase before, and a step of the operand, and a job has an address for each
+  // slot.
+  static constexpr int of_terms = 12 * (own_tiles + (phases > 2 ? 2 : 1)) * Size::octets;
+  static constexpr int others =
+      terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs : 48 + of_terms + (20 + 4 * slots) * own_jobs;
   static constexpr BackwardProducts products = all.holding(held_of(terms * all.fragments(), threads, others) / terms);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = phases > 1 || products.held() == all.fragments() || own_tiles <= 4
