@@ -40,7 +40,11 @@ namespace {
 // blocks. By the seed, rows are whole or not, and the call is regularised or not.
 template <typename Cell>
 void run_cell(const Chip& chip, unsigned seed) {
+#  ifdef FLOATS
+  using S = float;
+#  else
   using S = std::conditional_t<Cell::gates == 1, Half, BFloat16>;
+#  endif
   const int H = seed % 4 == 1 ? 53 : 56;
   run_layer<S>(cluster::modulates_of<Cell>, {7, 9, H, seed % 4 < 2}, seed, [&](const auto& call) {
     const auto prepare = [&](const Chip& chip) {
