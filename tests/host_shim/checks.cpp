@@ -146,13 +146,16 @@ void check_approximations(unsigned seed) {
 void check_passing_on(unsigned seed) {
   auto in = noises(32);
   for (const bool positive : {false, true}) {
-    std::vector<float> out(3 * 32);
+    std::vector<float> out(4 * 32);
     std::vector<Vector<float, 4>> box(32);
+    std::vector<Vector<float, 2>> small_box(32);
     if (positive)
       for (float& value : in) value = std::fabs(value) + 1;
-    launch({{1}, {32}, 32 * sizeof(float), seed}, pass_on, in.data(), box.data(), out.data());
+    launch({{1}, {32}, 32 * sizeof(float), seed}, pass_on, in.data(), box.data(), small_box.data(),
+           out.data());
     for (int i = 0; i < 32; ++i) {
-      expect(out[i] == in[i], "message");
+      expect(out[i] == 4 * in[31 - i], "message of 16 bytes");
+      expect(out[96 + i] == 2 * in[31 - i], "message of 8 bytes");
       expect(out[32 + i] == in[i], "load_shared");
       expect(out[64 + i] == positive, "__all_sync");
     }

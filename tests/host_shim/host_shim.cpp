@@ -222,6 +222,7 @@ class Grid {
       live.erase(std::remove_if(live.begin(), live.end(), [](const Thread* t) { return t->context.finished; }),
                  live.end());
     }
+    network.deliver_messages();
   }
 
  private:

@@ -32,7 +32,7 @@ class BackwardJob {
   // `operand`: of the block, the first one.
   FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
       : octet_(Size::octets > 1 ? job / Size::groups : 0),
-        first_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
+        first_(Size::Exchange::template Team<Size::blocks>::rank() * Size::units + job % Size::groups * 8),
         pair_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
         row_(kept(operand +
                   ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
@@ -224,8 +224,8 @@ class BackwardJob {
   template <typename Sums>
   FUSED_RNN_DEVICE void add_parts(const Sums& sums, float (&total)[2]) const {
     FUSED_RNN_UNROLL
-    for (int block = 0; block < Size::blocks; ++block) {
-      const auto part = sums.pair(block, pair_);
+    for (int i = 0; i < Sums::parts; ++i) {
+      const auto part = sums.pair(i, pair_);
       FUSED_RNN_UNROLL
       for (int j = 0; j < 2; ++j) total[j] += part.values[j];
     }

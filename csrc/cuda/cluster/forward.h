@@ -27,8 +27,8 @@ class Forward {
                                                                                    : 1;
   using T = Approximate<S>;
   using Q = Operands<S, ForwardArrays>;
-  using Team = ClusterTeam<Size::blocks>;
-  using State = ClusterState<Team, S, K, shares, octets>;
+  using Team = typename Size::Exchange::template Team<Size::blocks>;
+  using State = typename Size::Exchange::template State<Team, S, K, shares, octets>;
   using Sums = SplitSums<Size::groups, shares, recurrent * octets>;
   using Ring = RowRing<S, Shape::slots, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
@@ -360,7 +360,7 @@ class Forward {
   const ForwardArrays<S>& a_;
   const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)),
             group_ = warp_ % Size::groups, share_ = warp_ / Size::groups;
-  const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
+  const int unit_ = Team::rank() * Size::units + 8 * group_;
   Team& team_;
   State state_;
   Sums sums_;
@@ -397,7 +397,7 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
     run_forward(FUSED_RNN_PARAMETER Operands<S, ForwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(q);  // not within the block: what points into itself stays in memory
   Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

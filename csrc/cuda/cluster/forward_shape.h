@@ -63,6 +63,7 @@ struct ForwardShape {
   static constexpr int held_fragments = held_registers / 4, resident_fragments = weight_bytes / fragment_bytes / warps;
   static constexpr int received_bytes =
       ((1 + reset_before) * Size::K + Size::features) * 8 * Size::octets * int{sizeof(S)};
+  static constexpr int64_t places_bytes = Size::Exchange::state_places(Size::K * 8 * Size::octets, int{sizeof(S)});
 };
 
 }  // namespace fused_rnn::cuda::cluster
