@@ -70,10 +70,13 @@ def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times:
     return folder
 
 
-def library_of(name: str, folders: pytest.TempPathFactory, *flags: str) -> ctypes.CDLL:
-    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all."""
+def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, target: str = "") -> ctypes.CDLL:
+    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all.
+
+    What is compiled otherwise is another ``target``.
+    """
     base = folders.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{name}-library"
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{target or name}-library"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -118,7 +121,7 @@ def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
 class HostKernels:
     """The kernels as cuda.Kernels wants them, run by the shim.
 
-    Of each call, the last ``missing`` blocks of a team do not come; or, in clusters, the so-manieth store from block to
+    Of each call, the last ``missing`` blocks of the grid do not come; or, in clusters, the so-manieth store from block to
     block never arrives.
     """
 

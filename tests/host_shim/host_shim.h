@@ -51,6 +51,7 @@ struct Launch {
   unsigned cluster = 1;            // so many blocks that follow each other in x are a cluster
   bool gives_up = false;           // the kernel may end in the middle of phases, as after a timeout
   uint64_t lost = 0;               // the so-manieth store to another block never arrives
+  unsigned absent = 0;             // so many of the last blocks never begin
   bool whole_messages = false;     // words of a message arrive together, as PTX does not promise
 };
 

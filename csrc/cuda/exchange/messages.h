@@ -252,7 +252,7 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   static constexpr int readers = K / Team::size / 8 * 32,
                        own_rows = (octets * share_rows + readers - 1) / readers;
   static constexpr int first_barrier = 16 - shares;
-  static_assert(readers == 32 || first_barrier > 4, "other barriers are those of sums");
+  static_assert(first_barrier > 4, "other barriers are those of sums");
 
  public:
   using Row = Vector<S, 8>;
@@ -304,10 +304,7 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
       const int octet = row(i) / K, sequence = row(i) % 8, k = row(i) % K / 8 * 8;
       *reinterpret_cast<Words<4>*>(this->rows() + (octet * 8 + sequence) * stride + k) = rows[i];
     }
-    if constexpr (readers == 32)
-      __syncwarp();
-    else
-      barrier_sync(first_barrier + share, readers);
+    barrier_sync(first_barrier + share, readers);
     if (was_alive && !alive()) failing();
     return alive();
   }
