@@ -32,9 +32,11 @@ def way(sequences: int) -> Way:
     return Way(4, 232_448, f"exchange=cluster,sequences={sequences}")
 
 
-def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], **tree: Path) -> Path:
+def compile_program(
+    target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
+) -> Path:
     """What runs some cells of sizes; with a sanitizer, if one is named."""
-    flags = ["-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
+    flags = [*flags, "-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
 
