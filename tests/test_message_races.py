@@ -55,28 +55,26 @@ FAULTS = {
     "said-before-warps-have-filled": Fault(
         MESSAGES,
         r"(bool come = Base::take_turn\(\);)(.+?)\n    if \(fills && alive\(\) && threadIdx.x == 0\)[^;]*;",
-        r"\1\n    if (fills \&\& threadIdx.x == 0) Base::say_filled();\2",
+        r"\1\n    if (fills && threadIdx.x == 0) Base::say_filled();\2",
         RACE,
         "thread",
     ),
     # Messages
-    "not-looked-at": Fault(MESSAGES, r"whole &= words\.values\[i\] != no_message;", "", WRONG),
+    "not-looked-at": Fault(MESSAGES, r"whole &= (words\.values\[i\] != no_message;)", r"whole |= \1", WRONG),
     "first-word-looked-at": Fault(MESSAGES, r"(i < )count(; \+\+i\) whole &= words)", r"\g<1>1\2", WRONG),
-    "read-from-the-slot-before": Fault(
-        MESSAGES, r"(bool was_alive = alive\(\), filled = Base::take_turn\(\);)", r"\1 slot = places_;", WRONG
-    ),
+    "read-from-the-first-slot": Fault(MESSAGES, r"(slot = places_ \+ )Base::slot\(\)", r"\1 0", WRONG, times=2),
     "half-of-the-sequences-stored": Fault(
         FORWARD, r"state_\.push\(n, ", "if (n == 0) state_.push(0, ", "a block did not come in time"
     ),
-    "pushed-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"\1", WRONG),
+    "pushed-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"if (!last || !Team::ordered)\1", WRONG),
     # Shared memory
-    "one-copy": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 2),
+    "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 2),
     "no-barrier-of-a-share": Fault(MESSAGES, r"barrier_sync\([^;]*;", "", RACE, "thread"),
     "rows-of-another-share": Fault(FORWARD, r"state_\.wait\(share_", "state_.wait(0", "threads|" + RACE, "thread"),
     "no-barrier-before-sums-are-added": Fault(
         MESSAGES, r"__syncthreads_and\(come\)", "come", RACE, "thread"
     ),
-    "no-barrier-between-tiles": Fault(
+    "no-barrier-between-tiles-of-16-sequences": Fault(
         MESSAGES, r"(start\(const F& fill\) const \{\s+)__syncthreads\(\);", r"\1", RACE, "thread"
     ),
     "no-barrier-after-the-initial-state": Fault(
@@ -84,6 +82,9 @@ FAULTS = {
     ),
     "no-barrier-before-the-product": Fault(
         BACKWARD, r"__syncthreads\(\);(\s+if constexpr \(Shape::phases == 1\))", r"\1", RACE, "thread"
+    ),
+    "no-wait-for-sums-that-are-taken": Fault(
+        FORWARD, r"recurrent \* octets, Team::ordered", "recurrent * octets", RACE, "thread", cell="Rnn<Relu>"
     ),
     "one-buffer-of-shares": Fault(SPLIT, r"turn_ \* buffer", "0 * buffer", RACE, "thread", 2),
 }

@@ -108,9 +108,8 @@ class Network {
     Transit& p = places_[i];
     p.block = nullptr;
     p.mbarrier = nullptr;
-    const auto line = static_cast<unsigned>(reinterpret_cast<uintptr_t>(message.to) / 128);
     uint64_t& last = last_due_[reinterpret_cast<uintptr_t>(message.to) / 4 % capacity];
-    p.due = last = std::max(last, turn_ + delay(current->block->index.x, line));
+    p.due = last = std::max(last, turn_ + delay(current->block->index.x, static_cast<unsigned>(number_ / 32)));
     send(i);
   }
 
@@ -171,7 +170,7 @@ class Network {
   }
 
   // Without a seed a store takes a round. Else most take up to a round, but from some blocks to some others it may
-  // be 64.
+  // be 64; so it may of some words of messages.
   uint64_t delay(unsigned from, unsigned to) {
     if (!seed_) return live_;
     const unsigned link = (seed_ * most_blocks + from) * most_blocks + to;

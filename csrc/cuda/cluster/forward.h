@@ -29,7 +29,7 @@ class Forward {
   using Q = Operands<S, ForwardArrays>;
   using Team = typename Size::Exchange::template Team<Size::blocks>;
   using State = typename Size::Exchange::template State<Team, S, K, shares, octets>;
-  using Sums = SplitSums<Size::groups, shares, recurrent * octets>;
+  using Sums = SplitSums<Size::groups, shares, recurrent * octets, Team::ordered>;
   using Ring = RowRing<S, Shape::slots, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
   using Sink = RowSink<S, octets>;

@@ -55,6 +55,7 @@ class ClusterTeam {
 
  public:
   static constexpr int size = team;
+  static constexpr bool ordered = true;  // who gets what another block pushed comes after all that this did before
 
   template <typename Q>
   FUSED_RNN_DEVICE explicit ClusterTeam(const Q& q) : failed_(q.timed_out) {}

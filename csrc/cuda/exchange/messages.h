@@ -138,6 +138,7 @@ template <int team>
 class MessageTeam {
  public:
   static constexpr int size = team;
+  static constexpr bool ordered = false;  // words say nothing about what else was done
 
   template <typename Q>
   FUSED_RNN_DEVICE explicit MessageTeam(const Q& q) : failed_(q.timed_out), messages_(q.messages) {}
