@@ -76,7 +76,7 @@ FAULTS = {
     # Messages
     "not-looked-at": Fault(MESSAGES, r"whole &= (words\.values\[i\] != no_message;)", r"whole |= \1", WRONG),
     "first-word-looked-at": Fault(MESSAGES, r"(i < )count(; \+\+i\) whole &= words)", r"\g<1>1\2", WRONG),
-    "read-from-the-first-slot": Fault(MESSAGES, r"(slot = places_ \+ )Base::slot\(\)", r"\1 0", WRONG, times=2),
+    "read-from-the-first-slot": Fault(MESSAGES, r"(first = places_ \+ )slot", r"\1 0 * slot", WRONG),
     "pushed-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"if (!last || !Team::ordered)\1", WRONG),
     # Shared memory
     "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 2),

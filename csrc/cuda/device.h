@@ -192,6 +192,12 @@ FUSED_RNN_DEVICE T load_shared(SharedAddress address) {
   }
 }
 
+FUSED_RNN_DEVICE void store_shared(SharedAddress address, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+}
+
 // The block's named barriers, 1 to 15: whoever syncs waits until `threads` threads, in whole warps, have arrived or
 // synced, and sees what all of them wrote before. Who only arrives goes on at once, and must not arrive again before
 // the barrier is complete: where it can run ahead, two barriers take turns.

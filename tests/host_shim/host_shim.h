@@ -320,6 +320,11 @@ T load_shared(SharedAddress address, Place place = Place::here()) {
   return *reinterpret_cast<const T*>(address);
 }
 
+inline void store_shared(SharedAddress address, const uint32_t (&words)[4], Place place = Place::here()) {
+  host_shim::require_aligned(reinterpret_cast<const void*>(address), 16, "store_shared", place);
+  memcpy(reinterpret_cast<void*>(address), words, 16);
+}
+
 inline void barrier_arrive(unsigned barrier, unsigned threads, Place place = Place::here()) {
   host_shim::arrive_at_named_barrier(barrier, threads, false, "barrier_arrive", place);
 }

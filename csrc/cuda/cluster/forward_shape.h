@@ -38,7 +38,7 @@ struct ForwardShape {
                                     : of_input           ? (one_octet_of > 384 ? 48 : 28) + 40 * (phases_of<Cell> - 1)
                                     : reset_before       ? (warps > 8 ? 40 : 56)
                                                          : (one_octet_of > 256 ? 100 : 74);
-  static constexpr int others = 64 + 16 * Size::octets + for_phases;
+  static constexpr int others = 64 + 16 * Size::octets + for_phases + Size::Exchange::registers;
   static constexpr int u_registers = 4 * k_steps * recurrent, n_registers = reset_before ? 2 * k_steps : 0,
                        always = 2 * (x_steps * G + m_steps);
   static constexpr int most_in_shared = 144 * 1024 / (4 * threads);  // in place of so many registers of a thread

@@ -75,6 +75,8 @@ struct MessageExchange {
 
   // Device half -----------------------------------------------------------------------------------------------------
 
+  static constexpr int registers = 16;  // that a thread needs more than in a cluster, for a state
+
   // Warps that share the sums that a block is sent: each adds up what some of the blocks contributed.
   HOST_DEVICE static constexpr int parts(int blocks, int warps) { return blocks < warps ? blocks : warps; }
   static constexpr int sums_bytes(int blocks, int values, int /*bytes*/, int warps) {
@@ -171,19 +173,19 @@ class MessageTeam {
     return false;
   }
 
-  // Load messages until all words of the lane's have come: the `i`th one is at from(i), or nowhere if that is null.
-  // What is missing after a timeout has the pattern.
-  template <int count, int words, typename F>
-  FUSED_RNN_DEVICE bool receive(Words<words> (&messages)[count], const F& from) const {
+  // Load messages until all their words have come: the `i`th one from from(i), if is_there(i). What is missing after a
+  // timeout has the pattern.
+  template <int count, int words, typename Is, typename From>
+  FUSED_RNN_DEVICE bool receive(Words<words> (&messages)[count], const Is& is_there, const From& from) const {
     FUSED_RNN_UNROLL
     for (int i = 0; i < count; ++i) messages[i] = missing_words<words>();
     return wait([&] {
       FUSED_RNN_UNROLL
       for (int i = 0; i < count; ++i)
-        if (from(i) && !is_whole(messages[i])) messages[i] = load_message(from(i));
+        if (is_there(i) && !is_whole(messages[i])) messages[i] = load_message(from(i));
       bool whole = true;
       FUSED_RNN_UNROLL
-      for (int i = 0; i < count; ++i) whole &= !from(i) || is_whole(messages[i]);
+      for (int i = 0; i < count; ++i) whole &= !is_there(i) || is_whole(messages[i]);
       return whole;
     });
   }
@@ -249,9 +251,9 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   static constexpr int copy_bytes = octets * 8 * stride * int{sizeof(S)};
   static constexpr int64_t team_bytes = MessageExchange::state_places(K * 8 * octets, int{sizeof(S)});
   static constexpr int slot_rows = octets * K, share_rows = K / shares;  // of an octet
-  // Threads that share a share, and rows that each has at most.
-  static constexpr int readers = K / Team::size / 8 * 32,
-                       own_rows = (octets * share_rows + readers - 1) / readers;
+  // Threads that share a share, and rows that each brings, at most.
+  static constexpr int readers = K / Team::size / 8 * 32, rows_of_octet = (share_rows + readers - 1) / readers,
+                       own_rows = octets * rows_of_octet;
   static constexpr int first_barrier = 16 - shares;
   static_assert(first_barrier > 4, "other barriers are those of sums");
 
@@ -263,7 +265,9 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
       : Base(team),
         places_(reinterpret_cast<Words<4>*>(team.places(team_bytes))),
         shared_(shared),
-        rows_(kept(shared_address(shared))) {}
+        rows_(kept(shared_address(shared))),
+        first_(kept(static_cast<int>(threadIdx.x / readers * share_rows + threadIdx.x % readers))),
+        to_(kept(rows_ + (first_ % 8 * stride + first_ / 8 * 8) * int{sizeof(S)})) {}
 
   FUSED_RNN_DEVICE void expect(int /*share*/) const {}
 
@@ -286,25 +290,13 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   // `failing` once, if this is the wait that fails.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
-    const Words<4>* const slot = places_ + Base::slot() * slot_rows;
-    const bool was_alive = alive(), filled = Base::take_turn();
+    const unsigned slot = Base::slot();
+    const bool was_alive = alive();
     Words<4> rows[own_rows];
+    team_.set_alive(receive(rows, slot));
     FUSED_RNN_UNROLL
-    for (int i = 0; i < own_rows; ++i) rows[i] = missing_words<4>();
-    const int first = threadIdx.x % readers;
-    const auto is_there = [&](int i) { return (i + 1) * readers <= octets * share_rows || first + i * readers < octets * share_rows; };
-    const auto row = [&](int i) {
-      const int index = first + i * readers;
-      return index / share_rows * K + share * share_rows + index % share_rows;
-    };
-    if (filled) team_.set_alive(team_.receive(rows, [&](int i) { return is_there(i) ? slot + row(i) : nullptr; }));
-    else team_.set_alive(false);
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < own_rows; ++i) {
-      if (!is_there(i)) continue;
-      const int octet = row(i) / K, sequence = row(i) % 8, k = row(i) % K / 8 * 8;
-      *reinterpret_cast<Words<4>*>(this->rows() + (octet * 8 + sequence) * stride + k) = rows[i];
-    }
+    for (int i = 0; i < own_rows; ++i)
+      if (is_there(i)) store_shared(to_ + Base::count() % 2 * copy_bytes + to(i), rows[i].values);
     barrier_sync(first_barrier + share, readers);
     if (was_alive && !alive()) failing();
     return alive();
@@ -314,10 +306,30 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + Base::count() % 2 * copy_bytes; }
 
  private:
+  // Whether there is an `i`th row for this thread, and where in a slot and in shared memory, from its first row on.
+  FUSED_RNN_DEVICE static bool is_there(int i) {
+    const int before = i % rows_of_octet * readers;
+    return before + readers <= share_rows || before + static_cast<int>(threadIdx.x % readers) < share_rows;
+  }
+  FUSED_RNN_DEVICE static int from(int i) { return i / rows_of_octet * K + i % rows_of_octet * readers; }
+  FUSED_RNN_DEVICE static int to(int i) {
+    return (i / rows_of_octet * 8 * stride + i % rows_of_octet * readers) * int{sizeof(S)};
+  }
+
+  FUSED_RNN_DEVICE bool receive(Words<4> (&rows)[own_rows], unsigned slot) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < own_rows; ++i) rows[i] = missing_words<4>();
+    if (!Base::take_turn()) return false;
+    const Words<4>* const first = places_ + slot * slot_rows + first_;
+    return team_.receive(rows, is_there, [&](int i) { return first + from(i); });
+  }
+
   Words<4>* const places_;
   unsigned char* const shared_;
   const SharedAddress rows_;
-  int own_ = 0;  // row of an octet
+  const int first_;         // row that this thread brings
+  const SharedAddress to_;  // where it brings it in the first copy
+  int own_ = 0;             // row that it makes
 };
 
 // Partial sums for `places` places of each block, four each, which travel as floats or rounded to bfloat16. In a slot
@@ -372,7 +384,9 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
         FUSED_RNN_UNROLL
         for (int first = 0; first < own; first += together) {
           Sums each[together];
-          come &= team_.receive(each, [&](int i) { return slot + (warp * own + first + i) * places + place; });
+          come &= team_.receive(
+              each, [](int) { return true; },
+              [&](int i) { return slot + (warp * own + first + i) * places + place; });
           FUSED_RNN_UNROLL
           for (int i = 0; i < together; ++i) add(total, each[i]);
         }
