@@ -9,7 +9,7 @@ import torch
 from fused_rnn import cuda
 
 from .conftest import Shape, operands, random_like, regularised
-from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
+from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of
 from .test_cluster_kernels import (
     DTYPES,
     H200,
@@ -123,7 +123,7 @@ def test_the_same_bits_as_in_clusters(library, cell, dtype):
 @torch.no_grad()
 def test_a_block_that_does_not_come(library, cell, name):
     """The others give up and the kernel ends; what they could not compute is NaN, in the tiles that follow too."""
-    op, T, blocks = operands(cell, Shape(6, 35, 3, 64), dtype=torch.bfloat16), 6, int(name[0])
+    op, blocks = operands(cell, Shape(6, 35, 3, 64), dtype=torch.bfloat16), int(name[0])
     there = slice(0, 64 - 64 // blocks)  # units of blocks that come
     how = (*op.arguments(), cell, False, 0.0)
     kernels = HostKernels(library, WAYS[name], seed=1, missing=1)

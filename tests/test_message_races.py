@@ -81,9 +81,7 @@ FAULTS = {
     # Shared memory
     "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 2),
     "no-barrier-of-a-share": Fault(MESSAGES, r"barrier_sync\([^;]*;", "", RACE, "thread"),
-    "no-barrier-before-sums-are-added": Fault(
-        MESSAGES, r"__syncthreads_and\(come\)", "come", RACE, "thread"
-    ),
+    "no-barrier-before-sums-are-added": Fault(MESSAGES, r"__syncthreads_and\(come\)", "come", RACE, "thread"),
     "no-barrier-between-tiles-of-16-sequences": Fault(
         MESSAGES, r"(start\(const F& fill\) const \{\s+)__syncthreads\(\);", r"\1", RACE, "thread"
     ),

@@ -116,8 +116,8 @@ FUSED_RNN_DEVICE void store_message(T* p, const T& message) {
     asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(bits.x), "r"(bits.y) : "memory");
   } else {
     const auto bits = __builtin_bit_cast(uint4, message);
-    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y),
-                 "r"(bits.z), "r"(bits.w)
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
                  : "memory");
   }
 }

@@ -10,8 +10,8 @@
 
 namespace fused_rnn::cuda {
 
-// How the blocks of a team hand each other what they make: see exchange/exchange.h. `cluster` and `messages` are those of
-// the kernels of warps (cluster/), the others of the kernels of blocks; `blocks` leaves the choice among these open.
+// How the blocks of a team hand each other what they make: see exchange/exchange.h. `cluster` and `messages` are those
+// of the kernels of warps (cluster/), the others of the kernels of blocks; `blocks` leaves the choice among these open.
 enum class ExchangeId { chosen, one_block, l2, cluster, blocks, messages };
 
 constexpr std::string_view exchange_names[] = {"", "one_block", "l2", "cluster", "blocks", "messages"};
@@ -61,8 +61,8 @@ inline bool read_item(std::string_view item, Division& division) {
   const std::string_view name = item.substr(0, equals), value = item.substr(equals + 1);
   if (name == "exchange") {
     if (division.exchange != ExchangeId::chosen) return false;
-    for (const ExchangeId id : {ExchangeId::one_block, ExchangeId::l2, ExchangeId::cluster, ExchangeId::blocks,
-                                ExchangeId::messages})
+    for (const ExchangeId id :
+         {ExchangeId::one_block, ExchangeId::l2, ExchangeId::cluster, ExchangeId::blocks, ExchangeId::messages})
       if (value == exchange_names[static_cast<int>(id)]) division.exchange = id;
     return division.exchange != ExchangeId::chosen;
   }

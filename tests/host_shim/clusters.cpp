@@ -47,8 +47,8 @@ std::vector<unsigned char> run_cell(const Chip& chip, const Division& forced, un
   });
 }
 
-// By messages there are more steps and tiles than places for these. With -DCOMPARED the results must be those of a cluster
-// of as many blocks, where sums are added up in the same order.
+// By messages there are more steps and tiles than places for these. With -DCOMPARED the results must be those of a
+// cluster of as many blocks, where sums are added up in the same order.
 template <typename Cell>
 void run_cell(const Chip& chip, unsigned seed) {
   Division forced = forced_division();

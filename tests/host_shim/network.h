@@ -146,8 +146,9 @@ class Network {
 
   // When all threads have ended: a kernel ends with all that it stored.
   void deliver_messages() {
-    under_way_.erase(std::remove_if(under_way_.begin(), under_way_.end(), [&](unsigned i) { return places_[i].mbarrier; }),
-                     under_way_.end());
+    under_way_.erase(
+        std::remove_if(under_way_.begin(), under_way_.end(), [&](unsigned i) { return places_[i].mbarrier; }),
+        under_way_.end());
     std::make_heap(under_way_.begin(), under_way_.end(), later());
     while (deliver_next()) {
     }
@@ -180,7 +181,7 @@ class Network {
 
   std::vector<Transit> places_;
   std::vector<unsigned> free_, under_way_;  // the latter a heap
-  std::vector<uint64_t> last_due_;  // of messages to a place, or to any of some
+  std::vector<uint64_t> last_due_;          // of messages to a place, or to any of some
   std::mt19937 random_;
   unsigned seed_ = 0;
   uint64_t turn_ = 0, live_ = 1, number_ = 0;

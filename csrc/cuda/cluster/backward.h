@@ -35,8 +35,7 @@ class Backward {
                                                         Shape::warps>;
   using Sums = SumsOf<units>;
   using ResetSums = std::conditional_t<reset_before, Sums, Nothing>;
-  using FeatureSums =
-      std::conditional_t<multiplicative, SumsOf<own_features>, Nothing>;
+  using FeatureSums = std::conditional_t<multiplicative, SumsOf<own_features>, Nothing>;
   using Job = std::conditional_t<multiplicative, BackwardFeatures<Cell, S, Size>, BackwardJob<Cell, S, Size>>;
   using ThisTile = Tile<S, BackwardArrays, octets>;
   // Of so many rows of each of so many gates.
@@ -382,7 +381,8 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
     run_backward(FUSED_RNN_PARAMETER Operands<S, BackwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  typename Size::Exchange::template Team<Size::blocks> team(q);  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(
+      q);  // not within the block: what points into itself stays in memory
   Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

@@ -29,7 +29,8 @@ class TurnedWeights {
   // registers. `pairs` says that every second output stands at a multiple of 4 bytes.
   //
   // A source is a matrix: weights(), with rows() rows for each gate and columns() columns; output() is the first one of
-  // the warp, rank() is that of the block, lane() the thread's. They are functions for the compiler to read a kernel's parameter where it is used.
+  // the warp, rank() is that of the block, lane() the thread's. They are functions for the compiler to read a kernel's
+  // parameter where it is used.
   template <bool pairs, typename Source>
   FUSED_RNN_DEVICE void load(const Source& source) {
     for_each<pairs, false>(source, [&](int at, const Fragment& f) {
@@ -50,8 +51,7 @@ class TurnedWeights {
   // Calls f with the number and the value of each fragment in registers, or of each in shared memory.
   template <bool pairs, bool in_registers, typename Source, typename F>
   FUSED_RNN_DEVICE static void for_each(const Source& source, const F& f) {
-    const int row = source.rank() * own + source.lane() / 4,
-              column = source.output() + 2 * (source.lane() % 4);
+    const int row = source.rank() * own + source.lane() / 4, column = source.output() + 2 * (source.lane() % 4);
     const S* from = source.weights() + int64_t{row} * source.columns() + column;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {

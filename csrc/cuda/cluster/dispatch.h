@@ -180,10 +180,11 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
             const auto arrays = __builtin_bit_cast(Arrays, call.arrays);
             const Messages messages = by_messages ? messages_at(workspace, teams) : Messages{};
             if (by_messages) {
-              const std::string error = launcher.launch(
-                  prepare_messages<S>, chip.multiprocessors, 0, Attributes{},
-                  MessagePreparation{messages, teams * candidate.places / int64_t{sizeof(uint32_t)}, static_cast<int>(teams)},
-                  stream);
+              const std::string error =
+                  launcher.launch(prepare_messages<S>, chip.multiprocessors, 0, Attributes{},
+                                  MessagePreparation{messages, teams * candidate.places / int64_t{sizeof(uint32_t)},
+                                                     static_cast<int>(teams)},
+                                  stream);
               if (!error.empty()) return error;
             }
             const Operands<S, Way::template Arrays> operands{

@@ -58,7 +58,8 @@ inline bool is_of(const Candidate& c, const Division& forced) {
 
 // Whether a size can be what is forced; zeros leave it open.
 inline bool meets(const Candidate& c, const Division& forced) {
-  return is_of(c, forced) && (forced.parts == 0 || forced.parts == c.blocks) && (forced.sequences == 0 || forced.sequences == 8 * c.octets);
+  return is_of(c, forced) && (forced.parts == 0 || forced.parts == c.blocks) &&
+         (forced.sequences == 0 || forced.sequences == 8 * c.octets);
 }
 
 // Whether a size has room for the units, and for the features of x̂, of which there may be none.
@@ -84,8 +85,8 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
   const std::string of_features = features > 0 ? " and I = " + number(features) : "";
   if (sizes.empty()) return "kernels by messages are for cells whose blocks exchange once a step, and not for this one";
   if (blocks == 0)
-    return std::string("no kernel ") + (by_messages ? "by messages" : "in clusters") + " is compiled for H = " +
-           number(H) + of_features + " so, but for " + sizes;
+    return std::string("no kernel ") + (by_messages ? "by messages" : "in clusters") +
+           " is compiled for H = " + number(H) + of_features + " so, but for " + sizes;
   if (chip.clusters[0] == 0 && by_messages)
     return "kernels by messages are compiled for compute capability 9.0 or newer, and this device has an older one";
   if (chip.clusters[0] == 0) return "this device has no clusters of blocks, which compute capability 9.0 brought";

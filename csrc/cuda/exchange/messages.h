@@ -238,10 +238,10 @@ class MessageChannel {
 // A state of K values in `octets` times 8 sequences, in S = BFloat16 or Half. In a slot [octets, K / 8] come the rows
 // of 8 sequences, 16 bytes each, so that what a warp stores is a line, and what it loads are lines.
 //
-// Warps that follow each other share a share of K: each brings some of its rows to shared memory, and a barrier of these
-// warps makes them all readable. There are two copies, because a warp may still multiply with one when another brings
-// what follows. A block makes no part of a message before these barriers, and those of its sums, have told it that all
-// its warps have read the message before.
+// Warps that follow each other share a share of K: each brings some of its rows to shared memory, and a barrier of
+// these warps makes them all readable. There are two copies, because a warp may still multiply with one when another
+// brings what follows. A block makes no part of a message before these barriers, and those of its sums, have told it
+// that all its warps have read the message before.
 template <typename Team, typename S, int K, int shares, int octets>
 class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   using Base = MessageChannel<Team, MessageExchange::state_third, K / 8>;
@@ -345,17 +345,14 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
   static constexpr bool as_floats = std::is_same_v<Travelling, float>;
   using Sums = Words<as_floats ? 4 : 2>;
   static constexpr int slot_sums = Team::size * Team::size * places;
-  static constexpr int64_t team_bytes =
-      MessageExchange::sums_places(Team::size, places * 4, int{sizeof(Travelling)});
+  static constexpr int64_t team_bytes = MessageExchange::sums_places(Team::size, places * 4, int{sizeof(Travelling)});
 
  public:
   static constexpr int parts = MessageExchange::parts(Team::size, warps);
   static constexpr int shared_bytes = parts * places * 4 * int{sizeof(float)};
 
   FUSED_RNN_DEVICE MessageSums(Team& team, unsigned char* shared)
-      : Base(team),
-        places_(reinterpret_cast<Sums*>(team.places(team_bytes))),
-        shared_(shared) {}
+      : Base(team), places_(reinterpret_cast<Sums*>(team.places(team_bytes))), shared_(shared) {}
 
   FUSED_RNN_DEVICE void expect() const {}
 
@@ -385,8 +382,7 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
         for (int first = 0; first < own; first += together) {
           Sums each[together];
           come &= team_.receive(
-              each, [](int) { return true; },
-              [&](int i) { return slot + (warp * own + first + i) * places + place; });
+              each, [](int) { return true; }, [&](int i) { return slot + (warp * own + first + i) * places + place; });
           FUSED_RNN_UNROLL
           for (int i = 0; i < together; ++i) add(total, each[i]);
         }
