@@ -26,6 +26,7 @@ FORWARD, RESET, MODULATION, BACKWARD, JOB, TILE, VALUES = (
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
+FLOATS = ("-DFLOATS",)  # of the kernels for float32, in place of 16 bits
 
 
 def way(sequences: int) -> Way:
@@ -33,11 +34,10 @@ def way(sequences: int) -> Way:
 
 
 def compile_program(
-    target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], floats: bool = False, **tree: Path
+    target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
 ) -> Path:
-    """What runs some cells of sizes, in 16 bits or as floats; with a sanitizer, if one is named."""
-    flags = ["-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
-    flags += ["-DFLOATS"] if floats else []
+    """What runs some cells of sizes; with a sanitizer, if one is named."""
+    flags = [*flags, "-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
 
@@ -53,7 +53,7 @@ def test_sanitizers_find_nothing(tmp_path, cells, sanitizer, sizes):
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
-    program = compile_program(tmp_path / "races", sanitizer, SHARES, cells=("Lstm", "MultiplicativeGru"), floats=True)
+    program = compile_program(tmp_path / "races", sanitizer, SHARES, cells=("Lstm", "MultiplicativeGru"), flags=FLOATS)
     run = run_program(program, way(8), seed=1)
     assert run.returncode == 0, run.stderr[-4000:]
 
@@ -210,7 +210,7 @@ def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], floats=fault.floats, tree=tree)
+    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=FLOATS if fault.floats else (), tree=tree)
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]

@@ -95,7 +95,7 @@ struct BackwardShape {
 
   // Places in shared memory, in bytes: of partial sums, the operand, weights that registers do not hold, jobs' rows.
   static constexpr int sums_bytes(int outputs) {
-    return 2 * Size::blocks * outputs * 8 * Size::octets * int{sizeof(Travelling)} + 16;
+    return Size::Exchange::sums_bytes(Size::blocks, outputs * 8 * Size::octets, int{sizeof(Travelling)}, warps);
   }
   static constexpr int bytes_of(const WarpProduct& p) {
     return warps * terms * (p.fragments() - p.held) * fragment_bytes;
@@ -120,6 +120,8 @@ struct BackwardShape {
                        held_registers = 4 * held_fragments;
   static constexpr int received_bytes =
       (Size::K * (1 + reset_before) + Size::features) * 8 * Size::octets * int{sizeof(Travelling)};
+  static constexpr int64_t places_bytes =
+      Size::Exchange::sums_places(Size::blocks, Size::units * 8 * Size::octets, int{sizeof(Travelling)});
   static constexpr bool fits = (phases == 1 && terms == 1) || shared_bytes <= most_shared_bytes;
 };
 
