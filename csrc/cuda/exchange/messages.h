@@ -360,7 +360,7 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
     if (!alive()) return;
     Sums value;
     if constexpr (as_floats)
-      value = __builtin_bit_cast(Sums, sums);
+      value = __builtin_bit_cast(Sums, Vector<float, 4>{sums[0], sums[1], sums[2], sums[3]});
     else
       value = {narrow_pair<Travelling>(sums[0], sums[1]), narrow_pair<Travelling>(sums[2], sums[3])};
     Sums* const to = places_ + (owner * Team::size + Team::rank()) * places + place;
