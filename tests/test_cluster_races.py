@@ -210,7 +210,9 @@ def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=FLOATS if fault.floats else (), tree=tree)
+    program = compile_program(
+        folder / name, fault.sanitizer, size, cells=[fault.cell], flags=FLOATS if fault.floats else (), tree=tree
+    )
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]
