@@ -79,7 +79,7 @@ FAULTS = {
     "read-from-the-first-slot": Fault(MESSAGES, r"(first = places_ \+ )slot", r"\1 0 * slot", WRONG),
     "pushed-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"if (!last || !Team::ordered)\1", WRONG),
     # Shared memory
-    "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 2),
+    "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 3),
     "no-barrier-of-a-share": Fault(MESSAGES, r"barrier_sync\([^;]*;", "", RACE, "thread"),
     "no-barrier-before-sums-are-added": Fault(MESSAGES, r"__syncthreads_and\(come\)", "come", RACE, "thread"),
     "no-barrier-between-tiles-of-16-sequences": Fault(

@@ -33,6 +33,7 @@
 //   team.start(fill)                by all threads of the team, before each tile: all have ended the last one, and
 //                                   fill() puts what the first step reads
 //   team.end()                      by all threads, before the block returns
+//   Team::ordered                   whether who has got what a block pushed comes after all that this did before
 // A state:
 //   expect(share)                   one warp of those that read the share: another step will follow the present one,
 //                                   and read what this one makes. After the step's wait, if it has one

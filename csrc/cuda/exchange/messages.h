@@ -22,7 +22,8 @@
 //      its own order is the order of the place.
 // In each phase that is a chain of releases and acquires, not of words that came: plain stores fill, and
 // ThreadSanitizer sees if one of them is not ordered with a look. Two thirds would do if a block could conclude from
-// the words of others that these have read what was before.
+// the words of others that these have read what was before; but words order nothing, which holds within a block, too
+// (split.h).
 //
 // That no message has the pattern is seen to where it is sent: what equals it is NaN, and goes as another NaN. What a
 // timeout leaves missing is read as the pattern, hence as NaN.
@@ -111,6 +112,7 @@ FUSED_RNN_KERNEL prepare_messages(const MessagePreparation p) {
 template <int count>
 using Words = Vector<uint32_t, count>;
 
+// Whether all of them have come.
 template <int count>
 FUSED_RNN_DEVICE bool is_whole(const Words<count>& words) {
   bool whole = true;
@@ -119,7 +121,7 @@ FUSED_RNN_DEVICE bool is_whole(const Words<count>& words) {
   return whole;
 }
 
-// The same, as far as words are not NaN.
+// The same words, but for a NaN that looks like none.
 template <int count>
 FUSED_RNN_DEVICE Words<count> sendable(Words<count> words) {
   FUSED_RNN_UNROLL
@@ -385,9 +387,10 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
         float total[4] = {};
         FUSED_RNN_UNROLL
         for (int first = 0; first < own; first += together) {
-          Sums each[together];
-          come &= team_.receive(
-              each, [](int) { return true; }, [&](int i) { return slot + (warp * own + first + i) * places + place; });
+          Sums each[together] = {};
+          come = come && team_.receive(
+                             each, [](int) { return true; },
+                             [&](int i) { return slot + (warp * own + first + i) * places + place; });
           FUSED_RNN_UNROLL
           for (int i = 0; i < together; ++i) add(total, each[i]);
         }
