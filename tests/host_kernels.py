@@ -70,10 +70,13 @@ def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times:
     return folder
 
 
-def library_of(name: str, folders: pytest.TempPathFactory, *flags: str) -> ctypes.CDLL:
-    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all."""
+def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, suffix: str = "") -> ctypes.CDLL:
+    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all.
+
+    The suffix tells libraries of one file with different flags apart.
+    """
     base = folders.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{name}-library"
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{name}-library{suffix}"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

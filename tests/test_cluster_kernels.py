@@ -131,6 +131,26 @@ def test_without_biases(library, cell):
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(4, 9, 3, 24), bias=False), WAYS["cluster-of-2"])
 
 
+def assert_finite_alike(found: list[Tensor], expected: list[Tensor]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.isnan(), theirs.isnan())
+        torch.testing.assert_close(ours.isposinf(), theirs.isposinf())
+        torch.testing.assert_close(ours.isneginf(), theirs.isneginf())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell not in ONE_PHASE])
+def test_an_infinite_state_does_not_reach_units_that_there_are_not(library, cell, dtype):
+    """Weights of zero times it would be NaN there, and then everywhere."""
+    op = operands(cell, Shape(4, 9, 21, 29), dtype=dtype)
+    with torch.no_grad():
+        op.tensors["h_0"][2, 5] = torch.inf
+    expected = op.run("reference")
+    ours = run_kernels(op, random_like(expected), HostKernels(library, WAYS["cluster-of-2"]))
+    assert_finite_alike(ours[: len(expected)], expected)
+    assert expected[0][1:].isfinite().any()
+
+
 # The same bits ------------------------------------------------------------------------------------------------------
 
 

@@ -23,18 +23,16 @@ struct Terms {
 template <typename S, typename Part>
 using InTerms = std::conditional_t<terms_of<S> == 1, Part, Terms<Part>>;
 
-// What a float's terms leave of it after one of them. A term that is not finite leaves nothing, or the sum of the terms
-// of ∞ would be NaN; a magnitude above 3.39e38, the largest of bfloat16, counts as ∞.
-FUSED_RNN_DEVICE float rest_after(float value, float term) { return fabsf(term) < INFINITY ? value - term : 0.0f; }
-
-// The terms of two neighbours, which are their exact sum where their magnitude is 2^-110 or more.
+// The terms of two neighbours, which are their exact sum where their magnitude is 2^-110 or more. Of what is not finite,
+// and a magnitude above 3.39e38, the largest of bfloat16, counts as ∞, the first term is ±∞ or NaN and the others say
+// nothing: see total_of.
 FUSED_RNN_DEVICE Terms<uint32_t> split_pair(float low, float high) {
   Terms<uint32_t> result;
   FUSED_RNN_UNROLL
   for (int i = 0; i < 3; ++i) {
     result.terms[i] = narrow_pair<BFloat16>(low, high);
-    low = rest_after(low, low_of<BFloat16>(result.terms[i]));
-    high = rest_after(high, high_of<BFloat16>(result.terms[i]));
+    low -= low_of<BFloat16>(result.terms[i]);
+    high -= high_of<BFloat16>(result.terms[i]);
   }
   return result;
 }
@@ -53,11 +51,11 @@ FUSED_RNN_DEVICE void mma_terms(float (&high)[4], float (&middle)[4], float (&lo
   add(low, 2, 0);
 }
 
-// Where a weight or a state is infinite, its products with high terms are what the product is, and those with other
-// terms, which may be zero or have the other sign, say nothing.
+// Where a weight or a state is not finite, its products with high terms are what the product is, and those with other
+// terms say nothing: they are NaN, or infinite with either sign.
 FUSED_RNN_DEVICE float total_of(float high, float middle, float low) {
-  const float rest = middle + low;
-  return high + (fabsf(rest) < INFINITY ? rest : 0.0f);
+  const float total = high + (middle + low);
+  return total == total ? total : high;
 }
 
 }  // namespace fused_rnn::cuda

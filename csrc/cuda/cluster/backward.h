@@ -24,8 +24,9 @@ class Backward {
   using Shape = BackwardShape<Cell, S, Size>;
   static constexpr auto& products = Shape::products;
   static constexpr int octets = Size::octets, units = Size::units, own_features = Size::own_features,
-                       gates = Cell::gates, own_tiles = Shape::own_tiles, own_feature_tiles = Shape::own_feature_tiles,
-                       together = Shape::together, own_jobs = Shape::own_jobs, of_units = Shape::of_units;
+                       gates = Cell::gates, terms = Shape::terms, own_tiles = Shape::own_tiles,
+                       own_feature_tiles = Shape::own_feature_tiles, together = Shape::together,
+                       own_jobs = Shape::own_jobs, of_units = Shape::of_units;
   static constexpr bool reset_before = Shape::reset_before, multiplicative = Shape::multiplicative,
                         of_hidden = Shape::of_hidden;
   using Q = Operands<S, BackwardArrays>;
@@ -43,8 +44,10 @@ class Backward {
       std::conditional_t<(tiles * steps > 0), TurnedWeights<S, tiles, steps, held, own, of_gates, together>, Nothing>;
   // Chains of sums, so that instructions that do not wait for each other are under way.
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;
-  static constexpr int feature_chains = own_feature_tiles * octets > 2 ? 1 : own_feature_tiles * octets > 1 ? 2 : 4;
-  using FeatureAccumulators = float[feature_chains][multiplicative ? own_feature_tiles : 1][octets][4];
+  static constexpr int feature_chains = own_feature_tiles * octets > 2   ? 1
+                                        : own_feature_tiles * octets > 1 ? (terms == 1 ? 2 : 1)
+                                                                         : (terms == 1 ? 4 : 2);
+  using FeatureAccumulators = WarpSums<S>[feature_chains][multiplicative ? own_feature_tiles : 1][octets];
   static_assert(Sums::shared_bytes == Shape::unit_sums_bytes);
 
  public:
@@ -57,15 +60,15 @@ class Backward {
         reset_sums_(team, shared + Shape::reset_sums_at),
         feature_sums_(team, shared + Shape::feature_sums_at),
         operand_(kept(shared_address(shared) + Shape::operand_at +
-                      (lane_ % 8 * Shape::stride + lane_ / 8 * 8) * int{sizeof(S)})),
+                      (lane_ % 8 * Shape::stride + lane_ / 8 * 8) * int{sizeof(Term<S>)})),
         recurrent_(shared + Shape::recurrent_at, warp_, lane_),
         update_(shared + Shape::update_at, warp_, lane_),
         candidate_(shared + Shape::candidate_at, warp_, lane_),
         features_(shared + Shape::features_at, warp_, lane_),
         modulation_(shared + Shape::modulation_at, warp_, lane_) {
     for (int i = threadIdx.x; i < Shape::operands * Shape::operand_bytes / row_bytes; i += threads)
-      at<Row<S>>(shared, Shape::operand_at)[i] = {};
-    if (have_pairs())
+      at<Row<Term<S>>>(shared, Shape::operand_at)[i] = {};
+    if (Shape::terms == 1 && have_pairs())
       load_weights<true>();
     else
       load_weights<false>();
@@ -188,9 +191,8 @@ class Backward {
     else
       hand_back(step);
     if (warp_ == 0) sums_.expect();
-    const auto put_out = [&](int, Job& job) { job.put_out(q_, step, regularised_); };
-    for_jobs(put_out);
-    if constexpr (multiplicative) for_features(put_out);
+    for_jobs([&](int, Job& job) { job.put_out(q_, step, regularised_); });
+    if constexpr (multiplicative) for_features([&](int, Job& job) { job.put_out_features(q_, step, regularised_); });
   }
 
   template <bool regularised>
@@ -207,7 +209,7 @@ class Backward {
     const SharedAddress rows = operand_ + (step & 1) * Shape::operand_bytes;
     FUSED_RNN_UNROLL
     for (int first = 0; first < own_tiles; first += together) {
-      float sums[chains][together][octets][4] = {};
+      WarpSums<S> sums[chains][together][octets] = {};
       multiply(recurrent_, first, rows, sums);
       FUSED_RNN_UNROLL
       for (int j = 0; j < together; ++j) contribute<units>(sums_, tile(first + j), sums, j);
@@ -218,7 +220,7 @@ class Backward {
   // phase writes there is multiplied after the phase's barrier and before the next one of the block, and all that write
   // to the same place in the next step have passed that one.
   FUSED_RNN_DEVICE void hand_back(int step) {
-    float dh[chains][own_tiles][octets][4] = {};
+    WarpSums<S> dh[chains][own_tiles][octets] = {};
     FeatureAccumulators dx_hat = {};
     if constexpr (reset_before) {
       contribute_reset();
@@ -243,7 +245,7 @@ class Backward {
 
   // U_nᵀ δa_n
   FUSED_RNN_DEVICE void contribute_reset() const {
-    float ds[chains][own_tiles][octets][4] = {};
+    WarpSums<S> ds[chains][own_tiles][octets] = {};
     multiply(candidate_, 0, column(2 * units), ds);
     FUSED_RNN_UNROLL
     for (int j = 0; j < own_tiles; ++j) contribute<units>(reset_sums_, tile(j), ds, j);
@@ -289,30 +291,32 @@ class Backward {
   FUSED_RNN_DEVICE int tile(int j) const { return warp_ * own_tiles + j; }
   FUSED_RNN_DEVICE int feature_tile(int j) const { return warp_ * own_feature_tiles + j; }
   // Of the operand, where there is one.
-  FUSED_RNN_DEVICE SharedAddress column(int k) const { return operand_ + k * int{sizeof(S)}; }
+  FUSED_RNN_DEVICE SharedAddress column(int k) const { return operand_ + k * int{sizeof(Term<S>)}; }
 
   // Adds what some tiles of a product come to, with columns of the operand: all its steps, or some.
   template <typename W, int chains, int tiles>
   FUSED_RNN_DEVICE void multiply(const W& weights, int first, SharedAddress columns,
-                                 float (&sums)[chains][tiles][octets][4]) const {
+                                 WarpSums<S> (&sums)[chains][tiles][octets]) const {
     multiply<0, W::k_steps>(weights, first, columns, sums);
   }
   template <int begin, int end, typename W, int chains, int tiles>
   FUSED_RNN_DEVICE void multiply(const W& weights, int first, SharedAddress columns,
-                                 float (&sums)[chains][tiles][octets][4]) const {
+                                 WarpSums<S> (&sums)[chains][tiles][octets]) const {
     FUSED_RNN_UNROLL
     for (int s = begin; s < end; s += 2) {
-      uint32_t b[octets][4];
+      uint32_t b[octets][terms][4];
       FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) {
-        const SharedAddress from = columns + (n * 8 * Shape::stride + s * 16) * int{sizeof(S)};
+      for (int i = 0; i < octets * terms; ++i) {
+        const int n = i / terms, term = i % terms;
+        const SharedAddress from =
+            columns + term * Shape::plane_bytes + (n * 8 * Shape::stride + s * 16) * int{sizeof(Term<S>)};
         if (s + 1 < end) {
-          load_matrices(b[n], from);
+          load_matrices(b[n][term], from);
         } else {
           uint32_t half[2];
           load_matrices(half, from);
-          b[n][0] = half[0];
-          b[n][1] = half[1];
+          b[n][term][0] = half[0];
+          b[n][term][1] = half[1];
         }
       }
       FUSED_RNN_UNROLL
@@ -322,8 +326,12 @@ class Backward {
         for (int j = 0; j < tiles; ++j) {
           const auto a = weights.get(s + i, first + j);
           FUSED_RNN_UNROLL
-          for (int n = 0; n < octets; ++n)
-            mma_m16n8k16<S>(sums[(s + i) % chains][j][n], a.values, {b[n][2 * i], b[n][2 * i + 1]});
+          for (int n = 0; n < octets; ++n) {
+            uint32_t half[terms][2];
+            FUSED_RNN_UNROLL
+            for (int k = 0; k < 2 * terms; ++k) half[k / 2][k % 2] = b[n][k / 2][2 * i + k % 2];
+            sums[(s + i) % chains][j][n].add(a, half);
+          }
         }
       }
     }
@@ -331,18 +339,17 @@ class Backward {
 
   // Of tile j of these, which is `tile` of all, to whoever has it of owners of `own` outputs each.
   template <int own, typename Channel, int chains, int tiles>
-  FUSED_RNN_DEVICE void contribute(const Channel& channel, int tile, const float (&sums)[chains][tiles][octets][4],
+  FUSED_RNN_DEVICE void contribute(const Channel& channel, int tile, const WarpSums<S> (&sums)[chains][tiles][octets],
                                    int j) const {
     constexpr int owned = own / 16;
     FUSED_RNN_UNROLL
     for (int n = 0; n < octets; ++n) {
+      WarpSums<S> all = sums[0][j][n];
+      FUSED_RNN_UNROLL
+      for (int c = 1; c < chains; ++c) all.add(sums[c][j][n]);
       float total[4];
       FUSED_RNN_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        total[i] = sums[0][j][n][i];
-        FUSED_RNN_UNROLL
-        for (int c = 1; c < chains; ++c) total[i] += sums[c][j][n][i];
-      }
+      for (int i = 0; i < 4; ++i) total[i] = all.total(i);
       channel.contribute(tile / owned, (tile % owned * octets + n) * 32 + lane_, total);
     }
   }

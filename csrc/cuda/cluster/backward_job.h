@@ -8,6 +8,31 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
+// The gradients that a thread makes in a step, of its unit and two sequences: so many of each, and zeros for a sequence
+// that does not have the step.
+template <typename S, int count>
+class Made {
+ public:
+  FUSED_RNN_DEVICE void put(int k, int j, float value, bool active) {
+    values_[k][j] = by_values<S> && !active ? 0.0f : value;
+    active_half_[j] = active ? 0xffffu << 16 * j : 0u;
+  }
+  FUSED_RNN_DEVICE void copy(const Made& other, int k) {
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < 2; ++j) values_[k][j] = other.values_[k][j];
+  }
+
+  FUSED_RNN_DEVICE float value(int k, int j) const { return values_[k][j]; }
+  FUSED_RNN_DEVICE uint32_t pair(int k) const {
+    return narrow_pair<S>(values_[k][0], values_[k][1]) & (active_half_[0] | active_half_[1]);
+  }
+  FUSED_RNN_DEVICE Terms<uint32_t> terms(int k) const { return split_pair(values_[k][0], values_[k][1]); }
+
+ private:
+  float values_[count][2];
+  uint32_t active_half_[2];  // of a pair of 16 bits each
+};
+
 // A thread has unit lane / 4 and two of the sequences.
 template <typename Cell, typename S, typename Size>
 class BackwardJob {
@@ -16,15 +41,21 @@ class BackwardJob {
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
+  // The gradient that nothing multiplies, if there is one.
+  static constexpr int only_result = Cell::gradients > Cell::gates ? Cell::gates - 1 : -1;
   static_assert(!(has_c && Cell::bypasses_product), "h₋ and c stand in the same place");
+  // Of an array of pairs: matrices are loaded four at a time.
+  static constexpr int loaded(int count) { return by_values<S> ? count : 4; }
 
  public:
-  using Ring = RowRing<S, Shape::slots, 1, false, Shape::stages>;
+  using Ring = cluster::Ring<S, Shape::slots, Cell::saved, 1, false, Shape::stages>;
+  using OwnMade = Made<S, Cell::gradients>;
+  using Sink = std::conditional_t<by_values<S>, ValueSink<1>, RowSink<S, 1>>;
   static_assert(Ring::shared_bytes == Shape::ring_bytes);
 
   // What it reads of a step.
   struct Rows {
-    uint32_t saved[4], more[4], before[1], keep_c[1];
+    Pair<S> saved[loaded(Cell::saved)], more[loaded(has_c ? 4 : 2)], before[1], keep_c[1];
   };
 
   FUSED_RNN_DEVICE BackwardJob() {}
@@ -36,7 +67,7 @@ class BackwardJob {
         pair_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
         row_(kept(operand +
                   ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
-                      int{sizeof(S)})),
+                      int{sizeof(Term<S>)})),
         ring_(ring) {
     static_assert(Size::groups % 2 == 0);
     ring_.clear();
@@ -54,7 +85,7 @@ class BackwardJob {
       if constexpr (has_c) dc_[j] = value(a.d_c_n);
       initial[j] = has_before ? value(has_c ? a.c_0 : a.h_0) : 0.0f;
     }
-    initial_ = narrow_pair<S>(initial[0], initial[1]);
+    initial_ = pair_of<S>(initial[0], initial[1]);
     const auto source = [&](int slot) -> typename Ring::Source {
       if (slot < Cell::saved) return {a.saved + int64_t{slot} * q.H + first_, saved_row<Cell>(q)};
       const S* const values = slot == Shape::d_output_at               ? a.d_output
@@ -99,12 +130,11 @@ class BackwardJob {
     const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
     add(sums, t + forwards, step + 1 < tile_.longest());
     const BackwardArrays<S>& a = q.arrays;
-    float made[Cell::gradients][2];
-    uint32_t active_half[2];
+    OwnMade made;
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
-      const auto read = [&](uint32_t pair) { return half_of<S, T>(pair, j); };
+      const auto read = [&](Pair<S> pair) { return half_of<S, T>(pair, j); };
       T saved[Cell::saved], d[Cell::gradients], before(0.0f), c(0.0f), dc(0.0f), kept_dh(0.0f), kept_dc(0.0f);
       if constexpr (Cell::reset_before) d[0] = T(0.0f);
       FUSED_RNN_UNROLL
@@ -138,22 +168,17 @@ class BackwardJob {
       if constexpr (has_c) dc_[j] = active ? dc.value : dc_[j];
       dh_[j] = active ? dh.value : dh_[j];
       FUSED_RNN_UNROLL
-      for (int k = 0; k < Cell::gradients; ++k) made[k][j] = d[k].value;
-      active_half[j] = active ? 0xffffu << 16 * j : 0u;
+      for (int k = 0; k < Cell::gradients; ++k) made.put(k, j, d[k].value, active);
     }
-    uint32_t pairs[Cell::gradients];
-    FUSED_RNN_UNROLL
-    for (int k = 0; k < Cell::gradients; ++k)
-      pairs[k] = narrow_pair<S>(made[k][0], made[k][1]) & (active_half[0] | active_half[1]);
     if constexpr (Cell::reset_before)
-      store_matrices_transposed<2>(row(step) + Size::units * int{sizeof(S)}, {pairs[1], pairs[2]});
+      hand_over<1, 2, Size::units>(step, made);
     else
-      store_matrices_transposed<Cell::gradients>(row(step), pairs);
+      hand_over<0, Cell::gradients>(step, made);
   }
 
   // What it reads of the same step for the gradient of r: r, h₋.
   struct ResetRows {
-    uint32_t r[1], before[1];
+    Pair<S> r[1], before[1];
   };
 
   FUSED_RNN_DEVICE ResetRows load_reset() const {
@@ -167,25 +192,28 @@ class BackwardJob {
   template <typename Sums>
   FUSED_RNN_DEVICE void reset(const Q& q, int step, const ResetRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step), before_t = t - (q.reverse ? -1 : 1);
-    float ds[2] = {}, made[2];
+    float ds[2] = {};
+    OwnMade made;
     add_parts(sums, ds);
-    uint32_t active_half[2];
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
       const T before = half_of<S, T>(first ? initial_ : rows.before[0], j);
       T dh(dh_[j]), da_r;
       Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.r[0], j), before, dh, da_r);
-      made[j] = clip(da_r, T(q.gradient_clip)).value;
+      made.put(0, j, clip(da_r, T(q.gradient_clip)).value, active);
       dh_[j] = active ? dh.value : dh_[j];
-      active_half[j] = active ? 0xffffu << 16 * j : 0u;
     }
-    store_matrices_transposed<1>(row(step), {narrow_pair<S>(made[0], made[1]) & (active_half[0] | active_half[1])});
+    hand_over<0, 1>(step, made);
   }
 
-  // The same rows to the result, and those of one step more on their way.
+  // The same to the result, and what is read of one step more on its way.
+  template <int count = Cell::gradients>
   FUSED_RNN_DEVICE void put_out(const Q& q, int step, bool regularised) {
-    if (q.whole_rows) {
+    if constexpr (by_values<S>) {
+      put_values<0, count>(q, sink_, made_);
+      ring_.template fetch<true>();
+    } else if (q.whole_rows) {
       sink_.template store<true>(0, row(step), false);
       if (regularised)
         ring_.template fetch<true>();
@@ -207,7 +235,7 @@ class BackwardJob {
       q.arrays.d_h_0[place(q, j)] = narrow<S>(dh_[j]);
       if constexpr (has_c) q.arrays.d_c_0[place(q, j)] = narrow<S>(alive ? dc_[j] : NAN);
     }
-    clear_rest(q, sink(q, tile_.longest(), 1));
+    clear_rest<Cell::gradients>(q, sink(q, tile_.longest(), 1));
   }
 
  protected:
@@ -215,7 +243,7 @@ class BackwardJob {
 
   template <typename F>
   FUSED_RNN_DEVICE void begin_rows(const Q& q, int columns, const F& source) {
-    if (q.whole_rows)
+    if (by_values<S> || q.whole_rows)
       ring_.template begin<true, Shape::slots>(q, tile_, columns, source);
     else
       ring_.template begin<false, Shape::slots>(q, tile_, columns, source);
@@ -231,10 +259,45 @@ class BackwardJob {
     }
   }
 
+  // To the operand `some` gradients from the first on, so many columns further, in a plane for each term; by values
+  // put_out finds them as they were made.
+  template <int first, int some, int columns = 0, int without = only_result>
+  FUSED_RNN_DEVICE void hand_over(int step, const OwnMade& made) {
+    constexpr int further = columns * int{sizeof(Term<S>)};
+    if constexpr (by_values<S>) {
+      uint32_t matrices[Shape::terms][some];
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < some; ++k) {
+        made_.copy(made, first + k);
+        const auto terms = first + k == without ? Terms<uint32_t>{} : made.terms(first + k);
+        FUSED_RNN_UNROLL
+        for (int term = 0; term < Shape::terms; ++term) matrices[term][k] = terms.terms[term];
+      }
+      FUSED_RNN_UNROLL
+      for (int term = 0; term < Shape::terms; ++term)
+        store_matrices_transposed(row(step) + further + term * Shape::plane_bytes, matrices[term]);
+    } else {
+      uint32_t matrices[some];
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < some; ++k) matrices[k] = made.pair(first + k);
+      store_matrices_transposed(row(step) + further, matrices);
+    }
+  }
+
+  // So many gradients from the first on, where the sink is at; columns of units follow each other.
+  template <int first, int count, int all>
+  FUSED_RNN_DEVICE static void put_values(const Q& q, const Sink& sink, const Made<S, all>& made) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2 * count; ++i) sink.store(0, i % 2, i / 2 * q.H, made.value(first + i / 2, i % 2));
+  }
+
   // Zeros at times that no sequence of the tile reaches.
-  FUSED_RNN_DEVICE void clear_rest(const Q& q, RowSink<S, 1> rest) const {
+  template <int count>
+  FUSED_RNN_DEVICE void clear_rest(const Q& q, Sink rest) const {
     for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) {
-      if (q.whole_rows)
+      if constexpr (by_values<S>)
+        put_values<0, count>(q, rest, Made<S, count>());
+      else if (q.whole_rows)
         rest.template store<true>(0, row(0), true);
       else
         rest.template store<false>(0, row(0), true);
@@ -250,7 +313,8 @@ class BackwardJob {
   SharedAddress row_;  // of one gradient and sequence, in the operand
   Ring ring_;
   ThisTile tile_;
-  RowSink<S, 1> sink_;  // the same row in the result
+  Sink sink_;     // the same row in the result
+  OwnMade made_;  // of a step, by values
 
  private:
   // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
@@ -263,7 +327,9 @@ class BackwardJob {
 
   FUSED_RNN_DEVICE int columns(const Q& q) const { return q.H - first_; }
   FUSED_RNN_DEVICE bool exists(const Q& q, int j) const { return tile_.has(0, j) && lane() / 4 < columns(q); }
-  FUSED_RNN_DEVICE RowSink<S, 1> sink(const Q& q, int time, int time_step) const {
+  FUSED_RNN_DEVICE Sink sink(const Q& q, int time, int time_step) const {
+    if constexpr (by_values<S>)
+      return {q, tile_, q.arrays.d + first_, q.arrays.d, gradients_row<Cell>(q), columns(q), time, time_step};
     S* const values =
         lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + first_ : nullptr;
     return {q, tile_, values, q.arrays.d, gradients_row<Cell>(q), columns(q), time, time_step};
@@ -273,7 +339,7 @@ class BackwardJob {
     return (int64_t{tile_.first()} + 2 * (lane() % 4) + j) * q.H + first_ + lane() / 4;
   }
 
-  uint32_t initial_;     // h_0 or c_0, of both sequences
+  Pair<S> initial_;      // h_0 or c_0, of both sequences
   float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
 };
 

@@ -3,11 +3,12 @@
 #pragma once
 
 #include "size.h"
+#include "values.h"
 
 namespace fused_rnn::cuda::cluster {
 
-// Fragments of the weights of a product, of a warp: for `tiles` of 16 outputs `steps` of 16 values that these sum over;
-// so many of them in registers, and the rest in shared memory.
+// Fragments of the weights of a product, of a warp, each with all its terms: for `tiles` of 16 outputs `steps` of 16
+// values that these sum over; so many of them in registers, and the rest in shared memory.
 struct WarpProduct {
   int tiles = 0, steps = 0, held = 0;
   constexpr int fragments() const { return tiles * steps; }
@@ -40,6 +41,7 @@ struct BackwardShape {
   static constexpr int gates = Cell::gates, gradients = Cell::gradients, phases = phases_of<Cell>;
   static constexpr bool multiplicative = is_multiplicative<Cell>, reset_before = Cell::reset_before,
                         of_hidden = modulates_of<Cell> == Modulates::hidden;
+  static constexpr int terms = terms_of<S>;  // of the operand and of weights
   // As what partial sums travel. Rounded to bfloat16 they leave δ and δh_0 as far from float64 as floats do over 1024
   // steps, for what is saved in bfloat16 is what decides.
   using Travelling = std::conditional_t<std::is_same_v<S, BFloat16>, BFloat16, float>;
@@ -56,8 +58,9 @@ struct BackwardShape {
       phases > 1 ? gates * Size::units : static_cast<int>(round_up(gates * Size::units, 32));
   static constexpr int m_at = of_gates + (gradients - gates) * Size::units;
   static constexpr int stride = m_at + 2 * Size::own_features + 8;  // rows start in different banks
-  // One operand is enough where a step has several phases, see Backward.
-  static constexpr int operands = phases > 1 ? 1 : 2, operand_bytes = 8 * Size::octets * stride * int{sizeof(S)};
+  // One operand is enough where a step has several phases, see Backward. It has a plane for each term.
+  static constexpr int operands = phases > 1 ? 1 : 2, plane_bytes = 8 * Size::octets * stride * int{sizeof(Term<S>)},
+                       operand_bytes = terms * plane_bytes;
   // The pointwise part: jobs of 8 units or 8 features and 8 sequences, of which a warp has some.
   static constexpr int unit_jobs = Size::groups * Size::octets, feature_jobs = Size::feature_groups * Size::octets,
                        jobs = unit_jobs + feature_jobs, own_jobs = static_cast<int>(divide_up(jobs, warps));
@@ -79,8 +82,9 @@ struct BackwardShape {
                                            : (reset_before ? 1 : gates) * of_units},
       .update = {own_tiles, reset_before ? of_units : 0}};
   // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = 52 + 4 * own_tiles * Size::octets + 40 * own_jobs;
-  static constexpr BackwardProducts products = all.holding(held_of(all.fragments(), threads, others));
+  static constexpr int others = terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs
+                                           : 60 + 12 * (own_tiles + 1) * Size::octets + 56 * own_jobs;
+  static constexpr BackwardProducts products = all.holding(held_of(terms * all.fragments(), threads, others) / terms);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = phases > 1 || products.held() == all.fragments() || own_tiles <= 4
                                       ? own_tiles
@@ -90,10 +94,12 @@ struct BackwardShape {
   static constexpr int sums_bytes(int outputs) {
     return 2 * Size::blocks * outputs * 8 * Size::octets * int{sizeof(Travelling)} + 16;
   }
-  static constexpr int bytes_of(const WarpProduct& p) { return warps * (p.fragments() - p.held) * fragment_bytes; }
+  static constexpr int bytes_of(const WarpProduct& p) {
+    return warps * terms * (p.fragments() - p.held) * fragment_bytes;
+  }
   static constexpr int unit_sums_bytes = sums_bytes(Size::units),
                        feature_sums_bytes = multiplicative ? sums_bytes(Size::own_features) : 0,
-                       ring_bytes = stages * slots * matrix_bytes;
+                       ring_bytes = stages * slots * 8 * 8 * int{sizeof(S)};
   static constexpr int reset_sums_at = unit_sums_bytes,
                        feature_sums_at = reset_sums_at + reset_before * unit_sums_bytes,
                        operand_at = feature_sums_at + feature_sums_bytes,
@@ -106,11 +112,12 @@ struct BackwardShape {
                        shared_bytes = rings_at + jobs * ring_bytes;
 
   // for the plan
-  static constexpr int held_fragments = products.held(), resident_fragments = all.fragments() - products.held(),
-                       held_registers = 4 * products.held();
+  static constexpr int held_fragments = terms * products.held(),
+                       resident_fragments = terms * all.fragments() - held_fragments,
+                       held_registers = 4 * held_fragments;
   static constexpr int received_bytes =
       (Size::K * (1 + reset_before) + Size::features) * 8 * Size::octets * int{sizeof(Travelling)};
-  static constexpr bool fits = phases == 1 || shared_bytes <= most_shared_bytes;
+  static constexpr bool fits = (phases == 1 && terms == 1) || shared_bytes <= most_shared_bytes;
 };
 
 }  // namespace fused_rnn::cuda::cluster

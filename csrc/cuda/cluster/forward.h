@@ -113,6 +113,14 @@ class Forward {
   HOST_DEVICE static constexpr bool is_apart(int gate) { return Cell::separates_x && gate == G - 1; }
   FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
   FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
+  // Whether the unit is one, or at least need not be zero: 0·∞ would go from units past H to all others. In 16 bits the
+  // kernels of one phase, which were measured without this question, do not ask it yet.
+  FUSED_RNN_DEVICE bool is_kept() const {
+    if constexpr (by_values<S> || phases_of<Cell> > 1)
+      return has_unit();
+    else
+      return true;
+  }
 
   // `plain`: rows are whole, and there is no zoneout.
   template <bool plain>
@@ -298,7 +306,7 @@ class Forward {
       Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
       FUSED_RNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) made[j][k] = values[k].value;
-      const bool active = tile.active(n, j, t);
+      const bool active = tile.active(n, j, t) && is_kept();
       if constexpr (!plain) {
         if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
         if constexpr (has_c)

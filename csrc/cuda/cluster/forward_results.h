@@ -45,10 +45,10 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::store(const ThisTile& tile, int t,
       for (int j = 0; j < 2; ++j) {
         const bool active = tile.active(n, j, t);
         FUSED_RNN_UNROLL
-        for (int i = 0; i < 1 + has_c; ++i) outputs.store(i, n, j, 0, active ? made_[n][i].values[j] : 0.0f);
+        for (int i = 0; i < 1 + has_c; ++i) outputs.store(n, j, 0, active ? made_[n][i].values[j] : 0.0f, i);
         if (!active) continue;
         FUSED_RNN_UNROLL
-        for (int k = 0; k < Cell::saved; ++k) saved.store(0, n, j, k * q_.H, made_[n][1 + has_c + k].values[j]);
+        for (int k = 0; k < Cell::saved; ++k) saved.store(n, j, k * q_.H, made_[n][1 + has_c + k].values[j]);
       }
     } else {
       const bool active = tile.active_row(n, t);
@@ -71,7 +71,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::clear_rest(const ThisTile& tile) c
     for (int n = 0; n < octets; ++n) {
       if constexpr (by_values<S>) {
         FUSED_RNN_UNROLL
-        for (int i = 0; i < 2 * (1 + has_c); ++i) outputs.store(i / 2, n, i % 2, 0, 0.0f);
+        for (int i = 0; i < 2 * (1 + has_c); ++i) outputs.store(n, i % 2, 0, 0.0f, i / 2);
       } else {
         outputs.template store<plain>(n, turned(n, 0), true);
       }
@@ -87,9 +87,9 @@ FUSED_RNN_DEVICE auto Forward<Cell, S, Size>::outputs_from(const ThisTile& tile,
   if constexpr (by_values<S>) {
     const auto units = [&](S* values) { return values ? values + unit_ : nullptr; };
     if constexpr (has_c)
-      return {q_, tile, {units(a_.output), units(a_.cells)}, a_.output, q_.H, columns(), time, time_step};
+      return {q_, tile, Vector<S*, 2>{units(a_.output), units(a_.cells)}, a_.output, q_.H, columns(), time, time_step};
     else
-      return {q_, tile, {units(a_.output)}, a_.output, q_.H, columns(), time, time_step};
+      return {q_, tile, units(a_.output), a_.output, q_.H, columns(), time, time_step};
   } else {
     S* const values = lane_ < 8 ? a_.output : has_c && lane_ < 16 ? a_.cells : nullptr;
     return {q_, tile, values ? values + unit_ : nullptr, a_.output, q_.H, columns(), time, time_step};
@@ -99,7 +99,7 @@ FUSED_RNN_DEVICE auto Forward<Cell, S, Size>::outputs_from(const ThisTile& tile,
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE auto Forward<Cell, S, Size>::saved_from(const ThisTile& tile, int time, int time_step) const -> Saved {
   if constexpr (by_values<S>)
-    return {q_,   tile,     {a_.saved ? a_.saved + unit_ : nullptr}, a_.output, saved_row<Cell>(q_), columns(),
+    return {q_,   tile,     a_.saved ? a_.saved + unit_ : nullptr, a_.output, saved_row<Cell>(q_), columns(),
             time, time_step};
   else
     return {q_, tile, saved_of_lane(), a_.output, saved_row<Cell>(q_), columns(), time, time_step};

@@ -68,10 +68,7 @@ class Modulation {
     });
     S* const saved =
         q_.arrays.saved && (by_values<S> || lane_ < 8) ? q_.arrays.saved + Cell::saved * q_.H + feature_ : nullptr;
-    if constexpr (by_values<S>)
-      sink_ = Sink(q_, tile, {saved}, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
-    else
-      sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
+    sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
   }
 
   // From here on all that this warp makes is NaN.
@@ -101,7 +98,7 @@ class Modulation {
       if constexpr (by_values<S>) {
         FUSED_RNN_UNROLL
         for (int j = 0; j < 2; ++j)
-          if (tile.active(n, j, t)) sink_.store(0, n, j, 0, made_[n].values[j]);
+          if (tile.active(n, j, t)) sink_.store(n, j, 0, made_[n].values[j]);
       } else {
         sink_.template store_if<plain>(tile.active_row(n, t), n, turned_of(n) + matrix_bytes);
       }
@@ -130,15 +127,18 @@ class Modulation {
                                          [&](int s, int, const InTerms<S, Fragment>& f) { weights_[s] = half(f); });
   }
 
+  // Features past I stay zero, because 0·∞ would go from them to all units.
   FUSED_RNN_DEVICE void make_octet(int n, const float (&sums)[4]) {
     Pair<S> input[1], projected[1] = {};
     ring_.load(input, n, 0);
     if constexpr (of_input) ring_.load(projected, n, projected_at);
     T m[2], x_hat[2];
     FUSED_RNN_UNROLL
-    for (int j = 0; j < 2; ++j)
+    for (int j = 0; j < 2; ++j) {
       Multiplicative::forward(half_of<S, T>(projected[0], j), T(sums[j] + bias_), half_of<S, T>(input[0], j), m[j],
                               x_hat[j]);
+      if (!has_feature()) x_hat[j] = T(0.0f);
+    }
     if constexpr (by_values<S>) {
       send_terms(x_hat_, n, turned_of(n), lane_, x_hat[0].value, x_hat[1].value, true);
       made_[n] = {m[0].value, m[1].value};

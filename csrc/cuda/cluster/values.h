@@ -147,22 +147,26 @@ class ValueSink {
   // From `time` on, in steps of `time_step`, 1 or -1. `values` are the warp's first column of each array, or null, and
   // `columns` how many there are from it on; `any` an array that there is.
   template <typename Tile>
-  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* const (&values)[arrays], float* any,
-                             int row, int columns, int time, int time_step)
+  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* values, float* any, int row,
+                             int columns, int time, int time_step)
+      : ValueSink(q, tile, Vector<float*, 1>{values}, any, row, columns, time, time_step) {}
+  template <typename Tile>
+  FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, const Vector<float*, arrays>& values,
+                             float* any, int row, int columns, int time, int time_step)
       : row_(int64_t{row} * int64_t{sizeof(float)}), step_(kept(int64_t{time_step} * q.B * row_)) {
     const int lane = threadIdx.x % 32;
     FUSED_RNN_UNROLL
     for (int a = 0; a < arrays; ++a) {
-      to_[a] = reinterpret_cast<char*>((values[a] ? values[a] : any) +
+      to_[a] = reinterpret_cast<char*>((values.values[a] ? values.values[a] : any) +
                                        (int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4);
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2 * octets; ++i)
-        wanted_[a] |= unsigned{values[a] && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
+        wanted_[a] |= unsigned{values.values[a] && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
     }
   }
 
   // A value of sequence j of octet n, so many columns further.
-  FUSED_RNN_DEVICE void store(int array, int n, int j, int column, float value) const {
+  FUSED_RNN_DEVICE void store(int n, int j, int column, float value, int array = 0) const {
     if (wanted_[array] >> (2 * n + j) & 1)
       *reinterpret_cast<float*>(to_[array] + (8 * n + j) * row_ + int64_t{column} * int64_t{sizeof(float)}) = value;
   }

@@ -1,0 +1,216 @@
+"""The float32 kernels of warps on the CPU, by the host shim: products of three bfloat16 terms, values, not rows."""
+
+import ctypes
+import math
+
+import pytest
+import torch
+
+from fused_rnn import cuda
+
+from .conftest import Operands, Shape, operands, random_like, regularised
+from .host_kernels import DIRECTIONS, HostKernels, library_of, needs_compiler, plan_of, run_kernels
+from .test_cluster_kernels import (
+    CELLS,
+    H200,
+    LENGTHS,
+    ONE,
+    ONE_PHASE,
+    WAITS,
+    assert_all_the_same,
+    assert_as_exact_as_pytorch,
+    assert_finite_alike,
+    drawn,
+    way,
+)
+
+pytestmark = needs_compiler
+F32 = torch.float32
+# K, blocks of a cluster, shares of K and octets of sequences of what is compiled; and with features
+SIZES = [(32, 1, 1, 1), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
+FEATURES = [(32, 1, 1, 1, 32), (32, 2, 1, 1, 32), (64, 4, 1, 1, 32)]
+WAYS = {"block": way(1), "cluster-of-2": way(2, 1, ONE), "cluster-of-4": way(4), "16-sequences": way(2, 2)}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    sizes = ",".join(f"Size<{','.join(map(str, size))}>" for size in SIZES + FEATURES)
+    flags = (f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", "-DFLOATS", *WAITS)
+    return library_of("clusters", tmp_path_factory, *flags, suffix="-of-floats")
+
+
+def ways_of(cell: str) -> list[str]:
+    """16 sequences have no kernel where x̂ is made: its registers would not do."""
+    return [name for name in WAYS if name != "16-sequences" or not cell.startswith("multiplicative")]
+
+
+CASES = [(cell, name) for cell in CELLS for name in ways_of(cell)]
+
+
+def hidden_of(name: str) -> int:
+    """Units that do not fill K."""
+    return 43 if WAYS[name] in (way(4), way(2, 2)) else 29
+
+
+# Right --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("K", "blocks", "shares", "octets"), SIZES)
+def test_every_size_is_chosen_by_what_forces_it(library, direction, K, blocks, shares, octets):
+    plan = plan_of(library, direction, "lstm", Shape(3, 40, 1, K), way(blocks, octets), F32)
+    assert (plan.exchange, plan.parts, plan.sequences, plan.segments) == ("cluster", blocks, 8 * octets, 1)
+    assert (plan.teams, plan.workspace_bytes, plan.streamed) == (5 if octets == 1 else 3, 0, 0)
+
+
+@pytest.mark.parametrize(("cell", "name"), CASES)
+def test_results_and_gradients(library, cell, name):
+    T, count = (2, 5) if cell == "rnn_relu" else (5, 3)  # fewer values, of which fewer are within rounding of a kink
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(T, 19, 21, hidden_of(name)), F32, count), WAYS[name])
+
+
+@pytest.mark.parametrize(("blocks", "cell"), [(8, "lstm"), (8, "gru"), (16, "gru_reset_after"), (16, "lstm")])
+def test_large_clusters(library, blocks, cell):
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(3, 9, 2, 16 * blocks - 7), F32, count=1), way(blocks))
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(13, 17, 24, 24)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_short_long_and_narrow(library, cell, shape, reverse):
+    """A single step, more than are fetched ahead, and blocks without a unit of their own."""
+    draws = drawn(cell, shape, F32, count=8 if shape.H < 3 else 3, reverse=reverse)
+    assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
+
+
+def test_errors_do_not_grow_with_time(library):
+    """Over hundreds of steps, of a state that hardly forgets."""
+    assert_as_exact_as_pytorch(library, drawn("lstm", Shape(300, 8, 3, 32), F32), WAYS["block"])
+
+
+@pytest.mark.parametrize("name", ["cluster-of-2", "16-sequences"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_zoneout_and_clipping(library, cell, name, reverse):
+    name = name if name in ways_of(cell) else "cluster-of-4"
+    draws = drawn(cell, Shape(5, len(LENGTHS), 3, hidden_of(name)), F32, lengths=LENGTHS, reverse=reverse)
+    assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
+    assert_as_exact_as_pytorch(library, draws, WAYS[name])
+
+
+# Numbers that are not of middling size ------------------------------------------------------------------------------
+
+
+def scaled(op: Operands, factor: float) -> Operands:
+    """The same call with every operand so many times as large."""
+    with torch.no_grad():
+        for tensor in op.tensors.values():
+            tensor.mul_(factor)
+    return op
+
+
+@pytest.mark.parametrize("exponent", [-40, -12, 5])
+def test_small_and_large_numbers(library, exponent):
+    """Products of three terms are as exact whatever the exponent is; without bounds h shows them as they are."""
+    draws = [scaled(op, 2.0**exponent) for op in drawn("rnn_relu", Shape(2, 9, 4, 30), F32, count=5)]
+    assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("where", ["weight_hh", "h_0", "input", "bias_ih"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_relu", "rnn_tanh", "multiplicative_lstm"])
+def test_infinities_and_nan_are_where_the_reference_has_them(library, cell, where, value):
+    """Also with values whose second and third terms are zero, times which an infinite weight would be NaN."""
+    op = operands(cell, Shape(3, 9, 4, 29), dtype=F32)
+    with torch.no_grad():
+        op.tensors["h_0"][1] = 0.5
+        op.tensors[where].view(-1)[5] = value
+    exact = op.run("reference")
+    d_results = random_like(exact)
+    ours = run_kernels(op, d_results, HostKernels(library, WAYS["cluster-of-2"]))[: len(exact)]
+    assert_finite_alike(ours, exact)
+    assert not all(result.isfinite().all() for result in exact) or math.isinf(value)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_gradients_that_are_not_finite(library, value):
+    op = operands("lstm", Shape(3, 9, 4, 29), dtype=F32)
+    results = op.run("reference")
+    d_results = random_like(results)
+    d_results[0][1, 3, 7] = value
+    ours = run_kernels(op, d_results, HostKernels(library, WAYS["cluster-of-2"]))
+    assert_finite_alike(ours, op.results_and_gradients("reference", d_results))
+
+
+# The same bits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cell", "name"), [case for case in CASES if case[1] in ("cluster-of-4", "16-sequences")])
+def test_order_of_threads_does_not_matter(library, cell, name):
+    op = operands(cell, Shape(3, 19, 3, 40), dtype=F32, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])
+    kernels = [HostKernels(library, WAYS[name], seed) for seed in range(3)]
+    assert_all_the_same(op, *kernels)
+    assert_all_the_same(regularised(op), *kernels)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_where_tensors_begin_does_not_matter(library, cell):
+    op = operands(cell, Shape(7, 11, 8, 24), dtype=F32, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
+    assert_all_the_same(op, *(HostKernels(library, WAYS["cluster-of-2"], misaligned=odd) for odd in (False, True)))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "multiplicative_gru"])
+def test_gives_out_cell_states_alone_or_nothing(library, cell):
+    op, kernels = operands(cell, Shape(3, 11, 3, 24), dtype=F32), HostKernels(library, WAYS["cluster-of-2"])
+    with torch.no_grad():
+        expected, *runs = (
+            cuda.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
+            for save in ("everything", "states", "nothing")
+        )
+    for run in runs:
+        given = [(a, b) for a, b in zip(run, expected) if a.numel()]
+        assert given
+        assert all(torch.equal(a, b) for a, b in given)
+
+
+# Waits that fail ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_state_that_does_not_arrive(library, cell):
+    """What could not be computed is NaN, to the end and in the tiles that follow."""
+    op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
+    for seed, lost in enumerate((1, 4000)):
+        kernels = HostKernels(library, way(4, 1, ONE), seed, missing=lost)
+        output, h_n, *_ = cuda.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
+        assert output[5].isnan().all()
+        assert h_n.isnan().all()
+        if lost > 1 or cell in ONE_PHASE:  # else what the first step itself waits for got lost
+            assert not output[0, :8].isnan().any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_sum_that_does_not_arrive(library, cell):
+    op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
+    how = (*op.arguments(), cell, False, 0.0)
+    *results, saved = cuda.forward(*how, "everything", kernels=HostKernels(library, way(4, 1, ONE)))
+    d_results = [d if d.numel() else None for d in random_like(results)]
+    for seed in range(2):
+        kernels = HostKernels(library, way(4, 1, ONE), seed, missing=1)
+        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
+        d_input, *d_states = (d for d in made[:3] if d is not None and d.numel())
+        for result in (d_input[0], *d_states):
+            assert result.isnan().all()
+
+
+# What there is not --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_what_cannot_be_forced_says_what_there_is(library, direction):
+    message = "kernels in clusters are for float32, bfloat16 and float16, not for float64$"
+    with pytest.raises(RuntimeError, match=message):
+        plan_of(library, direction, "lstm", Shape(3, 9, 4, 20), way(2), torch.float64)
+    with pytest.raises(RuntimeError, match="no kernel in clusters is compiled for H = 257 so, but for H up to 32 with"):
+        plan_of(library, direction, "lstm", Shape(3, 9, 4, 257), way(2), F32)
+    assert plan_of(library, direction, "lstm", Shape(3, 9, 4, 20), way(2, 1, H200), F32).parts == 2
