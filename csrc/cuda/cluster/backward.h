@@ -198,7 +198,10 @@ class Backward {
   template <bool regularised>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int step) {
     typename Job::Rows rows[own_jobs];
-    for_jobs([&](int i, Job& job) { rows[i] = job.load(q_); });
+    for_jobs([&](int i, Job& job) {
+      rows[i] = job.load(q_);
+      job.template foresee<regularised>(q_, step, rows[i]);
+    });
     if (step + 1 < tile.longest()) wait();
     for_jobs([&](int i, Job& job) { job.template make<regularised>(q_, step, rows[i], sums_); });
   }

@@ -33,11 +33,24 @@ class Made {
   uint32_t active_half_[2];  // of a pair of 16 bits each
 };
 
+// A number that may know its tanh, which takes long where it is exact.
+template <typename S>
+struct Foreseen : Real<S> {
+  float tanh_value;
+
+  FUSED_RNN_DEVICE Foreseen() {}
+  FUSED_RNN_DEVICE explicit Foreseen(float number) : Real<S>(number) {}
+  FUSED_RNN_DEVICE Foreseen(Real<S> number) : Real<S>(number) {}
+  FUSED_RNN_DEVICE Foreseen(float number, float its_tanh) : Real<S>(number), tanh_value(its_tanh) {}
+
+  FUSED_RNN_DEVICE friend Foreseen tanh(const Foreseen& x) { return Foreseen(x.tanh_value); }
+};
+
 // A thread has unit lane / 4 and two of the sequences.
 template <typename Cell, typename S, typename Size>
 class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
-  using T = Real<S>;
+  using T = std::conditional_t<by_values<S>, Foreseen<S>, Real<S>>;
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
@@ -56,6 +69,7 @@ class BackwardJob {
   // What it reads of a step.
   struct Rows {
     Pair<S> saved[loaded(Cell::saved)], more[loaded(has_c ? 4 : 2)], before[1], keep_c[1];
+    float c[2], tanh_c[2];  // see foresee
   };
 
   FUSED_RNN_DEVICE BackwardJob() {}
@@ -110,6 +124,28 @@ class BackwardJob {
     return rows;
   }
 
+  // c and its tanh by themselves, for the compiler would compute them after the sums have come.
+  template <bool regularised>
+  FUSED_RNN_DEVICE void foresee(const Q& q, int step, Rows& rows) const {
+    if constexpr (by_values<S> && has_c) {
+      const int t = tile_.time(q, step), before_t = t - (q.reverse ? -1 : 1);
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        rows.c[j] = rows.more[Shape::before_at - Cell::saved].values[j];
+        if (regularised && q.arrays.keep_c) {
+          const bool first = step == 0 || !tile_.active(0, j, before_t);
+          T saved[Cell::saved];
+          FUSED_RNN_UNROLL
+          for (int k = 0; k < Cell::saved; ++k) saved[k] = T(rows.saved[k].values[j]);
+          const Pair<S> both = first ? initial_ : rows.before[0];
+          rows.c[j] = Cell::cell_state(saved, half_of<S, T>(both, j)).value;
+        }
+        const float tanh_c = tanh(Real<S>(rows.c[j])).value;
+        rows.tanh_c[j] = __builtin_bit_cast(float, kept(__builtin_bit_cast(int, tanh_c)));
+      }
+    }
+  }
+
   // Add Uᵀ δ of the step at time t, if there was one, in the parts that the blocks contributed. A sequence that does
   // not have the step gets nothing, also where weights are not finite.
   template <typename Sums>
@@ -143,14 +179,17 @@ class BackwardJob {
       T dh = T(dh_[j]) + read(rows.more[0]);
       if constexpr (has_c) {
         dc = T(dc_[j]) + read(rows.more[Shape::d_cells_at - Cell::saved]);
-        c = read(rows.more[Shape::before_at - Cell::saved]);
+        if constexpr (by_values<S>)
+          c = T(rows.c[j], rows.tanh_c[j]);
+        else
+          c = read(rows.more[Shape::before_at - Cell::saved]);
       }
       if constexpr (regularised) {
         if (a.keep_h) kept_dh = Zoneout::backward(read(rows.more[Shape::keep_h_at - Cell::saved]), dh);
         if constexpr (has_c) {
           if (a.keep_c) {
             kept_dc = Zoneout::backward(read(rows.keep_c[0]), dc);
-            c = Cell::cell_state(saved, before);  // that which the cell made
+            if constexpr (!by_values<S>) c = Cell::cell_state(saved, before);  // that which the cell made
           }
         }
       }
@@ -198,7 +237,8 @@ class BackwardJob {
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
-      const T before = half_of<S, T>(first ? initial_ : rows.before[0], j);
+      const Pair<S> both = first ? initial_ : rows.before[0];  // a copy, or the compiler would keep these in memory
+      const T before = half_of<S, T>(both, j);
       T dh(dh_[j]), da_r;
       Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.r[0], j), before, dh, da_r);
       made.put(0, j, clip(da_r, T(q.gradient_clip)).value, active);
@@ -251,11 +291,19 @@ class BackwardJob {
 
   template <typename Sums>
   FUSED_RNN_DEVICE void add_parts(const Sums& sums, float (&total)[2]) const {
+    constexpr int chains = by_values<S> && Size::blocks > 4 ? 4 : 1;  // that do not wait for each other
+    float more[chains][2];                                            // of the second chain on
     FUSED_RNN_UNROLL
     for (int block = 0; block < Size::blocks; ++block) {
       const auto part = sums.pair(block, pair_);
+      auto& chain = block % chains == 0 ? total : more[block % chains];
       FUSED_RNN_UNROLL
-      for (int j = 0; j < 2; ++j) total[j] += part.values[j];
+      for (int j = 0; j < 2; ++j) chain[j] = block > 0 && block < chains ? part.values[j] : chain[j] + part.values[j];
+    }
+    FUSED_RNN_UNROLL
+    for (int chain = 1; chain < chains; ++chain) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 2; ++j) total[j] += more[chain][j];
     }
   }
 

@@ -65,11 +65,11 @@ class ValueRing {
     stage_ = 0;
     wanted_ = 0;
     FUSED_RNN_UNROLL
-    for (int i = 0; i < 2 * octets; ++i) wanted_ |= unsigned{lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
-    FUSED_RNN_UNROLL
     for (int slot = slots - 1; slot >= 0; --slot) {
       const Source s = source(slot);
-      there_[slot] = s.values;
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2 * octets; ++i)
+        wanted_ |= unsigned{s.values && lane / 4 < columns && tile.has(i / 2, i % 2)} << bit(slot, i);
       row_[kind(slot)] = int64_t{s.row} * int64_t{sizeof(float)};
       step_[kind(slot)] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(float)});
       from_[slot] =
@@ -85,11 +85,12 @@ class ValueRing {
   // Start to bring the values of one step more, if there is one, to the place of those that were read last.
   template <bool whole, int used = slots>
   FUSED_RNN_DEVICE void fetch() {
+    const unsigned wanted = left_ > 0 ? wanted_ : 0;
     FUSED_RNN_UNROLL
     for (int slot = 0; slot < used; ++slot) {
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2 * octets; ++i)
-        if (there_[slot] && left_ > 0 && wanted_ >> i & 1)
+        if (wanted >> bit(slot, i) & 1)
           copy_async<4>(at_ + (i / 2 * slots + slot) * slot_bytes + i % 2 * int{sizeof(float)},
                         from_[slot] + (i / 2 * 8 + i % 2) * row_[kind(slot)]);
       from_[slot] += step_[kind(slot)];
@@ -122,6 +123,9 @@ class ValueRing {
   }
 
  private:
+  HOST_DEVICE static constexpr int bit(int slot, int i) { return slot * 2 * octets + i; }
+  static_assert(slots * 2 * octets <= 32, "they are the bits of a word");
+
   // From this stage to the one that follows.
   FUSED_RNN_DEVICE int stride() const {
     return stage_ == shared_bytes - stage_bytes ? stage_bytes - shared_bytes : stage_bytes;
@@ -131,8 +135,7 @@ class ValueRing {
   int stage_ = 0;     // bytes
   SharedAddress at_;  // there, the lane's values of the first slot
   int left_ = 0;
-  unsigned wanted_ = 0;               // a bit for each sequence
-  bool there_[slots];                 // whether there is such an array
+  unsigned wanted_ = 0;               // a bit for each slot and sequence
   const char* from_[slots];           // of the lane's unit and its first sequence
   int64_t row_[kinds], step_[kinds];  // bytes
 };
