@@ -146,7 +146,8 @@ def test_gradients_that_are_not_finite(library, value):
 
 
 @pytest.mark.parametrize(
-    ("cell", "name"), [("lstm", "16-sequences"), ("gru", "cluster-of-4"), ("multiplicative_lstm_hidden", "cluster-of-4")]
+    ("cell", "name"),
+    [("lstm", "16-sequences"), ("gru", "cluster-of-4"), ("multiplicative_lstm_hidden", "cluster-of-4")],
 )
 def test_order_of_threads_does_not_matter(library, cell, name):
     op = operands(cell, Shape(3, 19, 3, 40), dtype=F32, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])
