@@ -241,6 +241,19 @@ def test_results_are_valid_for_sources_that_they_are_carried_over_to(carried, ca
         choice.main(["--carry-over", "a5982f8"])
 
 
+def test_no_other_dtypes_are_compiled_than_were_measured(carried, monkeypatch):
+    """Old sources have no kernels in some."""
+    asked = []
+
+    def builds(before, dtypes, *_):
+        asked.append(dtypes)
+        return carry.Build(codes_of(*OLD), {}), carry.Build(codes_of(*NEW), {})
+
+    monkeypatch.setattr(carry, "builds", builds)
+    choice.main(["--carry-over", "a5982f8"])
+    assert asked == [["bfloat16"]]
+
+
 def test_results_are_carried_over_from_sources_that_they_were_carried_over_to(carried, monkeypatch):
     choice.main(["--carry-over", "first"])
     monkeypatch.setattr(family, "digest", lambda root=None: "present" if root else "later")
