@@ -103,24 +103,23 @@ def test_kernels_of_blocks_beside_them(place, monkeypatch, cell, shape):
     assert_right(place, [place.operands(cell, shape, dtype=torch.bfloat16, seed=seed) for seed in range(2)])
 
 
-# Whole tiles and others, units that fill no row
-LAYERS = [(hidden, torch.bfloat16) for hidden in (128, 509, 256)] + [
-    (hidden, torch.float32) for hidden in (128, 251, 256)
-]
+UNITS = [(hidden, torch.bfloat16) for hidden in (128, 509, 256)]
+UNITS += [(hidden, torch.float32) for hidden in (128, 251, 256)]
 
 
-@pytest.mark.parametrize(("hidden", "dtype"), LAYERS, ids=str)
+@pytest.mark.parametrize(("hidden", "dtype"), UNITS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_lengths_zoneout_and_clipping(place, cell, hidden, dtype, reverse):
     shape = Shape(6, 21, 5, hidden)
     lengths = [(5 * b) % (shape.T + 1) for b in range(shape.B)]
     how = {"dtype": dtype, "reverse": reverse, "lengths": lengths}
     assert_right(place, [place.operands(cell, shape, **how, seed=seed) for seed in range(2)])
-    draws = [regularised(operands(cell, shape, **how, seed=seed)).on(place.device) for seed in range(2)]
+    count = 8 if dtype == torch.float32 else 2  # where clipping makes errors of single draws large, theirs and ours
+    draws = [regularised(operands(cell, shape, **how, seed=seed)).on(place.device) for seed in range(count)]
     assert_right(place, draws)
 
 
-# Of 16-bit types. In float32, with as many units and features as make each size compiled the only one that fits
+# Of 16-bit types; and in float32 all, each with units and features for which it is the one that is chosen.
 DIVISIONS = ["parts=4", "parts=8", "parts=16", "parts=8,sequences=16", "parts=16,sequences=16"]
 SIZES_IN_FLOAT32 = [
     *((cell, 120, 5, "parts=4,sequences=8") for cell in CELLS if cell not in OF_INPUT),

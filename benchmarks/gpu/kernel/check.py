@@ -33,10 +33,10 @@ class Error(check.Error):
 class Judge:
     """What is right at some sizes: exact results and gradients, and how far the reference in the dtype is from them.
 
-    A result may be off by twice as much as the reference's, and in any case by 32 roundings of a number, since sums are
-    in another order than the reference's. ``closely``, for float32 at sizes where chance evens out, that is not said of
-    a number but of the reference: in any case by twice as much as the worst of its results. Gradients of weights and
-    biases may then be off by as much as sums over all steps and sequences, which no kernel makes.
+    A result may be off by twice as much as the reference's, and in any case by 32 roundings of a number, because sums
+    are in another order than the reference's. That would hide what is not quite float32. ``closely``, at sizes where
+    chance evens out, a result may be off by twice as much as the worst of the reference's; only gradients of weights
+    and biases in any case by the rounding errors of sums over all steps and sequences, which are torch's.
     """
 
     def __init__(
