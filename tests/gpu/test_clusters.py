@@ -179,16 +179,16 @@ def test_a_long_sequence(place, cell):
     assert_right(place, [place.operands(cell, Shape(512, 9, 4, 512), dtype=torch.bfloat16)])
 
 
-# Of one cell every size, of every cell the largest
-LONG = [case for case in SIZES_IN_FLOAT32 if case[0] == "lstm" or (case[3] == "parts=16" and case[0] != "rnn_relu")]
+# Of one cell every size, of every cell the largest; but for the one with kinks
+LONG = [case for case in SIZES_IN_FLOAT32 if case[0] == "lstm" or case[1] == 256]
+LONG = [case for case in LONG if case[0] != "rnn_relu"]
 
 
 @pytest.mark.parametrize(("cell", "hidden", "features", "forced"), LONG)
 def test_a_long_sequence_in_float32(place, monkeypatch, cell, hidden, features, forced):
     """What tensor cores round off in sums of 16 may all point one way, and would add up."""
     monkeypatch.setenv(cuda.FORCED, f"exchange=cluster,{forced}")
-    shape = Shape(1024, 9, features, hidden)
-    yardstick = Yardstick(place.operands(cell, shape, dtype=torch.float32, seed=seed) for seed in range(2))
+    yardstick = Yardstick([place.operands(cell, Shape(1024, 9, features, hidden), dtype=torch.float32)])
     yardstick.assert_no_worse(lambda op, d_results: op.results_and_gradients(place.backend, d_results))
 
 
