@@ -126,7 +126,8 @@ class Plan:
 
     The parts of a team exchange states through L2 (``l2``), from where they come to shared memory in segments; a team
     of one part may keep them there (``one_block``). Other kernels, whose steps stay in registers, run teams that are
-    clusters of blocks, which push states into each other's shared memory (``cluster``). Fragments of weights have 16
+    clusters of blocks, which push states into each other's shared memory (``cluster``), or are larger and hand each
+    other words through L2 (``messages``). Fragments of weights have 16
     outputs and 64 values of K, and are counted for the warp that has most of them: those in its registers, those in
     shared memory, and those that are read from L2 in every step. The time is an estimate for an H200, by which the plan
     was chosen among others.

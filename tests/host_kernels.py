@@ -121,8 +121,8 @@ def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
 class HostKernels:
     """The kernels as cuda.Kernels wants them, run by the shim.
 
-    Of each call, the last ``missing`` blocks of a team do not come; or, in clusters, the so-manieth store from block to
-    block never arrives.
+    Of each call, the last ``missing`` blocks of the grid do not come; or, in clusters, the so-manieth store from block
+    to block never arrives.
     """
 
     library: ctypes.CDLL

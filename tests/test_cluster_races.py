@@ -19,22 +19,25 @@ CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
     "phases": ("Gru", "MultiplicativeLstm", "MultiplicativeLstmHidden", "MultiplicativeGru"),
 }
-FORWARD, RESET, MODULATION, BACKWARD, JOB, TILE = (
+FORWARD, RESET, MODULATION, BACKWARD, JOB, TILE, VALUES = (
     f"csrc/cuda/cluster/{name}.h"
-    for name in ("forward", "forward_reset", "modulation", "backward", "backward_job", "tile")
+    for name in ("forward", "forward_reset", "modulation", "backward", "backward_job", "tile", "values")
 )
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
+FLOATS = ("-DFLOATS",)  # of the kernels for float32, in place of 16 bits
 
 
 def way(sequences: int) -> Way:
     return Way(4, 232_448, f"exchange=cluster,sequences={sequences}")
 
 
-def compile_program(target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], **tree: Path) -> Path:
+def compile_program(
+    target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
+) -> Path:
     """What runs some cells of sizes; with a sanitizer, if one is named."""
-    flags = ["-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
+    flags = [*flags, "-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
 
@@ -48,6 +51,13 @@ def test_sanitizers_find_nothing(tmp_path, cells, sanitizer, sizes):
         assert run.returncode == 0, run.stderr[-4000:]
 
 
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
+    program = compile_program(tmp_path / "races", sanitizer, SHARES, cells=("Lstm", "MultiplicativeGru"), flags=FLOATS)
+    run = run_program(program, way(8), seed=1)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is changed in a file, the program that must see it (plain, or of ThreadSanitizer), and what that says."""
@@ -59,6 +69,7 @@ class Fault:
     sanitizer: str | None = None
     times: int = 1
     cell: str = "Lstm"
+    floats: bool = False
 
 
 LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
@@ -172,6 +183,16 @@ FAULTS = {
         TILE, r"upwards \? stages - 1 : stages - 2", "upwards ? stages : stages - 1", "NaN among the results"
     ),
     "inputs-without-syncwarp": Fault(TILE, r"(copy_async_wait<[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
+    # What floats do otherwise
+    "a-term-that-is-not-sent": Fault(
+        VALUES, r"i < 3; \+\+i\)( state\.push)", r"i < 2; ++i)\1", "an mbarrier misses|flag of", floats=True
+    ),
+    "no-wait-for-values": Fault(
+        VALUES, r"void wait\(\) \{ copy_async_wait<[^}]*\}", "void wait() {}", "NaN among the results", floats=True
+    ),
+    "terms-without-syncwarp": Fault(
+        VALUES, r"(pairs\.terms\[2\]\}\);\s+)__syncwarp\(\);", r"\1", RACE, "thread", floats=True
+    ),
     "rows-without-syncwarp": Fault(
         FORWARD, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
     ),
@@ -189,7 +210,7 @@ def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], tree=tree)
+    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=FLOATS if fault.floats else (), tree=tree)
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]

@@ -167,8 +167,8 @@ def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
         return
     kernels = build.disassembled(compiled, find_nvcc(), "-arch", "sm_90a") or pytest.skip("no disassembler")
     in_steps = {
-        (direction, kernel.cell, *kernel.size)
-        for kernel, code in ((carry.kernel_of(symbol), kernels[symbol]) for symbol in spilled)
+        (direction, kernel.cell, *kernel.size) if (kernel := carry.kernel_of(symbol)) else symbol
+        for symbol, code in ((symbol, kernels[symbol]) for symbol in spilled)
         if any("local memory" in sass.kinds(sass.inside(code, loop)) for loop in sass.step_loops(code))
     }
     assert in_steps <= (SPILLING_IN_FLOAT32 if dtype == "float32" else SPILLING)

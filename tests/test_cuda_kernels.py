@@ -149,6 +149,7 @@ WRONG += [
     "exchange=one_block,parts=2",
     "exchange=one_block,segments=2",
     "exchange=cluster,segments=2",
+    "exchange=messages,segments=2",
     "exchange=chosen",
 ]
 WRONG += ["parts=8 ", "parts=8,parts=8", "parts=10000", "parts=99999999999", "sequences=12", "16,8", "=8", "parts=0x8"]

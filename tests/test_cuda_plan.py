@@ -86,6 +86,22 @@ def test_clusters_can_be_forced(cell, direction):
             cuda.plan(cell, dtype, 16, 128, None, direction, replace(H200, clusters=(0,) * 5), "exchange=cluster")
 
 
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
+def test_messages_can_be_forced(cell, direction):
+    """For more units than clusters have room for, in types of 16 bits, with as many teams as run at the same time."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for hidden, parts, teams in ((1000, 64, 2), (1024, 64, 2), (1025, 128, 1), (2048, 128, 1)):
+            plan = cuda.plan(cell, dtype, 64, hidden, None, direction, H200, "exchange=messages")
+            assert (plan.exchange, plan.sequences, plan.parts, plan.teams) == ("messages", 8, parts, teams)
+            assert plan.streamed == 0
+            assert plan.shared_bytes <= H200.shared_bytes
+            assert plan == cuda.plan(cell, dtype, 64, hidden, None, direction, H200, plan.forced)
+        with pytest.raises(RuntimeError, match="no kernel by messages is compiled for H = 2049 so, but for H up to"):
+            cuda.plan(cell, dtype, 16, 2049, None, direction, H200, "exchange=messages")
+        assert cuda.plan(cell, dtype, 16, 1024, None, direction, H200).exchange == "l2"
+
+
 def test_a_plan_in_words():
     plan = cuda.Plan("l2", 16, 8, 2, 4, 3, 2, 1, 1000, 2000, 4321.0)
     assert str(plan) == (

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +197,13 @@ def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_units():
     plan = cuda.plan("lstm", torch.bfloat16, 9, 200, None, "forward", H200, "exchange=cluster,parts=8,sequences=8")
     found = {hidden: build.symbol_of(symbols.values(), hidden, 0, plan) for hidden in (1, 256, 257)}
     assert found == {1: symbols[sizes[1]], 256: symbols[sizes[1]], 257: symbols[sizes[2]]}
+
+
+def test_the_kernel_of_a_plan_is_of_its_exchange():
+    clusters, teams = "run_forwardINS_4SizeILi256ELi8ELi2ELi1EEEv", "run_forwardINS_8TeamSizeILi256ELi8ELi2ELi1EEEv"
+    plan = cuda.plan("lstm", torch.bfloat16, 9, 200, None, "forward", H200, "exchange=cluster,parts=8,sequences=8")
+    for exchange, symbol in (("cluster", clusters), ("messages", teams)):
+        assert build.symbol_of([teams, clusters], 200, 0, replace(plan, exchange=exchange)) == symbol
 
 
 def test_the_kernel_of_a_plan_is_the_smallest_that_holds_the_features():

@@ -27,6 +27,7 @@ CHECKS = [
     "stored_matrices",
     "approximations",
     "passing_on",
+    "words_of_messages",
     "cluster_sums",
     "gathering",
     "bounded_phase",

@@ -106,26 +106,37 @@ FUSED_RNN_DEVICE void store_relaxed(unsigned* p, unsigned value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-// Messages of 16 bytes that say nothing about other memory. PTX promises no more than each word on its own; that 16
-// aligned bytes travel together is what the micro-measurements check.
+// Messages of 8 or 16 bytes that say nothing about other memory. PTX promises no more than each word on its own; that
+// 16 aligned bytes travel together is what the micro-measurements check.
 template <typename T>
 FUSED_RNN_DEVICE void store_message(T* p, const T& message) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  const auto bits = __builtin_bit_cast(uint4, message);
-  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z),
-               "r"(bits.w)
-               : "memory");
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+  if constexpr (sizeof(T) == 8) {
+    const auto bits = __builtin_bit_cast(uint2, message);
+    asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(bits.x), "r"(bits.y) : "memory");
+  } else {
+    const auto bits = __builtin_bit_cast(uint4, message);
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
+                 : "memory");
+  }
 }
 
 template <typename T>
 FUSED_RNN_DEVICE T load_message(const T* p) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  uint4 bits;
-  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-               : "l"(p)
-               : "memory");
-  return __builtin_bit_cast(T, bits);
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+  if constexpr (sizeof(T) == 8) {
+    uint2 bits;
+    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(bits.x), "=r"(bits.y) : "l"(p) : "memory");
+    return __builtin_bit_cast(T, bits);
+  } else {
+    uint4 bits;
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(p)
+                 : "memory");
+    return __builtin_bit_cast(T, bits);
+  }
 }
 
 // Shared memory and barriers ----------------------------------------------------------------------------------------
@@ -179,6 +190,12 @@ FUSED_RNN_DEVICE T load_shared(SharedAddress address) {
                  : "memory");
     return __builtin_bit_cast(T, bits);
   }
+}
+
+FUSED_RNN_DEVICE void store_shared(SharedAddress address, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
 }
 
 // The block's named barriers, 1 to 15: whoever syncs waits until `threads` threads, in whole warps, have arrived or

@@ -154,7 +154,7 @@ Prepared prepare_forced_clusters(const Call& call, const Chip& chip, const Divis
 
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
-  if (forced.exchange == ExchangeId::cluster) return prepare_forced_clusters<S>(call, chip, forced, launcher);
+  if (of_warps(forced.exchange)) return prepare_forced_clusters<S>(call, chip, forced, launcher);
   if constexpr (!std::is_same_v<S, double>) {
     if (forced == Division() && clusters_are_ahead(call, chip)) {
       const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);

@@ -23,9 +23,9 @@ struct Terms {
 template <typename S, typename Part>
 using InTerms = std::conditional_t<terms_of<S> == 1, Part, Terms<Part>>;
 
-// The terms of two neighbours, which are their exact sum where their magnitude is 2^-110 or more. Of what is not finite,
-// and a magnitude above 3.39e38, the largest of bfloat16, counts as ∞, the first term is ±∞ or NaN and the others say
-// nothing: see total_of.
+// The terms of two neighbours, which are their exact sum where their magnitude is 2^-110 or more. Of what is not
+// finite, and a magnitude above 3.39e38, the largest of bfloat16, counts as ∞, the first term is ±∞ or NaN and the
+// others say nothing: see total_of.
 FUSED_RNN_DEVICE Terms<uint32_t> split_pair(float low, float high) {
   Terms<uint32_t> result;
   FUSED_RNN_UNROLL

@@ -146,15 +146,34 @@ void check_approximations(unsigned seed) {
 void check_passing_on(unsigned seed) {
   auto in = noises(32);
   for (const bool positive : {false, true}) {
-    std::vector<float> out(3 * 32);
+    std::vector<float> out(4 * 32);
     std::vector<Vector<float, 4>> box(32);
+    std::vector<Vector<float, 2>> small_box(32);
     if (positive)
       for (float& value : in) value = std::fabs(value) + 1;
-    launch({{1}, {32}, 32 * sizeof(float), seed}, pass_on, in.data(), box.data(), out.data());
+    launch({{1}, {32}, 32 * sizeof(float), seed}, pass_on, in.data(), box.data(), small_box.data(), out.data());
     for (int i = 0; i < 32; ++i) {
-      expect(out[i] == in[i], "message");
+      expect(out[i] == 4 * in[31 - i], "message of 16 bytes");
+      expect(out[96 + i] == 2 * in[31 - i], "message of 8 bytes");
       expect(out[32 + i] == in[i], "load_shared");
       expect(out[64 + i] == positive, "__all_sync");
+    }
+  }
+}
+
+void check_words_of_messages(unsigned seed) {
+  const std::vector<Words<4>> in{{0xffffffff, 0xffff0000, 0x0000ffff, 0x7fffffff}, {0xffffffff, 0, 1, 0xfffffffe}};
+  std::vector<Words<4>> out(in.size());
+  launch({{1}, {static_cast<unsigned>(in.size())}, 0, seed}, make_sendable, in.data(), out.data());
+  for (size_t i = 0; i < in.size(); ++i) {
+    expect(is_whole(out[i]) && !is_whole(in[i]), "message that has come");
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t word = out[i].values[j];
+      if (in[i].values[j] != no_message) expect(word == in[i].values[j], "word that is no NaN");
+      if (in[i].values[j] != no_message) continue;
+      expect(std::isnan(__builtin_bit_cast(float, word)), "NaN as a float");
+      expect(std::isnan(low_of<BFloat16>(word)) && std::isnan(high_of<BFloat16>(word)), "NaN in bfloat16");
+      expect(std::isnan(low_of<Half>(word)) && std::isnan(high_of<Half>(word)), "NaN in float16");
     }
   }
 }
@@ -330,6 +349,7 @@ const std::map<std::string, void (*)(unsigned seed)> checks = {
     {"stored_matrices", check_stored_matrices},
     {"approximations", check_approximations},
     {"passing_on", check_passing_on},
+    {"words_of_messages", check_words_of_messages},
     {"cluster_sums", check_cluster_sums},
     {"gathering", check_gathering},
     {"bounded_phase", check_bounded_phase},

@@ -1,10 +1,13 @@
-// Small kernels that use all of csrc/cuda/sm90.h, as kernels.h does with device.h: FAULT_* macros each take something
-// away or put something wrong, which the shim must show.
+// Small kernels that use all of csrc/cuda/sm90.h, as kernels.h does with device.h, and the words of messages: FAULT_*
+// macros each take something away or put something wrong, which the shim must show.
 #pragma once
 
-#include "../../csrc/cuda/device.h"
+#include "../../csrc/cuda/exchange/messages.h"
 
 namespace fused_rnn::cuda {
+
+// As words are sent in messages.
+FUSED_RNN_KERNEL make_sendable(const Words<4>* in, Words<4>* out) { out[threadIdx.x] = sendable(in[threadIdx.x]); }
 
 // Registers of a warp that hold matrices, two elements each.
 template <int matrices>

@@ -39,17 +39,34 @@ namespace {
 // More steps than are fetched ahead, and two tiles for one cluster, because no multiprocessor has shared memory for two
 // blocks. By the seed, rows are whole or not, and the call is regularised or not.
 template <typename Cell>
-void run_cell(const Chip& chip, unsigned seed) {
+std::vector<unsigned char> run_cell(const Chip& chip, const Division& forced, unsigned seed) {
+#  ifdef FLOATS
+  using S = float;
+#  else
   using S = std::conditional_t<Cell::gates == 1, Half, BFloat16>;
-  const int H = seed % 4 == 1 ? 53 : 56;
-  run_layer<S>(cluster::modulates_of<Cell>, {7, 9, H, seed % 4 < 2}, seed, [&](const auto& call) {
+#  endif
+  const bool by_messages = forced_division().exchange == ExchangeId::messages;
+  const int T = by_messages ? 13 : 7, B = by_messages ? forced.sequences + 1 : 9, H = seed % 4 == 1 ? 53 : 56;
+  return run_layer<S>(cluster::modulates_of<Cell>, {T, B, H, seed % 4 < 2}, seed, [&](const auto& call) {
     const auto prepare = [&](const Chip& chip) {
-      return cluster::prepare_for<Cell, S>(call, chip, forced_division(), HostLauncher{seed});
+      return cluster::prepare_for<Cell, S>(call, chip, forced, HostLauncher{seed});
     };
     Chip tight = chip;
     tight.shared_bytes = prepare(chip).plan.shared_bytes;
     return prepare(tight);
   });
+}
+
+// By messages there are more steps and tiles than places for these. With -DCOMPARED the results must be those of a
+// cluster of as many blocks, where sums are added up in the same order.
+template <typename Cell>
+void run_cell(const Chip& chip, unsigned seed) {
+  Division forced = forced_division();
+  const auto found = run_cell<Cell>(chip, forced, seed);
+#  ifdef COMPARED
+  forced.exchange = ExchangeId::cluster;
+  if (run_cell<Cell>(chip, forced, seed) != found) throw std::runtime_error("other results than in clusters");
+#  endif
 }
 
 using MultiplicativeLstm = cluster::Modulated<Lstm, Modulates::input>;

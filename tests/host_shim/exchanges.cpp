@@ -20,7 +20,9 @@ void expect(bool condition, const char* what) {
 
 template <typename Q>
 void launch(void (*kernel)(Q), unsigned blocks, unsigned block_threads, unsigned seed, std::remove_const_t<Q> q) {
-  host_shim::launch({{blocks}, {block_threads}, 0, seed, uint64_t{1} << 20}, kernel, q);
+  host_shim::Launch shape{{blocks}, {block_threads}, 0, seed, uint64_t{1} << 20};
+  shape.whole_messages = true;  // as the kernels check that they are
+  host_shim::launch(shape, kernel, q);
 }
 
 void check_barrier(void (*kernel)(Barriers), unsigned seed) {

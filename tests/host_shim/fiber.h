@@ -85,6 +85,14 @@ void destroy_fiber(Context& context) {
   munmap(static_cast<char*>(const_cast<void*>(context.stack)) - guard_bytes, guard_bytes + stack_bytes);
 }
 
+// Do f as if the fiber did it now; called by the scheduler.
+template <typename F>
+void run_as(const Context& fiber, const F& f) {
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan_fiber, no_sync);
+  f();
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(scheduler.tsan_fiber, no_sync);
+}
+
 // What ThreadSanitizer takes for a thread of its own: whoever carries a thread's stores to other blocks.
 class Carrier {
  public:

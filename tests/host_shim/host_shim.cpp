@@ -222,6 +222,7 @@ class Grid {
       live.erase(std::remove_if(live.begin(), live.end(), [](const Thread* t) { return t->context.finished; }),
                  live.end());
     }
+    network.deliver_messages();
   }
 
  private:
@@ -245,7 +246,8 @@ class Grid {
     if (posix_memalign(&shared, 128, launch_.shared_bytes)) throw std::bad_alloc();
     block.shared.reset(static_cast<unsigned char*>(shared));
     memset(shared, 0xff, launch_.shared_bytes);
-    for_each_index(launch_.block, [&](const Index& thread) { add_thread(block, thread); });
+    if (index.x + launch_.absent < launch_.grid.x)
+      for_each_index(launch_.block, [&](const Index& thread) { add_thread(block, thread); });
   }
 
   void add_thread(Block& block, const Index& index) {

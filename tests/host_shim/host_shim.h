@@ -10,8 +10,9 @@
 //  - hangs: threads that wait for each other, return early or meet at different barriers end the launch with a message.
 //  - misuse of named barriers and of barriers that count bytes, and stores to blocks that have ended.
 //  - misaligned operands of vector accesses, asynchronous copies and matrix loads.
-// Clusters and what else came with sm_90 have their twins in host_sm90.h. A store to another block is under way until
-// some later turn that is drawn by the seed, so that stores arrive late and in any order.
+// Clusters and what else came with sm_90 have their twins in host_sm90.h. A store to another block, and every word of a
+// message in global memory, is under way until some later turn that is drawn by the seed, so that they arrive late and
+// in any order; only words for the same place come in the order in which they were stored.
 // It cannot show speed, occupancy or whether all blocks are resident at once.
 //
 // The runtime is compiled without sanitizers, a program that launches kernels with any one of them or none:
@@ -50,6 +51,8 @@ struct Launch {
   unsigned cluster = 1;            // so many blocks that follow each other in x are a cluster
   bool gives_up = false;           // the kernel may end in the middle of phases, as after a timeout
   uint64_t lost = 0;               // the so-manieth store to another block never arrives
+  unsigned absent = 0;             // so many of the last blocks never begin
+  bool whole_messages = false;     // words of a message arrive together, as PTX does not promise
 };
 
 // Run a kernel to its end. Throws std::runtime_error with a description if it cannot get there. One at a time.
@@ -85,6 +88,18 @@ struct Copy {
   const void* from;
   size_t bytes;
 };
+
+// What is under way: a store to the shared memory of another block, or a message, which has no barrier. `copy` is code
+// of the kernel's program, for the sanitizers to see.
+struct Store {
+  unsigned char* to;
+  uintptr_t mbarrier;
+  size_t bytes;
+  uint64_t words[2];
+  void (*copy)(const Store&);
+};
+
+void start_message(const Store&, Place);
 
 unsigned char* dynamic_shared();
 size_t dynamic_shared_bytes();
@@ -263,25 +278,29 @@ inline void store_release(unsigned* p, unsigned value) { __atomic_store_n(p, val
 inline void add_release(unsigned* p, unsigned value) { __atomic_fetch_add(p, value, __ATOMIC_RELEASE); }
 inline void store_relaxed(unsigned* p, unsigned value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
 
-// Word by word for ThreadSanitizer; nothing comes between the words.
 template <typename T>
 void store_message(T* p, const T& message, Place place = Place::here()) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  host_shim::require_aligned(p, 16, "store_message", place);
-  uint32_t words[4];
-  memcpy(words, &message, 16);
-  for (int i = 0; i < 4; ++i) __atomic_store_n(reinterpret_cast<uint32_t*>(p) + i, words[i], __ATOMIC_RELAXED);
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+  host_shim::require_aligned(p, sizeof(T), "store_message", place);
+  host_shim::Store store{reinterpret_cast<unsigned char*>(p), 0, sizeof(T), {}, [](const host_shim::Store& s) {
+                           const auto* const words = reinterpret_cast<const uint32_t*>(s.words);
+                           for (size_t i = 0; i < s.bytes / 4; ++i)
+                             __atomic_store_n(reinterpret_cast<uint32_t*>(s.to) + i, words[i], __ATOMIC_RELAXED);
+                         }};
+  memcpy(store.words, &message, sizeof(T));
+  host_shim::start_message(store, place);
 }
 
 template <typename T>
 T load_message(const T* p, Place place = Place::here()) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  host_shim::require_aligned(p, 16, "load_message", place);
+  static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
+  host_shim::require_aligned(p, sizeof(T), "load_message", place);
   host_shim::let_others_run("load_message", place);
-  uint32_t words[4];
-  for (int i = 0; i < 4; ++i) words[i] = __atomic_load_n(reinterpret_cast<const uint32_t*>(p) + i, __ATOMIC_RELAXED);
+  uint32_t words[sizeof(T) / 4];
+  for (size_t i = 0; i < sizeof(T) / 4; ++i)
+    words[i] = __atomic_load_n(reinterpret_cast<const uint32_t*>(p) + i, __ATOMIC_RELAXED);
   T message;
-  memcpy(&message, words, 16);
+  memcpy(&message, words, sizeof(T));
   return message;
 }
 
@@ -299,6 +318,11 @@ T load_shared(SharedAddress address, Place place = Place::here()) {
   static_assert(alignof(T) == sizeof(T) && (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16));
   host_shim::require_aligned(reinterpret_cast<const T*>(address), sizeof(T), "load_shared", place);
   return *reinterpret_cast<const T*>(address);
+}
+
+inline void store_shared(SharedAddress address, const uint32_t (&words)[4], Place place = Place::here()) {
+  host_shim::require_aligned(reinterpret_cast<const void*>(address), 16, "store_shared", place);
+  memcpy(reinterpret_cast<void*>(address), words, 16);
 }
 
 inline void barrier_arrive(unsigned barrier, unsigned threads, Place place = Place::here()) {

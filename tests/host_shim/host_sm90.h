@@ -6,15 +6,6 @@
 
 namespace host_shim {
 
-// A store to another block, and the code of the kernel's program that makes it, for the sanitizers to see.
-struct Store {
-  unsigned char* to;
-  uintptr_t mbarrier;
-  size_t bytes;
-  uint64_t words[2];
-  void (*copy)(const Store&);
-};
-
 unsigned cluster_rank();
 unsigned cluster_size();
 void arrive_in_cluster(bool orders_memory, Place);

@@ -191,13 +191,21 @@ FUSED_RNN_KERNEL approximate(const float* in, float* out) {
   out[2 * blockDim.x + threadIdx.x] = approximate_reciprocal(x);
 }
 
-// out[3, 32]: as passed on in messages, as read from shared memory, and whether all numbers are positive.
-FUSED_RNN_KERNEL pass_on(const float* in, Vector<float, 4>* box, float* out) {
+// out[4, 32]: the message of lane 31 - l, the sum of its four or two words; as read from shared memory; and whether all
+// numbers are positive. Boxes are zeros, and no number is.
+FUSED_RNN_KERNEL pass_on(const float* in, Vector<float, 4>* box, Vector<float, 2>* small_box, float* out) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
   const float value = in[threadIdx.x];
   reinterpret_cast<float*>(shared)[threadIdx.x] = value;
   store_message(box + threadIdx.x, Vector<float, 4>{{value, value, value, value}});
-  out[threadIdx.x] = load_message(box + threadIdx.x).values[3];
+  store_message(small_box + threadIdx.x, Vector<float, 2>{{value, value}});
+  const unsigned other = 31 - threadIdx.x;
+  Vector<float, 4> m{};
+  while (m.values[0] == 0 || m.values[1] == 0 || m.values[2] == 0 || m.values[3] == 0) m = load_message(box + other);
+  Vector<float, 2> n{};
+  while (n.values[0] == 0 || n.values[1] == 0) n = load_message(small_box + other);
+  out[threadIdx.x] = m.values[0] + m.values[1] + m.values[2] + m.values[3];
+  out[96 + threadIdx.x] = n.values[0] + n.values[1];
   out[32 + threadIdx.x] = load_shared<float>(shared_address(shared) + 4 * threadIdx.x);
   out[64 + threadIdx.x] = static_cast<float>(__all_sync(~0u, value > 0));
 }

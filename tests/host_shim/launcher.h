@@ -13,11 +13,12 @@ struct HostLauncher {
   std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
                      const P& operands, void* /*stream*/) const {
     try {
-      host_shim::Launch shape{{static_cast<unsigned>(blocks - (attributes.cooperative ? missing : 0))},
+      host_shim::Launch shape{{static_cast<unsigned>(blocks)},
                               {static_cast<unsigned>(attributes.threads)},
                               static_cast<size_t>(shared_bytes),
                               seed,
                               uint64_t{1} << 24};
+      if (attributes.cooperative) shape.absent = static_cast<unsigned>(missing);
       if (attributes.cluster > 0) {
         shape.cluster = static_cast<unsigned>(attributes.cluster);
         shape.gives_up = missing > 0;

@@ -1,9 +1,10 @@
-// Clusters in the shim's runtime: their barrier, barriers that count bytes, and stores under way from block to block. A
-// part of host_shim.cpp.
+// Clusters in the shim's runtime: their barrier, barriers that count bytes, and stores under way from block to block;
+// and messages under way to global memory. A part of host_shim.cpp.
 //
 // A store arrives at a turn drawn when it begins, unless all threads wait: then the next one arrives at once. It is
 // made by a carrier, who comes after all that the storing thread did before; after it comes only who waits for the
-// phase of the barrier that counts its bytes.
+// phase of the barrier that counts its bytes. A message is made by the thread that stored it, as if it came to it only
+// then: nothing is ordered by it.
 #pragma once
 
 namespace host_shim {
@@ -78,6 +79,7 @@ class Network {
     for (unsigned i = 0; i < capacity; ++i) free_.push_back(i);
     under_way_.clear();
     under_way_.reserve(capacity);
+    last_due_.assign(capacity, 0);
     random_.seed(seed);
     seed_ = seed;
     turn_ = number_ = 0;
@@ -88,20 +90,27 @@ class Network {
 
   void start(const Store& store, Block& block, Mbarrier& mbarrier, Place place) {
     if (++number_ == shape.lost) return;
-    const unsigned i = free_.back();
-    free_.pop_back();
+    const unsigned i = place_for(store);
     Transit& p = places_[i];
-    p.store = store;
     p.block = &block;
     p.mbarrier = &mbarrier;
-    p.thread = current;
     p.place = place;
-    p.number = number_;
     p.due = turn_ + delay(current->block->rank, block.rank);
     release(p.before.get());
     ++block.incoming;
-    under_way_.push_back(i);
-    std::push_heap(under_way_.begin(), under_way_.end(), later());
+    send(i);
+  }
+
+  // A message: no earlier than what was stored to the same place before.
+  void start(const Store& message) {
+    ++number_;
+    const unsigned i = place_for(message);
+    Transit& p = places_[i];
+    p.block = nullptr;
+    p.mbarrier = nullptr;
+    uint64_t& last = last_due_[reinterpret_cast<uintptr_t>(message.to) / 4 % capacity];
+    p.due = last = std::max(last, turn_ + delay(current->block->index.x, static_cast<unsigned>(number_ / 32)));
+    send(i);
   }
 
   // A thread's turn begins, with so many threads at work.
@@ -118,6 +127,11 @@ class Network {
     const unsigned i = under_way_.back();
     under_way_.pop_back();
     Transit& p = places_[i];
+    free_.push_back(i);
+    if (!p.mbarrier) {
+      run_as(p.thread->context, [&] { p.store.copy(p.store); });
+      return true;
+    }
     --p.block->incoming;
     p.thread->carrier.run(p.before.get(), [&] {
       p.store.copy(p.store);
@@ -127,13 +141,37 @@ class Network {
       throw std::runtime_error(std::string("host_shim: ") + wrong + " at " + text("push", p.place) + ", from block " +
                                text(p.thread->block->index) + " to " + text(p.block->index));
     p.before = std::make_unique<char>();
-    free_.push_back(i);
     return true;
   }
 
+  // When all threads have ended: a kernel ends with all that it stored.
+  void deliver_messages() {
+    under_way_.erase(
+        std::remove_if(under_way_.begin(), under_way_.end(), [&](unsigned i) { return places_[i].mbarrier; }),
+        under_way_.end());
+    std::make_heap(under_way_.begin(), under_way_.end(), later());
+    while (deliver_next()) {
+    }
+  }
+
  private:
+  // Where a store of the thread that runs is while it is under way.
+  unsigned place_for(const Store& store) {
+    const unsigned i = free_.back();
+    free_.pop_back();
+    places_[i].store = store;
+    places_[i].thread = current;
+    places_[i].number = number_;
+    return i;
+  }
+
+  void send(unsigned i) {
+    under_way_.push_back(i);
+    std::push_heap(under_way_.begin(), under_way_.end(), later());
+  }
+
   // Without a seed a store takes a round. Else most take up to a round, but from some blocks to some others it may
-  // be 64.
+  // be 64; so it may of some words of messages.
   uint64_t delay(unsigned from, unsigned to) {
     if (!seed_) return live_;
     const unsigned link = (seed_ * most_blocks + from) * most_blocks + to;
@@ -143,6 +181,7 @@ class Network {
 
   std::vector<Transit> places_;
   std::vector<unsigned> free_, under_way_;  // the latter a heap
+  std::vector<uint64_t> last_due_;          // of messages to a place, or to any of some
   std::mt19937 random_;
   unsigned seed_ = 0;
   uint64_t turn_ = 0, live_ = 1, number_ = 0;
@@ -255,6 +294,16 @@ void start_store(const Store& store, Place place) {
   Mbarrier& mbarrier = mbarrier_at(block, store.mbarrier, "push", place);
   while (network.full()) let_others_run("push", place);
   network.start(store, block, mbarrier, place);
+}
+
+void start_message(const Store& message, Place place) {
+  const size_t bytes = shape.whole_messages ? message.bytes : 4;
+  for (size_t begin = 0; begin < message.bytes; begin += bytes) {
+    while (network.full()) let_others_run("store_message", place);
+    Store part{message.to + begin, 0, bytes, {}, message.copy};
+    memcpy(part.words, reinterpret_cast<const unsigned char*>(message.words) + begin, bytes);
+    network.start(part);
+  }
 }
 
 }  // namespace host_shim

@@ -19,6 +19,7 @@ class Memory {
     for (S& value : kept_.back()) value = narrow<S>(static_cast<float>(++drawn_ * 7919 % 101) / 101.0f - 0.5f);
     return kept_.back().data();
   }
+  const std::vector<std::vector<S> >& all() const { return kept_; }
   bool finite() const {
     for (const auto& array : kept_)
       for (const S value : array)
@@ -36,9 +37,10 @@ struct Options {
   bool regularised = true;  // by zoneout and clipping
 };
 
-// One layer forward and backward. `prepare` plans either call. S is the type of the tensors.
+// One layer forward and backward; returns the bits of all arrays. `prepare` plans either call. S is the type of the
+// tensors.
 template <typename S, typename F>
-void run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
+std::vector<unsigned char> run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
   const auto [T, B, H, regularised] = options;
   const int64_t I = modulates == Modulates::hidden ? H : H % 8 == 0 ? 24 : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
@@ -78,6 +80,12 @@ void run_layer(Modulates modulates, const Options& options, unsigned seed, const
   if (error.empty() && timed_out) error = "a block did not come in time";
   if (error.empty() && !m.finite()) error = "NaN among the results";
   if (!error.empty()) throw std::runtime_error(error);
+  std::vector<unsigned char> bits;
+  for (const auto& array : m.all()) {
+    const auto* const begin = reinterpret_cast<const unsigned char*>(array.data());
+    bits.insert(bits.end(), begin, begin + array.size() * sizeof(S));
+  }
+  return bits;
 }
 
 // What a program does with its arguments, the members of Chip in order and a seed for the order of threads; `run` gets

@@ -8,7 +8,8 @@ from benchmarks.speed import ROOT
 FOLDERS = ("csrc/cuda/cluster", "csrc/cells")
 FILES = (
     *("csrc/cuda/device.h", "csrc/cuda/sm90.h", "csrc/cuda/terms.h"),
-    *("csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/exchange.h", "csrc/cuda/exchange/split.h"),
+    *("csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/exchange.h", "csrc/cuda/exchange/messages.h"),
+    "csrc/cuda/exchange/split.h",
 )
 CHOICE = ("csrc/cuda/cluster/choice.h", "csrc/cuda/cluster/measured.h")  # which choose the kernels, and are none
 

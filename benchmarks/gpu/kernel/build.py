@@ -22,6 +22,7 @@ from . import calls, sass
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 SHIM = ROOT / "tests" / "host_shim"
+SIZE_NAMES = {"cluster": "4Size", "messages": "8TeamSize"}  # in symbols of kernels of warps, by exchange
 CPP_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Half"}
 # hidden: a library must not share what it remembers with others of other sizes that the process loads; --exclude-libs:
 # the runtime's functions must not be mixed with those of the one that torch brings
@@ -165,16 +166,18 @@ def disassembly(binary: Path, nvcc: str, *options: str) -> str | None:
 def symbol_of(symbols: Iterable[str], hidden: int, features: int, plan: cuda.Plan) -> str:
     """The kernel that a plan launches, with this many features of a modulated input, elsewhere 0.
 
-    Of those of clusters each is for a size: K, blocks, shares of K, octets, and perhaps features.
+    Of the kernels of warps each is for a size: K, blocks, shares of K, octets, and perhaps features.
     """
     symbols = list(symbols)
-    if plan.exchange != "cluster":
+    if plan.exchange not in SIZE_NAMES:
         (only,) = symbols
         return only
     found = []
     for symbol in symbols:
-        size = re.search(r"4SizeI((?:Li\d+E)+)E", symbol)[1]
-        most_units, blocks, _, octets, most_features, *_ = *map(int, re.findall(r"\d+", size)), 0
+        size = re.search(rf"{SIZE_NAMES[plan.exchange]}I((?:Li\d+E)+)E", symbol)
+        if not size:
+            continue
+        most_units, blocks, _, octets, most_features, *_ = *map(int, re.findall(r"\d+", size[1])), 0
         has_room = most_units >= hidden and most_features >= features
         if has_room and (blocks, 8 * octets) == (plan.parts, plan.sequences):
             found.append((most_units, most_features, symbol))

@@ -30,12 +30,13 @@ class Backward {
   static constexpr bool reset_before = Shape::reset_before, multiplicative = Shape::multiplicative,
                         of_hidden = Shape::of_hidden;
   using Q = Operands<S, BackwardArrays>;
-  using Team = ClusterTeam<Size::blocks>;
-  using Sums = ClusterSums<Team, units / 16 * octets * 32, typename Shape::Travelling>;
+  using Team = typename Size::Exchange::template Team<Size::blocks>;
+  template <int outputs>
+  using SumsOf = typename Size::Exchange::template Sums<Team, outputs / 16 * octets * 32, typename Shape::Travelling,
+                                                        Shape::warps>;
+  using Sums = SumsOf<units>;
   using ResetSums = std::conditional_t<reset_before, Sums, Nothing>;
-  using FeatureSums =
-      std::conditional_t<multiplicative, ClusterSums<Team, own_features / 16 * octets * 32, typename Shape::Travelling>,
-                         Nothing>;
+  using FeatureSums = std::conditional_t<multiplicative, SumsOf<own_features>, Nothing>;
   using Job = std::conditional_t<multiplicative, BackwardFeatures<Cell, S, Size>, BackwardJob<Cell, S, Size>>;
   using ThisTile = Tile<S, BackwardArrays, octets>;
   // Of so many rows of each of so many gates.
@@ -169,6 +170,7 @@ class Backward {
     FUSED_RNN_DEVICE int output() const {
       return 16 * (matrix == Matrix::ih || (of_hidden && matrix == Matrix::hh) ? block.feature_tile(0) : block.tile(0));
     }
+    FUSED_RNN_DEVICE int rank() const { return Team::rank(); }
     FUSED_RNN_DEVICE int lane() const { return block.lane_; }
   };
 
@@ -360,7 +362,7 @@ class Backward {
   const Q& q_;
   const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32));
   const bool regularised_ = q_.arrays.keep_h || q_.arrays.keep_c || q_.gradient_clip < INFINITY;
-  const bool owns_features_ = multiplicative && static_cast<int>(cluster_rank()) < Size::feature_blocks;
+  const bool owns_features_ = multiplicative && Team::rank() < Size::feature_blocks;
   Team& team_;
   Sums sums_;
   ResetSums reset_sums_;
@@ -389,7 +391,8 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
     run_backward(FUSED_RNN_PARAMETER Operands<S, BackwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(
+      q);  // not within the block: what points into itself stays in memory
   Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

@@ -36,7 +36,7 @@ class Made {
 // A number that may know its tanh, which takes long where it is exact.
 template <typename S>
 struct Foreseen : Real<S> {
-  float tanh_value;
+  float tanh_value = NAN;  // where it is not known
 
   FUSED_RNN_DEVICE Foreseen() {}
   FUSED_RNN_DEVICE explicit Foreseen(float number) : Real<S>(number) {}
@@ -77,7 +77,7 @@ class BackwardJob {
   // `operand`: of the block, the first one.
   FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
       : octet_(Size::octets > 1 ? job / Size::groups : 0),
-        first_(static_cast<int>(cluster_rank()) * Size::units + job % Size::groups * 8),
+        first_(Size::Exchange::template Team<Size::blocks>::rank() * Size::units + job % Size::groups * 8),
         pair_((job % Size::groups / 2 * Size::octets + octet_) * 64 + lane() * 2 + job % 2),
         row_(kept(operand +
                   ((8 * octet_ + lane() % 8) * Shape::stride + column_of(lane() / 8) + job % Size::groups * 8) *
@@ -291,14 +291,14 @@ class BackwardJob {
 
   template <typename Sums>
   FUSED_RNN_DEVICE void add_parts(const Sums& sums, float (&total)[2]) const {
-    constexpr int chains = by_values<S> && Size::blocks > 4 ? 4 : 1;  // that do not wait for each other
-    float more[chains][2];                                            // of the second chain on
+    constexpr int chains = by_values<S> && Sums::parts > 4 ? 4 : 1;  // that do not wait for each other
+    float more[chains][2];                                           // of the second chain on
     FUSED_RNN_UNROLL
-    for (int block = 0; block < Size::blocks; ++block) {
-      const auto part = sums.pair(block, pair_);
-      auto& chain = block % chains == 0 ? total : more[block % chains];
+    for (int i = 0; i < Sums::parts; ++i) {
+      const auto part = sums.pair(i, pair_);
+      auto& chain = i % chains == 0 ? total : more[i % chains];
       FUSED_RNN_UNROLL
-      for (int j = 0; j < 2; ++j) chain[j] = block > 0 && block < chains ? part.values[j] : chain[j] + part.values[j];
+      for (int j = 0; j < 2; ++j) chain[j] = i > 0 && i < chains ? part.values[j] : chain[j] + part.values[j];
     }
     FUSED_RNN_UNROLL
     for (int chain = 1; chain < chains; ++chain) {

@@ -81,9 +81,12 @@ struct BackwardShape {
                                : of_hidden ? 0
                                            : (reset_before ? 1 : gates) * of_units},
       .update = {own_tiles, reset_before ? of_units : 0}};
-  // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses
-  static constexpr int others = terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs
-                                           : 60 + 12 * (own_tiles + 1) * Size::octets + 56 * own_jobs;
+  // beside weights: sums of a product, or what the pointwise part reads; carried gradients, addresses. Of floats the
+  // sums are three, beside those of the phase before, and a step of the operand, and a job has an address for each
+  // slot.
+  static constexpr int of_terms = 12 * (own_tiles + (phases > 2 ? 2 : 1)) * Size::octets;
+  static constexpr int others =
+      terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs : 48 + of_terms + (20 + 4 * slots) * own_jobs;
   static constexpr BackwardProducts products = all.holding(held_of(terms * all.fragments(), threads, others) / terms);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = phases > 1 || products.held() == all.fragments() || own_tiles <= 4
@@ -92,7 +95,7 @@ struct BackwardShape {
 
   // Places in shared memory, in bytes: of partial sums, the operand, weights that registers do not hold, jobs' rows.
   static constexpr int sums_bytes(int outputs) {
-    return 2 * Size::blocks * outputs * 8 * Size::octets * int{sizeof(Travelling)} + 16;
+    return Size::Exchange::sums_bytes(Size::blocks, outputs * 8 * Size::octets, int{sizeof(Travelling)}, warps);
   }
   static constexpr int bytes_of(const WarpProduct& p) {
     return warps * terms * (p.fragments() - p.held) * fragment_bytes;
@@ -117,6 +120,8 @@ struct BackwardShape {
                        held_registers = 4 * held_fragments;
   static constexpr int received_bytes =
       (Size::K * (1 + reset_before) + Size::features) * 8 * Size::octets * int{sizeof(Travelling)};
+  static constexpr int64_t places_bytes =
+      Size::Exchange::sums_places(Size::blocks, Size::units * 8 * Size::octets, int{sizeof(Travelling)});
   static constexpr bool fits = (phases == 1 && terms == 1) || shared_bytes <= most_shared_bytes;
 };
 

@@ -63,7 +63,8 @@ class TurnedWeights {
   // output stands at a multiple of 4 bytes, of which floats make no use.
   //
   // A source is a matrix: weights(), with rows() rows for each gate and columns() columns; output() is the first one of
-  // the warp, lane() the thread's. They are functions for the compiler to read a kernel's parameter where it is used.
+  // the warp, rank() is that of the block, lane() the thread's. They are functions for the compiler to read a kernel's
+  // parameter where it is used.
   template <bool pairs, typename Source>
   FUSED_RNN_DEVICE void load(const Source& source) {
     for_each<pairs, false>(source, [&](int at, const Place& f) {
@@ -98,7 +99,7 @@ class TurnedWeights {
   template <bool pairs, bool in_registers, typename Source, typename F>
   FUSED_RNN_DEVICE static void for_each(const Source& source, const F& f) {
     // as matrices lie there, or of a float where the lane wants it
-    const int row = static_cast<int>(cluster_rank()) * own + (terms == 1 ? source.lane() / 4 : 2 * (source.lane() % 4)),
+    const int row = source.rank() * own + (terms == 1 ? source.lane() / 4 : 2 * (source.lane() % 4)),
               column = source.output() + (terms == 1 ? 2 * (source.lane() % 4) : source.lane() / 4);
     const S* from = source.weights() + int64_t{row} * source.columns() + column;
     FUSED_RNN_UNROLL

@@ -22,7 +22,7 @@ using CompiledShort =
     Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<384, 8, 2, 1>,
           Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 4, 1, 1, 128>,
           Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>, Size<512, 16, 2, 1, 128>,
-          Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>>;
+          Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>, TeamSize<1024, 64, 8, 1>, TeamSize<2048, 128, 4, 1>>;
 using CompiledFloat = Sizes<Size<128, 4, 2, 1>, Size<128, 4, 2, 2>, Size<128, 8, 2, 1>, Size<256, 8, 2, 1>,
                             Size<256, 16, 4, 1>, Size<128, 8, 4, 1, 128>, Size<256, 16, 4, 1, 128>>;
 #else
@@ -47,6 +47,12 @@ struct For<Cell, Size<K, blocks, shares, octets, features>> {
       Size<K, blocks, has_few_warps ? shares : 1, octets, modulates == Modulates::hidden ? K : features>, void>;
 };
 
+// By messages cells of one phase alone.
+template <typename Cell, int K, int blocks, int shares, int octets>
+struct For<Cell, TeamSize<K, blocks, shares, octets>> {
+  using Type = std::conditional_t<phases_of<Cell> == 1, TeamSize<K, blocks, shares, octets>, void>;
+};
+
 template <typename S, template <typename> class Arrays>
 struct Kernel {
   Candidate candidate;
@@ -67,7 +73,9 @@ Candidate candidate_of() {
           .resident = Shape::resident_fragments,
           .phases = phases_of<Cell>,
           .terms = Shape::terms,
-          .received = Shape::received_bytes};
+          .received = Shape::received_bytes,
+          .exchange = Size::Exchange::id,
+          .places = Shape::places_bytes};
 }
 
 // What the two directions have in common, by the type of the call.
@@ -144,6 +152,17 @@ bool have_whole_rows(int64_t H, int64_t features, const BackwardArrays<S>& a) {
 // Fragments as the plans of all kernels count them: 16 outputs x 64 values of K.
 constexpr int in_plan(int fragments) { return static_cast<int>(divide_up(fragments, fragment_k / 16)); }
 
+// The messages of so many teams in a workspace: their counters, then their places.
+inline Messages messages_at(void* workspace, int64_t teams) {
+  auto* const memory = static_cast<unsigned char*>(workspace);
+  return {memory + teams * MessageExchange::counter_bytes, reinterpret_cast<unsigned*>(memory)};
+}
+
+inline Attributes attributes_of(const Candidate& candidate) {
+  return candidate.exchange == ExchangeId::messages ? MessageExchange::attributes(candidate.threads)
+                                                    : ClusterExchange::attributes(candidate.blocks, candidate.threads);
+}
+
 // A call of one cell.
 template <typename Cell, typename S, typename Call, typename Launcher>
 Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
@@ -154,16 +173,28 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
   if (choice.index < 0) return {choice.refusal, {}, {}};
   const auto& [candidate, kernel] = kernels.all[choice.index];
   Plan plan{};
-  plan.division = {8 * candidate.octets, candidate.blocks, 1, ExchangeId::cluster};
+  plan.division = {8 * candidate.octets, candidate.blocks, 1, candidate.exchange};
   plan.teams = choice.clusters;
   plan.held = in_plan(candidate.held);
   plan.resident = in_plan(candidate.resident);
   plan.shared_bytes = candidate.shared_bytes;
+  const int64_t teams = choice.clusters;
+  const bool by_messages = candidate.exchange == ExchangeId::messages;
+  plan.workspace_bytes = by_messages ? teams * (MessageExchange::counter_bytes + candidate.places) : 0;
   plan.nanoseconds = choice.nanoseconds;
-  const int64_t blocks = int64_t{choice.clusters} * candidate.blocks;
-  return {"", plan, [=, &candidate = candidate, &kernel = kernel](void* /*workspace*/, void* stream) {
+  const int64_t blocks = teams * candidate.blocks;
+  return {"", plan, [=, &candidate = candidate, &kernel = kernel](void* workspace, void* stream) {
             using Arrays = typename Way::template Arrays<S>;
             const auto arrays = __builtin_bit_cast(Arrays, call.arrays);
+            const Messages messages = by_messages ? messages_at(workspace, teams) : Messages{};
+            if (by_messages) {
+              const std::string error =
+                  launcher.launch(prepare_messages<S>, chip.multiprocessors, 0, Attributes{},
+                                  MessagePreparation{messages, teams * candidate.places / int64_t{sizeof(uint32_t)},
+                                                     static_cast<int>(teams)},
+                                  stream);
+              if (!error.empty()) return error;
+            }
             const Operands<S, Way::template Arrays> operands{
                 .T = static_cast<int>(call.T),
                 .B = static_cast<int>(call.B),
@@ -174,9 +205,9 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
                 .arrays = arrays,
                 .gradient_clip = static_cast<float>(Way::gradient_clip(call)),
                 .timed_out = call.timed_out,
-                .I = static_cast<int>(features)};
-            return launcher.launch(kernel, blocks, candidate.shared_bytes,
-                                   ClusterExchange::attributes(candidate.blocks, candidate.threads), operands, stream);
+                .I = static_cast<int>(features),
+                .messages = messages};
+            return launcher.launch(kernel, blocks, candidate.shared_bytes, attributes_of(candidate), operands, stream);
           }};
 }
 

@@ -27,9 +27,9 @@ class Forward {
                                                                                    : 1;
   using T = Real<S>;
   using Q = Operands<S, ForwardArrays>;
-  using Team = ClusterTeam<Size::blocks>;
-  using State = ClusterState<Team, S, K, shares, octets>;
-  using Sums = SplitSums<Size::groups, shares, recurrent * octets>;
+  using Team = typename Size::Exchange::template Team<Size::blocks>;
+  using State = typename Size::Exchange::template State<Team, S, K, shares, octets>;
+  using Sums = SplitSums<Size::groups, shares, recurrent * octets, Team::ordered>;
   using Ring = cluster::Ring<S, Shape::slots, inputs, octets, true, (K > 512 ? 4 : 6)>;
   using ThisTile = Tile<S, ForwardArrays, octets>;
   using Outputs = std::conditional_t<by_values<S>, ValueSink<octets, 1 + has_c>, RowSink<S, octets>>;  // of h and c
@@ -357,7 +357,7 @@ class Forward {
   const ForwardArrays<S>& a_;
   const int lane_ = kept(static_cast<int>(threadIdx.x % 32)), warp_ = kept(static_cast<int>(threadIdx.x / 32)),
             group_ = warp_ % Size::groups, share_ = warp_ / Size::groups;
-  const int unit_ = static_cast<int>(cluster_rank()) * Size::units + 8 * group_;
+  const int unit_ = Team::rank() * Size::units + 8 * group_;
   Team& team_;
   State state_;
   Sums sums_;
@@ -396,7 +396,8 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
     run_forward(FUSED_RNN_PARAMETER Operands<S, ForwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  ClusterTeam<Size::blocks> team(q.timed_out);  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(
+      q);  // not within the block: what points into itself stays in memory
   Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

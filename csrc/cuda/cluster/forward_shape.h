@@ -44,7 +44,8 @@ struct ForwardShape {
                                              : reset_before ? (k_steps > 4 ? 40 : 10)
                                                             : 64;
   static constexpr int others =
-      terms == 1 ? 64 + 16 * Size::octets + for_phases : 130 + 14 * Size::octets + for_phases_of_terms;
+      (terms == 1 ? 64 + 16 * Size::octets + for_phases : 130 + 14 * Size::octets + for_phases_of_terms) +
+      Size::Exchange::registers;
   static constexpr int u_registers = terms * 4 * k_steps * recurrent,
                        n_registers = reset_before ? terms * 2 * k_steps : 0,
                        always = terms * 2 * (x_steps * G + m_steps);
@@ -73,6 +74,8 @@ struct ForwardShape {
   static constexpr int held_fragments = held_registers / 4, resident_fragments = weight_bytes / fragment_bytes / warps;
   static constexpr int received_bytes =
       ((1 + reset_before) * Size::K + Size::features) * 8 * Size::octets * terms * int{sizeof(Term<S>)};
+  static constexpr int64_t places_bytes =
+      Size::Exchange::state_places(terms * Size::K * 8 * Size::octets, int{sizeof(Term<S>)});
 };
 
 }  // namespace fused_rnn::cuda::cluster

@@ -13,6 +13,7 @@ namespace fused_rnn::cuda::cluster {
 // each of these has whole tiles of outputs; elsewhere there are none.
 template <int K_, int blocks_, int shares_, int octets_, int features_ = 0>
 struct Size {
+  using Exchange = ClusterExchange;
   static constexpr int K = K_, blocks = blocks_, shares = shares_, octets = octets_, features = features_;
   static constexpr int units = K / blocks, groups = units / 8;  // of a block; of 8 units
   static constexpr int own_features = features / blocks > 16 ? features / blocks : features > 0 ? 16 : 0;
@@ -21,6 +22,12 @@ struct Size {
   static_assert(features == 0 ||
                     (own_features % 16 == 0 && features % own_features == 0 && features % (32 * shares) == 0),
                 "likewise of features");
+};
+
+// Likewise of blocks that are a team by messages, for cells of one phase.
+template <int K, int blocks, int shares, int octets>
+struct TeamSize : Size<K, blocks, shares, octets> {
+  using Exchange = MessageExchange;
 };
 
 // The largest divisor of a number up to `most`.

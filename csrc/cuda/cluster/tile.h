@@ -1,4 +1,4 @@
-// What the kernels of warps have in common, forward and backward: a cluster of blocks runs a tile of sequences at a
+// What the kernels of warps have in common, forward and backward: a team of blocks runs a tile of sequences at a
 // time, and what a warp reads of a step or writes of it are rows, the values of 8 units of a sequence.
 //
 // A row that begins at a multiple of 16 bytes travels as one piece; where rows do not, because of H or of where a
@@ -8,6 +8,7 @@
 
 #include "../api.h"
 #include "../exchange/cluster.h"
+#include "../exchange/messages.h"
 #include "../exchange/split.h"
 #include "../shape.h"
 #include "real.h"
@@ -25,6 +26,7 @@ struct Operands {
   float gradient_clip;  // backward: the largest magnitude of a gradient of a pre-activation
   unsigned* timed_out;  // becomes 1 if a block timed out
   int I;                // features of x̂, of cells that have it
+  Messages messages;    // of an exchange by these
 };
 
 constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix of 8 units and 8 sequences

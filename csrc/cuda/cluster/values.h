@@ -31,7 +31,8 @@ FUSED_RNN_DEVICE Pair<S> pair_of(float first, float second) {
 #if FUSED_RNN_SM90
 
 // Values that a thread brings to shared memory some steps before it reads them, as RowRing does with rows. The first
-// `wide` slots are of arrays [T, B, row] of one row, the others of another. For this ring all rows are `whole`.
+// `wide` slots are columns of one array [T, B, row], as far apart as the second is from the first; the others are of
+// arrays with another row. For this ring all rows are `whole`.
 template <int slots, int wide, int octets, bool upwards, int stages>
 class ValueRing {
   static constexpr int slot_bytes = 32 * int{sizeof(Vector<float, 2>)}, stage_bytes = octets * slots * slot_bytes;
@@ -70,12 +71,12 @@ class ValueRing {
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2 * octets; ++i)
         wanted_ |= unsigned{s.values && lane / 4 < columns && tile.has(i / 2, i % 2)} << bit(slot, i);
-      row_[kind(slot)] = int64_t{s.row} * int64_t{sizeof(float)};
+      row_[kind(slot)] = s.row;
       step_[kind(slot)] = kept(int64_t{upwards == q.reverse ? -q.B : q.B} * s.row * int64_t{sizeof(float)});
-      from_[slot] =
-          reinterpret_cast<const char*>((s.values ? s.values : source(0).values) +
-                                        (int64_t{first_time} * q.B + tile.first() + 2 * (lane % 4)) * s.row + lane / 4);
+      from_[place(slot)] = (s.values ? s.values : source(0).values) +
+                           (int64_t{first_time} * q.B + tile.first() + 2 * (lane % 4)) * s.row + lane / 4;
     }
+    if constexpr (wide > 1) apart_ = source(1).values ? kept(static_cast<int>(source(1).values - source(0).values)) : 0;
     for (int i = 0; i < stages; ++i) {
       fetch<whole, used>();
       advance();
@@ -91,10 +92,14 @@ class ValueRing {
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2 * octets; ++i)
         if (wanted >> bit(slot, i) & 1)
-          copy_async<4>(at_ + (i / 2 * slots + slot) * slot_bytes + i % 2 * int{sizeof(float)},
-                        from_[slot] + (i / 2 * 8 + i % 2) * row_[kind(slot)]);
-      from_[slot] += step_[kind(slot)];
+          copy_async<4>(
+              at_ + (i / 2 * slots + slot) * slot_bytes + i % 2 * int{sizeof(float)},
+              from_[place(slot)] + ((i / 2 * 8 + i % 2) * row_[kind(slot)] + (slot < wide ? slot * apart_ : 0)));
     }
+    FUSED_RNN_UNROLL
+    for (int slot = wide > 0 ? wide - 1 : 0; slot < slots; ++slot)
+      from_[place(slot)] =
+          reinterpret_cast<const float*>(reinterpret_cast<const char*>(from_[place(slot)]) + step_[kind(slot)]);
     copy_async_commit();
     --left_;
   }
@@ -123,6 +128,9 @@ class ValueRing {
   }
 
  private:
+  // Those that are `wide` have one address.
+  static constexpr int places = wide > 0 ? slots - wide + 1 : slots;
+  HOST_DEVICE static constexpr int place(int slot) { return wide == 0 ? slot : slot < wide ? 0 : slot - wide + 1; }
   HOST_DEVICE static constexpr int bit(int slot, int i) { return slot * 2 * octets + i; }
   static_assert(slots * 2 * octets <= 32, "they are the bits of a word");
 
@@ -135,9 +143,10 @@ class ValueRing {
   int stage_ = 0;     // bytes
   SharedAddress at_;  // there, the lane's values of the first slot
   int left_ = 0;
-  unsigned wanted_ = 0;               // a bit for each slot and sequence
-  const char* from_[slots];           // of the lane's unit and its first sequence
-  int64_t row_[kinds], step_[kinds];  // bytes
+  unsigned wanted_ = 0;         // a bit for each slot and sequence
+  const float* from_[places];   // of the lane's unit and its first sequence
+  int apart_ = 0, row_[kinds];  // columns
+  int64_t step_[kinds];         // bytes
 };
 
 // Where a thread stores values time after time, in some arrays [T, B, row]: of its unit and two sequences of each
@@ -156,12 +165,12 @@ class ValueSink {
   template <typename Tile>
   FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, const Vector<float*, arrays>& values,
                              float* any, int row, int columns, int time, int time_step)
-      : row_(int64_t{row} * int64_t{sizeof(float)}), step_(kept(int64_t{time_step} * q.B * row_)) {
+      : row_(row), step_(kept(int64_t{time_step} * q.B * row * int64_t{sizeof(float)})) {
     const int lane = threadIdx.x % 32;
     FUSED_RNN_UNROLL
     for (int a = 0; a < arrays; ++a) {
-      to_[a] = reinterpret_cast<char*>((values.values[a] ? values.values[a] : any) +
-                                       (int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4);
+      to_[a] = (values.values[a] ? values.values[a] : any) +
+               (int64_t{time} * q.B + tile.first() + 2 * (lane % 4)) * row + lane / 4;
       FUSED_RNN_UNROLL
       for (int i = 0; i < 2 * octets; ++i)
         wanted_[a] |= unsigned{values.values[a] && lane / 4 < columns && tile.has(i / 2, i % 2)} << i;
@@ -170,18 +179,18 @@ class ValueSink {
 
   // A value of sequence j of octet n, so many columns further.
   FUSED_RNN_DEVICE void store(int n, int j, int column, float value, int array = 0) const {
-    if (wanted_[array] >> (2 * n + j) & 1)
-      *reinterpret_cast<float*>(to_[array] + (8 * n + j) * row_ + int64_t{column} * int64_t{sizeof(float)}) = value;
+    if (wanted_[array] >> (2 * n + j) & 1) to_[array][(8 * n + j) * row_ + column] = value;
   }
 
   FUSED_RNN_DEVICE void advance() {
     FUSED_RNN_UNROLL
-    for (int a = 0; a < arrays; ++a) to_[a] += step_;
+    for (int a = 0; a < arrays; ++a) to_[a] = reinterpret_cast<float*>(reinterpret_cast<char*>(to_[a]) + step_);
   }
 
  private:
-  char* to_[arrays];
-  int64_t row_, step_;            // bytes
+  float* to_[arrays];
+  int row_;
+  int64_t step_;                  // bytes
   unsigned wanted_[arrays] = {};  // a bit for each sequence
 };
 

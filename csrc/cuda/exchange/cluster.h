@@ -19,8 +19,34 @@
 
 namespace fused_rnn::cuda {
 
+template <int team>
+class ClusterTeam;
+template <typename Team, typename S, int K, int shares, int octets>
+class ClusterState;
+template <typename Team, int places, typename Travelling>
+class ClusterSums;
+
 struct ClusterExchange {
+  static constexpr ExchangeId id = ExchangeId::cluster;
+
   static Attributes attributes(int team, int threads) { return {.cluster = team, .threads = threads}; }
+
+  // Bytes of shared memory for partial sums of so many `values` of a block, of so many bytes each.
+  static constexpr int sums_bytes(int blocks, int values, int bytes, int /*warps*/) {
+    return 2 * blocks * values * bytes + 16;
+  }
+  static constexpr int registers = 0;  // that a thread needs more than in a cluster
+
+  // No device memory.
+  static constexpr int64_t state_places(int /*values*/, int /*bytes*/) { return 0; }
+  static constexpr int64_t sums_places(int /*blocks*/, int /*values*/, int /*bytes*/) { return 0; }
+
+  template <int blocks>
+  using Team = ClusterTeam<blocks>;
+  template <typename Team, typename S, int K, int shares, int octets>
+  using State = ClusterState<Team, S, K, shares, octets>;
+  template <typename Team, int places, typename Travelling, int warps>
+  using Sums = ClusterSums<Team, places, Travelling>;
 };
 
 #if FUSED_RNN_SM90
@@ -32,8 +58,12 @@ class ClusterTeam {
 
  public:
   static constexpr int size = team;
+  static constexpr bool ordered = true;  // who gets what another block pushed comes after all that this did before
 
-  FUSED_RNN_DEVICE explicit ClusterTeam(unsigned* failed) : failed_(failed) {}
+  template <typename Q>
+  FUSED_RNN_DEVICE explicit ClusterTeam(const Q& q) : failed_(q.timed_out) {}
+
+  FUSED_RNN_DEVICE static int rank() { return static_cast<int>(cluster_rank()); }
 
   template <typename F>
   FUSED_RNN_DEVICE void start(const F& fill) const {
@@ -180,7 +210,7 @@ class ClusterState : ClusterChannel<Team, shares> {
 
 // Partial sums for `places` places of each block, four each, which travel as floats or rounded to bfloat16: half the
 // bytes, of which a block is sent 16 a cycle and no more. float16 would not have their range.
-template <typename Team, int places, typename Travelling = float>
+template <typename Team, int places, typename Travelling>
 class ClusterSums : ClusterChannel<Team, 1> {
   using Base = ClusterChannel<Team, 1>;
   using Base::alive, Base::made, Base::read;
@@ -188,6 +218,7 @@ class ClusterSums : ClusterChannel<Team, 1> {
   static constexpr int part_bytes = places * int{sizeof(Sums)}, copy_bytes = Team::size * part_bytes;
 
  public:
+  static constexpr int parts = Team::size;
   static constexpr int shared_bytes = 2 * copy_bytes + Base::barrier_bytes;
 
   FUSED_RNN_DEVICE ClusterSums(Team& team, unsigned char* shared)

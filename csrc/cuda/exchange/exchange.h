@@ -27,9 +27,9 @@
 //   const S* take(channel, segment) the segment in shared memory, when those copies have come; the next is under way
 //
 // On the device, by rows: for kernels of warps whose sizes are constants of the compiler and whose values stay in
-// registers (cluster.h). The team and each channel are objects that every thread has; a warp calls these with all its
-// lanes. An *octet* is 8 sequences, what a matrix instruction takes; a *share* is a share of K that some warps read and
-// wait for by themselves.
+// registers (cluster.h, messages.h). The team and each channel are objects that every thread has; a warp calls these
+// with all its lanes. An *octet* is 8 sequences, what a matrix instruction takes; a *share* is a share of K that some
+// warps read and wait for by themselves.
 //   team.start(fill)                by all threads of the team, before each tile: all have ended the last one, and
 //                                   fill() puts what the first step reads
 //   team.end()                      by all threads, before the block returns
@@ -47,7 +47,9 @@
 //   SharedAddress address()         [terms, sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
 //   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
-//   pair(contributor, pair)         two of the four, as one block gave them; pairs are counted through all places
+//   pair(part, pair)                two of the four, in one of `parts` parts that are to be added up: what a block
+//   gave,
+//                                   or what several did; pairs are counted through all places
 //   follow()                        in place of wait(), for a warp that contributes and reads nothing: another warp of
 //                                   its block has waited, and a barrier of the block lies between
 //

@@ -8,7 +8,9 @@
 namespace fused_rnn::cuda {
 
 // A warp for each of `shares` shares of K in each of `groups` products; a lane holds `vectors` times four sums of each.
-template <int groups, int shares, int vectors>
+// `ordered`: what the team's blocks hand each other orders what they did before, so that who has got the next step, to
+// which who took contributed, may give again. Else who gives waits for who takes, as long as it would for that step.
+template <int groups, int shares, int vectors, bool ordered = true>
 class SplitSums {
   using Sums = Vector<float, 4>;
   static constexpr int buffer = (shares - 1) * groups * vectors * 32;
@@ -31,7 +33,7 @@ class SplitSums {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 4; ++j) to[i * 32].values[j] = alive ? sums[i][j] : NAN;
     }
-    if (alive)
+    if (ordered && alive)
       barrier_arrive(barrier_ + turn_, threads);
     else
       barrier_sync(barrier_ + turn_, threads);
