@@ -9,7 +9,7 @@ import torch
 from fused_rnn import cuda
 
 from .conftest import Operands, Shape, operands, random_like, regularised
-from .host_kernels import DIRECTIONS, HostKernels, library_of, needs_compiler, plan_of, run_kernels
+from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
 from .test_cluster_kernels import (
     CELLS,
     H200,
@@ -30,19 +30,29 @@ F32 = torch.float32
 # K, blocks of a cluster, shares of K and octets of sequences of what is compiled; and with features
 SIZES = [(32, 1, 1, 1), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
 FEATURES = [(32, 1, 1, 1, 32), (32, 2, 1, 1, 32), (64, 4, 1, 1, 32)]
-WAYS = {"block": way(1), "cluster-of-2": way(2, 1, ONE), "cluster-of-4": way(4), "16-sequences": way(2, 2)}
+TEAM = (64, 4, 1, 1)  # by messages, in one team
+WAYS = {
+    "block": way(1),
+    "cluster-of-2": way(2, 1, ONE),
+    "cluster-of-4": way(4),
+    "16-sequences": way(2, 2),
+    "messages": Way(4, 232_448, "exchange=messages,parts=4,sequences=8", H200),
+}
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
     sizes = ",".join(f"Size<{','.join(map(str, size))}>" for size in SIZES + FEATURES)
-    flags = (f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", "-DFLOATS", *WAITS)
+    sizes += f",TeamSize<{','.join(map(str, TEAM))}>"
+    flags = (f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", "-DFUSED_RNN_MESSAGE_STEPS=4", "-DFLOATS", *WAITS)
     return library_of("clusters", tmp_path_factory, *flags, suffix="-of-floats")
 
 
 def ways_of(cell: str) -> list[str]:
-    """16 sequences have no kernel where x̂ is made: its registers would not do."""
-    return [name for name in WAYS if name != "16-sequences" or not cell.startswith("multiplicative")]
+    """16 sequences have no kernel where x̂ is made, whose registers would not do; messages none for several phases."""
+    without = ["messages"] if cell not in ONE_PHASE else []
+    without += ["16-sequences"] if cell.startswith("multiplicative") else []
+    return [name for name in WAYS if name not in without]
 
 
 CASES = [(cell, name) for cell in CELLS for name in ways_of(cell)]
@@ -50,7 +60,7 @@ CASES = [(cell, name) for cell in CELLS for name in ways_of(cell)]
 
 def hidden_of(name: str) -> int:
     """Units that do not fill K."""
-    return 43 if WAYS[name] in (way(4), way(2, 2)) else 29
+    return 29 if name in ("block", "cluster-of-2") else 43
 
 
 # Right --------------------------------------------------------------------------------------------------------------
@@ -89,7 +99,7 @@ def test_errors_do_not_grow_with_time(library):
 
 
 @pytest.mark.parametrize(
-    ("cell", "name"), [*((cell, "cluster-of-2") for cell in CELLS), ("lstm", "16-sequences"), ("gru", "16-sequences")]
+    ("cell", "name"), [*((cell, "cluster-of-2") for cell in CELLS), ("lstm", "16-sequences"), ("lstm", "messages")]
 )
 def test_lengths_zoneout_and_clipping(library, cell, name, reverse):
     """Clipping makes errors of single draws large, PyTorch's and ours, so that there are more of them."""
@@ -147,7 +157,7 @@ def test_gradients_that_are_not_finite(library, value):
 
 @pytest.mark.parametrize(
     ("cell", "name"),
-    [("lstm", "16-sequences"), ("gru", "cluster-of-4"), ("multiplicative_lstm_hidden", "cluster-of-4")],
+    [("lstm", "16-sequences"), ("lstm", "messages"), ("multiplicative_gru", "cluster-of-4")],
 )
 def test_order_of_threads_does_not_matter(library, cell, name):
     op = operands(cell, Shape(3, 19, 3, 40), dtype=F32, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])

@@ -69,7 +69,7 @@ class Fault:
     sanitizer: str | None = None
     times: int = 1
     cell: str = "Lstm"
-    floats: bool = False
+    flags: tuple[str, ...] = ()
 
 
 LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
@@ -103,7 +103,7 @@ FAULTS = {
     "too-few-bytes": Fault(CLUSTER, r"expect\(share, ", "expect(share, -16 + ", "mbarrier"),
     "too-many-bytes": Fault(CLUSTER, r"expect\(share, ", "expect(share, 16 + ", "an mbarrier misses|flag of"),
     "one-copy-of-a-state": Fault(
-        CLUSTER, r"\w+\(\) \* copy_bytes( \+ octet|;|\))", r"0 * copy_bytes\1", RACE, "thread", 3
+        CLUSTER, r"\w+\(\) \* copy_bytes( \+ term|;|\))", r"0 * copy_bytes\1", RACE, "thread", 3
     ),
     "one-copy-of-sums": Fault(
         CLUSTER, r"\w+\(\) \* copy_bytes( \+ own|.\+ contributor)", r"0 * copy_bytes\1", RACE, "thread", 2
@@ -124,7 +124,7 @@ FAULTS = {
     ),
     "one-copy-of-a-state-that-is-read-late": Fault(
         CLUSTER,
-        r"\w+\(\) \* copy_bytes( \+ octet|;|\))",
+        r"\w+\(\) \* copy_bytes( \+ term|;|\))",
         r"0 * copy_bytes\1",
         RACE,
         "thread",
@@ -185,13 +185,13 @@ FAULTS = {
     "inputs-without-syncwarp": Fault(TILE, r"(copy_async_wait<[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
     # What floats do otherwise
     "a-term-that-is-not-sent": Fault(
-        VALUES, r"i < 3; \+\+i\)( state\.push)", r"i < 2; ++i)\1", "an mbarrier misses|flag of", floats=True
+        VALUES, r"i < 3; \+\+i\)( state\.push)", r"i < 2; ++i)\1", "an mbarrier misses|flag of", flags=FLOATS
     ),
     "no-wait-for-values": Fault(
-        VALUES, r"void wait\(\) \{ copy_async_wait<[^}]*\}", "void wait() {}", "NaN among the results", floats=True
+        VALUES, r"void wait\(\) \{ copy_async_wait<[^}]*\}", "void wait() {}", "NaN among the results", flags=FLOATS
     ),
     "terms-without-syncwarp": Fault(
-        VALUES, r"(pairs\.terms\[2\]\}\);\s+)__syncwarp\(\);", r"\1", RACE, "thread", floats=True
+        VALUES, r"(pairs\.terms\[2\]\}\);\s+)__syncwarp\(\);", r"\1", RACE, "thread", flags=FLOATS
     ),
     "rows-without-syncwarp": Fault(
         FORWARD, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
@@ -210,7 +210,7 @@ def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=FLOATS if fault.floats else (), tree=tree)
+    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=fault.flags, tree=tree)
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]

@@ -37,6 +37,18 @@ FUSED_RNN_DEVICE Terms<uint32_t> split_pair(float low, float high) {
   return result;
 }
 
+// Put a value as a state has it: its terms, so many places after each other.
+template <typename S>
+FUSED_RNN_DEVICE void put_terms(Term<S>* to, int distance, S value) {
+  if constexpr (terms_of<S> == 1) {
+    *to = value;
+  } else {
+    const auto pairs = split_pair(value, 0.0f);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 3; ++i) to[i * distance] = {static_cast<uint16_t>(pairs.terms[i])};
+  }
+}
+
 // sum[16, 8] += a[16, 16] b[16, 8] of floats, in three sums: the products of high terms, those with a middle one, and
 // what is smaller. Numbers of such different size are added at the end, by total_of, because a sum loses what is below
 // the last place of the largest.

@@ -43,9 +43,8 @@ struct ForwardShape {
                                              : of_input     ? 20 + 8 * phases
                                              : reset_before ? (k_steps > 4 ? 40 : 10)
                                                             : 64;
-  static constexpr int others =
-      (terms == 1 ? 64 + 16 * Size::octets + for_phases : 130 + 14 * Size::octets + for_phases_of_terms) +
-      Size::Exchange::registers;
+  static constexpr int others = terms == 1 ? 64 + 16 * Size::octets + for_phases + Size::Exchange::registers
+                                           : 130 + 14 * Size::octets + for_phases_of_terms;
   static constexpr int u_registers = terms * 4 * k_steps * recurrent,
                        n_registers = reset_before ? terms * 2 * k_steps : 0,
                        always = terms * 2 * (x_steps * G + m_steps);

@@ -188,18 +188,11 @@ class ClusterState : ClusterChannel<Team, shares> {
 
   // A value of what the first step reads.
   FUSED_RNN_DEVICE void put(int r, int k, S value) const {
-    if constexpr (terms_of<S> == 1) {
-      rows()[r * stride + k] = value;
-    } else {
-      const auto terms = split_pair(value, 0.0f);
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < 3; ++i) rows()[(i * octets * 8 + r) * stride + k] = {static_cast<uint16_t>(terms.terms[i])};
-    }
+    put_terms(at<Term<S>>(shared_, read() * copy_bytes) + r * stride + k, octets * 8 * stride, value);
   }
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + read() * copy_bytes; }
 
  private:
-  FUSED_RNN_DEVICE Term<S>* rows() const { return reinterpret_cast<Term<S>*>(shared_ + read() * copy_bytes); }
   static constexpr int destinations = Team::size > 4 ? Team::size / 4 : 1;
 
   unsigned char* const shared_;

@@ -28,7 +28,7 @@
 // timeout leaves missing is read as the pattern, hence as NaN.
 #pragma once
 
-#include "../device.h"
+#include "../terms.h"
 #include "exchange.h"
 
 // Messages in a third: of states; partial sums take more memory, and have half as many.
@@ -235,8 +235,9 @@ class MessageChannel {
   unsigned count_ = 0;  // of messages that were waited for
 };
 
-// A state of K values in `octets` times 8 sequences, in S = BFloat16 or Half. In a slot [octets, K / 8] come the rows
-// of 8 sequences, 16 bytes each, so that what a warp stores is a line, and what it loads are lines.
+// A state of K values in `octets` times 8 sequences, in S = BFloat16, Half, or float, which travels as its terms. In a
+// slot [planes, K / 8] come the rows of 8 sequences, 16 bytes each, so that what a warp stores is a line, and what it
+// loads are lines.
 //
 // Warps that follow each other share a share of K: each brings some of its rows to shared memory, and a barrier of
 // these warps makes them all readable. There are two copies, because a warp may still multiply with one when another
@@ -246,19 +247,20 @@ template <typename Team, typename S, int K, int shares, int octets>
 class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   using Base = MessageChannel<Team, MessageExchange::state_third, K / 8>;
   using Base::alive, Base::team_;
-  static_assert(sizeof(S) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
-  static constexpr int stride = K + 8;  // rows start in different banks
-  static constexpr int copy_bytes = octets * 8 * stride * int{sizeof(S)};
-  static constexpr int64_t team_bytes = MessageExchange::state_places(K * 8 * octets, int{sizeof(S)});
-  static constexpr int slot_rows = octets * K, share_rows = K / shares;  // of an octet
+  static_assert(sizeof(Term<S>) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
+  static constexpr int stride = K + 8;                 // rows start in different banks
+  static constexpr int planes = terms_of<S> * octets;  // of 8 sequences: all octets of a term, then those of the next
+  static constexpr int copy_bytes = planes * 8 * stride * int{sizeof(Term<S>)};
+  static constexpr int64_t team_bytes = MessageExchange::state_places(planes * 8 * K, int{sizeof(Term<S>)});
+  static constexpr int slot_rows = planes * K, share_rows = K / shares;  // of a plane
   // Threads that share a share, and rows that each brings, at most.
-  static constexpr int readers = K / Team::size / 8 * 32, rows_of_octet = (share_rows + readers - 1) / readers,
-                       own_rows = octets * rows_of_octet;
+  static constexpr int readers = K / Team::size / 8 * 32, rows_of_plane = (share_rows + readers - 1) / readers,
+                       own_rows = planes * rows_of_plane;
   static constexpr int first_barrier = 16 - shares;
   static_assert(first_barrier > 4, "other barriers are those of sums");
 
  public:
-  using Row = Vector<S, 8>;
+  using Row = Vector<Term<S>, 8>;
   static constexpr int shared_bytes = 2 * copy_bytes;
 
   FUSED_RNN_DEVICE MessageState(Team& team, unsigned char* shared)
@@ -267,21 +269,22 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
         shared_(shared),
         rows_(kept(shared_address(shared))),
         first_(kept(static_cast<int>(threadIdx.x / readers * share_rows + threadIdx.x % readers))),
-        to_(kept(rows_ + (first_ % 8 * stride + first_ / 8 * 8) * int{sizeof(S)})) {}
+        to_(kept(rows_ + (first_ % 8 * stride + first_ / 8 * 8) * int{sizeof(Term<S>)})) {}
 
   FUSED_RNN_DEVICE void expect(int /*share*/) const {}
 
   FUSED_RNN_DEVICE void own(int k) { own_ = kept(k + static_cast<int>(threadIdx.x % 8)); }
 
-  FUSED_RNN_DEVICE void push(int octet, const Row& row) const {
+  FUSED_RNN_DEVICE void push(int octet, const Row& row, int term = 0) const {
     if (!alive()) return;
     const unsigned lane = threadIdx.x % 32;
-    Words<4>* const to = places_ + octet * K + own_;
+    const int plane = term * octets + octet;
+    Words<4>* const to = places_ + plane * K + own_;
     if (lane < 8) {
       store_message(to + Base::slot() * slot_rows, sendable(__builtin_bit_cast(Words<4>, row)));
       if (Base::fills()) Base::fill(to, slot_rows);
     }
-    if (Base::fills() && octet == octets - 1) {
+    if (Base::fills() && plane == planes - 1) {
       __syncwarp();
       if (lane == 0) Base::say_filled();
     }
@@ -302,18 +305,20 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
     return alive();
   }
 
-  FUSED_RNN_DEVICE S* rows() const { return reinterpret_cast<S*>(shared_ + Base::count() % 2 * copy_bytes); }
+  FUSED_RNN_DEVICE void put(int r, int k, S value) const {
+    put_terms(at<Term<S>>(shared_, Base::count() % 2 * copy_bytes) + r * stride + k, octets * 8 * stride, value);
+  }
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + Base::count() % 2 * copy_bytes; }
 
  private:
   // Whether there is an `i`th row for this thread, and where in a slot and in shared memory, from its first row on.
   FUSED_RNN_DEVICE static bool is_there(int i) {
-    const int before = i % rows_of_octet * readers;
+    const int before = i % rows_of_plane * readers;
     return before + readers <= share_rows || before + static_cast<int>(threadIdx.x % readers) < share_rows;
   }
-  FUSED_RNN_DEVICE static int from(int i) { return i / rows_of_octet * K + i % rows_of_octet * readers; }
+  FUSED_RNN_DEVICE static int from(int i) { return i / rows_of_plane * K + i % rows_of_plane * readers; }
   FUSED_RNN_DEVICE static int to(int i) {
-    return (i / rows_of_octet * 8 * stride + i % rows_of_octet * readers) * int{sizeof(S)};
+    return (i / rows_of_plane * 8 * stride + i % rows_of_plane * readers) * int{sizeof(Term<S>)};
   }
 
   FUSED_RNN_DEVICE bool receive(Words<4> (&rows)[own_rows], unsigned slot) {
