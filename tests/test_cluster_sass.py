@@ -15,6 +15,7 @@ from .host_kernels import ROOT, SHIM
 
 NVCC = "nvcc 13.0"  # by which instructions are counted
 CLOCK = {"SR_CLOCKLO"}  # where a wait lasts
+THREAD = {"SR_TID.X", "SR_CgaCtaId"}  # which one it is
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,22 @@ class Kernel:
     products: int
     instructions: int
     modulates: int = 0  # the input, or the hidden state: the number of csrc/cells's Modulates
+    short: bool = False  # of registers, so that a step asks again which thread it is or reads spilled values; not good
 
     def __str__(self) -> str:
         modulated = ["", "modulated-input-", "modulated-hidden-"][self.modulates]
         return "-".join([self.direction, modulated + self.cell, *map(str, self.size)])
+
+    @property
+    def phases(self) -> int:
+        """Exchanges of a step."""
+        return 1 + (self.cell == "Gru") + (self.modulates > 0)
+
+    @property
+    def barriers(self) -> int:
+        """Of a block's warps in a step; forward these need none where none shares what another multiplies."""
+        shares = self.size[2]
+        return 0 if self.direction == "forward" and shares == 1 else self.phases
 
     @property
     def symbol(self) -> str:
@@ -56,6 +69,23 @@ KERNELS = [
     Kernel("backward", "Lstm", (512, 16, 2, 1, 128), 44, 590, modulates=1),
     Kernel("backward", "Lstm", (512, 16, 2, 1, 512), 40, 580, modulates=2),
     Kernel("backward", "Gru", (512, 16, 2, 1, 128), 34, 700, modulates=1),
+]
+# In float32, where a product of two numbers is six instructions
+KERNELS += [
+    Kernel("forward", "Lstm", (128, 4, 2, 1, 0), 6 * 8, 450),
+    Kernel("forward", "Lstm", (256, 16, 4, 1, 0), 6 * 8, 510),
+    Kernel("forward", "GruResetAfter", (128, 4, 2, 2, 0), 6 * 16, 770, short=True),
+    Kernel("forward", "Gru", (256, 16, 4, 1, 0), 6 * 8, 570),
+    Kernel("forward", "Lstm", (256, 16, 4, 1, 128), 6 * 16, 820, modulates=1, short=True),
+    Kernel("forward", "Lstm", (256, 16, 4, 1, 256), 6 * 12, 790, modulates=2),
+    Kernel("forward", "Gru", (256, 16, 4, 1, 128), 6 * 16, 980, modulates=1, short=True),
+    Kernel("backward", "Lstm", (128, 4, 2, 1, 0), 6 * 8, 460),
+    Kernel("backward", "Lstm", (256, 16, 4, 1, 0), 6 * 8, 520),
+    Kernel("backward", "GruResetAfter", (128, 4, 2, 2, 0), 6 * 12, 400),
+    Kernel("backward", "Gru", (256, 16, 4, 1, 0), 6 * 6, 550),
+    Kernel("backward", "Lstm", (256, 16, 4, 1, 128), 6 * 14, 880, modulates=1),
+    Kernel("backward", "Lstm", (256, 16, 4, 1, 256), 6 * 10, 850, modulates=2),
+    Kernel("backward", "Gru", (256, 16, 4, 1, 128), 6 * 11, 880, modulates=1),
 ]
 # What a step without options does and the ways of a step with options do not leave out
 WORK = ("mma", "MUFU", "STG", "cp.async", "STS")
@@ -90,10 +120,11 @@ def test_steps_stay_in_registers(kernel, code):
         step = sass.inside(code, loop)
         kinds = sass.kinds(step)
         assert kinds["mma"] == kernel.products
-        assert not {"local memory", "integer division", "call", "atomic"} & kinds.keys()
+        assert not {"integer division", "call", "atomic"} & kinds.keys()
+        assert kinds.get("local memory", 0) <= (5 if kernel.short else 0)
         loads = [each for each in step if each.kind == "LDG"]
         assert all(sass.rare(each) for each in loads), loads
-        assert sass.special_registers(step) <= CLOCK
+        assert sass.special_registers(step) <= CLOCK | (THREAD if kernel.short else set())
 
 
 def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
@@ -103,6 +134,8 @@ def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
     steps = [sass.role(code, loop, work=lambda each: each.kind in WORK) for loop in sass.step_loops(code)]
     fewest = min((step for step in steps if step.kinds.get("cp.async")), key=lambda step: step.instructions)
     assert fewest.kinds["mma"] == kernel.products
+    assert fewest.kinds["mbarrier"] == kernel.phases  # waits
+    assert fewest.kinds.get("BAR", 0) == kernel.barriers
     assert fewest.kinds["STG"] >= 2  # what others wait for, and a result
     assert fewest.instructions <= kernel.instructions, fewest
 
@@ -113,10 +146,14 @@ SPILLING = {
     ("forward", "gru_reset_after", 768, 16, 2, 1, 0),
     ("forward", "multiplicative_lstm_hidden", 512, 16, 2, 2, 512),
 }
+SPILLING_IN_FLOAT32 = {
+    ("forward", "gru_reset_after", 256, 8, 2, 1, 0),
+    ("forward", "multiplicative_gru", 256, 16, 4, 1, 128),
+}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
     """Of all kernels that the library was built with. What is spilled outside of steps hardly takes time."""
     if without := torch.ops.fused_rnn.without_cuda():
@@ -130,11 +167,11 @@ def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
         return
     kernels = build.disassembled(compiled, find_nvcc(), "-arch", "sm_90a") or pytest.skip("no disassembler")
     in_steps = {
-        (direction, kernel.cell, *kernel.size)
-        for kernel, code in ((carry.kernel_of(symbol), kernels[symbol]) for symbol in spilled)
+        (direction, kernel.cell, *kernel.size) if (kernel := carry.kernel_of(symbol)) else symbol
+        for symbol, code in ((symbol, kernels[symbol]) for symbol in spilled)
         if any("local memory" in sass.kinds(sass.inside(code, loop)) for loop in sass.step_loops(code))
     }
-    assert in_steps <= SPILLING
+    assert in_steps <= (SPILLING_IN_FLOAT32 if dtype == "float32" else SPILLING)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

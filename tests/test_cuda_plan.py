@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -70,15 +71,15 @@ def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
 def test_clusters_can_be_forced(cell, direction):
-    """For every size up to the largest that is compiled, in types of 16 bits, on a device that has them."""
-    for dtype in (torch.bfloat16, torch.float16):
-        for hidden in (1, 128, 129, 300, 500, 768):
+    """For every size up to the largest that is compiled, in all types but float64, on a device that has them."""
+    for dtype, most in ((torch.bfloat16, 768), (torch.float16, 768), (torch.float32, 256)):
+        for hidden in [size for size in (1, 128, 129, 256, 300, 500, 768) if size <= most]:
             plan = cuda.plan(cell, dtype, 16, hidden, None, direction, H200, "exchange=cluster")
             assert (plan.exchange, plan.segments, plan.streamed, plan.workspace_bytes) == ("cluster", 1, 0, 0)
             assert plan.shared_bytes <= H200.shared_bytes
             assert plan == cuda.plan(cell, dtype, 16, hidden, None, direction, H200, plan.forced)
-        with pytest.raises(RuntimeError, match="cannot be: .*H up to 768 with parts=16,sequences=8"):
-            cuda.plan(cell, dtype, 16, 769, None, direction, H200, "exchange=cluster")
+        with pytest.raises(RuntimeError, match=f"cannot be: .*H up to {most} with parts=16,sequences=8"):
+            cuda.plan(cell, dtype, 16, most + 1, None, direction, H200, "exchange=cluster")
         with pytest.raises(
             RuntimeError, match="exchange=cluster, which FUSED_RNN_CUDA_PLAN forces, cannot be: this dev"
         ):
@@ -312,7 +313,7 @@ def test_clusters_are_chosen_where_the_table_has_them():
                 assert elsewhere == cuda.plan(*layer, direction, H200, forced="exchange=blocks")
                 without = cuda.plan(*layer, direction, replace(H200, clusters=(0,) * 5))
                 assert without == elsewhere
-    measured = {outcome.cell for each in results.load() for outcome in each.outcomes}
-    others = [(cell, torch.bfloat16, 128) for cell in results.CELLS if cell not in measured]
-    for cell, dtype, hidden in (*others, ("lstm", torch.float32, 128), ("lstm", torch.half, 800)):
-        assert cuda.plan(cell, dtype, 16, hidden, hidden, chip=H200).exchange != "cluster"
+    measured = {(outcome.cell, outcome.dtype) for each in results.load() for outcome in each.outcomes}
+    others = [(*kind, 128) for kind in product(results.CELLS, results.DTYPES) if kind not in measured]
+    for cell, dtype, hidden in (*others, ("lstm", "float64", 128), ("lstm", "float16", 800)):
+        assert cuda.plan(cell, getattr(torch, dtype), 16, hidden, hidden, chip=H200).exchange != "cluster"

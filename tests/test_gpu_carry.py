@@ -32,19 +32,23 @@ CELLS = {
 }
 
 
-def symbol(cell: str = "lstm", direction: str = "forward", dtype: str = "8BFloat16", size: str = "") -> str:
+DTYPES = {"bfloat16": "NS_8BFloat16E", "float16": "NS_4HalfE", "float32": "f"}
+
+
+def symbol(cell: str = "lstm", direction: str = "forward", dtype: str = "bfloat16", size: str = "") -> str:
     """The name of a kernel; its size as the template has it, with features by default."""
     size = size or f"Li256ELi8ELi2ELi1ELi{FEATURES.get(cell, 0)}E"
     return (
-        f"_ZN9fused_rnn4cuda7cluster{4 + len(direction)}run_{direction}I{CELLS[cell]}NS_{dtype}ENS1_4SizeI{size}EEEv"
-        f"NS1_8OperandsIT0_NS0_{6 + len(direction)}{direction.title()}ArraysEEE"
+        f"_ZN9fused_rnn4cuda7cluster{4 + len(direction)}run_{direction}I{CELLS[cell]}{DTYPES[dtype]}NS1_4SizeI{size}E"
+        f"EEvNS1_8OperandsIT0_NS0_{6 + len(direction)}{direction.title()}ArraysEEE"
     )
 
 
+@pytest.mark.parametrize("dtype", results.DTYPES)
 @pytest.mark.parametrize("cell", results.CELLS)
-def test_a_kernel_is_known_by_its_name(cell):
-    expected = Kernel("backward", cell, "float16", (256, 8, 2, 1, FEATURES.get(cell, 0)))
-    assert carry.kernel_of(symbol(cell, "backward", "4Half")) == expected
+def test_a_kernel_is_known_by_its_name(cell, dtype):
+    expected = Kernel("backward", cell, dtype, (256, 8, 2, 1, FEATURES.get(cell, 0)))
+    assert carry.kernel_of(symbol(cell, "backward", dtype)) == expected
 
 
 def test_features_may_be_left_out_of_a_name():
@@ -62,7 +66,10 @@ def test_names_are_those_of_the_types(tmp_path):
     """As a compiler of this machine has them, which names as nvcc does."""
     types = [(build.cpp_cell(cell), cells.CELLS[cell].modulates) for cell in CELLS]
     names = [f"Modulated<{base}, Modulates::{modulates}>" if modulates else base for base, modulates in types]
-    lines = "\n".join(f"template void run_forward<{name}, Half, Size<128, 4, 1, 1>>();" for name in names)
+    lines = "\n".join(
+        f"template void run_forward<{name}, {build.CPP_TYPES[dtype]}, Size<128, 4, 1, 1>>();"
+        for name, dtype in product(names, results.DTYPES)
+    )
     source, binary = tmp_path / "names.cpp", tmp_path / "names.o"
     source.write_text(
         '#include "csrc/cuda/cluster/size.h"\nnamespace fused_rnn::cuda::cluster {\n'
@@ -71,7 +78,8 @@ def test_names_are_those_of_the_types(tmp_path):
     command = [build.host_compiler(), "-std=c++17", f"-I{ROOT}", f"-I{build.SHIM}", "-c", source, "-o", binary]
     subprocess.run(command, check=True)
     found = {carry.kernel_of(name.decode("ascii", "ignore")) for name in binary.read_bytes().split(b"\0")}
-    assert found - {None} == {Kernel("forward", cell, "float16", (128, 4, 1, 1, 0)) for cell in CELLS}
+    expected = {Kernel("forward", *kind, (128, 4, 1, 1, 0)) for kind in product(CELLS, results.DTYPES)}
+    assert found - {None} == expected
 
 
 # Machine code --------------------------------------------------------------------------------------------------
@@ -231,6 +239,19 @@ def test_results_are_valid_for_sources_that_they_are_carried_over_to(carried, ca
     assert f"T=256. {report.CARRIED}\n" in shown
     with pytest.raises(common.InputError, match="no results in .* are valid for the sources of a5982f8 and not yet"):
         choice.main(["--carry-over", "a5982f8"])
+
+
+def test_no_other_dtypes_are_compiled_than_were_measured(carried, monkeypatch):
+    """Old sources have no kernels in some."""
+    asked = []
+
+    def builds(before, dtypes, *_):
+        asked.append(dtypes)
+        return carry.Build(codes_of(*OLD), {}), carry.Build(codes_of(*NEW), {})
+
+    monkeypatch.setattr(carry, "builds", builds)
+    choice.main(["--carry-over", "a5982f8"])
+    assert asked == [["bfloat16"]]
 
 
 def test_results_are_carried_over_from_sources_that_they_were_carried_over_to(carried, monkeypatch):

@@ -14,6 +14,7 @@ from benchmarks.gpu import plans
 from benchmarks.gpu.choice import __main__ as choice
 from benchmarks.gpu.choice import family, measure, results
 from benchmarks.gpu.choice.results import Outcome, Results, Times
+from benchmarks.gpu.kernel import check
 from benchmarks.gpu.plans import H200
 from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
@@ -135,13 +136,24 @@ def test_a_cell_of_a_chip_is_in_one_file(tmp_path):
 
 def test_the_most_telling_points_come_first():
     found = measure.points()
-    assert len(set(found)) == len(found) == 2 * 6 * (8 * 7 + 4 * 2) + 2 * 2 * 3 * (6 * 7 + 3 * 2)
-    first = found[:16]
-    assert {(layer.hidden, layer.batch) for layer in first} == {(512, 64)}
+    of_16_bits, of_float32 = 6 * (8 * 7 + 4 * 2) + 2 * 3 * (6 * 7 + 3 * 2), 6 * (4 * 7 + 2 * 2) + 2 * 2 * (4 * 7 + 4)
+    assert len(set(found)) == len(found) == 2 * of_16_bits + of_float32
+    first = found[:24]
+    assert {(layer.hidden, layer.batch) for layer in first if layer.dtype != "float32"} == {(512, 64)}
+    assert {(layer.hidden, layer.batch) for layer in first if layer.dtype == "float32"} == {(128, 64)}
     assert {(layer.cell, layer.dtype) for layer in first} == set(product(results.CELLS, results.DTYPES))
     assert {(layer.hidden, layer.batch) for layer in found[: len(found) // 4]} >= {(128, 16), (256, 64), (512, 16)}
     (only,) = measure.points(["lstm"], ["float16"], [8], [3], [7], 5)
     assert only == plans.Layer("lstm", "float16", 8, 3, 5)
+
+
+def test_sizes_that_no_kernel_is_compiled_for_are_only_measured_if_asked_for():
+    """In float32, whose weights take more room."""
+    found = measure.points(dtypes=["float32"])
+    assert max(layer.hidden for layer in found) == 256
+    assert {layer.input for layer in found} == {None, 8, 128}
+    (asked,) = measure.points(["multiplicative_lstm"], ["float32"], [512], [3], [256])
+    assert (asked.hidden, asked.input) == (512, 256)
 
 
 def test_features_are_measured_of_cells_whose_input_is_modulated():
@@ -237,20 +249,59 @@ def test_both_families_are_judged_and_timed_in_turns(on_cpu, tmp_path, capsys):
 
 
 def test_points_of_a_modulated_input_are_planned_and_judged_with_their_features(on_cpu, tmp_path, monkeypatch, capsys):
-    def judge(cell, dtype, device, **sizes):
-        raise RuntimeError(f"judged with {sizes}")
+    def judge(cell, dtype, device, closely, **sizes):
+        raise RuntimeError(f"judged {'closely' if closely else 'by roundings'} with {sizes}")
 
     monkeypatch.setattr(measure, "Judge", judge)
     options = ("--cells", "multiplicative_lstm", "rnn_tanh", "--dtypes", "float16", "--hidden", "24", "--batches", "3")
     result = run(on_cpu, tmp_path, *options, "--inputs", "8", "136", fails=True)
     few, other, many = result["points"]
     assert [point.get("input") for point in (few, other, many)] == [8, None, 136]
-    assert few["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 8, 'H': 24}"
-    assert other["cluster"]["failed"] == "judged with {'T': 32, 'B': 3, 'I': 16, 'H': 24}"
+    assert few["cluster"]["failed"] == "judged by roundings with {'T': 32, 'B': 3, 'I': 8, 'H': 24}"
+    assert other["cluster"]["failed"] == "judged by roundings with {'T': 32, 'B': 3, 'I': 16, 'H': 24}"
     assert many["cluster"] == {"refused": "clusters have no 136 features"}
     assert f"{'multiplicative_lstm':26} float16  H=24   B=3    I=8    cluster judged" in capsys.readouterr().out
     assert result["chip"] == {**vars(H200), "clusters": list(H200.clusters)}
     assert few["blocks"]["failed"] == few["cluster"]["failed"]  # it is not the fault of one of them
+
+
+IN_FLOAT32 = ("--dtypes", "float32", "--hidden", "24", "--batches", "3")
+
+
+def test_float32_is_judged_closely_and_after_many_steps_if_there_is_no_kink(on_cpu, tmp_path, monkeypatch):
+    def judge(cell, dtype, device, closely, **sizes):
+        raise RuntimeError(f"{dtype} {closely} {sizes['T']}")
+
+    monkeypatch.setattr(measure, "Judge", judge)
+    points = run(on_cpu, tmp_path, *IN_FLOAT32, "--cells", "gru", "rnn_relu", fails=True)["points"]
+    assert [point["cluster"]["failed"] for point in points] == ["torch.float32 True 256", "torch.float32 True 4"]
+
+
+@pytest.mark.parametrize(("off", "wrong"), [(0.0, False), (2e-7, False), (2e-6, True)])
+def test_float32_is_wrong_if_it_is_off_by_more_than_twice_the_reference(on_cpu, off, wrong, tmp_path):
+    """Also by less than what 32 roundings are, and all in one direction."""
+
+    class Off(OnCpu):
+        def forward(self, *operands):
+            output, h_n, *rest = super().forward(*operands)
+            return output, h_n * (1 + off), *rest
+
+    (point,) = run(Off(), tmp_path, *IN_FLOAT32, "--cells", "gru", fails=wrong)["points"]
+    for name in results.FAMILIES:
+        assert point[name]["error"]["result"] == "h_n" or not wrong
+        assert point[name]["error"]["allowed"] < 32 * torch.finfo(torch.float32).eps
+        assert ("failed" in point[name]) == wrong
+
+
+def test_gradients_of_weights_may_be_off_as_sums_over_all_steps_and_sequences():
+    """Which torch makes, in another order than the reference."""
+    sizes = {"T": 25, "B": 36, "I": 2, "H": 3}
+    judge = check.Judge("gru", torch.float32, torch.device("cpu"), True, **sizes)
+    exact, eps = judge._exact, torch.finfo(torch.float32).eps
+    for name in exact:
+        summed = "weight" in name or "bias" in name
+        for off, wrong in ((20 * eps, not summed), (40 * eps, True)):
+            assert judge.worst({name: exact[name] * (1 + off)}, "here").wrong == wrong
 
 
 def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):

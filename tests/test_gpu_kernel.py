@@ -372,7 +372,7 @@ def test_the_check_sees_one_wrong_number(forward):
         (["--cell", "multiplicative_rnn_tanh"], "argument --cell: invalid choice: 'multiplicative_rnn_tanh'"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--exchange", "pigeon"], "argument --exchange: invalid choice: 'pigeon'"),
-        (["--exchange", "cluster", "--dtype", "float32"], "--exchange cluster is for bfloat16 and float16, not for "),
+        (["--exchange", "cluster", "--dtype", "float64"], "--exchange cluster is for bfloat16, float16, float32, not "),
         (["--hidden", "0"], "argument --hidden: must be at least 1, got 0"),
         (["--steps", "1"], "argument --steps: must be at least 2, because half of them are timed as well, got 1"),
         (["--arch", "sm_90"], "argument --arch: must be like 80, 90a or 100, got sm_90"),

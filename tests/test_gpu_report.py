@@ -1,5 +1,7 @@
 """What the README shows of GPU results: who is faster, every number of the files, and whether kernels changed since."""
 
+from itertools import product
+
 import pytest
 
 from benchmarks import common, report
@@ -245,9 +247,17 @@ def test_the_report_has_a_table_of_one_cell_in_clusters_and_a_line_for_each_othe
     )
     assert choice_report.TITLES.keys() == set(results.CELLS)
     (missing,) = (line for line in lines if line.startswith("Not yet run on a GPU"))
-    assert all((f"`{cell}`" in missing) == (cell not in ("lstm", "rnn_relu")) for cell in results.CELLS)
-    everything = [both(64, 16, (1, 2), (3, 4), cell=cell, input=8) for cell in results.CELLS]
-    assert "Not yet run" not in choice_report.block([compared(everything)])
+    unmeasured = [f"`{cell}`" for cell in results.CELLS if cell != "lstm"]
+    in_float16 = ", ".join(name for name in unmeasured if name != "`rnn_relu`")
+    assert missing.endswith(f"blocks, in bfloat16: {', '.join(unmeasured)}; in float16: {in_float16}; in float32: all.")
+
+
+def test_cells_that_were_not_run_are_named_by_the_dtypes_that_lack_them():
+    everywhere = product(results.CELLS, results.DTYPES)
+    points = [both(64, 16, (1, 2), (3, 4), cell=cell, dtype=dtype, input=8) for cell, dtype in everywhere]
+    assert "Not yet run" not in choice_report.block([compared(points)])
+    text = choice_report.block([compared([point for point in points if point["cell"] != "gru"])])
+    assert " kernels of blocks, in bfloat16, float16, float32: `gru`.\n" in text
 
 
 def test_points_of_a_modulated_input_are_named_with_their_features():

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.gpu import sources
 from benchmarks.gpu.choice import family
+from benchmarks.speed import ROOT
 
 CODE = """\
 #pragma once
@@ -74,4 +75,10 @@ def test_the_digest_is_of_the_family_alone(tmp_path):
         (tmp_path / name).write_text("int i;\n")
     (tmp_path / "csrc/cuda/cluster/more.h").write_text("")
     assert family.digest(tmp_path) != before
-    assert family.digest() != before  # all files are there
+    assert family.digest() != before
+    (tmp_path / family.FILES[0]).unlink()  # as in old sources
+    assert family.digest(tmp_path) != before
+
+
+def test_all_files_of_the_family_are_there():
+    assert {ROOT / name for name in family.FILES} <= set(family.files())

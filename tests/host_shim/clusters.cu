@@ -21,4 +21,12 @@ INSTANTIATE(ModulatedLstm, BFloat16, 512, 16, 2, 1, 128);
 INSTANTIATE(ModulatedLstmHidden, BFloat16, 512, 16, 2, 1, 512);
 INSTANTIATE(ModulatedGru, BFloat16, 512, 16, 2, 1, 128);
 
+INSTANTIATE(Lstm, float, 128, 4, 2, 1);
+INSTANTIATE(Lstm, float, 256, 16, 4, 1);
+INSTANTIATE(GruResetAfter, float, 128, 4, 2, 2);
+INSTANTIATE(Gru, float, 256, 16, 4, 1);
+INSTANTIATE(ModulatedLstm, float, 256, 16, 4, 1, 128);
+INSTANTIATE(ModulatedLstmHidden, float, 256, 16, 4, 1, 256);
+INSTANTIATE(ModulatedGru, float, 256, 16, 4, 1, 128);
+
 }  // namespace fused_rnn::cuda::cluster

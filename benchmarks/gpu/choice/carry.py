@@ -1,11 +1,11 @@
 """Results that stay valid: sources of the family that have changed, of which the compiler makes the same machine code.
 
 ``carry_over`` compiles the kernels of clusters of a revision, with whose sources results are valid, and of the working
-tree, by the same nvcc for the architecture that was measured. It compares all kernels of the cells and dtypes that were
-measured bit by bit, and what they take of the device. Kernels are matched by what they are, because their names change
-with the templates. Then it asks the library that it compiled for the plan of every measured point, which must be the
-one that was measured there. What else the host does for these kernels is not compared. If all is the same, the results
-get a record of it, by which they are valid for the sources here.
+tree, in the dtypes that were measured, by the same nvcc for the architecture that was measured. It compares all kernels
+of the cells and dtypes that were measured bit by bit, and what they take of the device. Kernels are matched by what
+they are, because their names change with the templates. Then it asks the library that it compiled for the plan of every
+measured point, which must be the one that was measured there. What else the host does for these kernels is not
+compared. If all is the same, the results get a record of it, by which they are valid for the sources here.
 """
 
 import io
@@ -70,10 +70,10 @@ def mangled(cell: str) -> str:
 
 
 CELL_OF = {mangled(cell): cell for cell in results.CELLS}
-DTYPE_OF = {build.CPP_TYPES[dtype]: dtype for dtype in results.DTYPES}
+DTYPE_OF = {"NS_8BFloat16E": "bfloat16", "NS_4HalfE": "float16", "f": "float32"}
 SYMBOL = re.compile(
-    rf"run_(?P<direction>{'|'.join(DIRECTIONS)})I(?P<cell>{'|'.join(CELL_OF)})"
-    rf"NS_\d+(?P<dtype>{'|'.join(DTYPE_OF)})ENS1_4SizeI(?P<size>(?:Li\d+E)+)E"
+    rf"run_(?P<direction>{'|'.join(DIRECTIONS)})I(?P<cell>{'|'.join(CELL_OF)})(?P<dtype>{'|'.join(DTYPE_OF)})"
+    r"NS1_4SizeI(?P<size>(?:Li\d+E)+)E"
 )
 
 
@@ -196,10 +196,10 @@ def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str
     return Build(found, targets)
 
 
-def builds(before: Path, arch: str, nvcc: str, folder: Path) -> tuple[Build, Build]:
-    """The kernels of the sources in ``before``, and of those here, for an architecture."""
+def builds(before: Path, dtypes: Iterable[str], arch: str, nvcc: str, folder: Path) -> tuple[Build, Build]:
+    """The kernels of the sources in ``before``, which need have none in other dtypes, and of those here."""
     old, new = {}, {}
-    for direction, dtype in product(DIRECTIONS, results.DTYPES):
+    for direction, dtype in product(DIRECTIONS, dtypes):
         source = before / "csrc" / "cuda" / "cluster" / f"{direction}_{dtype}.cu"
         old[direction, dtype] = build.nvcc_command(nvcc, arch, [], source)
         new[direction, dtype] = build.nvcc_command(nvcc, arch, build.macros_of_clusters(dtype, direction))
@@ -226,14 +226,15 @@ def carry_over(revision: str) -> None:
             )
         commit = git("rev-parse", f"{revision}^{{commit}}").decode().strip()
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        made: dict[str, tuple[Build, Build]] = {}
+        made: dict[tuple[str, ...], tuple[Build, Build]] = {}
         for path in paths:
             content = json.loads(path.read_text())
             arch = build.architecture_of(*map(int, content["hardware"]["capability"].split(".")))
-            nvcc = build.find_nvcc(arch)
-            if arch not in made:
-                made[arch] = builds(before, arch, nvcc, folder / arch)
-            number = compare(path.name, found[path], content, *made[arch])
+            nvcc, dtypes = build.find_nvcc(arch), sorted({outcome.dtype for outcome in found[path].outcomes})
+            key = (arch, *dtypes)
+            if key not in made:
+                made[key] = builds(before, dtypes, arch, nvcc, folder / "-".join(key))
+            number = compare(path.name, found[path], content, *made[key])
             record = {"family": present, "from": digest, "revision": commit, "arch": arch, "kernels": number}
             record |= {"compiler": build.version_of(nvcc), "date": date}
             content["carried"] = [*content.get("carried", []), record]

@@ -7,7 +7,7 @@ from benchmarks.speed import ROOT
 
 FOLDERS = ("csrc/cuda/cluster", "csrc/cells")
 FILES = (
-    *("csrc/cuda/device.h", "csrc/cuda/sm90.h"),
+    *("csrc/cuda/device.h", "csrc/cuda/sm90.h", "csrc/cuda/terms.h"),
     *("csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/exchange.h", "csrc/cuda/exchange/messages.h"),
     "csrc/cuda/exchange/split.h",
 )
@@ -16,8 +16,8 @@ CHOICE = ("csrc/cuda/cluster/choice.h", "csrc/cuda/cluster/measured.h")  # which
 
 def files(root: Path = ROOT) -> list[Path]:
     """The family's own sources."""
-    found = {path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file()}
-    return sorted((found | {root / file for file in FILES}) - {root / file for file in CHOICE})
+    found = {path for folder in FOLDERS for path in (root / folder).rglob("*")} | {root / file for file in FILES}
+    return sorted(path for path in found - {root / file for file in CHOICE} if path.is_file())  # old ones lack some
 
 
 def digest(root: Path = ROOT) -> str:

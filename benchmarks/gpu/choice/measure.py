@@ -21,8 +21,12 @@ GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
 # Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
 INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
+MOST_HIDDEN, MOST_INPUTS = {"float32": 256}, {"float32": 128}  # of dtypes whose weights take more room
 STEPS, ROUNDS = 256, 4
-JUDGED_STEPS, JUDGED_INPUT = 32, 16  # errors add up along a sequence; elsewhere features are not the kernels' business
+# Errors add up along a sequence. In float32 they are known for a long one, because what tensor cores round off may all
+# point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all other rounding.
+JUDGED_STEPS, JUDGED_STEPS_IN_FLOAT32, JUDGED_STEPS_OF_RELU_IN_FLOAT32 = 32, 256, 4
+JUDGED_INPUT = 16  # where features are not the kernels' business
 
 
 def points(
@@ -34,24 +38,31 @@ def points(
     steps: int = STEPS,
 ) -> list[Layer]:
     """The most telling sizes of all cells and dtypes first, so that every one has some when the time is over."""
-    sizes = {cell: _sizes(modulates_input(cell), hidden, batches, inputs) for cell in cells}
     ranked = [
         (rank, place, Layer(cell, dtype, h, b, steps, input=i))
         for dtype, cell in product(dtypes, cells)
-        for place, (rank, h, b, i) in enumerate(sizes[cell])
+        for place, (rank, h, b, i) in enumerate(_sizes(modulates_input(cell), dtype, hidden, batches, inputs))
     ]
     return [layer for *_, layer in sorted(ranked, key=lambda found: found[:2])]
 
 
-def _sizes(modulated: bool, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
-    """How far down their lists all sizes stand, then these: H, B, and I where the input is modulated, else None."""
+def _sizes(modulated: bool, dtype: str, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """How far down their lists all sizes stand, then these: H, B, and I where the input is modulated, else None.
+
+    Of those that are not given there are as large ones as clusters are compiled for in the dtype.
+    """
     hidden, batches, inputs = given
     grids = MODULATED_GRIDS if modulated else GRIDS
+    grids = [(_up_to(MOST_HIDDEN.get(dtype), sizes), of_batches) for sizes, of_batches in grids]
     if hidden or batches:
-        grids = ((hidden or grids[0][0], batches or grids[0][1]),)
-    features = (inputs or INPUTS) if modulated else (None,)
+        grids = [(hidden or grids[0][0], batches or grids[0][1])]
+    features = (inputs or _up_to(MOST_INPUTS.get(dtype), INPUTS)) if modulated else (None,)
     ranked = [zip(*place) for grid in grids for place in product(*map(enumerate, (*grid, features)))]
     return sorted(((sum(ranks), *sizes) for ranks, sizes in ranked), key=lambda found: found[0])
+
+
+def _up_to(most: int | None, sizes: Sequence[int]) -> Sequence[int]:
+    return sizes if most is None else [size for size in sizes if size <= most]
 
 
 def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> dict:
@@ -78,9 +89,17 @@ def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kerne
     return record
 
 
+def judge_of(layer: Layer, device: torch.device) -> Judge:
+    """What is right at a point; in float32 that is known closely, as no rounding of results covers what kernels do."""
+    steps, closely = JUDGED_STEPS, layer.dtype == "float32"
+    if closely:
+        steps = JUDGED_STEPS_OF_RELU_IN_FLOAT32 if layer.cell == "rnn_relu" else JUDGED_STEPS_IN_FLOAT32
+    sizes = {"T": steps, "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
+    return Judge(layer.cell, getattr(torch, layer.dtype), device, closely, **sizes)
+
+
 def _time(layer: Layer, record: dict[str, dict], clock: HostClock, kernels: cuda.Kernels) -> None:
-    sizes = {"T": JUDGED_STEPS, "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
-    judge = Judge(layer.cell, getattr(torch, layer.dtype), clock.device, **sizes)
+    judge = judge_of(layer, clock.device)
     entries: list[plans.Entry] = []
     for family, found in record.items():
         with plans.enforced(FORCED[family]), plans.failure_recorded(found):

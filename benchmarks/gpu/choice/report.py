@@ -4,7 +4,7 @@ Every number comes from a file that ``python -m benchmarks.gpu.choice`` wrote. A
 and each of the others a line: the files have every point.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from statistics import median
 
@@ -16,7 +16,7 @@ from . import header
 from .results import CELLS, DTYPES, Outcome, Results, parse
 
 NOT_RUN = "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
-NOT_RUN_OF = "Not yet run on a GPU beside each other, so that `auto` takes the kernels of blocks: {}."
+NOT_RUN_OF = "Not yet run on a GPU beside each other, so that `auto` takes the kernels of blocks, {}."
 COMMON = (
     "Kernels of clusters beside kernels of blocks (see [Backends](#backends)): the time of the kernels alone, with "
     "those that pack weights. Entries: µs per step of the clusters, forward + backward (how many times as fast as the "
@@ -38,9 +38,20 @@ def block(results: list[dict]) -> str:
     """What no file has, and one section per file of results; or one sentence where there is none."""
     if not results:
         return NOT_RUN
-    measured = {outcome.cell for result in results for outcome in _parsed(result).outcomes}
-    missing = ", ".join(f"`{cell}`" for cell in CELLS if cell not in measured)
+    missing = "; ".join(_missing(outcome for result in results for outcome in _parsed(result).outcomes))
     return "\n\n".join([COMMON, *([NOT_RUN_OF.format(missing)] if missing else []), *map(section, results)])
+
+
+def _missing(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """The cells without a point, by the dtypes that lack the same ones."""
+    measured = {(outcome.cell, outcome.dtype) for outcome in outcomes}
+    dtypes_without: dict[tuple[str, ...], list[str]] = {}
+    for dtype in DTYPES:
+        dtypes_without.setdefault(tuple(c for c in CELLS if (c, dtype) not in measured), []).append(dtype)
+    for cells, dtypes in dtypes_without.items():
+        if cells:
+            named = "all" if cells == CELLS else ", ".join(f"`{cell}`" for cell in cells)
+            yield f"in {', '.join(dtypes)}: {named}"
 
 
 def other_kernels(result: dict) -> bool:

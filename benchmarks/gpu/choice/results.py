@@ -14,7 +14,7 @@ CELLS = (
     *("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"),
     *("gru", "multiplicative_lstm", "multiplicative_lstm_hidden", "multiplicative_gru"),
 )
-DTYPES = ("bfloat16", "float16")
+DTYPES = ("bfloat16", "float16", "float32")
 FAMILIES = ("cluster", "blocks")
 OBSTACLES = {"refused", "failed", "not_timed"}  # reasons why a family has no times, in the record of a point
 

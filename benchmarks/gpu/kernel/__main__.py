@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="file of results to append to, in place of one in runs")
     options = parser.parse_args(arguments)
     if options.exchange == "cluster" and options.dtype not in DTYPES:
-        parser.error(f"--exchange cluster is for {' and '.join(DTYPES)}, not for {options.dtype}")
+        parser.error(f"--exchange cluster is for {', '.join(DTYPES)}, not for {options.dtype}")
     return options
 
 
