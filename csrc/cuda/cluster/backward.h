@@ -391,8 +391,8 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
     run_backward(FUSED_RNN_PARAMETER Operands<S, BackwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  typename Size::Exchange::template Team<Size::blocks> team(
-      q);  // not within the block: what points into itself stays in memory
+  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(q);
   Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

@@ -396,8 +396,8 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
     run_forward(FUSED_RNN_PARAMETER Operands<S, ForwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  typename Size::Exchange::template Team<Size::blocks> team(
-      q);  // not within the block: what points into itself stays in memory
+  // not within the block: what points into itself stays in memory
+  typename Size::Exchange::template Team<Size::blocks> team(q);
   Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif
 }

@@ -48,9 +48,8 @@
 //   SharedAddress address()         [terms, sequences, K + 8] in shared memory, for load_matrices
 // Partial sums have expect(), wait(), wait(failing) and
 //   contribute(owner, place, sums)  four sums for a place of block `owner`: each place once a step from each block
-//   pair(part, pair)                two of the four, in one of `parts` parts that are to be added up: what a block
-//   gave,
-//                                   or what several did; pairs are counted through all places
+//   pair(part, pair)                two of the four, in one of `parts` parts that are to be added up: what
+//                                   a block gave, or several; pairs are counted through all places
 //   follow()                        in place of wait(), for a warp that contributes and reads nothing: another warp of
 //                                   its block has waited, and a barrier of the block lies between
 //
