@@ -177,9 +177,18 @@ def test_what_cannot_be_forced_says_what_there_is(library, direction, asked, rea
     assert re.fullmatch(message, str(raised.value))
 
 
-def test_clusters_are_what_is_chosen(library):
-    """Nobody runs these kernels who does not force them."""
-    forced = Way(132, 232_448, "exchange=cluster", H200)
-    assert plan_of(library, "forward", "lstm", Shape(3, 9, 4, 60), forced, torch.bfloat16).exchange == "cluster"
-    with pytest.raises(RuntimeError, match="no kernel in clusters is compiled for H = 65 so, but for H up to 64 with"):
-        plan_of(library, "forward", "lstm", Shape(3, 9, 4, 65), forced, torch.bfloat16)
+def test_where_there_is_no_cluster_messages_are_chosen(library):
+    in_clusters, either = (Way(132, 232_448, f"exchange={name}", H200) for name in ("cluster", "warps"))
+
+    def exchange_of(H: int, way: Way, cell: str = "lstm") -> str:
+        return plan_of(library, "forward", cell, Shape(3, 9, 4, H), way, torch.bfloat16).exchange
+
+    assert exchange_of(60, in_clusters) == exchange_of(60, either) == "cluster"
+    assert exchange_of(65, either) == "messages"
+    refusal = "no kernel in clusters is compiled for H = 65 so, but for H up to 64 with parts=4,sequences=8"
+    with pytest.raises(RuntimeError, match=f"{refusal}$"):
+        exchange_of(65, in_clusters)
+    with pytest.raises(
+        RuntimeError, match=f"{refusal}; and kernels by messages are for cells whose blocks exchange once"
+    ):
+        exchange_of(65, either, "gru")

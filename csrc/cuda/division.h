@@ -11,13 +11,16 @@
 namespace fused_rnn::cuda {
 
 // How the blocks of a team hand each other what they make: see exchange/exchange.h. `cluster` and `messages` are those
-// of the kernels of warps (cluster/), the others of the kernels of blocks; `blocks` leaves the choice among these open.
-enum class ExchangeId { chosen, one_block, l2, cluster, blocks, messages };
+// of the kernels of warps (cluster/), the others of the kernels of blocks; `warps` and `blocks` leave the choice among
+// the ones and the others open.
+enum class ExchangeId { chosen, one_block, l2, cluster, blocks, messages, warps };
 
-constexpr std::string_view exchange_names[] = {"", "one_block", "l2", "cluster", "blocks", "messages"};
+constexpr std::string_view exchange_names[] = {"", "one_block", "l2", "cluster", "blocks", "messages", "warps"};
 
-// Whether an exchange is one of the kernels of warps.
-constexpr bool of_warps(ExchangeId id) { return id == ExchangeId::cluster || id == ExchangeId::messages; }
+// Whether an exchange is of the kernels of warps.
+constexpr bool of_warps(ExchangeId id) {
+  return id == ExchangeId::cluster || id == ExchangeId::messages || id == ExchangeId::warps;
+}
 
 // A team of blocks takes a tile of sequences at a time and shares the units among its parts; the states that its blocks
 // exchange come to shared memory in segments. In a division that is forced zero leaves a number to the planner, and the
@@ -61,8 +64,8 @@ inline bool read_item(std::string_view item, Division& division) {
   const std::string_view name = item.substr(0, equals), value = item.substr(equals + 1);
   if (name == "exchange") {
     if (division.exchange != ExchangeId::chosen) return false;
-    for (const ExchangeId id :
-         {ExchangeId::one_block, ExchangeId::l2, ExchangeId::cluster, ExchangeId::blocks, ExchangeId::messages})
+    for (const ExchangeId id : {ExchangeId::one_block, ExchangeId::l2, ExchangeId::cluster, ExchangeId::blocks,
+                                ExchangeId::messages, ExchangeId::warps})
       if (value == exchange_names[static_cast<int>(id)]) division.exchange = id;
     return division.exchange != ExchangeId::chosen;
   }
@@ -90,8 +93,9 @@ inline Division division_named(std::string_view whole) {
   if (right && division.sequences % 8 == 0) return division;
   throw std::runtime_error(
       "fused_rnn: FUSED_RNN_CUDA_PLAN must be like exchange=l2,sequences=16,parts=8,segments=1, of which any may be "
-      "left out, with the exchange l2, cluster or messages (one segment), one_block (one part and one segment) or "
-      "blocks (l2 or one_block), numbers from 1 to 9999 and sequences a multiple of 8, and is '" +
+      "left out, with the exchange l2, cluster, messages or warps (cluster or messages; these three with one segment), "
+      "one_block (one part and one segment) or blocks (l2 or one_block), numbers from 1 to 9999 and sequences a "
+      "multiple of 8, and is '" +
       std::string(whole) + "'");
 }
 

@@ -14,14 +14,15 @@ from fused_rnn import cuda
 
 from .results import CELLS, DTYPES, FAMILIES, modulates_input
 
-FORCED = {family: f"exchange={family}" for family in FAMILIES}
+# Where there is no cluster, blocks of the same kernels may hand each other messages.
+FORCED = {"cluster": "exchange=warps", "blocks": "exchange=blocks"}
 # H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer.
-HIDDEN, BATCHES = (512, 128, 256, 768, 64, 384, 640, 192), (64, 16, 32, 128, 256, 1, 512)
+HIDDEN, BATCHES = (512, 128, 256, 768, 1024, 64, 384, 640, 192, 2048), (64, 16, 32, 128, 256, 1, 512)
 GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
 # Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
 INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
-MOST_HIDDEN, MOST_INPUTS = {"float32": 256}, {"float32": 128}  # of dtypes whose weights take more room
+MOST_HIDDEN, MOST_INPUTS = {"float32": 512}, {"float32": 128}  # of dtypes whose weights take more room
 STEPS, ROUNDS = 256, 4
 # Errors add up along a sequence. In float32 they are known for a long one, because what tensor cores round off may all
 # point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all other rounding.

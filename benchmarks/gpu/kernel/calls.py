@@ -17,7 +17,7 @@ from fused_rnn.cells import CELLS
 
 BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
-EXCHANGES = ["chosen", "one_block", "l2", "cluster", "blocks", "messages"]  # in the order of ExchangeId
+EXCHANGES = ["chosen", "one_block", "l2", "cluster", "blocks", "messages", "warps"]  # in the order of ExchangeId
 MODULATES = [None, "input", "hidden"]  # in the order of Modulates
 
 

@@ -60,14 +60,9 @@ inline double nanoseconds_of(const Candidate& c) {
   return (octet + for_terms(c)) * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
 }
 
-// Whether a candidate exchanges what it makes in the way that is asked for: in clusters, if nothing else is forced.
-inline bool is_of(const Candidate& c, const Division& forced) {
-  return (c.exchange == ExchangeId::messages) == (forced.exchange == ExchangeId::messages);
-}
-
 // Whether a size can be what is forced; zeros leave it open.
 inline bool meets(const Candidate& c, const Division& forced) {
-  return is_of(c, forced) && (forced.parts == 0 || forced.parts == c.blocks) &&
+  return c.exchange == forced.exchange && (forced.parts == 0 || forced.parts == c.blocks) &&
          (forced.sequences == 0 || forced.sequences == 8 * c.octets);
 }
 
@@ -83,7 +78,7 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
   const Candidate* smallest = nullptr;  // in shared memory, of those that the device has clusters for
   int blocks = 0;
   for (const Candidate& c : candidates) {
-    if (!is_of(c, forced)) continue;
+    if (c.exchange != forced.exchange) continue;
     sizes += (sizes.empty() ? "" : "; ") + std::string("H up to ") + number(c.K) +
              (features > 0 ? " and I up to " + number(c.features) : "") + " with parts=" + number(c.blocks) +
              ",sequences=" + number(8 * c.octets);
@@ -107,9 +102,9 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
          " bytes of shared memory in each block, and this device has " + number(chip.shared_bytes);
 }
 
-// The fastest candidate that fits.
-inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B, const Chip& chip,
-                     const Division& forced) {
+// The fastest candidate that fits, of those with the exchange that is forced.
+inline Choice fastest(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B,
+                      const Chip& chip, const Division& forced) {
   Choice best;
   for (int i = 0; i < static_cast<int>(candidates.size()); ++i) {
     const Candidate& c = candidates[i];
@@ -122,6 +117,21 @@ inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_
   }
   if (best.index < 0) best.refusal = refusal_of(candidates, H, features, chip, forced);
   return best;
+}
+
+// Likewise; where the exchange is left open a cluster, and messages where none fits.
+inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B, const Chip& chip,
+                     Division forced) {
+  const auto choice = [&](ExchangeId exchange) {
+    forced.exchange = exchange;
+    return fastest(candidates, H, features, B, chip, forced);
+  };
+  if (forced.exchange == ExchangeId::cluster || forced.exchange == ExchangeId::messages) return choice(forced.exchange);
+  const Choice in_cluster = choice(ExchangeId::cluster);
+  if (in_cluster.index >= 0) return in_cluster;
+  Choice by_messages = choice(ExchangeId::messages);
+  if (by_messages.index < 0) by_messages.refusal = in_cluster.refusal + "; and " + by_messages.refusal;
+  return by_messages;
 }
 
 }  // namespace fused_rnn::cuda::cluster
