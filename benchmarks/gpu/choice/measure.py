@@ -22,7 +22,9 @@ GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
 # Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
 INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
-MOST_HIDDEN, MOST_INPUTS = {"float32": 512}, {"float32": 128}  # of dtypes whose weights take more room
+# What kernels of warps are compiled for: units where blocks exchange once a step, else, and features.
+ONCE = ("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu")
+MOST = {"bfloat16": (2048, 768, 256), "float16": (2048, 768, 256), "float32": (512, 256, 128)}
 STEPS, ROUNDS = 256, 4
 # Errors add up along a sequence. In float32 they are known for a long one, because what tensor cores round off may all
 # point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all other rounding.
@@ -42,28 +44,32 @@ def points(
     ranked = [
         (rank, place, Layer(cell, dtype, h, b, steps, input=i))
         for dtype, cell in product(dtypes, cells)
-        for place, (rank, h, b, i) in enumerate(_sizes(modulates_input(cell), dtype, hidden, batches, inputs))
+        for place, (rank, h, b, i) in enumerate(_sizes(cell, dtype, hidden, batches, inputs))
     ]
     return [layer for *_, layer in sorted(ranked, key=lambda found: found[:2])]
 
 
-def _sizes(modulated: bool, dtype: str, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
+def _sizes(cell: str, dtype: str, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
     """How far down their lists all sizes stand, then these: H, B, and I where the input is modulated, else None.
 
-    Of those that are not given there are as large ones as clusters are compiled for in the dtype.
+    Of those that are not given there are as large ones as there are kernels of warps for.
     """
     hidden, batches, inputs = given
-    grids = MODULATED_GRIDS if modulated else GRIDS
-    grids = [(_up_to(MOST_HIDDEN.get(dtype), sizes), of_batches) for sizes, of_batches in grids]
+    once, several_times, features = MOST[dtype]
+    modulated = modulates_input(cell)
+    grids = [
+        (_up_to(once if cell in ONCE else several_times, sizes), of_batches)
+        for sizes, of_batches in (MODULATED_GRIDS if modulated else GRIDS)
+    ]
     if hidden or batches:
         grids = [(hidden or grids[0][0], batches or grids[0][1])]
-    features = (inputs or _up_to(MOST_INPUTS.get(dtype), INPUTS)) if modulated else (None,)
-    ranked = [zip(*place) for grid in grids for place in product(*map(enumerate, (*grid, features)))]
+    axis = (inputs or _up_to(features, INPUTS)) if modulated else (None,)
+    ranked = [zip(*place) for grid in grids for place in product(*map(enumerate, (*grid, axis)))]
     return sorted(((sum(ranks), *sizes) for ranks, sizes in ranked), key=lambda found: found[0])
 
 
-def _up_to(most: int | None, sizes: Sequence[int]) -> Sequence[int]:
-    return sizes if most is None else [size for size in sizes if size <= most]
+def _up_to(most: int, sizes: Sequence[int]) -> Sequence[int]:
+    return [size for size in sizes if size <= most]
 
 
 def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> dict:
