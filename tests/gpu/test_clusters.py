@@ -122,6 +122,8 @@ def test_lengths_zoneout_and_clipping(place, cell, hidden, dtype, reverse):
 # Of 16-bit types; and in float32 all, each with units and features for which it is the one that is chosen.
 DIVISIONS = ["parts=4", "parts=8", "parts=16", "parts=8,sequences=16", "parts=16,sequences=16"]
 SIZES_IN_FLOAT32 = [
+    *((cell, 60, 5, "parts=1") for cell in CELLS if not cell.startswith("multiplicative")),
+    *((cell, 60, 5, "parts=4,sequences=8") for cell in CELLS if cell not in OF_INPUT),
     *((cell, 120, 5, "parts=4,sequences=8") for cell in CELLS if cell not in OF_INPUT),
     *((cell, 128, 5, "parts=4,sequences=16") for cell in CELLS if not cell.startswith("multiplicative")),
     *((cell, 100, 5, "parts=8") for cell in CELLS),

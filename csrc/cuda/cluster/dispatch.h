@@ -23,9 +23,9 @@ using CompiledShort =
           Size<512, 16, 2, 1>, Size<512, 16, 2, 2>, Size<768, 16, 2, 1>, Size<128, 4, 1, 1, 128>,
           Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>, Size<512, 16, 2, 1, 128>,
           Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>, TeamSize<1024, 64, 8, 1>, TeamSize<2048, 128, 4, 1>>;
-using CompiledFloat =
-    Sizes<Size<128, 4, 2, 1>, Size<128, 4, 2, 2>, Size<128, 8, 2, 1>, Size<256, 8, 2, 1>, Size<256, 16, 4, 1>,
-          Size<128, 8, 4, 1, 128>, Size<256, 16, 4, 1, 128>, TeamSize<512, 32, 4, 1>>;
+using CompiledFloat = Sizes<Size<64, 1, 1, 1>, Size<64, 4, 2, 1>, Size<128, 4, 2, 1>, Size<128, 4, 2, 2>,
+                            Size<128, 8, 2, 1>, Size<256, 8, 2, 1>, Size<256, 16, 4, 1>, Size<128, 8, 4, 1, 128>,
+                            Size<256, 16, 4, 1, 128>, TeamSize<512, 32, 4, 1>>;
 #else
 using CompiledShort = Sizes<FUSED_RNN_CLUSTER_SIZES>;
 using CompiledFloat = CompiledShort;
@@ -60,9 +60,8 @@ struct Kernel {
   void (*run)(const Operands<S, Arrays>);
 };
 
-template <typename Cell, typename Size, typename Shape, int shared_bytes>
-Candidate candidate_of() {
-  static_assert(shared_bytes <= most_shared_bytes, "it would run nowhere");
+template <typename Cell, typename Size, typename Shape>
+Candidate candidate_of(int shared_bytes) {
   return {.K = Size::K,
           .features = Size::features,
           .blocks = Size::blocks,
@@ -90,10 +89,9 @@ struct Direction<ForwardCall> {
   template <typename Cell, typename S, typename Size>
   using Shape = ForwardShape<Cell, S, Size>;
   template <typename Cell, typename S, typename Size>
-  static Kernel<S, ForwardArrays> kernel() {
-    return {candidate_of<Cell, Size, ForwardShape<Cell, S, Size>, Forward<Cell, S, Size>::shared_bytes>(),
-            run_forward<Cell, S, Size>};
-  }
+  static constexpr int shared_bytes = Forward<Cell, S, Size>::shared_bytes;
+  template <typename Cell, typename S, typename Size>
+  static constexpr auto kernel = run_forward<Cell, S, Size>;
   static double gradient_clip(const ForwardCall&) { return 0; }
 };
 
@@ -104,10 +102,9 @@ struct Direction<BackwardCall> {
   template <typename Cell, typename S, typename Size>
   using Shape = BackwardShape<Cell, S, Size>;
   template <typename Cell, typename S, typename Size>
-  static Kernel<S, BackwardArrays> kernel() {
-    return {candidate_of<Cell, Size, BackwardShape<Cell, S, Size>, Backward<Cell, S, Size>::shared_bytes>(),
-            run_backward<Cell, S, Size>};
-  }
+  static constexpr int shared_bytes = Backward<Cell, S, Size>::shared_bytes;
+  template <typename Cell, typename S, typename Size>
+  static constexpr auto kernel = run_backward<Cell, S, Size>;
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
 };
 
@@ -123,12 +120,16 @@ struct Kernels {
   }
 
  private:
+  // If a multiprocessor has room for it.
   template <typename Size>
   void add() {
     if constexpr (!std::is_void_v<Size>) {
-      if constexpr (Direction<Call>::template Shape<Cell, S, Size>::fits) {
-        all.push_back(Direction<Call>::template kernel<Cell, S, Size>());
-        candidates.push_back(all.back().candidate);
+      using Way = Direction<Call>;
+      using Shape = typename Way::template Shape<Cell, S, Size>;
+      constexpr int shared_bytes = Way::template shared_bytes<Cell, S, Size>;
+      if constexpr (Shape::fits && shared_bytes <= most_shared_bytes) {
+        candidates.push_back(candidate_of<Cell, Size, Shape>(shared_bytes));
+        all.push_back({candidates.back(), Way::template kernel<Cell, S, Size>});
       }
     }
   }
