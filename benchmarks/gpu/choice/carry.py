@@ -86,13 +86,18 @@ def kernel_of(symbol: str) -> Kernel | None:
     return Kernel(found["direction"], CELL_OF[found["cell"]], DTYPE_OF[found["dtype"]], tuple(size))
 
 
+def unpadded(line: str) -> str:
+    """Columns of a disassembly are as wide as the longest instruction of any kernel in it."""
+    return " ".join(line.split())
+
+
 def codes(disassembly: str, resources: dict[str, build.Resources]) -> dict[Kernel, Code]:
     """The code of every kernel of clusters, of what cuobjdump prints and of what kernels take by their symbols."""
     found = {}
     for part in re.split(r"^\s*Function\s*:\s*", disassembly, flags=re.MULTILINE)[1:]:
         symbol, *lines = part.splitlines()
         if kernel := kernel_of(symbol):
-            found[kernel] = Code(resources[symbol.strip()], tuple(filter(None, map(str.strip, lines))))
+            found[kernel] = Code(resources[symbol.strip()], tuple(filter(None, map(unpadded, lines))))
     return found
 
 
