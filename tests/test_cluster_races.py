@@ -19,9 +19,18 @@ CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
     "phases": ("Gru", "MultiplicativeLstm", "MultiplicativeLstmHidden", "MultiplicativeGru"),
 }
-FORWARD, RESET, MODULATION, BACKWARD, JOB, TILE, VALUES = (
+FORWARD, RESULTS, RESET, MODULATION, BACKWARD, JOB, TILE, VALUES = (
     f"csrc/cuda/cluster/{name}.h"
-    for name in ("forward", "forward_reset", "modulation", "backward", "backward_job", "tile", "values")
+    for name in (
+        "forward",
+        "forward_results",
+        "forward_reset",
+        "modulation",
+        "backward",
+        "backward_job",
+        "tile",
+        "values",
+    )
 )
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
@@ -77,11 +86,11 @@ FAULTS = {
     # What blocks do to each other
     "no-wait-for-the-state": Fault(FORWARD, r"if \(step > 0\) state_\.wait\([^;]*;[^;]*;", "", "mbarrier"),
     "wait-for-another-share": Fault(FORWARD, r"state_\.wait\(share_", "state_.wait(0", RACE, "thread"),
-    "push-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"\1", ENDS),
+    "push-in-the-last-step": Fault(FORWARD, r"(h_\[n\]\[1\], )!last", r"\1true", ENDS),
     "expected-in-the-last-step": Fault(FORWARD, r"!last && (group_ == 0)", r"\1", "one arrival too many"),
     "expected-twice": Fault(FORWARD, r"!last && group_ == 0", "!last", "one arrival too many"),
     "half-of-the-sequences-pushed": Fault(
-        FORWARD, r"state_\.push\(n, ", "if (n == 0) state_.push(0, ", "misses 1024 bytes"
+        RESULTS, r"if \(sent\)( state\.push)", r"if (sent && n == 0)\1", "misses 1024 bytes"
     ),
     "forward-leaves-early": Fault(FORWARD, r"(team_\.start)", LEAVES, ENDS),
     "forward-without-barrier-between-tiles": Fault(
@@ -194,7 +203,7 @@ FAULTS = {
         VALUES, r"(pairs\.terms\[2\]\}\);\s+)__syncwarp\(\);", r"\1", RACE, "thread", flags=FLOATS
     ),
     "rows-without-syncwarp": Fault(
-        FORWARD, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
+        RESULTS, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
     ),
 }
 

@@ -77,7 +77,7 @@ FAULTS = {
     "not-looked-at": Fault(MESSAGES, r"whole &= (words\.values\[i\] != no_message;)", r"whole |= \1", WRONG),
     "first-word-looked-at": Fault(MESSAGES, r"(i < )count(; \+\+i\) whole &= words)", r"\g<1>1\2", WRONG),
     "read-from-the-first-slot": Fault(MESSAGES, r"(first = places_ \+ )slot", r"\1 0 * slot", WRONG),
-    "pushed-in-the-last-step": Fault(FORWARD, r"if \(!last\)( state_\.push)", r"if (!last || !Team::ordered)\1", WRONG),
+    "pushed-in-the-last-step": Fault(FORWARD, r"(h_\[n\]\[1\], )!last", r"\1!last || !Team::ordered", WRONG),
     # Shared memory
     "one-copy-of-16-sequences": Fault(MESSAGES, r"count\(\) % 2 \* copy_bytes", "count() * 0", RACE, "thread", 3),
     "no-barrier-of-a-share": Fault(MESSAGES, r"barrier_sync\([^;]*;", "", RACE, "thread"),

@@ -7,7 +7,11 @@
 namespace fused_rnn::cuda {
 
 // As words are sent in messages.
-FUSED_RNN_KERNEL make_sendable(const Words<4>* in, Words<4>* out) { out[threadIdx.x] = sendable(in[threadIdx.x]); }
+FUSED_RNN_KERNEL make_sendable(const Vector<uint32_t, 4>* in, Vector<uint32_t, 4>* out) {
+#if FUSED_RNN_SM90
+  out[threadIdx.x] = sendable(in[threadIdx.x]);
+#endif
+}
 
 // Registers of a warp that hold matrices, two elements each.
 template <int matrices>
