@@ -152,8 +152,8 @@ def test_the_most_telling_points_come_first():
 def test_sizes_that_no_kernel_is_compiled_for_are_only_measured_if_asked_for():
     """In float32 weights take more room; and there are messages where blocks exchange once a step."""
     found = measure.points(dtypes=["float32"])
-    assert max(layer.hidden for layer in found if layer.cell in measure.ONCE) == 512
-    assert max(layer.hidden for layer in found if layer.cell not in measure.ONCE) == 256
+    assert max(layer.hidden for layer in found if layer.cell in results.ONCE) == 512
+    assert max(layer.hidden for layer in found if layer.cell not in results.ONCE) == 256
     assert {layer.input for layer in found} == {None, 8, 128}
     (asked,) = measure.points(["multiplicative_lstm"], ["float32"], [512], [3], [256])
     assert (asked.hidden, asked.input) == (512, 256)

@@ -6,10 +6,10 @@ import torch
 from fused_rnn import cuda
 
 from ..conftest import Shape, operands, random_like, regularised
+from ..test_cluster_kernels import ONE_PHASE as CELLS
 from .test_clusters import assert_right
 
 pytestmark = pytest.mark.gpu
-CELLS = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"]
 # More tiles than teams, half empty ones, units that fill no row, and more steps than there are places for messages
 SHAPES = [
     Shape(40, 19, 5, 1024),
@@ -18,6 +18,9 @@ SHAPES = [
     Shape(30, 19, 4, 2048),
     Shape(9, 8, 4, 1500),
 ]
+IN_FLOAT32 = [Shape(40, 40, 5, 512), Shape(9, 19, 3, 457)]
+CASES = [(shape, dtype) for dtype in (torch.bfloat16, torch.float16) for shape in SHAPES]
+CASES += [(shape, torch.float32) for shape in IN_FLOAT32]
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +32,7 @@ def messages(place, monkeypatch):
     monkeypatch.setenv(cuda.FORCED, "exchange=messages")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_results_and_gradients(place, cell, shape, dtype, reverse):
     how, draws = {"scale": 1.0, "dtype": dtype, "reverse": reverse}, 2
@@ -39,19 +41,25 @@ def test_results_and_gradients(place, cell, shape, dtype, reverse):
     assert_right(place, [place.operands(cell, shape, **how, seed=seed) for seed in range(draws)])
 
 
-@pytest.mark.parametrize("hidden", [1024, 1999])
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "draws"),
+    [(1024, torch.bfloat16, 2), (1999, torch.bfloat16, 2), (500, torch.float32, 8)],
+    ids=str,
+)
 @pytest.mark.parametrize("cell", CELLS[:3])
-def test_lengths_zoneout_and_clipping(place, cell, hidden, reverse):
+def test_lengths_zoneout_and_clipping(place, cell, hidden, dtype, draws, reverse):
     shape = Shape(7, 21, 5, hidden)
-    how = {"dtype": torch.bfloat16, "reverse": reverse, "lengths": [(5 * b) % (shape.T + 1) for b in range(shape.B)]}
-    assert_right(place, [regularised(operands(cell, shape, **how, seed=s)).on(place.device) for s in range(2)])
+    how = {"dtype": dtype, "reverse": reverse, "lengths": [(5 * b) % (shape.T + 1) for b in range(shape.B)]}
+    assert_right(place, [regularised(operands(cell, shape, **how, seed=s)).on(place.device) for s in range(draws)])
 
 
-@pytest.mark.parametrize("hidden", [1024, 2048])
+@pytest.mark.parametrize(
+    ("hidden", "dtype"), [(1024, torch.bfloat16), (2048, torch.bfloat16), (512, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_same_call_gives_the_same_bits(place, cell, hidden):
+def test_the_same_call_gives_the_same_bits(place, cell, hidden, dtype):
     """Over many uses of each place."""
-    op = place.operands(cell, Shape(500, 19, 5, hidden), dtype=torch.bfloat16)
+    op = place.operands(cell, Shape(500, 19, 5, hidden), dtype=dtype)
     d_results = random_like(op.run(place.backend))
     first, *others = (op.results_and_gradients(place.backend, d_results) for _ in range(4))
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))

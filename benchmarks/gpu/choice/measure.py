@@ -12,7 +12,7 @@ from benchmarks.gpu.plans import DIRECTIONS, Layer
 from benchmarks.speed.clock import HostClock
 from fused_rnn import cuda
 
-from .results import CELLS, DTYPES, FAMILIES, modulates_input
+from .results import CELLS, DTYPES, FAMILIES, ONCE, modulates_input
 
 # Where there is no cluster, blocks of the same kernels may hand each other messages.
 FORCED = {"cluster": "exchange=warps", "blocks": "exchange=blocks"}
@@ -23,7 +23,6 @@ GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
 INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
 # What kernels of warps are compiled for: units where blocks exchange once a step, else, and features.
-ONCE = ("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu")
 MOST = {"bfloat16": (2048, 768, 256), "float16": (2048, 768, 256), "float32": (512, 256, 128)}
 STEPS, ROUNDS = 256, 4
 # Errors add up along a sequence. In float32 they are known for a long one, because what tensor cores round off may all

@@ -10,8 +10,9 @@ from benchmarks.gpu.plans import DIRECTIONS
 from benchmarks.speed import RESULTS
 from fused_rnn import cells
 
+ONCE = ("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu")  # cells whose blocks exchange once a step
 CELLS = (
-    *("lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"),
+    *ONCE,
     *("gru", "multiplicative_lstm", "multiplicative_lstm_hidden", "multiplicative_gru"),
 )
 DTYPES = ("bfloat16", "float16", "float32")

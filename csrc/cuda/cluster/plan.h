@@ -115,23 +115,25 @@ inline Choice fastest(const std::vector<Candidate>& candidates, int64_t H, int64
     if (best.index >= 0 && nanoseconds >= best.nanoseconds) continue;
     best = {i, static_cast<int>(std::min(tiles, at_once(c, chip))), nanoseconds, ""};
   }
-  if (best.index < 0) best.refusal = refusal_of(candidates, H, features, chip, forced);
   return best;
 }
 
 // Likewise; where the exchange is left open a cluster, and messages where none fits.
 inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B, const Chip& chip,
-                     Division forced) {
-  const auto choice = [&](ExchangeId exchange) {
-    forced.exchange = exchange;
-    return fastest(candidates, H, features, B, chip, forced);
-  };
-  if (forced.exchange == ExchangeId::cluster || forced.exchange == ExchangeId::messages) return choice(forced.exchange);
-  const Choice in_cluster = choice(ExchangeId::cluster);
-  if (in_cluster.index >= 0) return in_cluster;
-  Choice by_messages = choice(ExchangeId::messages);
-  if (by_messages.index < 0) by_messages.refusal = in_cluster.refusal + "; and " + by_messages.refusal;
-  return by_messages;
+                     const Division& forced) {
+  const bool may_be_cluster = forced.exchange != ExchangeId::messages,
+             may_be_messages = forced.exchange != ExchangeId::cluster;
+  Division in_cluster = forced, by_messages = forced;
+  in_cluster.exchange = ExchangeId::cluster;
+  by_messages.exchange = ExchangeId::messages;
+  Choice best;
+  if (may_be_cluster) best = fastest(candidates, H, features, B, chip, in_cluster);
+  if (best.index < 0 && may_be_messages) best = fastest(candidates, H, features, B, chip, by_messages);
+  if (best.index >= 0) return best;
+  if (may_be_cluster) best.refusal = refusal_of(candidates, H, features, chip, in_cluster);
+  if (may_be_cluster && may_be_messages) best.refusal += "; and ";
+  if (may_be_messages) best.refusal += refusal_of(candidates, H, features, chip, by_messages);
+  return best;
 }
 
 }  // namespace fused_rnn::cuda::cluster
