@@ -48,6 +48,7 @@ class TurnedWeights {
   using Fragment = Vector<uint32_t, 4>;
   using Place = InTerms<S, Fragment>;
   static constexpr int fragments = tiles_ * k_steps_, terms = terms_of<S>;
+  static_assert(tiles_ % together == 0, "each has a place of its own");
 
  public:
   static constexpr int tiles = tiles_, k_steps = k_steps_;
