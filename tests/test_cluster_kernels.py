@@ -22,8 +22,9 @@ DTYPES = [torch.bfloat16, torch.float16]
 H200, ONE = (132, 66, 30, 15, 7), (1, 1, 1, 1, 1)
 # K, blocks of a cluster, shares of K and octets of sequences of what is compiled
 SIZES = [(32, 1, 1, 1), (64, 1, 2, 2), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
-# Likewise, with features, for cells whose input is modulated; of 4 blocks two have some.
+# Likewise, with features, for cells whose input is modulated; of 4 and of 8 blocks half have some.
 FEATURES = [(32, 1, 1, 1, 32), (64, 1, 2, 2, 64), (32, 2, 1, 1, 32), (64, 2, 2, 2, 64), (64, 4, 1, 1, 32)]
+FEATURES.append((256, 8, 1, 1, 64))
 # so that a wait gives up after so many turns of all threads, and a block stays for as long as stores may take
 WAITS = ["-DFUSED_RNN_WAIT_CYCLES=1000", "-DFUSED_RNN_DRAIN_CYCLES=200"]
 
@@ -92,6 +93,12 @@ def test_results_and_gradients(library, cell, name, dtype):
 )
 def test_large_clusters(library, blocks, cell):
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(3, 9, 2, 16 * blocks - 8), count=1), way(blocks))
+
+
+@pytest.mark.parametrize("cell", ["multiplicative_lstm", "multiplicative_gru"])
+def test_fewer_tiles_of_features_than_of_units(library, cell):
+    """A warp of the backward kernel has one of these and two of those."""
+    assert_as_exact_as_pytorch(library, drawn(cell, Shape(3, 9, 40, 200), count=1), way(8))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class Kernel:
 KERNELS = [
     Kernel("forward", "Lstm", (128, 1, 1, 1, 0), 16, 190),
     Kernel("forward", "Lstm", (512, 16, 2, 1, 0), 32, 260),
-    Kernel("forward", "GruResetAfter", (256, 8, 2, 2, 0), 32, 370),
+    Kernel("forward", "Lstm", (512, 16, 2, 2, 0), 64, 325),
+    Kernel("forward", "GruResetAfter", (256, 8, 2, 2, 0), 32, 280),
     Kernel("forward", "Gru", (512, 16, 2, 1, 0), 32, 330),
     Kernel("forward", "Lstm", (512, 16, 2, 1, 128), 48, 400, modulates=1),
     Kernel("forward", "Lstm", (512, 16, 2, 1, 512), 48, 440, modulates=2),
@@ -73,13 +74,15 @@ KERNELS = [
 # In float32, where a product of two numbers is six instructions
 KERNELS += [
     Kernel("forward", "Lstm", (128, 4, 2, 1, 0), 6 * 8, 450),
+    Kernel("forward", "Lstm", (256, 8, 2, 2, 0), 6 * 32, 780, short=True),
     Kernel("forward", "Lstm", (256, 16, 4, 1, 0), 6 * 8, 510),
-    Kernel("forward", "GruResetAfter", (128, 4, 2, 2, 0), 6 * 16, 770, short=True),
+    Kernel("forward", "GruResetAfter", (128, 4, 2, 2, 0), 6 * 16, 620),
     Kernel("forward", "Gru", (256, 16, 4, 1, 0), 6 * 8, 570),
     Kernel("forward", "Lstm", (256, 16, 4, 1, 128), 6 * 16, 820, modulates=1, short=True),
     Kernel("forward", "Lstm", (256, 16, 4, 1, 256), 6 * 12, 790, modulates=2),
     Kernel("forward", "Gru", (256, 16, 4, 1, 128), 6 * 16, 980, modulates=1, short=True),
     Kernel("backward", "Lstm", (128, 4, 2, 1, 0), 6 * 8, 460),
+    Kernel("backward", "Lstm", (256, 8, 2, 2, 0), 6 * 32, 710, short=True),
     Kernel("backward", "Lstm", (256, 16, 4, 1, 0), 6 * 8, 520),
     Kernel("backward", "GruResetAfter", (128, 4, 2, 2, 0), 6 * 12, 400),
     Kernel("backward", "Gru", (256, 16, 4, 1, 0), 6 * 6, 550),

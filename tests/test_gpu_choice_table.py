@@ -62,6 +62,16 @@ def test_between_points_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks(
     assert ranges(grid(growing)) == {(h, h, b, b) for h, b in growing}  # nothing but the points
 
 
+@pytest.mark.parametrize(("clusters", "blocks", "covered"), [(8.0, 54.0, True), (8.0, 43.0, False), (9.5, 54.0, False)])
+def test_between_batches_parts_take_turns(clusters, blocks, covered):
+    """Of 4096 sequences both take longer than the other of 1024; up to 2048 are two batches, and two of 2048 are 4096."""
+    times = {64: (1.0, 8.0), 512: (5.0, 10.0), 1024: (clusters, 15.0), 4096: (25.0, blocks)}
+    found = rows([outcome(256, batch, *both) for batch, both in times.items()])
+    kind = ("lstm", "bfloat16", True, 256, 256)
+    apart = [Row(*kind, 64, 1024), Row(*kind, 4096, 4096)]
+    assert found == ([Row(*kind, 64, 4096)] if covered else apart)
+
+
 def test_cells_dtypes_and_rows_in_pieces_are_apart():
     found = [
         outcome(h, b, 1.0 if h % 8 == 0 else 2.0, 8.0, cell=cell, dtype=dtype)

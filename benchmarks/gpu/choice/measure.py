@@ -16,18 +16,22 @@ from .results import CELLS, DTYPES, FAMILIES, ONCE, modulates_input
 
 # Where there is no cluster, blocks of the same kernels may hand each other messages.
 FORCED = {"cluster": "exchange=warps", "blocks": "exchange=blocks"}
-# H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer.
+# H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer. With
+# many sequences there are the sizes that people run so many with.
 HIDDEN, BATCHES = (512, 128, 256, 768, 1024, 64, 384, 640, 192, 2048), (64, 16, 32, 128, 256, 1, 512)
-GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)))
+MANY = ((256, 128, 192), (4096, 1024))
+GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)), MANY)
 # Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
 INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
 # What kernels of warps are compiled for: units where blocks exchange once a step, else, and features.
 MOST = {"bfloat16": (2048, 768, 256), "float16": (2048, 768, 256), "float32": (512, 256, 128)}
-STEPS, ROUNDS = 256, 4
-# Errors add up along a sequence. In float32 they are known for a long one, because what tensor cores round off may all
-# point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all other rounding.
-JUDGED_STEPS, JUDGED_STEPS_IN_FLOAT32, JUDGED_STEPS_OF_RELU_IN_FLOAT32 = 32, 256, 4
+STEPS, ROUNDS = 256, 3
+# Of more sequences there are fewer steps: a step takes long enough, and sequences are as good as steps to judge by.
+MOST_ROWS, MOST_JUDGED_ROWS = 256 * 1024, 64 * 1024
+# Errors add up along a sequence. In float32 they are known for a longer one, because what tensor cores round off may
+# all point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all rounding.
+JUDGED_STEPS, JUDGED_STEPS_IN_FLOAT32, JUDGED_STEPS_OF_RELU_IN_FLOAT32 = 16, 32, 4
 JUDGED_INPUT = 16  # where features are not the kernels' business
 
 
@@ -41,7 +45,7 @@ def points(
 ) -> list[Layer]:
     """The most telling sizes of all cells and dtypes first, so that every one has some when the time is over."""
     ranked = [
-        (rank, place, Layer(cell, dtype, h, b, steps, input=i))
+        (rank, place, Layer(cell, dtype, h, b, min(steps, MOST_ROWS // b), input=i))
         for dtype, cell in product(dtypes, cells)
         for place, (rank, h, b, i) in enumerate(_sizes(cell, dtype, hidden, batches, inputs))
     ]
@@ -100,7 +104,7 @@ def judge_of(layer: Layer, device: torch.device) -> Judge:
     steps, closely = JUDGED_STEPS, layer.dtype == "float32"
     if closely:
         steps = JUDGED_STEPS_OF_RELU_IN_FLOAT32 if layer.cell == "rnn_relu" else JUDGED_STEPS_IN_FLOAT32
-    sizes = {"T": steps, "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
+    sizes = {"T": min(steps, MOST_JUDGED_ROWS // layer.batch), "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
     return Judge(layer.cell, getattr(torch, layer.dtype), device, closely, **sizes)
 
 

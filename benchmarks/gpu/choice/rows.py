@@ -2,10 +2,12 @@
 
 The points of a cell and a dtype lie on a grid of H x B, and where the input is modulated of H x B x I. Those with
 multiples of 8 for H and I, whose rows travel as a piece, and the others, whose values travel one by one, are two grids.
-What lies between measured points is concluded from one assumption alone: that neither family becomes faster when a size
-grows. So between neighbours of the grid the clusters take no more time than at the largest sizes there, and blocks no
-less than at the smallest; where the first is below the second, and all corners are ahead, the clusters are ahead at
-every size between them, whatever sizes they pad to and however many tiles take turns. Where it is not, only the corners
+What lies between measured points is concluded from two assumptions: that neither family becomes faster when a size
+grows, and that a batch takes no longer than its parts would one after the other. So between neighbours of the grid the
+clusters take no more time than at the largest sizes there, nor than smaller batches that make up the batch; and blocks
+take no less than at the smallest sizes, nor than the larger batch there divided by how many of the batch make it up.
+Where the first is below the second at every batch, and all corners are ahead, the clusters are ahead at every size
+between them, whatever sizes they pad to and however many tiles take turns. Where it is not, only the corners
 themselves, or the sizes between some of them, are ahead. Sizes outside the grid are not.
 """
 
@@ -76,5 +78,26 @@ def _steps(first: int, last: int) -> list[tuple[int, int]]:
 
 def _is_ahead(piece: Range, at: dict[tuple[int, ...], Outcome]) -> bool:
     """Whether the clusters are ahead at all sizes of a piece, by the outcomes at its corners."""
-    corners = [at.get(corner) for corner in product(*piece)]  # from the least sizes to the most
-    return all(corner and corner.ahead for corner in corners) and corners[-1].cluster.below(corners[0].blocks)
+    corners = [at.get(corner) for corner in product(*piece)]
+    return all(corner and corner.ahead for corner in corners) and _is_ahead_between(piece, at)
+
+
+def _is_ahead_between(piece: Range, at: dict[tuple[int, ...], Outcome]) -> bool:
+    """Whether the most that clusters can take is below the least that blocks can, at every batch."""
+    hidden, batches, features = piece
+    fast, fast_most = (at[hidden[0], batch, features[0]] for batch in batches)
+    slow = {o.batch: o.cluster.total for (h, _, i), o in at.items() if (h, i) == (hidden[1], features[1]) and o.ahead}
+    return slow[fast_most.batch] < fast.blocks.total or all(
+        _most(batch, slow) < max(fast.blocks.total, fast_most.blocks.total / -(-fast_most.batch // batch))
+        for batch in range(fast.batch, fast_most.batch + 1)
+    )
+
+
+def _most(batch: int, times: dict[int, float]) -> float:
+    """The most that a batch can take by what others do: the next larger one, or smaller ones and one for the rest."""
+
+    def whole(some: int) -> float:
+        return times[min(other for other in times if other >= some)] if some else 0.0
+
+    parts = (batch // part * time + whole(batch % part) for part, time in times.items() if part < batch)
+    return min([whole(batch), *parts])

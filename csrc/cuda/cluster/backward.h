@@ -41,10 +41,8 @@ class Backward {
   using ThisTile = Tile<S, BackwardArrays, octets>;
   // Of so many rows of each of so many gates.
   template <int tiles, int steps, int held, int own, int of_gates>
-  using Weights =
-      std::conditional_t<(tiles * steps > 0),
-                         TurnedWeights<S, tiles, steps, held, own, of_gates, tiles < together ? tiles : together>,
-                         Nothing>;
+  using Weights = std::conditional_t < (tiles * steps > 0),
+        TurnedWeights<S, tiles, steps, held, own, of_gates, tiles<together ? tiles : together>, Nothing>;
   // Chains of sums, so that instructions that do not wait for each other are under way.
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;
   static constexpr int feature_chains = own_feature_tiles * octets > 2   ? 1

@@ -70,7 +70,7 @@ struct BackwardShape {
                        before_at = d_cells_at + Cell::has_cell_state, keep_c_at = before_at + has_before,
                        slots = keep_c_at + Cell::has_cell_state;
   // Fewer stages where weights want the memory and steps take long.
-  static constexpr int stages = Size::K > 512 || phases > 1 ? 3 : 6;
+  static constexpr int stages = Size::K > 512 || phases > 1 || (terms > 1 && Size::K * Size::octets > 256) ? 3 : 6;
 
   static constexpr int of_units = Size::units / 16;  // steps of a product
   static constexpr BackwardProducts all = {
@@ -86,7 +86,8 @@ struct BackwardShape {
   // slot.
   static constexpr int of_terms = 12 * (own_tiles + (phases > 2 ? 2 : 1)) * Size::octets;
   static constexpr int others =
-      terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs : 48 + of_terms + (20 + 4 * slots) * own_jobs;
+      terms == 1 ? 52 + 4 * own_tiles * Size::octets + 40 * own_jobs
+                 : (Size::octets > 1 && own_tiles > 1 ? 36 : 48) + of_terms + (20 + 4 * slots) * own_jobs;
   static constexpr BackwardProducts products = all.holding(held_of(terms * all.fragments(), threads, others) / terms);
   // Tiles that are multiplied together: where weights come from shared memory so few that sums leave room for them.
   static constexpr int together = phases > 1 || products.held() == all.fragments() || own_tiles <= 4
@@ -115,6 +116,7 @@ struct BackwardShape {
                        shared_bytes = rings_at + jobs * ring_bytes;
 
   // for the plan
+  static constexpr int own_octets = static_cast<int>(divide_up(unit_jobs, warps) / divide_up(Size::groups, warps));
   static constexpr int held_fragments = terms * products.held(),
                        resident_fragments = terms * all.fragments() - held_fragments,
                        held_registers = 4 * held_fragments;

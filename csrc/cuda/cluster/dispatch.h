@@ -24,8 +24,8 @@ using CompiledShort =
           Size<256, 8, 2, 1, 128>, Size<256, 8, 2, 2, 128>, Size<384, 8, 2, 1, 128>, Size<512, 16, 2, 1, 128>,
           Size<512, 16, 2, 2, 128>, Size<256, 8, 2, 1, 256>, TeamSize<1024, 64, 8, 1>, TeamSize<2048, 128, 4, 1>>;
 using CompiledFloat = Sizes<Size<64, 1, 1, 1>, Size<64, 4, 2, 1>, Size<128, 4, 2, 1>, Size<128, 4, 2, 2>,
-                            Size<128, 8, 2, 1>, Size<256, 8, 2, 1>, Size<256, 16, 4, 1>, Size<128, 8, 4, 1, 128>,
-                            Size<256, 16, 4, 1, 128>, TeamSize<512, 32, 4, 1>>;
+                            Size<128, 8, 2, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<256, 16, 4, 1>,
+                            Size<128, 8, 4, 1, 128>, Size<256, 16, 4, 1, 128>, TeamSize<512, 32, 4, 1>>;
 #else
 using CompiledShort = Sizes<FUSED_RNN_CLUSTER_SIZES>;
 using CompiledFloat = CompiledShort;
@@ -66,6 +66,7 @@ Candidate candidate_of(int shared_bytes) {
           .features = Size::features,
           .blocks = Size::blocks,
           .octets = Size::octets,
+          .own_octets = Shape::own_octets,
           .threads = Shape::threads,
           .shared_bytes = shared_bytes,
           .registers = Shape::held_registers + 96,

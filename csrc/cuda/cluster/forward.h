@@ -2,9 +2,9 @@
 // modulated, both where h₋ is) is computed before it, by the library.
 //
 // A warp has 8 units of its block, or a share of K for these. The sums of its products hold all gates of a unit and two
-// sequences in one thread: the cell runs on them, and h and c never leave their registers. What the others need of h,
-// and all results, leave as rows. Phases of a step are those of ../forward.h, each ended by an exchange: of x̂, of
-// s = r⊙h₋, of h.
+// sequences in one thread: the cell runs on them, in the warp with the first share or in all, of some sequences each,
+// and h and c never leave their registers. What the others need of h, and all results, leave as rows. Phases of a step
+// are those of ../forward.h, each ended by an exchange: of x̂, of s = r⊙h₋, of h.
 #pragma once
 
 #include "modulation.h"
@@ -17,6 +17,8 @@ template <typename Cell, typename S, typename Size>
 class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
+  static constexpr bool trades = Shape::trades;
+  static constexpr int own_octets = Shape::own_octets;  // that a warp runs the cell for
   static constexpr int matrices = Shape::matrices, recurrent = Shape::recurrent, k_steps = Shape::k_steps,
                        held = Shape::held, held_n = Shape::held_n, x_steps = Shape::x_steps, inputs = Shape::inputs;
   static constexpr bool has_c = Cell::has_cell_state, reset_before = Cell::reset_before,
@@ -29,11 +31,14 @@ class Forward {
   using Q = Operands<S, ForwardArrays>;
   using Team = typename Size::Exchange::template Team<Size::blocks>;
   using State = typename Size::Exchange::template State<Team, S, K, shares, octets>;
-  using Sums = SplitSums<Size::groups, shares, recurrent * octets, Team::ordered>;
-  using Ring = cluster::Ring<S, Shape::slots, inputs, octets, true, (K > 512 ? 4 : 6)>;
-  using ThisTile = Tile<S, ForwardArrays, octets>;
-  using Outputs = std::conditional_t<by_values<S>, ValueSink<octets, 1 + has_c>, RowSink<S, octets>>;  // of h and c
-  using Saved = std::conditional_t<by_values<S>, ValueSink<octets>, RowSink<S, octets>>;
+  using Sums = std::conditional_t<trades, TradedSums<Size::groups, recurrent * own_octets>,
+                                  SplitSums<Size::groups, shares, recurrent * octets, Team::ordered>>;
+  using Ring = cluster::Ring<S, Shape::slots, inputs, own_octets, true, Shape::stages>;
+  using WholeTile = Tile<S, ForwardArrays, octets>;
+  using ThisTile = Tile<S, ForwardArrays, own_octets>;  // what the warp runs the cell for
+  using Outputs =
+      std::conditional_t<by_values<S>, ValueSink<own_octets, 1 + has_c>, RowSink<S, own_octets>>;  // of h and c
+  using Saved = std::conditional_t<by_values<S>, ValueSink<own_octets>, RowSink<S, own_octets>>;
   using Weights = InTerms<S, Fragment>;
   using HalfWeights = InTerms<S, HalfFragment>;
   // of the reset-before GRU: s, and sums of n
@@ -43,9 +48,9 @@ class Forward {
 
   static constexpr int sums_at = State::shared_bytes, weights_at = sums_at + Sums::shared_bytes,
                        rings_at = weights_at + Shape::weight_bytes,
-                       turned_at = rings_at + Size::groups * Ring::shared_bytes,
-                       s_at = turned_at + Size::groups * Shape::turned_bytes, sums_n_at = s_at + StateS::shared_bytes,
-                       modulator_at = sums_n_at + SumsN::shared_bytes;
+                       turned_at = rings_at + Shape::cell_warps * Ring::shared_bytes,
+                       s_at = turned_at + Shape::cell_warps * Shape::turned_bytes,
+                       sums_n_at = s_at + StateS::shared_bytes, modulator_at = sums_n_at + SumsN::shared_bytes;
 
  public:
   static constexpr int threads = Shape::threads;
@@ -58,9 +63,10 @@ class Forward {
         state_(team, shared),
         sums_(shared + sums_at, 1, group_, share_),
         weights_in_shared_(at<Weights>(shared, weights_at) + warp_ * (k_steps - held) * recurrent * 32 + lane_),
-        ring_(shared + rings_at + group_ * Ring::shared_bytes),
+        ring_(shared + rings_at + (trades ? warp_ : group_) * Ring::shared_bytes),
         row_(kept((lane_ % 8 * (K + 8) + share_ * Shape::own_k + lane_ / 8 * 8) * int{sizeof(Term<S>)})),
-        turned_(kept(shared_address(shared) + turned_at + group_ * Shape::turned_bytes + lane_ * row_bytes)),
+        turned_(kept(shared_address(shared) + turned_at + (trades ? warp_ : group_) * Shape::turned_bytes +
+                     lane_ * row_bytes)),
         s_(team, shared + s_at),
         sums_n_(shared + sums_n_at, 3, group_, share_),
         modulator_(q, team, shared + modulator_at, warp_, lane_) {
@@ -80,11 +86,11 @@ class Forward {
       load_u<false>();
     state_.own(unit_);
     if constexpr (reset_before) s_.own(unit_);
-    if (share_ == 0) ring_.clear();
+    if (has_cell()) ring_.clear();
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) {
       const auto bias = [&](const S* values) {  // once in every sum
-        return values && share_ == 0 && has_unit() ? widen(values[int64_t{g} * q_.H + unit_ + lane_ / 4]) : 0.0f;
+        return values && has_cell() && has_unit() ? widen(values[int64_t{g} * q_.H + unit_ + lane_ / 4]) : 0.0f;
       };
       bias_[g] = bias(a_.bias_hh) + (is_apart(g) ? 0.0f : bias(a_.bias_ih));
       if (is_apart(g)) bias_x_ = bias(a_.bias_ih);
@@ -95,12 +101,12 @@ class Forward {
     const int clusters = gridDim.x / Size::blocks, tiles = (q_.B + 8 * octets - 1) / (8 * octets);
     const bool plain = (by_values<S> || q_.whole_rows) && !a_.keep_h && !(has_c && a_.keep_c);
     for (int index = blockIdx.x / Size::blocks; index < tiles; index += clusters) {
-      const ThisTile tile(q_, index);
-      team_.start([&] { put_initial_state(tile); });
+      const WholeTile whole(q_, index);
+      team_.start([&] { put_initial_state(whole.first()); });
       if (plain)
-        run_tile<true>(tile);
+        run_tile<true>(own_tile(whole));
       else
-        run_tile<false>(tile);
+        run_tile<false>(own_tile(whole));
     }
     team_.end();
   }
@@ -113,26 +119,26 @@ class Forward {
   HOST_DEVICE static constexpr bool is_apart(int gate) { return Cell::separates_x && gate == G - 1; }
   FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
   FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
-  // Whether the unit is one, or at least need not be zero: 0·∞ would go from units past H to all others. In 16 bits the
-  // kernels of one phase, which were measured without this question, do not ask it yet.
-  FUSED_RNN_DEVICE bool is_kept() const {
-    if constexpr (by_values<S> || phases_of<Cell> > 1)
-      return has_unit();
+  FUSED_RNN_DEVICE bool has_cell() const { return trades || share_ == 0; }
+  FUSED_RNN_DEVICE int first_octet() const { return trades ? share_ : 0; }
+  FUSED_RNN_DEVICE ThisTile own_tile(const WholeTile& whole) const {
+    if constexpr (trades)
+      return {q_, whole.first() + 8 * share_, whole.longest()};
     else
-      return true;
+      return whole;
   }
 
   // `plain`: rows are whole, and there is no zoneout.
   template <bool plain>
   FUSED_RNN_DEVICE void run_tile(const ThisTile& tile) {
-    if (share_ == 0) begin<plain>(tile);
+    if (has_cell()) begin<plain>(tile);
     const int first_time = tile.time(q_, 0), time_step = kept(q_.reverse ? -1 : 1);
     if constexpr (multiplicative) modulator_.template begin<plain>(tile, first_time, time_step);
     Outputs outputs = outputs_from(tile, first_time, time_step);
     Saved saved = saved_from(tile, first_time, time_step);
     int t = first_time;
     for (int step = 0; step < tile.longest(); ++step, t += time_step) advance<plain>(tile, step, t, outputs, saved);
-    if (share_ == 0) end<plain>(tile);
+    if (has_cell()) end<plain>(tile);
   }
 
   template <bool pairs>
@@ -164,9 +170,9 @@ class Forward {
         row, left, [&](int s, int m, const Weights& f) { weights_x_[s * matrices + m] = f; });
   }
 
-  FUSED_RNN_DEVICE void put_initial_state(const ThisTile& tile) const {
+  FUSED_RNN_DEVICE void put_initial_state(int first) const {
     for (int i = threadIdx.x; i < 8 * octets * K; i += threads) {
-      const int r = i / K, k = i % K, b = tile.first() + r;
+      const int r = i / K, k = i % K, b = first + r;
       state_.put(r, k, b < q_.B && k < q_.H ? a_.h_0[int64_t{b} * q_.H + k] : S{});
     }
   }
@@ -179,7 +185,7 @@ class Forward {
   template <bool plain>
   FUSED_RNN_DEVICE void begin(const ThisTile& tile) {
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
+    for (int n = 0; n < own_octets; ++n) {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 2; ++j) {
         const bool exists = tile.has(n, j) && has_unit();
@@ -206,8 +212,8 @@ class Forward {
     if constexpr (reset_before) {
       if (!advance_in_two<plain>(tile, t, last)) return;
     } else {
-      float sums[matrices * octets][4];
-      start<0, matrices>(sums);
+      float sums[matrices * octets][4] = {};
+      if constexpr (!trades) start<0, matrices>(sums);
       if constexpr (modulates_of<Cell> != Modulates::hidden) multiply_u(sums, state_.address());
       if constexpr (multiplicative) {
         modulator_.wait(share_, [&] { poison(sums); });
@@ -216,13 +222,18 @@ class Forward {
         else
           multiply_u(sums, modulator_.address());
       }
-      if constexpr (shares > 1) {
-        if (share_ > 0) return sums_.give(sums, team_.alive());
-        sums_.take(sums);
+      if constexpr (trades) {
+        float own[matrices * own_octets][4];
+        start<0, matrices>(own);
+        sums_.trade(sums, own, team_.alive());
+        make<plain>(tile, t, last, own);
+      } else {
+        if constexpr (shares > 1) {
+          if (share_ > 0) return sums_.give(sums, team_.alive());
+          sums_.take(sums);
+        }
+        make<plain>(tile, t, last, sums);
       }
-      if constexpr (ring_slots<plain> > 0) ring_.wait();
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
     }
     if constexpr (ring_slots<plain> > 0) {
       ring_.template fetch<plain, ring_slots<plain>>();
@@ -255,11 +266,11 @@ class Forward {
     }
   }
 
-  // Sums of matrices from the `first` on begin with the biases.
-  template <int first, int count>
-  FUSED_RNN_DEVICE void start(float (&sums)[count * octets][4]) const {
+  // Sums of `count` matrices from the `first` on, of some octets, begin with the biases.
+  template <int first, int count, int all>
+  FUSED_RNN_DEVICE void start(float (&sums)[all][4]) const {
     FUSED_RNN_UNROLL
-    for (int i = 0; i < count * octets; ++i) {
+    for (int i = 0; i < all; ++i) {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int gate = 2 * (first + i % count) + j / 2;
@@ -280,6 +291,14 @@ class Forward {
   FUSED_RNN_DEVICE void multiply_x(float (&sums)[count * octets][4]) const {
     multiply<S, count, octets, x_steps, Modulator::row, (count == 1 ? Shape::chains : 1)>(
         sums, modulator_.address() + row_x_, [&](int s, int m) { return weights_x_[s * matrices + first + m]; });
+  }
+
+  // The cell for all octets that the warp runs it for, when what the ring brings has come.
+  template <bool plain>
+  FUSED_RNN_DEVICE void make(const ThisTile& tile, int t, bool last, const float (&sums)[matrices * own_octets][4]) {
+    if constexpr (ring_slots<plain> > 0) ring_.wait();
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < own_octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
   }
 
   // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is
@@ -306,7 +325,7 @@ class Forward {
       Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
       FUSED_RNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) made[j][k] = values[k].value;
-      const bool active = tile.active(n, j, t) && is_kept();
+      const bool active = tile.active(n, j, t) && has_unit();  // 0·∞ would go from units past H to others
       if constexpr (!plain) {
         if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
         if constexpr (has_c)
@@ -342,7 +361,7 @@ class Forward {
   template <bool plain>
   FUSED_RNN_DEVICE void end(const ThisTile& tile) const {
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
+    for (int n = 0; n < own_octets; ++n) {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 2; ++j) {
         if (!tile.has(n, j) || !has_unit()) continue;
@@ -367,7 +386,7 @@ class Forward {
   const SharedAddress turned_;  // the lane's row of the first matrices
   Weights weights_[held > 0 ? held * recurrent : 1];
   float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
-  float h_[octets][2], c_[octets][2];
+  float h_[own_octets][2], c_[own_octets][2];
   // of cells of several phases
   StateS s_;
   SumsN sums_n_;
@@ -378,7 +397,7 @@ class Forward {
   HalfWeights* weights_n_in_shared_ = nullptr;
   float z_[octets][2];
   // of values
-  Pair<S> made_[by_values<S> ? octets : 1][Shape::results];
+  Pair<S> made_[by_values<S> ? own_octets : 1][Shape::results];
 };
 
 #else

@@ -61,7 +61,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&su
     const T wx[2] = {half_of<S, T>(from_input[0], j), half_of<S, T>(from_input[1], j)};
     const T uh[2] = {T(sums[j]), T(sums[2 + j])};
     Cell::forward_gates(wx, uh, T(h_[n][j]), r[j], z[j], s[j]);
-    if (!is_kept()) s[j] = T(0.0f);
+    if (!has_unit()) s[j] = T(0.0f);
     z_[n][j] = z[j].value;
   }
   send(s_, n, s[0].value, s[1].value, true);
@@ -84,7 +84,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_candidate(const ThisTile& til
     Cell::forward_candidate(half_of<S, T>(from_input[0], j), T(sums[j]), T(z_[n][j]), T(h_[n][j]), values[j], h);
     if constexpr (!plain)
       if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0], j), T(h_[n][j]), h);
-    h_[n][j] = tile.active(n, j, t) && is_kept() ? h.value : h_[n][j];
+    h_[n][j] = tile.active(n, j, t) && has_unit() ? h.value : h_[n][j];
   }
   send(state_, n, h_[n][0], h_[n][1], !last);
   put<1>(n, Cell::saved, {pair_of<S>(values[0].value, values[1].value)});

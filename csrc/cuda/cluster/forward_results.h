@@ -24,12 +24,12 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::put(int n, int result, const Pair<
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::send(const State& state, int n, float first, float second, bool sent) {
   if constexpr (by_values<S>) {
-    send_terms(state, n, turned_ + n * Shape::turned * matrix_bytes, lane_, first, second, sent);
+    send_terms(state, first_octet() + n, turned_ + n * Shape::turned * matrix_bytes, lane_, first, second, sent);
     made_[n][0] = {first, second};
   } else {
     store_matrices_transposed<1>(turned(n, 0), {narrow_pair<S>(first, second)});
     __syncwarp();
-    if (sent) state.push(n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
+    if (sent) state.push(first_octet() + n, load_shared<Row<S>>(turned(n, 0) - lane_ / 8 * matrix_bytes));
   }
 }
 
@@ -39,7 +39,7 @@ template <bool plain>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::store(const ThisTile& tile, int t, Outputs& outputs, Saved& saved) const {
   __syncwarp();
   FUSED_RNN_UNROLL
-  for (int n = 0; n < octets; ++n) {
+  for (int n = 0; n < own_octets; ++n) {
     if constexpr (by_values<S>) {
       FUSED_RNN_UNROLL
       for (int j = 0; j < 2; ++j) {
@@ -68,7 +68,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::clear_rest(const ThisTile& tile) c
   Outputs outputs = outputs_from(tile, tile.longest(), 1);
   for (int t = tile.longest(); t < q_.T; ++t, outputs.advance()) {
     FUSED_RNN_UNROLL
-    for (int n = 0; n < octets; ++n) {
+    for (int n = 0; n < own_octets; ++n) {
       if constexpr (by_values<S>) {
         FUSED_RNN_UNROLL
         for (int i = 0; i < 2 * (1 + has_c); ++i) outputs.store(n, i % 2, 0, 0.0f, i / 2);

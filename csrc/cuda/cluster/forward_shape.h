@@ -17,6 +17,11 @@ struct ForwardShape {
   static constexpr bool of_input = modulates_of<Cell> == Modulates::input, reset_before = Cell::reset_before;
   static constexpr int G = Cell::gates, matrices = (G + 1) / 2, own_k = Size::K / Size::shares, k_steps = own_k / 16;
   static constexpr int warps = Size::groups * Size::shares, threads = 32 * warps;
+  // Where two shares of K multiply two octets, each runs the cell for its own one, and they trade sums; elsewhere the
+  // first share runs it for all.
+  static constexpr bool trades =
+      Size::shares == 2 && Size::octets == 2 && phases_of<Cell> == 1 && Size::Exchange::id == ExchangeId::cluster;
+  static constexpr int own_octets = trades ? 1 : Size::octets, cell_warps = trades ? warps : Size::groups;
   // Matrices that U multiplies with h₋, or with x̂ in its place; the last of the reset-before GRU waits for s.
   static constexpr int recurrent = reset_before ? 1 : matrices;
   static constexpr int x_steps = of_input ? Size::features / Size::shares / 16 : 0;  // of W x̂
@@ -54,15 +59,17 @@ struct ForwardShape {
                        room = wanted > needed ? wanted : needed;
   static constexpr int held_n = steps_that_fit(room, reset_before ? k_steps : 0, terms * 2);  // steps of K
   static constexpr int held = steps_that_fit(room - terms * 2 * held_n, k_steps, terms * 4 * recurrent);
-  static constexpr int inputs = of_input ? 0 : G;                         // W x
-  static constexpr int slots = inputs + 1 + Cell::has_cell_state;         // and what zoneout keeps of h and c
+  static constexpr int inputs = of_input ? 0 : G;                  // W x
+  static constexpr int slots = inputs + 1 + Cell::has_cell_state;  // and what zoneout keeps of h and c
+  // Steps that are fetched ahead: fewer where weights and states want the memory.
+  static constexpr int stages = Size::K > 512 || (terms > 1 && Size::K * Size::octets > 256) ? 4 : 6;
   static constexpr int results = 1 + Cell::has_cell_state + Cell::saved;  // h, c, and what backward reads
   static constexpr int u_bytes = warps * terms * (k_steps - held) * recurrent * fragment_bytes,
                        n_bytes = warps * (n_registers - terms * 2 * held_n) / 2 * fragment_bytes / 2,
                        weight_bytes = u_bytes + n_bytes;
   // Matrices of an octet that pass through shared memory: results, or the terms of a state.
   static constexpr int turned = by_values<S> ? terms : results;
-  static constexpr int turned_bytes = Size::octets * turned * matrix_bytes;  // of a warp
+  static constexpr int turned_bytes = own_octets * turned * matrix_bytes;  // of a warp
 
   // Whether a multiprocessor has room.
   static constexpr bool fits = phases == 1 || (wanted >= 0 && weight_bytes <= 152 * 1024 &&

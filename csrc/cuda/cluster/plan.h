@@ -14,6 +14,7 @@ namespace fused_rnn::cuda::cluster {
 // A kernel as planning sees it.
 struct Candidate {
   int K, features, blocks, octets;
+  int own_octets;                        // that a warp runs the cell for
   int threads, shared_bytes, registers;  // of a block, of a block, of a thread at least
   int held, resident;                    // fragments of weights of a matrix instruction that a warp has in registers,
                                          // and in shared memory
@@ -31,15 +32,20 @@ struct Choice {
   std::string refusal;
 };
 
-// Clusters or teams of a candidate that run at the same time.
-inline int64_t at_once(const Candidate& c, const Chip& chip) {
+// Clusters or teams of a candidate that run at the same time and share no multiprocessor.
+inline int64_t apart(const Candidate& c, const Chip& chip) {
   if (c.exchange == ExchangeId::messages) return chip.clusters[0] > 0 ? chip.multiprocessors / c.blocks : 0;
   int index = 0;
   while (1 << index < c.blocks) ++index;
-  // several small blocks share a multiprocessor
+  return chip.clusters[index];
+}
+
+// Likewise where several small blocks share one.
+inline int64_t at_once(const Candidate& c, const Chip& chip) {
+  if (c.exchange == ExchangeId::messages) return apart(c, chip);
   const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers),
                 by_memory = chip.shared_bytes / c.shared_bytes;
-  return chip.clusters[index] * std::max<int64_t>(1, std::min(by_registers, by_memory));
+  return apart(c, chip) * std::max<int64_t>(1, std::min(by_registers, by_memory));
 }
 
 // What it adds to a step of an octet that a number has several terms: they are sent at 28 bytes a nanosecond and
@@ -51,13 +57,22 @@ inline double for_terms(const Candidate& c) {
 }
 
 // Of a step of a tile, fitted to an H200: a tile's octets go one after the other through the exchange, of which a block
-// is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn; weights in
-// shared memory are read at 127 bytes a cycle. Through L2 it is a line through what a kernel of an LSTM took that made
-// its output the message: 1490 ns for 512 units, and 2258 for 1024.
+// is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn, and get
+// into each other's way where they are many; weights in shared memory are read at 127 bytes a cycle. Through L2 it is a
+// line through what a kernel of an LSTM took that made its output the message: 1490 ns for 512 units, and 2258 for
+// 1024.
 inline double nanoseconds_of(const Candidate& c) {
   if (c.exchange == ExchangeId::messages) return 720 + 0.094 * c.received;
-  const double octet = (200 + 25.0 * (c.K / c.blocks / 8)) * c.phases + 0.105 * c.received / c.terms / c.octets;
-  return (octet + for_terms(c)) * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
+  const int groups = c.K / c.blocks / 8, crowded = std::max(0, groups - 6);
+  const double cells = (200 + 25.0 * groups + 10 * crowded * crowded) * c.phases * c.own_octets;
+  return cells + 0.105 * c.received / c.terms + for_terms(c) * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
+}
+
+// How much longer a step takes where so many clusters run: blocks that share a multiprocessor take turns there, but for
+// those in float32, which leave it idle most of the time.
+inline double sharing(const Candidate& c, int64_t clusters, const Chip& chip) {
+  const auto others = static_cast<double>(divide_up(clusters, apart(c, chip)) - 1);
+  return 1 + (c.terms == 1 ? 0.9 : 0.1) * others;
 }
 
 // Whether a size can be what is forced; zeros leave it open.
@@ -110,10 +125,11 @@ inline Choice fastest(const std::vector<Candidate>& candidates, int64_t H, int64
     const Candidate& c = candidates[i];
     if (!has_room(c, H, features) || !meets(c, forced)) continue;
     if (c.shared_bytes > chip.shared_bytes || at_once(c, chip) == 0) continue;
-    const int64_t tiles = divide_up(B, 8 * c.octets), rounds = divide_up(tiles, at_once(c, chip));
-    const double nanoseconds = nanoseconds_of(c) * static_cast<double>(rounds);
+    const int64_t tiles = divide_up(B, 8 * c.octets), rounds = divide_up(tiles, at_once(c, chip)),
+                  clusters = std::min(tiles, at_once(c, chip));
+    const double nanoseconds = nanoseconds_of(c) * sharing(c, clusters, chip) * static_cast<double>(rounds);
     if (best.index >= 0 && nanoseconds >= best.nanoseconds) continue;
-    best = {i, static_cast<int>(std::min(tiles, at_once(c, chip))), nanoseconds, ""};
+    best = {i, static_cast<int>(clusters), nanoseconds, ""};
   }
   return best;
 }

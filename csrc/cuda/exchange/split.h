@@ -1,6 +1,6 @@
-// The sums of a product whose K is shared among warps of a block: all but the first give theirs, the first takes and
-// adds them, in an order that is always the same. Two buffers and two named barriers take turns, because who gives may
-// be a step ahead.
+// The sums of a product whose K is shared among warps of a block, added in an order that is always the same. Either all
+// but the first give theirs and the first takes them; or each has a part of the outputs to itself, and they trade. Two
+// buffers take turns, because who gives may be a step ahead.
 #pragma once
 
 #include "../device.h"
@@ -59,6 +59,51 @@ class SplitSums {
  private:
   static constexpr int threads = groups * shares * 32;
 
+  Sums* const lane_;
+  const int barrier_, share_;
+  int turn_ = 0;
+};
+
+// Likewise of two shares that have half of the outputs each, of `vectors`: both get the sums of their own. The shares
+// of a group wait for each other and for nobody else, so that each has seen whole what the step reads before it goes
+// on.
+template <int groups, int vectors>
+class TradedSums {
+  using Sums = Vector<float, 4>;
+  static constexpr int of_group = 2 * vectors * 32, buffer = groups * of_group;
+
+ public:
+  static constexpr int shared_bytes = 2 * buffer * int{sizeof(Sums)};
+
+  // `barrier` and those after it, one for each group, are used for nothing else.
+  FUSED_RNN_DEVICE TradedSums(unsigned char* shared, int barrier, int group, int share)
+      : lane_(reinterpret_cast<Sums*>(shared) + group * of_group + threadIdx.x % 32),
+        barrier_(barrier + group),
+        share_(share) {}
+
+  // Adds to `own` what both shares have for it. A warp that is not alive has nothing to give, and follows in step.
+  FUSED_RNN_DEVICE void trade(const float (&sums)[2 * vectors][4], float (&own)[vectors][4], bool alive) {
+    Sums* const given = lane_ + turn_ * buffer;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < vectors; ++i) {
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const float first = sums[i][j], second = sums[vectors + i][j];
+        own[i][j] += share_ == 0 ? first : second;
+        given[(share_ * vectors + i) * 32].values[j] = !alive ? NAN : share_ == 0 ? second : first;
+      }
+    }
+    barrier_sync(barrier_, 64);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < vectors; ++i) {
+      const Sums other = given[((1 - share_) * vectors + i) * 32];
+      FUSED_RNN_UNROLL
+      for (int j = 0; j < 4; ++j) own[i][j] += other.values[j];
+    }
+    turn_ ^= 1;
+  }
+
+ private:
   Sums* const lane_;
   const int barrier_, share_;
   int turn_ = 0;
