@@ -18,9 +18,10 @@ reference is gone, when another stream may still have to read it, unless ``recor
 * Gradients that go from one stream to the other are recorded by autograd.
 
 The tensors that are handed to the side stream are views, made on the current one where gradients are enabled. Without
-them a parameter's gradient would be accumulated on the side stream, where hooks and optimisers that were set up before
-do not look for it, torch would warn of those that are also used elsewhere, and the work on the side stream would not be
-joined within the capture of a backward pass. The node of the view takes it over to the current stream, as any other.
+them a parameter's gradient would be accumulated, and hooks on it run, on the side stream, whose memory it would be with
+no record of who reads it; and torch would warn of parameters that are also used elsewhere. The node of a view takes the
+gradient over to the current stream. The views come before the first direction: autograd goes from what came last to
+what came first, and so queues that direction's backward pass before the current stream waits for the other.
 
 A CUDA graph captures fork and join as what they are, edges. Memory that was recorded is not reused within the same
 capture. Random numbers are drawn before the fork, in the order in which one direction after the other draws them.

@@ -193,6 +193,21 @@ def test_gradients_are_accumulated_on_the_current_stream(mock):
         assert given.grad_fn.next_functions[0][0].variable is leaf
 
 
+def test_autograd_queues_both_directions_before_it_waits(mock, monkeypatch):
+    """It takes nodes from the highest number to the lowest: both directions, then the views, which wait for one."""
+    run, numbers = ops.run, []
+
+    def keeping(*operands, **options):
+        result = run(*operands, **options)
+        numbers.append(result[0].grad_fn._sequence_nr())
+        return result
+
+    monkeypatch.setattr(ops, "run", keeping)
+    fused_rnn.LSTM(I, H, bidirectional=True)(torch.randn(T, B, I))
+    views = [weight.grad_fn._sequence_nr() for weight in mock.operands[0][3].values()]
+    assert max(views) < min(numbers)
+
+
 def test_one_side_stream_for_each_current_stream(mock):
     module, x = fused_rnn.GRU(I, H, bidirectional=True), torch.randn(T, B, I)
     for _ in range(3):
