@@ -5,6 +5,7 @@ into what they do. The modules by name are in ``modules``, those of a single ste
 """
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import batching, ops, packing, projection
+from . import batching, ops, packing, projection, streams
 from .arguments import as_size, check_bools, check_positive, check_probabilities
 from .cell_based import reshaped
 from .torch_attributes import LikeRNNBase
@@ -224,21 +225,30 @@ class Recurrent(LikeRNNBase):
         how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
         how |= {"backend": self.backend, "recompute": self.recompute}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
+        at_once = self.bidirectional and streams.can_fork(inputs[0])
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             last = layer + 1 == self.num_layers
             how["return_cells"] = return_cells and last
+            calls = self._calls(layer, partial(run, **how), inputs, states)
+            results = streams.run_both(*calls, inputs[0].device) if at_once else [call() for call in calls]
             directions = []
-            for direction, suffix in enumerate(self._suffixes(layer)):
-                state = None if states is None else states[len(finals)]
-                weights, masks = self._drawn_weights(suffix), [self._drawn_masks(stretch) for stretch in inputs]
-                outputs, final, *cells = run(inputs, state, weights, reverse=direction == 1, masks=masks, **how)
+            for outputs, final, *cells in results:
                 directions.append((outputs, *cells))
                 finals.append(final if self._spec.has_cell_state else (final,))
             sequences = tuple(map(_side_by_side, zip(*directions)))
             if not last:
                 inputs = self._drop(sequences[0])
         return sequences, tuple(_stacked(parts) for parts in zip(*finals))
+
+    def _calls(
+        self, layer: int, run: partial, inputs: list[Tensor], states: list[ops.State] | None
+    ) -> Iterator[partial]:
+        """The call of each direction of a layer, for which random numbers are drawn when it is asked for."""
+        for direction, suffix in enumerate(self._suffixes(layer)):
+            state = None if states is None else states[layer * self._directions + direction]
+            weights, masks = self._drawn_weights(suffix), [self._drawn_masks(stretch) for stretch in inputs]
+            yield partial(run, inputs, state, weights, reverse=direction == 1, masks=masks)
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
         """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""

@@ -104,6 +104,7 @@ def _groups() -> dict[str, list[Point]]:
             people(768, 16, 1024),
             people(256, 4096, 24, input_size=32),
             people(128, 1024, 150, input_size=300, directions=2),
+            people(256, 32, 512, directions=2),
             people(168, 62, 2058, "float32"),
             people(384, 32, STEPS, layers=2),
         ],
