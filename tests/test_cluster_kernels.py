@@ -146,7 +146,10 @@ def assert_finite_alike(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("cell", "features"), [("gru", 21), ("multiplicative_lstm", 1)])
+@pytest.mark.parametrize(
+    ("cell", "features"),
+    [*((cell, 5) for cell in ("lstm", "gru_reset_after", "rnn_tanh")), ("gru", 21), ("multiplicative_lstm", 1)],
+)
 def test_an_infinite_state_does_not_reach_units_that_there_are_not(library, cell, features, dtype):
     """Weights of zero times it would be NaN there, and then everywhere.
 
