@@ -23,16 +23,20 @@ no record of who reads it; and torch would warn of parameters that are also used
 gradient over to the current stream. The views come before the first direction: autograd goes from what came last to
 what came first, and so queues that direction's backward pass before the current stream waits for the other.
 
+This has not yet run on a GPU, and is done where the environment says ``FUSED_RNN_TWO_STREAMS=1``, asked at every call.
+
 A CUDA graph captures fork and join as what they are, edges. Memory that was recorded is not reused within the same
 capture. Random numbers are drawn before the fork, in the order in which one direction after the other draws them.
 """
 
+import os
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+WANTED = "FUSED_RNN_TWO_STREAMS"
 _DEVICES = "cuda"  # the kind of those that have such streams
 _SIDES: dict[torch.cuda.Stream, torch.cuda.Stream] = {}
 
@@ -40,14 +44,15 @@ _SIDES: dict[torch.cuda.Stream, torch.cuda.Stream] = {}
 def can_fork(input: Tensor) -> bool:
     """Whether the directions of a layer with this input may run at the same time.
 
-    Not on other devices; not where a compiler or a tracer looks on, or a tensor stands for others: these see
-    operators, and no streams. Not with hooks on saved tensors either. Those of ``torch.utils.checkpoint`` run the
-    forward pass anew on the stream of whichever operation asks first, and give the results to operations on others
-    that do not wait for it. Within ``torch.func`` and forward-mode derivatives there is memory beneath and beside a
-    tensor's own to be recorded.
+    Only if that is wanted. Not on other devices; not where a compiler or a tracer looks on, or a tensor stands for
+    others: these see operators, and no streams. Not with hooks on saved tensors either. Those of
+    ``torch.utils.checkpoint`` run the forward pass anew on the stream of whichever operation asks first, and give the
+    results to operations on others that do not wait for it. Within ``torch.func`` and forward-mode derivatives there
+    is memory beneath and beside a tensor's own to be recorded.
     """
     return (
         not torch.compiler.is_compiling()
+        and os.environ.get(WANTED) == "1"
         and type(input) in (Tensor, nn.Parameter)
         and input.device.type == _DEVICES
         and not torch.jit.is_tracing()

@@ -12,8 +12,8 @@ from .host_kernels import Way, changed_tree, compile_calls, needs_compiler, run_
 from .test_cluster_kernels import WAITS
 
 pytestmark = needs_compiler
-# Two shares of K; and 16 sequences, which these share too, or with blocks that have no features. A program runs the first size of a cell, or that
-# with so many sequences as are forced; where x is modulated those that have features.
+# Two shares of K; and 16 sequences, which these share too, or with blocks that have no features. A program runs the
+# first size of a cell, or that with so many sequences as are forced; where x is modulated those that have features.
 SHARES, OCTETS = "Size<64,2,2,1>,Size<64,2,2,1,64>", "Size<64,2,2,2>,Size<64,4,1,2,32>"
 CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),

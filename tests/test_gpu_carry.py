@@ -89,17 +89,19 @@ CODE = """
 	.headerflags	@"EF_CUDA_SM90"
         /*0000*/              @!P0 IADD3 R1, R2, 0x10, RZ ;        /* 0x0000001002017810 */
                                                                    /* 0x000fe40007ffe0ff */
-        /*0010*/                   EXIT ;                          /* 0x000000000000794d */
+        /*0010*/               @P1 BRA 0x20 ;                      /* 0x0000000000009947 */
+                                                                   /* 0x000fea0003800000 */
+        /*0020*/                   EXIT ;                          /* 0x000000000000794d */
                                                                    /* 0x000fea0003800000 */
 		..........
 """
 TAKEN = build.Resources(168, 0, 0, 0, 16)
 
 
-def codes_of(*symbols: str, change: tuple[str, str] = ("", ""), taken: build.Resources = TAKEN) -> dict:
+def codes_of(*symbols: str, change: tuple[str, str] = ("", ""), taken: build.Resources = TAKEN, but_for=()) -> dict:
     """A library of these kernels, with a change of their machine code."""
     text = "Fatbin elf code:\n" + "".join(CODE.format(symbol=each) for each in symbols)
-    return carry.codes(text.replace(*change), dict.fromkeys(symbols, taken))
+    return carry.codes(text.replace(*change), dict.fromkeys(symbols, taken), but_for)
 
 
 OLD = [symbol(direction=direction, size="Li256ELi8ELi2ELi1E") for direction in DIRECTIONS]
@@ -128,6 +130,29 @@ def test_kernels_with_the_same_machine_code_do_not_differ():
 def test_any_change_of_a_kernel_is_named(change):
     before, now = codes_of(*OLD), codes_of(NEW[0]) | codes_of(NEW[1], **change)
     assert list(carry.differences(before, now, LSTM)) == ["lstm bfloat16 backward 256x8x2x1x0 differs"]
+
+
+IGNORED = ("CCTL.IVALL", "NOP")
+NOTHING = ("        /*0010*/", "        /*0008*/  NOP ;\n        /*0010*/")
+INVALIDATION = ("        /*0000*/", "        /*0000*/  @P3 CCTL.IVALL ;\n        /*0008*/")
+
+
+OTHER_TARGET = ("BRA 0x20", "BRA 0x30")
+OTHER_REGISTERS, OTHER_BITS = ("R1, R2", "R10, R11.reuse"), ("0x000fe40007ffe0ff", "0x000fe20007ffe0ff")
+
+
+@pytest.mark.parametrize("change", [NOTHING, INVALIDATION, OTHER_BITS, OTHER_REGISTERS, OTHER_TARGET])
+def test_instructions_that_are_named_do_not_count(change):
+    before = codes_of(*OLD, but_for=IGNORED)
+    assert not list(carry.differences(before, codes_of(*NEW, change=change, but_for=IGNORED), LSTM))
+    some = codes_of(*OLD, but_for=["MOV"]), codes_of(*NEW, change=change, but_for=["MOV"])
+    assert len(list(carry.differences(*some, LSTM))) == (2 if change in (NOTHING, INVALIDATION) else 0)
+
+
+@pytest.mark.parametrize("change", [("@!P0", "@P0"), ("0x10, RZ", "0x20, RZ"), ("EXIT ;", "BRA 0x20 ;")])
+def test_all_others_count_with_their_operands(change):
+    before, now = codes_of(*OLD, but_for=IGNORED), codes_of(*NEW, change=change, but_for=IGNORED)
+    assert len(list(carry.differences(before, now, LSTM))) == 2
 
 
 def test_kernels_of_measured_cells_must_be_the_same_ones():
@@ -238,9 +263,24 @@ def test_results_are_valid_for_sources_that_they_are_carried_over_to(carried, ca
     text = header.text([valid])
     assert "sources\n    // measured,\n    // whose machine code is that of the sources here\n    {CellId::lstm" in text
     shown = report.block([{**json.loads(carried.read_text()), "file": carried.stem}])
-    assert f"T=256. {report.CARRIED}\n" in shown
+    assert f"T=256. {report.CARRIED.format('machine code')}\n" in shown
     with pytest.raises(common.InputError, match="no results in .* are valid for the sources of a5982f8 and not yet"):
         choice.main(["--carry-over", "a5982f8"])
+
+
+def test_whoever_shows_results_says_what_was_not_compared(carried, capsys):
+    choice.main(["--carry-over", "a5982f8", "--but-for", *IGNORED])
+    assert "2 kernels have the same machine code but for CCTL.IVALL, NOP, and" in capsys.readouterr().out
+    assert json.loads(carried.read_text())["carried"][0]["but_for"] == list(IGNORED)
+    valid = results.read(carried)
+    assert "whose instructions but for CCTL.IVALL and NOP are those of the sources here\n" in header.text([valid])
+    shown = report.block([{**json.loads(carried.read_text()), "file": carried.stem}])
+    assert "makes the same instructions but for `CCTL.IVALL` and `NOP` of them.\n" in shown
+
+
+def test_what_is_not_compared_is_named_for_nothing_else():
+    with pytest.raises(common.InputError, match="--but-for names what --carry-over does not compare: give both"):
+        choice.main(["--write", "--but-for", "NOP"])
 
 
 def test_no_other_dtypes_are_compiled_than_were_measured(carried, monkeypatch):

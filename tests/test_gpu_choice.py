@@ -322,7 +322,7 @@ def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
             return super().backward(*operands)
 
     lstm, rnn = run(Spoiled(), tmp_path, *SMALL, "--hidden", "24", fails=True)["points"]
-    assert lstm["cluster"]["failed"].startswith("its results are wrong: on cpu with T=32 B=3 I=16 H=24: output is off ")
+    assert lstm["cluster"]["failed"].startswith("its results are wrong: on cpu with T=16 B=3 I=16 H=24: output is off ")
     assert rnn["cluster"]["failed"] == "a launch failed"
     for point in (lstm, rnn):
         assert not set(plans.DIRECTIONS) & point["cluster"].keys()

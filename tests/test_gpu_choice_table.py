@@ -64,7 +64,7 @@ def test_between_points_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks(
 
 @pytest.mark.parametrize(("clusters", "blocks", "covered"), [(8.0, 54.0, True), (8.0, 43.0, False), (9.5, 54.0, False)])
 def test_between_batches_parts_take_turns(clusters, blocks, covered):
-    """Of 4096 sequences both take longer than the other of 1024; up to 2048 are two batches, and two of 2048 are 4096."""
+    """Of 4096 both take longer than the other of 1024; up to 2048 are two batches, and two of 2048 are 4096."""
     times = {64: (1.0, 8.0), 512: (5.0, 10.0), 1024: (clusters, 15.0), 4096: (25.0, blocks)}
     found = rows([outcome(256, batch, *both) for batch, both in times.items()])
     kind = ("lstm", "bfloat16", True, 256, 256)

@@ -45,6 +45,7 @@ class Streams:
 
         self.kind = Stream
         self.current = self.new("current")
+        monkeypatch.setenv(streams.WANTED, "1")
         monkeypatch.setattr(streams, "_DEVICES", "cpu")
         monkeypatch.setattr(streams, "_SIDES", {})
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
@@ -279,6 +280,14 @@ def test_one_after_the_other_where_streams_are_not_seen_or_not_safe(mock, call):
     assert JOIN not in mock.log
 
 
+@pytest.mark.parametrize("value", [None, "0", ""])
+def test_one_after_the_other_unless_it_is_wanted(mock, monkeypatch, value):
+    monkeypatch.delenv(streams.WANTED) if value is None else monkeypatch.setenv(streams.WANTED, value)
+    fused_rnn.LSTM(I, H, bidirectional=True)(torch.randn(T, B, I))
+    assert [entry[0] for entry in mock.log] == ["forwards", "backwards"]
+    assert mock.created == 0
+
+
 def test_one_direction_touches_no_stream(mock):
     fused_rnn.GRU(I, H, 2)(torch.randn(T, B, I))
     assert mock.log == 2 * [FORWARDS]
@@ -286,6 +295,7 @@ def test_one_direction_touches_no_stream(mock):
 
 def test_the_cpu_touches_no_stream(mock, monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setenv(streams.WANTED, "1")
     for name in ("Stream", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, None)
     fused_rnn.GRU(I, H, bidirectional=True)(torch.randn(T, B, I))

@@ -76,28 +76,27 @@ FUSED_RNN_DEVICE void mbarrier_expect(SharedAddress barrier, unsigned bytes) {
 }
 
 // Whether the phase of this parity, the present one or the one before, has ended. After it has, what other blocks
-// pushed in it may be read; without cluster_scope that is so on the chips there are, but not by the memory model. By
-// the fence the compiler knows that they pushed to shared memory, and throws away nothing of the first-level cache.
+// pushed in it may be read; without cluster_scope that is so on the chips there are, but not by the memory model. The
+// compiler adds an invalidation of the first-level cache. A relaxed wait and fence.acquire.sync_restrict for shared
+// memory, as right by the model, spare it, and took a step of an LSTM on an H200 a tenth longer forward, and a fifth
+// backward.
 template <bool cluster_scope = true>
 FUSED_RNN_DEVICE bool mbarrier_ended(SharedAddress barrier, unsigned parity) {
   unsigned ended;
-#    define FUSED_RNN_TRY_WAIT(order)                                        \
-      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity" order        \
-                   ".shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" \
-                   : "=r"(ended)                                             \
-                   : "r"(barrier), "r"(parity)                               \
-                   : "memory")
-  if constexpr (!cluster_scope) {
-    FUSED_RNN_TRY_WAIT("");
-  } else {
-#    if __CUDACC_VER_MAJOR__ >= 13
-    FUSED_RNN_TRY_WAIT(".relaxed.cluster");
-    asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
-#    else
-    FUSED_RNN_TRY_WAIT(".acquire.cluster");
-#    endif
-  }
-#    undef FUSED_RNN_TRY_WAIT
+  if constexpr (cluster_scope)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  else
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
   return ended;
 }
 

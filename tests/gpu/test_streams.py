@@ -25,6 +25,7 @@ class Forks:
     """How many calls ran both directions at the same time; turned off, none does."""
 
     def __init__(self, place: Place, monkeypatch) -> None:
+        monkeypatch.setenv(streams.WANTED, "1")
         self.count, self.off = 0, False
         self._place, can_fork = place, streams.can_fork
 

@@ -11,6 +11,7 @@ code of both. None of the three needs a GPU.
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,7 +49,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     instead.add_argument("--write", action="store_true", help="make the table of the committed results")
     carry_over = "record in results that are valid for a revision of git that they are for the sources here"
     instead.add_argument("--carry-over", metavar="REVISION", help=carry_over)
-    return parser.parse_args(arguments)
+    ignoring = "with --carry-over: instructions that do not count, such as NOP; the results say so"
+    parser.add_argument("--but-for", nargs="+", default=[], metavar="INSTRUCTION", help=ignoring)
+    options = parser.parse_args(arguments)
+    if options.but_for and not options.carry_over:
+        parser.error("--but-for names what --carry-over does not compare: give both")
+    return options
 
 
 def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> None:
@@ -124,10 +130,10 @@ def write() -> None:
     print(f"wrote {header.PATH}")
 
 
-def carry_over(revision: str) -> None:
+def carry_over(revision: str, but_for: Sequence[str]) -> None:
     """Record that results are valid for the sources here, where the machine code is the same."""
     try:
-        carry.carry_over(revision)
+        carry.carry_over(revision, but_for)
     except CompilerError as error:
         sys.exit(f"{error}error: the kernels did not compile")
     print("python -m benchmarks.gpu.choice --write and python -m benchmarks.report make what follows from it")
@@ -138,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write:
         write()
     elif options.carry_over:
-        carry_over(options.carry_over)
+        carry_over(options.carry_over, options.but_for)
     elif options.show is not None:
         paths = options.show or results.files()
         for path in paths:

@@ -6,6 +6,10 @@ of the cells and dtypes that were measured bit by bit, and what they take of the
 they are, because their names change with the templates. Then it asks the library that it compiled for the plan of every
 measured point, which must be the one that was measured there. What else the host does for these kernels is not
 compared. If all is the same, the results get a record of it, by which they are valid for the sources here.
+
+Instructions may be named that do not count: then kernels are the same if they have as many of each of all others, with
+the same operands but for which register it is, and where the instruction stands that is branched to. The record names
+them, and whoever shows the results does.
 """
 
 import io
@@ -35,6 +39,7 @@ from .measure import FORCED
 
 COMPILERS = 2  # at the same time
 NAMED = 8  # kernels or points that a refusal names
+BRANCHES = "BRA|BSSY|CALL|WARPSYNC"  # instructions with the place of another one
 
 
 # Machine code -----------------------------------------------------------------------------------------------
@@ -91,13 +96,23 @@ def unpadded(line: str) -> str:
     return " ".join(line.split())
 
 
-def codes(disassembly: str, resources: dict[str, build.Resources]) -> dict[Kernel, Code]:
+def counted(lines: Sequence[str], but_for: Sequence[str]) -> tuple[str, ...]:
+    """All lines; where some do not count the texts of those that do, sorted, without registers' numbers and targets."""
+    if not but_for:
+        return tuple(lines)
+    texts = (re.sub(r"/\*.*?\*/", "", line).strip(" ;") for line in lines)
+    kept = (text for text in texts if text and re.sub(r"@!?U?P\w+\s+", "", text) not in but_for)
+    named = (re.sub(r"\b(U?R)\d+(\.reuse)?", r"\1", text) for text in kept)
+    return tuple(sorted(re.sub(rf"(\b(?:{BRANCHES})\b.*)\b0x[0-9a-f]+$", r"\1", text) for text in named))
+
+
+def codes(disassembly: str, resources: dict[str, build.Resources], but_for: Sequence[str] = ()) -> dict[Kernel, Code]:
     """The code of every kernel of clusters, of what cuobjdump prints and of what kernels take by their symbols."""
     found = {}
     for part in re.split(r"^\s*Function\s*:\s*", disassembly, flags=re.MULTILINE)[1:]:
         symbol, *lines = part.splitlines()
         if kernel := kernel_of(symbol):
-            found[kernel] = Code(resources[symbol.strip()], tuple(filter(None, map(unpadded, lines))))
+            found[kernel] = Code(resources[symbol.strip()], counted([*filter(None, map(unpadded, lines))], but_for))
     return found
 
 
@@ -187,7 +202,7 @@ def sources_of(revision: str, folder: Path) -> Path:
     return folder
 
 
-def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str) -> Build:
+def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str, but_for: Sequence[str] = ()) -> Build:
     """By commands of nvcc for each direction and dtype; InputError without a disassembler."""
     targets = {which: folder / f"{'_'.join(which)}.so" for which in commands}
     with ThreadPoolExecutor(COMPILERS) as pool:
@@ -197,25 +212,29 @@ def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str
         disassembly = build.disassembly(target, nvcc)
         if disassembly is None:
             raise common.InputError("machine code cannot be compared: there is no cuobjdump and nvdisasm")
-        found |= codes(disassembly, build.resources(reports[which], which[0]))
+        found |= codes(disassembly, build.resources(reports[which], which[0]), but_for)
     return Build(found, targets)
 
 
-def builds(before: Path, dtypes: Iterable[str], arch: str, nvcc: str, folder: Path) -> tuple[Build, Build]:
+def builds(
+    before: Path, dtypes: Iterable[str], arch: str, nvcc: str, folder: Path, but_for: Sequence[str] = ()
+) -> tuple[Build, Build]:
     """The kernels of the sources in ``before``, which need have none in other dtypes, and of those here."""
     old, new = {}, {}
     for direction, dtype in product(DIRECTIONS, dtypes):
         source = before / "csrc" / "cuda" / "cluster" / f"{direction}_{dtype}.cu"
         old[direction, dtype] = build.nvcc_command(nvcc, arch, [], source)
         new[direction, dtype] = build.nvcc_command(nvcc, arch, build.macros_of_clusters(dtype, direction))
-    return compiled(old, folder / "old", nvcc), compiled(new, folder / "new", nvcc)
+    return compiled(old, folder / "old", nvcc, but_for), compiled(new, folder / "new", nvcc, but_for)
 
 
 # Carrying over ----------------------------------------------------------------------------------------------
 
 
-def carry_over(revision: str) -> None:
+def carry_over(revision: str, but_for: Sequence[str] = ()) -> None:
     """Record in the committed results of a revision's sources that they are valid for those here.
+
+    Instructions ``but_for``, as CCTL.IVALL, do not count.
 
     InputError if there are none that are not yet, and with what differs if they are not valid.
     """
@@ -238,13 +257,16 @@ def carry_over(revision: str) -> None:
             nvcc, dtypes = build.find_nvcc(arch), sorted({outcome.dtype for outcome in found[path].outcomes})
             key = (arch, *dtypes)
             if key not in made:
-                made[key] = builds(before, dtypes, arch, nvcc, folder / "-".join(key))
+                made[key] = builds(before, dtypes, arch, nvcc, folder / "-".join(key), but_for)
             number = compare(path.name, found[path], content, *made[key])
             record = {"family": present, "from": digest, "revision": commit, "arch": arch, "kernels": number}
             record |= {"compiler": build.version_of(nvcc), "date": date}
+            if but_for:
+                record["but_for"] = list(but_for)
             content["carried"] = [*content.get("carried", []), record]
             common.write_records(path, content, "points")
-            print(f"{path.name}: {number} kernels have the same machine code, and all points the same plans")
+            ignored = f" but for {', '.join(but_for)}" if but_for else ""
+            print(f"{path.name}: {number} kernels have the same machine code{ignored}, and all points the same plans")
 
 
 def compare(name: str, found: results.Results, content: dict, old: Build, new: Build) -> int:

@@ -50,7 +50,9 @@ def text(found: Sequence[Results]) -> str:
 
 
 def _origin(results: Results) -> str:
-    same = ",\n    // whose machine code is that of the sources here" if carried(results) else ""
+    ignored = " and ".join(results.but_for)
+    what = f"instructions but for {ignored} are those" if ignored else "machine code is that"
+    same = f",\n    // whose {what} of the sources here" if carried(results) else ""
     return (
         f"    // {results.name}: {results.chip}, {results.date}, torch {results.torch}, sources\n"
         f"    // {results.digest}{same}"

@@ -104,7 +104,12 @@ def judge_of(layer: Layer, device: torch.device) -> Judge:
     steps, closely = JUDGED_STEPS, layer.dtype == "float32"
     if closely:
         steps = JUDGED_STEPS_OF_RELU_IN_FLOAT32 if layer.cell == "rnn_relu" else JUDGED_STEPS_IN_FLOAT32
-    sizes = {"T": min(steps, MOST_JUDGED_ROWS // layer.batch), "B": layer.batch, "I": layer.input or JUDGED_INPUT, "H": layer.hidden}
+    sizes = {
+        "T": min(steps, MOST_JUDGED_ROWS // layer.batch),
+        "B": layer.batch,
+        "I": layer.input or JUDGED_INPUT,
+        "H": layer.hidden,
+    }
     return Judge(layer.cell, getattr(torch, layer.dtype), device, closely, **sizes)
 
 

@@ -29,7 +29,7 @@ TITLES = {
     "multiplicative_lstm_hidden": "multiplicative LSTM, hidden variant",
     "multiplicative_gru": "multiplicative GRU",
 }
-CARRIED = "Their sources have changed since, and the compiler makes the same machine code of them."
+CARRIED = "Their sources have changed since, and the compiler makes the same {} of them."
 SHOWN = ("lstm", "bfloat16")  # in the table
 FEW = 4  # points that are named one by one
 
@@ -63,6 +63,11 @@ def _parsed(result: dict) -> Results:
     return parse(result, RESULTS / f"{result['file']}.json")
 
 
+def _carried(found: Results) -> str:
+    ignored = " and ".join(f"`{name}`" for name in found.but_for)
+    return CARRIED.format(f"instructions but for {ignored}" if ignored else "machine code")
+
+
 def section(result: dict) -> str:
     found = _parsed(result)
     skipped = sum("skipped" in point for point in result["points"])
@@ -70,7 +75,7 @@ def section(result: dict) -> str:
     sentences = [
         f"Measured on {found.date[:10]} with `python -m benchmarks.gpu.choice`: {found.chip}, torch {found.torch}, "
         f"T={steps}.",
-        *([OTHER_KERNELS] if header.stale(found) else [CARRIED] if header.carried(found) else []),
+        *([OTHER_KERNELS] if header.stale(found) else [_carried(found)] if header.carried(found) else []),
         *([f"Points skipped for lack of time: {skipped}."] if skipped else []),
     ]
     shown = [outcome for outcome in found.outcomes if (outcome.cell, outcome.dtype) == SHOWN]

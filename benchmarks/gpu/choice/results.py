@@ -76,6 +76,7 @@ class Results:
     digest: str  # of the family's sources
     outcomes: tuple[Outcome, ...]  # without points that there was no time for
     carried: tuple[str, ...] = ()  # digests of later sources, of which the compiler made the same machine code
+    but_for: tuple[str, ...] = ()  # instructions that were not compared then
 
     def valid_for(self, digest: str) -> bool:
         """Whether sources of this digest are those that were measured, or make the same machine code."""
@@ -113,6 +114,8 @@ def parse(content: object, path: Path) -> Results:
     """What a file with this content says; InputError with what is wrong with it."""
     try:
         hardware = _get(content, "hardware", dict)
+        records = _get({"carried": [], **content}, "carried", list)
+        ignored = {name for record in records for name in _get({"but_for": [], **record}, "but_for", list)}
         return Results(
             path.name,
             _get(hardware, "gpu", str),
@@ -120,7 +123,8 @@ def parse(content: object, path: Path) -> Results:
             _get(hardware, "torch", str),
             _get(_get(content, "digests", dict), "family", str),
             tuple(_outcomes(_get(content, "points", list))),
-            tuple(_get(record, "family", str) for record in _get({"carried": [], **content}, "carried", list)),
+            tuple(_get(record, "family", str) for record in records),
+            tuple(sorted(ignored)),
         )
     except ValueError as problem:
         raise _malformed(path, problem) from None
