@@ -60,8 +60,8 @@ def test_a_saved_program_computes_what_it_did(path):
     of_module, results, gradients, recomputed = program(tensors, tuple(d_results))
     names = ("input", "h_0", "c_0", *WEIGHTS)
     expected = op.results_and_gradients("reference", d_results)
-    for found in (gradients, recomputed):
-        found = [*results, *(gradient for name, gradient in zip(names, found) if name in op.tensors)]
+    for those in (gradients, recomputed):
+        found = [*results, *(gradient for name, gradient in zip(names, those) if name in op.tensors)]
         assert relative_error(found, expected) < 1e-11
     module = fused_rnn.GRU(SHAPE.I, SHAPE.H, bidirectional=True, dtype=torch.float64, backend="reference")
     module.load_state_dict({name.removeprefix("module."): weight for name, weight in program.state_dict().items()})

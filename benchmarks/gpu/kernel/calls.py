@@ -1,4 +1,4 @@
-"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``cuda.Kernels`` fill them.
+"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``products.Kernels`` fill them.
 
 Whoever loads a library with these calls in C (``build`` here, and the tests of the kernels on the host shim) takes the
 structures from here, so that a change of api.h has one place in Python.
@@ -114,7 +114,7 @@ New = Callable[..., Tensor]  # memory for a result, of a tensor whose dtype and 
 
 
 def forward(new: New, projected, input, h_0, c_0, *rest) -> Call:
-    """The operands of ``cuda.Kernels.forward`` as a call, with results in memory that is as ``new`` makes it."""
+    """The operands of ``products.Kernels.forward`` as a call, with results in memory that is as ``new`` makes it."""
     *weights, lengths, keep_h, keep_c, cell, reverse, save = rest
     spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
     state = (B, H) if spec.has_cell_state else (0,)
@@ -129,7 +129,7 @@ def forward(new: New, projected, input, h_0, c_0, *rest) -> Call:
 
 
 def backward(new: New, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest) -> Call:
-    """The operands of ``cuda.Kernels.backward``, likewise."""
+    """The operands of ``products.Kernels.backward``, likewise."""
     *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip = rest
     spec, (T, B, H) = CELLS[cell], output.shape
     inputs = input.shape[2] if spec.multiplicative else 0
