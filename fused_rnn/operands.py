@@ -247,8 +247,9 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", 
 
 
 def _declared(*groups: type) -> str:
-    fields = [field for group in groups for field in group.__annotations__.items()]
-    return ", ".join(f"{_TYPES[kind]} {name}" for name, kind in fields)
+    """The fields of these tuples as a schema has them; those that have a default are optional, and last."""
+    fields = [(*field, group._field_defaults) for group in groups for field in group.__annotations__.items()]
+    return ", ".join(f"{_TYPES[kind]} {name}{'=None' if name in defaults else ''}" for name, kind, defaults in fields)
 
 
 _OF_BACKWARD = f"({_declared(*_BACKWARD)}) -> ({_declared(Gradients)})"

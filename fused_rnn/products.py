@@ -28,23 +28,11 @@ def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tenso
     """The operator ``forward``, by these kernels."""
     *operands, save = arguments
     q = Operands(*operands)
-    modulates_input = q.spec.modulates == "input"
-    loop = ForwardLoop(
-        projected=_project(q.input, q.weight_mih if modulates_input else q.weight_ih),
+    loop = _loop(
+        ForwardLoop,
+        q,
+        projected=_project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih),
         input=_modulated(q),
-        h_0=q.h_0,
-        c_0=q.c_0,
-        weight_ih=q.weight_ih if modulates_input else None,
-        weight_hh=q.weight_hh,
-        weight_mhh=q.weight_mhh,
-        bias_m=q.bias_m,
-        bias_ih=q.bias_ih,
-        bias_hh=q.bias_hh,
-        lengths=q.lengths,
-        keep_h=q.keep_h,
-        keep_c=q.keep_c,
-        cell=q.cell,
-        reverse=q.reverse,
         save=save,
     )
     return kernels.forward(*loop)
@@ -54,22 +42,7 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     """The operator ``backward``, by these kernels."""
     d_results, kept, q, wanted = BackwardCall.of(arguments)
     modulated = _modulated(q)
-    loop = BackwardLoop(
-        *d_results,
-        *kept,
-        input=modulated,
-        h_0=q.h_0,
-        c_0=q.c_0,
-        weight_ih=q.weight_ih if q.spec.modulates == "input" else None,
-        weight_hh=q.weight_hh,
-        weight_mhh=q.weight_mhh,
-        lengths=q.lengths,
-        keep_h=q.keep_h,
-        keep_c=q.keep_c,
-        cell=q.cell,
-        reverse=q.reverse,
-        gradient_clip=q.gradient_clip,
-    )
+    loop = _loop(BackwardLoop, q, **d_results._asdict(), **kept._asdict(), input=modulated)
     of_loop = LoopGradients(*kernels.backward(*loop))
     products = _Products(q, kept, modulated, of_loop)
     d_input = products.input_gradient() if wanted.input_gradient else _empty(q.input)
@@ -77,6 +50,12 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     found = products.weight_gradients(names)
     d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
     return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights)
+
+
+def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, **others) -> ForwardLoop | BackwardLoop:
+    """What a loop is given: other than in the operators, or by the name that it has there."""
+    others["weight_ih"] = q.weight_ih if q.spec.modulates == "input" else None  # else W x is all that is needed of it
+    return kind(*(others[name] if name in others else getattr(q, name) for name in kind._fields))
 
 
 def _empty(like: Tensor) -> Tensor:
