@@ -7,6 +7,7 @@ within ``torch.func.grad`` and its like too. The rules of ``torch.func.vmap`` ar
 Double backward recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -141,10 +142,18 @@ def _forward_backward(operators, ctx, *d_results):
     needs = Operands(*ctx.needs_input_grad[: len(q)])
     call = BackwardCall(d_results, kept, q, Wanted(needs.input, any(needs.weights)))
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
-    with autocast.off(q.input.device.type):
+    with autocast.off(q.input.device.type), _past_autograd():
         grads = backward(*call.arguments)
     named = zip(DIFFERENTIABLE, needs.differentiable, grads)
     return {name: grad for name, need, grad in named if need}
+
+
+def _past_autograd() -> contextlib.AbstractContextManager:
+    """Where nothing is recorded, past autograd's part of an operator in Python, which costs time for nothing."""
+    recording = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if recording or torch._C._are_functorch_transforms_active():
+        return contextlib.nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def _backward_fake(*arguments):
@@ -171,8 +180,8 @@ def _double_backward(ctx, *d_grads):
 
     ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
     """
-    given = len(ResultGradients._fields)
-    d_results, q = ctx.saved_tensors[:given], Operands(*ctx.saved_tensors[given:], *ctx.how)
+    saved, given = ctx.saved_tensors, len(ResultGradients._fields)
+    d_results, q = saved[:given], Operands(*saved[given:], *ctx.how)
     if q.gradient_clip:
         raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
 

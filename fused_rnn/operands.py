@@ -90,7 +90,7 @@ class Operands(NamedTuple):
     @property
     def masks(self) -> tuple[Tensor | None, ...]:
         """Those named in ``MASKS``."""
-        return tuple(getattr(self, name) for name in MASKS)
+        return self[_MASKS]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an operand, a result or a gradient of either in a call with these; the cell needs not have it."""
@@ -121,7 +121,9 @@ class Operands(NamedTuple):
 
 
 _HOW = Operands._fields.index("cell")
-_WEIGHTS = slice(Operands._fields.index(WEIGHTS[0]), Operands._fields.index(WEIGHTS[-1]) + 1)
+_WEIGHTS, _MASKS = (
+    slice(Operands._fields.index(names[0]), Operands._fields.index(names[-1]) + 1) for names in (WEIGHTS, MASKS)
+)
 
 
 class Results(NamedTuple):
