@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import choice, ops, triton_backend
+from fused_rnn import ops, triton_backend
 
 from .triton_gate import ROOT, SHARED_BYTES, Case, Usage, compile_case, optional, run, translate_case
 
@@ -111,7 +111,7 @@ def test_cpu_tensors_are_refused_with_the_reason():
 
 def test_auto_takes_it_on_a_gpu_that_has_no_cuda_kernels(monkeypatch):
     obstacles = {"cuda": "no nvcc was found", "triton": None}
-    monkeypatch.setattr(choice, "_obstacle", lambda backend, *_: obstacles[backend])
+    monkeypatch.setattr(fused_rnn.choice, "_obstacle", lambda backend, *_: obstacles[backend])
     choice = fused_rnn.choose_backend("cuda", torch.bfloat16)
     assert (choice.backend, choice.reason) == ("triton", "the fused Triton kernels run it")
     obstacles["triton"] = "Triton cannot be imported"
