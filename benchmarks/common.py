@@ -95,7 +95,7 @@ def open_device(name: str) -> torch.device:
         raise InputError(f"--device {name} is not there: {str(error).splitlines()[0]}") from None
 
 
-def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.ops.Choice:
+def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.choice.Choice:
     """The backend that will run, and why; InputError if this machine lacks the device or the backend."""
     open_device(device)
     try:

@@ -1,6 +1,6 @@
-// The operators: their schemas, the checks of their arguments, and their registration. fused_rnn/ops.py adds shape
-// functions and autograd, and explains wrong arguments to people; the checks here keep a direct caller from reading
-// or writing out of bounds.
+// The operators: their schemas, which are those of fused_rnn/operands.py, the checks of their arguments, and their
+// registration. fused_rnn/derivatives.py adds shape functions and autograd, and fused_rnn/ops.py explains wrong
+// arguments to people; the checks here keep a direct caller from reading or writing out of bounds.
 
 #include "checks.h"
 #include "cpu/kernels.h"
@@ -127,7 +127,7 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("forward(" FUSED_RNN_OPERANDS
         "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def("backward" FUSED_RNN_BACKWARD);
-  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // ops.py makes it of the two above, for every backend
+  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
   m.def("cpu_instruction_set() -> str");
   m.def("without_cuda() -> str");
 }

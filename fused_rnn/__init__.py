@@ -9,9 +9,9 @@ back, ``from_keras`` takes the weights of one of Keras's. ``functional`` has the
 
 from . import functional, reference
 from .cell_modules import GRUCell, LSTMCell, MultiplicativeGRUCell, MultiplicativeLSTMCell, RecurrentCell, RNNCell
+from .choice import backends, choose_backend
 from .keras import from_keras, to_keras
 from .modules import GRU, LSTM, RNN, MultiplicativeGRU, MultiplicativeLSTM
-from .ops import backends, choose_backend
 from .recurrent import Recurrent
 from .replacement import Replacement, replace, restore
 from .version import __version__

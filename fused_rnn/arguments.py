@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import SupportsIndex, TypeVar
 
-from . import ops
+from .choice import BACKENDS
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -65,6 +65,6 @@ def check_probabilities(**values: float) -> None:
 
 def check_backend(backend: str) -> None:
     """Raise ValueError unless there is a backend of this name, on whatever machine."""
-    if backend != "auto" and backend not in ops.BACKENDS:
-        known = ", ".join(map(repr, ops.BACKENDS))
+    if backend != "auto" and backend not in BACKENDS:
+        known = ", ".join(map(repr, BACKENDS))
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")

@@ -9,18 +9,12 @@ that transforms further out, autograd and compilers take part.
 """
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .cells import WEIGHTS
-
-# the dimension of the sequences in what has one; a gradient, named d_..., has it where its tensor does
-_SEQUENCES = {
-    **{"input": 1, "h_0": 0, "c_0": 0, "lengths": 0, "keep_h": 1, "keep_c": 1},
-    **{"output": 1, "h_n": 0, "c_n": 0, "cells": 1, "saved": 1},
-}
+from .operands import SHAPES, Operands
 
 
 def register(operator: torch._ops.OpOverload) -> None:
@@ -28,8 +22,8 @@ def register(operator: torch._ops.OpOverload) -> None:
     torch.library.register_vmap(operator, functools.partial(_batched, operator))
 
 
-def spread_for_clipping(tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Input and states as the reference needs them to clip gradients: with each new dimension of any operand.
+def spread_for_clipping(operands: Operands) -> Operands:
+    """The operands as the reference needs them to clip gradients: input and states with each new dimension of any.
 
     Gradients of a product that the members share would be summed over them first, and clipped then.
     """
@@ -38,8 +32,9 @@ def spread_for_clipping(tensors: Sequence[Tensor | None], others: Sequence[Tenso
             "the reference cannot be compiled with gradient_clip inside a transform of torch.func, where torch.compile "
             "drops the clipping: use a fused backend, or leave the transform uncompiled"
         )
-    nothing = sum(t.new_zeros((), dtype=tensors[0].dtype) for t in (*tensors, *others) if t is not None)
-    return [None if t is None else t + nothing for t in tensors]
+    nothing = sum(t.new_zeros((), dtype=operands.input.dtype) for t in operands.tensors if t is not None)
+    spread = {name: getattr(operands, name) for name in ("input", "h_0", "c_0")}
+    return operands._replace(**{name: None if t is None else t + nothing for name, t in spread.items()})
 
 
 def check_shared(name: str, tensor: Tensor, instead: str) -> None:
@@ -87,7 +82,9 @@ def _folded(operator, size: int, values: dict, dims: dict) -> tuple[list[Tensor]
 
 
 def _dim_of_sequences(name: str) -> int | None:
-    return _SEQUENCES.get(name.removeprefix("d_"))
+    """None for what has none; a gradient, named d_..., has it where its tensor does."""
+    dim = SHAPES.get(name.removeprefix("d_"), "").find("B")
+    return None if dim < 0 else dim
 
 
 def _is_placeholder(result: Tensor) -> bool:

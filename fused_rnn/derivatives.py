@@ -7,6 +7,7 @@ within ``torch.func.grad`` and its like too. The rules of ``torch.func.vmap`` ar
 Double backward recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
 from . import autocast, batching
-from .cells import CELLS, WEIGHTS
+from .cells import WEIGHTS
+from .operands import DIFFERENTIABLE, SAVES, BackwardCall, Kept, Operands, ResultGradients, Results, Wanted
 from .recompute import backward_from_states
 
 _LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as these do
@@ -64,6 +66,7 @@ def levels(tensor: Tensor) -> Iterator[Tensor]:
 def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> None:
     """Make ``backward`` the derivative of an operator, within transforms too, which ``register_autograd`` refuses.
 
+    It returns gradients by the names of arguments; those of arguments that it does not name are zero.
     Where transforms are nested, the dispatcher calls the kernel once for each of their levels that differentiates,
     with the tensors of that level; so one level is all that an ``autograd.Function`` here has to do with.
     """
@@ -76,8 +79,13 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
         setup_context(ctx, arguments, output)
         return output
 
+    names = [*(argument.name for argument in operator._schema.arguments), "keyset"]
+
+    def of_inputs(ctx, *d_outputs):
+        return tuple(map(backward(ctx, *d_outputs).get, names))
+
     namespace, name = operator._schema.name.split("::")
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(of_inputs)}
     function = type(f"{namespace}_{name}", (torch.autograd.Function,), methods)
     apply = super(torch.autograd.Function, function).apply  # without what Function adds, for all levels at once
     apply_within_transform = enable_single_level_autograd_function()(apply)
@@ -95,64 +103,76 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
     _LIBRARIES.append(library)
 
 
-def _forward_fake(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_mih, w_mhh, b_m, *rest):
-    _, _, _, cell, _, _, save = rest
-    spec = CELLS[cell]
-    steps, batch, input_size = input.shape
-    hidden_size = w_hh.shape[1]
-    if save not in ("nothing", "states", "everything"):
+def _forward_fake(*arguments):
+    *operands, save = arguments
+    q = Operands(*operands)
+    spec = q.spec
+    if save not in SAVES:
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
-    columns = spec.saved * hidden_size + spec.modulated_size(input_size, hidden_size)
-    return (
-        input.new_empty(steps, batch, hidden_size),
-        input.new_empty(batch, hidden_size),
-        input.new_empty((batch, hidden_size) if spec.has_cell_state else (0,)),
-        input.new_empty((steps, batch, hidden_size) if spec.has_cell_state and save != "nothing" else (0,)),
-        input.new_empty((steps, batch, columns) if save == "everything" else (0,)),
-    )
+    there = {
+        **{"output": True, "h_n": True, "c_n": spec.has_cell_state},
+        **{"cells": spec.has_cell_state and save != "nothing", "saved": save == "everything"},
+    }
+    return tuple(q.input.new_empty(q.shape(name) if there[name] else (0,)) for name in Results._fields)
 
 
 def _forward_setup(ctx, inputs, output):
-    *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, ctx.save = inputs
-    if requires_grad(tensors[-2:]):  # which ops.run cannot see where a transform is compiled
+    *operands, ctx.save = inputs
+    q = Operands(*operands)
+    if requires_grad(q.masks):  # which ops.run cannot see where a transform is compiled
         raise ValueError("keep_h and keep_c are masks, which have no gradient, but one requires one: detach it")
-    result, _, _, cells, saved = output
+    results = Results(*output)
+    ctx.how = q.how
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(result, cells, saved, *tensors)
+    ctx.mark_non_differentiable(results.saved)
+    ctx.save_for_backward(*Kept(results.output, results.cells, results.saved), *q.tensors)
 
 
 def _forward_backward(operators, ctx, *d_results):
     if ctx.save == "nothing":
         raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
-    d_results = d_results[:4]  # without that of saved
-    if not CELLS[ctx.cell].has_cell_state:
-        d_results = (*d_results[:2], None, None)  # c_n and cells are empty placeholders
-    needs = ctx.needs_input_grad
-    if all(d is None for d in d_results):
-        return (None,) * len(needs)
-    backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
+    *d_results, _ = d_results  # without that of saved
+    d_results = ResultGradients(*d_results)
     saved = ctx.saved_tensors
-    with autocast.off(saved[0].device.type):
-        how = ctx.cell, ctx.reverse, ctx.gradient_clip
-        grads = backward(*d_results, *saved, *how, needs[0], any(needs[3:10]))
-    wanted = tuple(grad if need else None for grad, need in zip(grads, needs))
-    return *wanted, *(None,) * (len(needs) - len(wanted))
+    kept, q = Kept(*saved[: len(Kept._fields)]), Operands(*saved[len(Kept._fields) :], *ctx.how)
+    if not q.spec.has_cell_state:
+        d_results = d_results._replace(d_c_n=None, d_cells=None)  # c_n and cells are empty placeholders
+    if all(d is None for d in d_results):
+        return {}
+    needs = Operands(*ctx.needs_input_grad[: len(q)])
+    call = BackwardCall(d_results, kept, q, Wanted(needs.input, any(needs.weights)))
+    backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
+    with autocast.off(q.input.device.type), _past_autograd():
+        grads = backward(*call.arguments)
+    named = zip(DIFFERENTIABLE, needs.differentiable, grads)
+    return {name: grad for name, need, grad in named if need}
 
 
-def _backward_fake(d_output, d_h_n, d_c_n, d_cells, output, cells, saved, *rest):
-    *tensors, _, _, _, _, _, _, input_gradient, weight_gradients = rest
-    wanted = [input_gradient, True, True] + [weight_gradients] * len(WEIGHTS)
+def _past_autograd() -> contextlib.AbstractContextManager:
+    """Where nothing is recorded, past autograd's part of an operator in Python, which costs time for nothing."""
+    recording = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if recording or torch._C._are_functorch_transforms_active():
+        return contextlib.nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def _backward_fake(*arguments):
+    call = BackwardCall.of(arguments)
+    q, wanted = call.operands, call.wanted
+    there = {"input": wanted.input_gradient, **dict.fromkeys(WEIGHTS, wanted.weight_gradients)}
     return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else output.new_empty(0)
-        for t, want in zip(tensors, wanted)
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        if there.get(name, True) and t is not None
+        else q.input.new_empty(0)
+        for name, t in zip(DIFFERENTIABLE, q.differentiable)
     )
 
 
 def _backward_setup(ctx, inputs, output):
-    d_output, d_h_n, d_c_n, d_cells, _, _, _, *tensors, ctx.cell, ctx.reverse, ctx.gradient_clip, _, _ = inputs
+    call = BackwardCall.of(inputs)
+    ctx.how = call.operands.how
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(d_output, d_h_n, d_c_n, d_cells, *tensors)
+    ctx.save_for_backward(*call.d_results, *call.operands.tensors)
 
 
 def _double_backward(ctx, *d_grads):
@@ -160,26 +180,24 @@ def _double_backward(ctx, *d_grads):
 
     ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
     """
-    if ctx.gradient_clip:
+    saved, given = ctx.saved_tensors, len(ResultGradients._fields)
+    d_results, q = saved[:given], Operands(*saved[given:], *ctx.how)
+    if q.gradient_clip:
         raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
-    *tensors, lengths, keep_h, keep_c = ctx.saved_tensors
-    spec = CELLS[ctx.cell]
 
-    def results(input, h_0, c_0, *weights):
-        how = {name: weight for name, weight in zip(WEIGHTS, weights) if weight is not None}
-        how |= {"reverse": ctx.reverse, "lengths": lengths, "keep_h": keep_h, **spec.options}
-        if not spec.has_cell_state:
-            return *spec.reference(input, h_0, **how), None, None
-        output, (h_n, c_n), cells = spec.reference(input, (h_0, c_0), **how, keep_c=keep_c, return_cells=True)
+    def results(*differentiable):
+        replaced = q._replace(**dict(zip(DIFFERENTIABLE, differentiable)))
+        if not q.spec.has_cell_state:
+            return *replaced.by_reference(return_cells=False), None, None
+        output, (h_n, c_n), cells = replaced.by_reference(return_cells=True)
         return output, h_n, c_n, cells
 
     def gradients(*tensors):
-        return _pull_back(results, tensors[4:], tensors[:4])
+        return _pull_back(results, tensors[given:], tensors[:given])
 
-    with autocast.off(tensors[4].device.type):
-        second = _pull_back(gradients, tensors, d_grads)
-    wanted = (*second[:4], None, None, None, *second[4:])
-    return *wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted))
+    with autocast.off(q.input.device.type):
+        second = _pull_back(gradients, (*d_results, *q.differentiable), d_grads)
+    return dict(zip((*ResultGradients._fields, *DIFFERENTIABLE), second))
 
 
 def _pull_back(function: Callable, inputs: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None]) -> list:

@@ -12,31 +12,36 @@ from types import ModuleType
 
 import torch
 
-from .cells import CELLS, WEIGHTS
+from .operands import BackwardCall, Operands
 from .triton_backend import NAMESPACE
 
 _COUNTER = "torch.utils.flop_counter"
 
 
-def forward(input, h_0, c_0, *rest, out_shape=None) -> int:
+def forward(*arguments, out_shape=None) -> int:
     """Of ``fused_rnn::forward``, given shapes for tensors, as of the others here."""
-    return _products(input, rest)
+    *operands, _ = arguments
+    return _forward(Operands(*operands))
 
 
 def backward(*arguments, out_shape=None) -> int:
     """Of ``fused_rnn::backward``: for each matrix its own gradient and that of what it is multiplied with."""
-    input, _, _, *weights = arguments[7 : 10 + len(WEIGHTS)]
-    cell, _, _, input_gradient, weight_gradients = arguments[-5:]
-    flops = (2 if weight_gradients else 1) * _products(input, weights)
-    if not input_gradient:
-        of_input = ("weight_mih",) if CELLS[cell].modulates == "input" else ("weight_ih", "weight_mih")
-        flops -= _products(input, [shape for name, shape in zip(WEIGHTS, weights) if name in of_input])
+    call = BackwardCall.of(arguments)
+    q, wanted = call.operands, call.wanted
+    flops = (2 if wanted.weight_gradients else 1) * _forward(q)
+    if not wanted.input_gradient:
+        of_input = (q.weight_mih,) if q.spec.modulates == "input" else (q.weight_ih, q.weight_mih)
+        flops -= _products(q.input, of_input)
     return flops
 
 
 def backward_from_states(*arguments, out_shape=None) -> int:
     """Of ``fused_rnn::backward_from_states``, which goes forward once more."""
-    return backward(*arguments) + forward(*arguments[7:])
+    return backward(*arguments) + _forward(BackwardCall.of(arguments).operands)
+
+
+def _forward(operands: Operands) -> int:
+    return _products(operands.input, operands.weights)
 
 
 def _products(input, shapes) -> int:

@@ -1,7 +1,8 @@
 """Whole sequences with the weights as plain tensor arguments, through the fused kernels.
 
-The functions mirror ``fused_rnn.reference`` argument for argument and add ``backend`` and ``recompute``. Weights are
-ordinary tensors, so DropConnect, weight tying or spectral norm need nothing special: compute the weight, pass it in.
+The functions mirror ``fused_rnn.reference`` argument for argument; ``Options``, taken by name, are those there, and
+``backend`` and ``recompute``. Weights are ordinary tensors, so DropConnect, weight tying or spectral norm need nothing
+special: compute the weight, pass it in.
 
 Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, None for zeros; ``weight_ih``
 (G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
@@ -26,11 +27,13 @@ are not looked at, and taken as the nearest in range.
 """
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from . import ops
 from .cells import cell_of_variant
+from .operands import Options
 
-__all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
+__all__ = ["Options", "gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Pair = tuple[Tensor, Tensor]
 PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
@@ -45,29 +48,13 @@ def rnn(
     bias_hh: Tensor | None = None,
     *,
     nonlinearity: str = "tanh",
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    **options: Unpack[Options],
 ) -> Pair:
     """Elman network, ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected 'tanh' or 'relu'")
-    return ops.run(
-        f"rnn_{nonlinearity}",
-        input,
-        state,
-        weights,
-        reverse=reverse,
-        lengths=lengths,
-        keep_h=keep_h,
-        gradient_clip=gradient_clip,
-        backend=backend,
-        recompute=recompute,
-    )
+    return ops.run(f"rnn_{nonlinearity}", input, state, weights, **options)
 
 
 def lstm(
@@ -77,35 +64,14 @@ def lstm(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
-    *,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    return_cells: bool = False,
-    keep_h: Tensor | None = None,
-    keep_c: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    **options: Unpack[Options],
 ) -> PairResult:
     """Long short-term memory, ``fused_rnn.reference.lstm``.
 
     Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    return ops.run(
-        "lstm",
-        input,
-        state,
-        weights,
-        reverse=reverse,
-        lengths=lengths,
-        return_cells=return_cells,
-        keep_h=keep_h,
-        keep_c=keep_c,
-        gradient_clip=gradient_clip,
-        backend=backend,
-        recompute=recompute,
-    )
+    return ops.run("lstm", input, state, weights, **options)
 
 
 def gru(
@@ -117,30 +83,14 @@ def gru(
     bias_hh: Tensor | None = None,
     *,
     reset_after: bool = True,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    **options: Unpack[Options],
 ) -> Pair:
     """Gated recurrent unit, ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
 
     ``reset_after=True`` is torch.nn.GRU; ``reset_after=False`` is Chung et al. 2014 and takes no ``bias_hh``.
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    return ops.run(
-        "gru_reset_after" if reset_after else "gru",
-        input,
-        state,
-        weights,
-        reverse=reverse,
-        lengths=lengths,
-        keep_h=keep_h,
-        gradient_clip=gradient_clip,
-        backend=backend,
-        recompute=recompute,
-    )
+    return ops.run("gru_reset_after" if reset_after else "gru", input, state, weights, **options)
 
 
 def multiplicative_lstm(
@@ -154,14 +104,7 @@ def multiplicative_lstm(
     bias_m: Tensor | None = None,
     *,
     variant: str = "input",
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    return_cells: bool = False,
-    keep_h: Tensor | None = None,
-    keep_c: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    **options: Unpack[Options],
 ) -> PairResult:
     """LSTM on m⊙x, or with (W_m x)⊙(U_m h₋) in place of h₋, ``fused_rnn.reference.multiplicative_lstm``.
 
@@ -172,20 +115,7 @@ def multiplicative_lstm(
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run(
-        cell_of_variant(variant),
-        input,
-        state,
-        weights,
-        reverse=reverse,
-        lengths=lengths,
-        return_cells=return_cells,
-        keep_h=keep_h,
-        keep_c=keep_c,
-        gradient_clip=gradient_clip,
-        backend=backend,
-        recompute=recompute,
-    )
+    return ops.run(cell_of_variant(variant), input, state, weights, **options)
 
 
 def multiplicative_gru(
@@ -197,28 +127,11 @@ def multiplicative_gru(
     weight_mhh: Tensor,
     bias_ih: Tensor | None = None,
     bias_m: Tensor | None = None,
-    *,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
-    backend: str = "auto",
-    recompute: bool = False,
+    **options: Unpack[Options],
 ) -> Pair:
     """Reset-before GRU on m⊙x, ``fused_rnn.reference.multiplicative_gru``. Returns (output, h_n (B, H))."""
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},
     }
-    return ops.run(
-        "multiplicative_gru",
-        input,
-        state,
-        weights,
-        reverse=reverse,
-        lengths=lengths,
-        keep_h=keep_h,
-        gradient_clip=gradient_clip,
-        backend=backend,
-        recompute=recompute,
-    )
+    return ops.run("multiplicative_gru", input, state, weights, **options)

@@ -1,4 +1,4 @@
-"""The door to the fused operators: the choice of a backend, and the checks of what they are given.
+"""The single entry point to the fused operators, and the checks of what it is given.
 
 ``csrc/ops.cpp`` declares the operators, which serve every cell, and ``derivatives`` completes them:
 
@@ -7,136 +7,22 @@
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
-The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise.
+The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise. What
+all of them take and return is in ``operands``, the choice between them in ``choice``.
 
-``CELLS`` lists the cells; ``run`` is the only door that ``functional`` and ``modules`` use.
+``CELLS`` lists the cells; ``run`` is the only function that ``functional`` and ``modules`` use.
 """
-
-import functools
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import autocast, batching, cuda, derivatives, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
+from .choice import LIBRARY_LOADED, choose_backend, warn_of_reference
+from .operands import Operands
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
 State = Tensor | tuple[Tensor, Tensor]
-
-
-# Backends ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A backend and the reason why it was chosen."""
-
-    backend: str
-    reason: str
-
-
-def _load_library() -> str | None:
-    """Load the compiled operators. Returns None, or why they are not there."""
-    path = Path(__file__).with_name("_C.so")
-    if not path.exists():
-        return f"the compiled library {path} does not exist (build it with 'pip install .')"
-    try:
-        torch.ops.load_library(path)
-    except (OSError, RuntimeError) as error:
-        return f"the compiled library {path} does not load: {error}"
-    try:
-        torch.ops.fused_rnn.cpu_instruction_set()
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
-_LIBRARY_ERROR = _load_library()
-_LIBRARY_LOADED = hasattr(torch.ops.fused_rnn, "forward")
-_PLACES = {"cpu": "the CPU", "cuda": "a GPU"}
-_DTYPES = {
-    "cpu": (torch.float32, torch.float64, torch.bfloat16),
-    "cuda": cuda.DTYPES,
-    "triton": triton_backend.DTYPES,
-}
-# by kind of device, the fastest first
-_CANDIDATES = {"cpu": {"cpu": "C++"}, "cuda": {"cuda": "CUDA", "triton": "Triton"}, "xpu": {"triton": "Triton"}}
-
-
-def backends() -> dict[str, str]:
-    """What can run here: for every backend 'available', on a GPU with its name, or the reason why it is not."""
-    return {
-        "cpu": _LIBRARY_ERROR or "available",
-        "cuda": cuda.status() if _LIBRARY_LOADED else _LIBRARY_ERROR,
-        "triton": triton_backend.status(),
-        "reference": "available",
-    }
-
-
-def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
-    """The backend that a call on ``device`` in ``dtype`` would use, and why.
-
-    ``backend="auto"`` takes the fastest that can run the call. A backend named outright is returned as it is
-    or refused with the reason; it is never replaced by another.
-
-    Raises:
-        ValueError: the name is unknown.
-        RuntimeError: the named backend cannot run such a call here.
-    """
-    if isinstance(device, str):
-        device = torch.device(device)
-    if backend == "auto":
-        obstacles = []
-        for fused, kernels in _CANDIDATES.get(device.type, _CANDIDATES["cpu"]).items():
-            obstacle = _obstacle(fused, device, dtype)
-            if obstacle is None:
-                return Choice(fused, f"the fused {kernels} kernels run it")
-            obstacles.append(obstacle)
-        return Choice("reference", f"no fused backend can run it: {'; '.join(obstacles)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    obstacle = _obstacle(backend, device, dtype)
-    if obstacle is not None:
-        raise RuntimeError(f"backend {backend!r} cannot run this call: {obstacle}")
-    return Choice(backend, "it was asked for")
-
-
-def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot run such a call, or None if it can. Only for the backends on a GPU is one looked for."""
-    if backend == "reference":
-        return None
-    missing = _missing(backend, device)
-    if missing is not None:
-        return missing
-    if backend != "triton" and device.type not in (backend, "meta"):
-        return f"the tensors are on {device}, the backend runs on {_PLACES[backend]}"
-    if dtype not in _DTYPES[backend]:
-        return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in _DTYPES[backend])}"
-    return None
-
-
-def _missing(backend: str, device: torch.device) -> str | None:
-    """What the machine or the installation lacks for a backend, on this device where it is one of the backend's."""
-    if backend == "triton":
-        return triton_backend.obstacle(device)
-    if backend == "cuda" and _LIBRARY_LOADED:
-        return cuda.obstacle(device.index if device.type == "cuda" else None)
-    return _LIBRARY_ERROR
-
-
-@functools.cache
-def _warn_of_reference(reason: str) -> None:
-    warnings.warn(
-        f"fused_rnn runs the plain PyTorch reference, which is slow: {reason}. "
-        "backend='reference' asks for it outright and silences this warning.",
-        stacklevel=2,
-    )
-
-
-# The one door -----------------------------------------------------------------------------------------------
+_NO_WEIGHTS = dict.fromkeys(WEIGHTS)
 
 
 @autocast.casting
@@ -162,15 +48,9 @@ def run(
         input: (T, B, I).
         state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
         weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
-        reverse: run from the last step to the first.
-        lengths: (B) int64, where input is: the steps of each sequence, 0 to T; None is T for all. On a GPU the values
-            are not looked at, because that would mean waiting for it: out of range they count as the nearest in range.
-        return_cells: also return the cell states of all steps; for cells that have one.
-        keep_h, keep_c: (T, B, H), zoneout: the part of its old state that each unit keeps, as in ``reference``; masks,
-            which have no gradient. keep_c is for cells that have a cell state.
-        gradient_clip: the largest magnitude of the gradients of the pre-activations, as in ``reference``; more than 0.
-        backend: as in ``choose_backend``.
-        recompute: save only states for the backward pass, which rebuilds the gates.
+        reverse, lengths, return_cells, keep_h, keep_c, gradient_clip, backend, recompute: as in ``operands.Options``.
+            On a GPU the values of lengths are not looked at, because that would mean waiting for it: out of range they
+            count as the nearest in range. Masks have no gradient; they and cell states are of cells that have these.
 
     Returns:
         The outputs (T, B, H) and the final state, formed as ``state``; then, if asked for, the cell states (T, B, H),
@@ -196,36 +76,50 @@ def run(
     keep_h = None if keep_h is None else _checked_mask("keep_h", keep_h, input, h_0.shape[1])
     keep_c = None if keep_c is None else _checked_mask("keep_c", keep_c, input, h_0.shape[1])
     check_gradient_clip(gradient_clip)
+    operands = Operands(
+        input=input,
+        h_0=h_0,
+        c_0=c_0,
+        **{**_NO_WEIGHTS, **weights},
+        lengths=lengths,
+        keep_h=keep_h,
+        keep_c=keep_c,
+        cell=cell_name,
+        reverse=reverse,
+        gradient_clip=gradient_clip or 0.0,
+    )
     choice = choose_backend(input.device, input.dtype, backend)
     # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
     if choice.backend == "reference" or input.shape[1] == 0 or _differentiates_forward(backend):
         if choice.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
-            _warn_of_reference(choice.reason)
-        _check_length_values(lengths, input)
-        if gradient_clip is not None and torch._C._are_functorch_transforms_active():
-            others = (lengths, keep_h, keep_c, *weights.values())
-            input, h_0, c_0 = batching.spread_for_clipping((input, h_0, c_0), others)
-        state = (h_0, c_0) if cell.has_cell_state else h_0
-        options = {"reverse": reverse, "lengths": lengths, "keep_h": keep_h, "gradient_clip": gradient_clip}
-        if cell.has_cell_state:
-            options |= {"keep_c": keep_c, "return_cells": return_cells}
-        output, state, *cells = cell.reference(input, state, **weights, **options, **cell.options)
-        # as from the kernels, the states have memory of their own: autograd may have saved that of the last step
-        state = tuple(part.clone() for part in state) if cell.has_cell_state else state.clone()
-        return output, state, *cells
-    arguments = (input, h_0, c_0, *(weights.get(name) for name in WEIGHTS))
-    training = derivatives.are_differentiated(arguments)
-    if torch.jit.is_tracing():  # a trace serves calls with and without gradients: little is saved, and enough
-        training = recompute = derivatives.requires_grad(arguments)
-    save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
+            warn_of_reference(choice.reason)
+        return _by_reference(operands, return_cells)
     operators = torch.ops.fused_rnn_triton if choice.backend == "triton" else torch.ops.fused_rnn
-    arguments = (*arguments, lengths, keep_h, keep_c, cell_name, reverse, gradient_clip or 0.0, save)
+    return _by_kernels(operators, operands, return_cells, recompute)
+
+
+def _by_reference(operands: Operands, return_cells: bool) -> tuple:
+    _check_length_values(operands.lengths, operands.input)
+    if operands.gradient_clip and torch._C._are_functorch_transforms_active():
+        operands = batching.spread_for_clipping(operands)
+    output, state, *cells = operands.by_reference(return_cells)
+    # as from the kernels, the states have memory of their own: autograd may have saved that of the last step
+    state = tuple(part.clone() for part in state) if isinstance(state, tuple) else state.clone()
+    return output, state, *cells
+
+
+def _by_kernels(operators, operands: Operands, return_cells: bool, recompute: bool) -> tuple:
+    """By the operators of a namespace."""
+    training = derivatives.are_differentiated(operands.differentiable)
+    if torch.jit.is_tracing():  # a trace serves calls with and without gradients: little is saved, and enough
+        training = recompute = derivatives.requires_grad(operands.differentiable)
+    save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     if training or torch.compiler.is_compiling():
-        output, h_n, c_n, cells, _ = operators.forward(*arguments)
+        output, h_n, c_n, cells, _ = operators.forward(*operands, save)
     else:
         with torch._C._AutoDispatchBelowAutograd():  # whose part in Python costs a third of a single step
-            output, h_n, c_n, cells, _ = operators.forward(*arguments)
-    last = (h_n, c_n) if cell.has_cell_state else h_n
+            output, h_n, c_n, cells, _ = operators.forward(*operands, save)
+    last = h_n if operands.c_0 is None else (h_n, c_n)
     return (output, last, cells) if return_cells else (output, last)
 
 
@@ -339,7 +233,7 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tens
         raise RuntimeError(f"{name} is on {tensor.device} but input is on {input.device}: move one of them")
 
 
-if _LIBRARY_LOADED:
+if LIBRARY_LOADED:
     cuda.register()
     derivatives.complete("fused_rnn")
 triton_backend.register()

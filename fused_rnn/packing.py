@@ -115,6 +115,7 @@ def run(
         state: of all sequences, with which each begins.
         lengths: of each stretch, as ``Packing`` has them.
         masks: of each stretch, keep_h and keep_c.
+        how: the options of ``ops.run`` that all stretches share.
 
     Returns:
         The outputs of each stretch, the final state of all sequences and, if asked for, the cell states of each.

@@ -10,43 +10,35 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .operands import MASKS, BackwardCall, Kept, Operands, ResultGradients, Results
+
 _FEWEST_ROWS = 1024  # steps x sequences of a part: enough to occupy the processor and to pay for packing the weights
 _MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of everything
 
 
-def backward_from_states(
-    operators, d_output, d_h, d_c, d_cells, output, cells, _, input, h_0, c_0, *rest
-) -> tuple[Tensor, ...]:
+def backward_from_states(operators, *arguments) -> tuple[Tensor, ...]:
     """``fused_rnn::backward`` without the saved values that it reads.
 
     δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
     """
-    *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip, input_gradient, weight_gradients = rest
-    d_input = input.new_empty(input.shape if input_gradient else (0,))
+    (d_output, d_h, d_c, d_cells), (output, cells, _), operands, wanted = BackwardCall.of(arguments)
+    input, reverse = operands.input, operands.reverse
+    d_input = input.new_empty(input.shape if wanted.input_gradient else (0,))
     d_weights: list[Tensor] = []
     for begin, end in _parts(*input.shape[:2], reverse):
-        before = [_before(*pair, begin, end, reverse, lengths) for pair in ((output, h_0), (cells, c_0))]
-        part_lengths = None if lengths is None else (lengths - begin).clamp(0, end - begin)
-        d_part, d_h, d_c, *d_more = operators.backward(
-            None if d_output is None else d_output[begin:end],
-            d_h,
-            None if c_0 is None else d_c,
-            None if d_cells is None else d_cells[begin:end],
-            output[begin:end],
-            cells[begin:end],
-            _rebuild(operators, input[begin:end], before, weights, part_lengths, cell),
-            input[begin:end],
-            *(None if state is None else state[-1 if reverse else 0] for state in before),
-            *weights,
-            part_lengths,
-            *(None if keep is None else keep[begin:end] for keep in (keep_h, keep_c)),
-            cell,
-            reverse,
-            gradient_clip,
-            input_gradient,
-            weight_gradients,
+        of_states = (output, operands.h_0), (cells, operands.c_0)
+        before = [_before(*pair, begin, end, reverse, operands.lengths) for pair in of_states]
+        h_0, c_0 = (None if state is None else state[-1 if reverse else 0] for state in before)
+        part = operands.between(begin, end)._replace(h_0=h_0, c_0=c_0)
+        d_results = ResultGradients(
+            d_output=None if d_output is None else d_output[begin:end],
+            d_h_n=d_h,
+            d_c_n=None if c_0 is None else d_c,
+            d_cells=None if d_cells is None else d_cells[begin:end],
         )
-        if input_gradient:
+        kept = Kept(output[begin:end], cells[begin:end], _rebuild(operators, part, before))
+        d_part, d_h, d_c, *d_more = operators.backward(*BackwardCall(d_results, kept, part, wanted).arguments)
+        if wanted.input_gradient:
             d_input[begin:end] = d_part
         wide = torch.promote_types(input.dtype, torch.float32)
         d_weights = [s.add_(d) for s, d in zip(d_weights, d_more)] if d_weights else [d.to(wide) for d in d_more]
@@ -81,21 +73,20 @@ def _before(
     return torch.where((times < lengths).unsqueeze(2), before, initial)
 
 
-def _rebuild(
-    operators,
-    input: Tensor,
-    before: list[Tensor | None],
-    weights: list[Tensor | None],
-    lengths: Tensor | None,
-    cell: str,
-) -> Tensor:
-    """What forward with ``save="everything"`` would have saved of a part of a sequence."""
-    steps, batch, features = input.shape
-    states = [None if state is None else state.flatten(0, 1) for state in before]
+def _rebuild(operators, part: Operands, before: list[Tensor | None]) -> Tensor:
+    """What forward with ``save="everything"`` would have saved of a part, whose steps began with these states."""
+    steps, batch, features = part.input.shape
+    h_0, c_0 = (None if state is None else state.flatten(0, 1) for state in before)
     active = None
-    if lengths is not None:  # a row is a sequence of one step, or of none past its end
-        active = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).long().flatten()
-    rows = input.reshape(1, steps * batch, features)
-    # what is saved is what the cell made of the states, before zoneout
-    saved = operators.forward(rows, *states, *weights, active, None, None, cell, False, 0.0, "everything")[4]
-    return saved.view(steps, batch, -1)
+    if part.lengths is not None:  # a row is a sequence of one step, or of none past its end
+        active = (torch.arange(steps, device=part.input.device).unsqueeze(1) < part.lengths).long().flatten()
+    rows = part._replace(
+        input=part.input.reshape(1, steps * batch, features),
+        h_0=h_0,
+        c_0=c_0,
+        lengths=active,
+        **dict.fromkeys(MASKS),  # what is saved is what the cell made of the states, before zoneout
+        reverse=False,
+        gradient_clip=0.0,
+    )
+    return Results(*operators.forward(*rows, "everything")).saved.view(steps, batch, -1)

@@ -231,7 +231,9 @@ class Recurrent(LikeRNNBase):
             last = layer + 1 == self.num_layers
             how["return_cells"] = return_cells and last
             calls = self._calls(layer, partial(run, **how), inputs, states)
-            results = streams.run_both(*calls, inputs[0].device) if at_once else [call() for call in calls]
+            results = (
+                streams.run_both(next(calls), next(calls), inputs[0].device) if at_once else [call() for call in calls]
+            )
             directions = []
             for outputs, final, *cells in results:
                 directions.append((outputs, *cells))

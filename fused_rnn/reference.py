@@ -23,16 +23,46 @@ differentiated again.
 """
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Unpack  # which torch brings; Python has it from 3.11 on
 
-__all__ = ["gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
+__all__ = ["Options", "PairOptions", "gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Linear = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
 PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
+
+
+class Options(TypedDict, total=False):
+    """What every function takes beside states and weights, by name.
+
+    Attributes:
+        reverse: run from the last step to the first; False.
+        lengths: (B) int64, the steps of each sequence, 0 to T; None is T for all.
+        keep_h: (T, B, H), zoneout: the part of its old h that each unit keeps in each step; None.
+        gradient_clip: the largest magnitude of the gradients of the pre-activations; None is no limit.
+    """
+
+    reverse: bool
+    lengths: Tensor | None
+    keep_h: Tensor | None
+    gradient_clip: float | None
+
+
+class PairOptions(Options, total=False):
+    """What the functions take whose cells have a cell state.
+
+    Attributes:
+        return_cells: return the cell states of all steps (T, B, H) as a third result; False.
+        keep_c: (T, B, H), as ``keep_h`` for c; None.
+    """
+
+    return_cells: bool
+    keep_c: Tensor | None
 
 
 def rnn(
@@ -44,22 +74,18 @@ def rnn(
     bias_hh: Tensor | None = None,
     *,
     nonlinearity: str = "tanh",
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
+    **options: Unpack[Options],
 ) -> Pair:
     """Elman network (Elman 1990): h = tanh(W x + b + U h₋), or relu in place of tanh.
 
     Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
     """
     activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
-    linear = _linear(gradient_clip)
 
-    def step(x: Tensor, h: Tensor) -> Tensor:
+    def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
         return activation(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), **options)
 
 
 def lstm(
@@ -69,26 +95,18 @@ def lstm(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
-    *,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    return_cells: bool = False,
-    keep_h: Tensor | None = None,
-    keep_c: Tensor | None = None,
-    gradient_clip: float | None = None,
+    **options: Unpack[PairOptions],
 ) -> PairResult:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
     Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
     """
-    linear = _linear(gradient_clip)
 
-    def step(x: Tensor, state: Pair) -> Pair:
+    def step(linear: Linear, x: Tensor, state: Pair) -> Pair:
         return _lstm_step(linear, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-    keep = keep_h, keep_c
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, keep, return_cells)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), **options)
 
 
 def gru(
@@ -100,10 +118,7 @@ def gru(
     bias_hh: Tensor | None = None,
     *,
     reset_after: bool = True,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
+    **options: Unpack[Options],
 ) -> Pair:
     """Gated recurrent unit, with the reset gate applied after or before the recurrent product.
 
@@ -113,9 +128,8 @@ def gru(
     r, z = σ(W x + U h₋ + b); n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n.
     Note that z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
     """
-    linear = _linear(gradient_clip)
 
-    def step(x: Tensor, h: Tensor) -> Tensor:
+    def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
         if not reset_after:
             return _gru_step(linear, x, h, weight_ih, weight_hh, bias_ih)
         r_x, z_x, n_x = linear(x, weight_ih, bias_ih).chunk(3, -1)
@@ -124,7 +138,7 @@ def gru(
         n = torch.tanh(n_x + r * n_h)
         return (1 - z) * n + z * h
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), **options)
 
 
 def multiplicative_lstm(
@@ -138,12 +152,7 @@ def multiplicative_lstm(
     bias_m: Tensor | None = None,
     *,
     variant: str = "input",
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    return_cells: bool = False,
-    keep_h: Tensor | None = None,
-    keep_c: Tensor | None = None,
-    gradient_clip: float | None = None,
+    **options: Unpack[PairOptions],
 ) -> PairResult:
     """LSTM of which the input or the hidden state is modulated in every step. Not xLSTM's matrix memory.
 
@@ -154,19 +163,17 @@ def multiplicative_lstm(
     """
     if bias_m is not None and variant == "hidden":
         raise ValueError("bias_m goes with variant='input', and variant='hidden' has no bias there")
-    linear = _linear(gradient_clip)
 
-    def modulate_input(x: Tensor, state: Pair) -> Pair:
+    def modulate_input(linear: Linear, x: Tensor, state: Pair) -> Pair:
         x = _modulate(linear, x, state[0], weight_mih, weight_mhh, bias_m)
         return _lstm_step(linear, x, state, weight_ih, weight_hh, bias_ih, None)
 
-    def modulate_hidden(x: Tensor, state: Pair) -> Pair:
+    def modulate_hidden(linear: Linear, x: Tensor, state: Pair) -> Pair:
         m = linear(x, weight_mih) * linear(state[0], weight_mhh)
         return _lstm_step(linear, x, (m, state[1]), weight_ih, weight_hh, bias_ih, None)
 
     step = {"input": modulate_input, "hidden": modulate_hidden}[variant]
-    keep = keep_h, keep_c
-    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), reverse, lengths, keep, return_cells)
+    return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), **options)
 
 
 def multiplicative_gru(
@@ -178,23 +185,18 @@ def multiplicative_gru(
     weight_mhh: Tensor,
     bias_ih: Tensor | None = None,
     bias_m: Tensor | None = None,
-    *,
-    reverse: bool = False,
-    lengths: Tensor | None = None,
-    keep_h: Tensor | None = None,
-    gradient_clip: float | None = None,
+    **options: Unpack[Options],
 ) -> Pair:
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
 
     Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
     """
-    linear = _linear(gradient_clip)
 
-    def step(x: Tensor, h: Tensor) -> Tensor:
+    def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
         x = _modulate(linear, x, h, weight_mih, weight_mhh, bias_m)
         return _gru_step(linear, x, h, weight_ih, weight_hh, bias_ih)
 
-    return _scan(step, input, _or_zeros(state, input, weight_hh), reverse, lengths, keep_h)
+    return _scan(step, input, _or_zeros(state, input, weight_hh), **options)
 
 
 class _ClipGradient(torch.autograd.Function):
@@ -276,29 +278,36 @@ def _modulate(
 
 
 def _scan(
-    step: Callable[[Tensor, Tensor], Tensor],
+    step: Callable[[Linear, Tensor, Tensor], Tensor],
     input: Tensor,
     h: Tensor,
-    reverse: bool,
-    lengths: Tensor | None,
-    keep_h: Tensor | None,
+    *,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    keep_h: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> Pair:
     """Apply a step of cells whose state is h alone."""
-    states, (h,) = _scan_all(lambda x, state: (step(x, *state),), input, (h,), reverse, lengths, (keep_h,))
+    linear = _linear(gradient_clip)
+    states, (h,) = _scan_all(lambda x, state: (step(linear, x, *state),), input, (h,), (keep_h,), reverse, lengths)
     return torch.stack([h for (h,) in states]), h
 
 
 def _scan_pair(
-    step: Callable[[Tensor, Pair], Pair],
+    step: Callable[[Linear, Tensor, Pair], Pair],
     input: Tensor,
     state: Pair,
-    reverse: bool,
-    lengths: Tensor | None,
-    keep: tuple[Tensor | None, Tensor | None],
-    return_cells: bool,
+    *,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    return_cells: bool = False,
+    keep_h: Tensor | None = None,
+    keep_c: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> PairResult:
     """Apply a step of cells whose state is (h, c)."""
-    states, (h_n, c_n) = _scan_all(step, input, state, reverse, lengths, keep)
+    linear, keep = _linear(gradient_clip), (keep_h, keep_c)
+    states, (h_n, c_n) = _scan_all(lambda x, state: step(linear, x, state), input, state, keep, reverse, lengths)
     output = torch.stack([h for h, _ in states])
     return (output, (h_n, c_n), torch.stack([c for _, c in states])) if return_cells else (output, (h_n, c_n))
 
@@ -307,9 +316,9 @@ def _scan_all(
     step: Callable,
     input: Tensor,
     state: tuple[Tensor, ...],
+    keep: tuple[Tensor | None, ...],
     reverse: bool,
     lengths: Tensor | None,
-    keep: tuple[Tensor | None, ...],
 ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """The state after each step, in the order of the input, zero past the end of a sequence; and the final state."""
     states = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fused_rnn
-from fused_rnn import ops
+from fused_rnn import choice, ops
 
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
 
@@ -32,7 +32,7 @@ def runs_on(device: str, backend: str) -> bool:
 
 
 # Fused backends that tests can give tensors of the CPU; tests/gpu has those of a GPU.
-FUSED = [name for name in ops.BACKENDS if name != "reference" and runs_on("cpu", name)]
+FUSED = [name for name in choice.BACKENDS if name != "reference" and runs_on("cpu", name)]
 
 
 @dataclass(frozen=True)

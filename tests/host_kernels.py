@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU, by the host shim: compiled, planned, and run as cuda.Kernels."""
+"""The CUDA kernels on the CPU, by the host shim: compiled, planned, and run as products.Kernels."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel import build, calls
 from benchmarks.gpu.kernel.calls import Chip, Plan
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 from fused_rnn.cells import WEIGHTS
 
 from .conftest import Operands, Shape
@@ -119,7 +119,7 @@ def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
 
 @dataclass
 class HostKernels:
-    """The kernels as cuda.Kernels wants them, run by the shim.
+    """The kernels as products.Kernels wants them, run by the shim.
 
     Of each call, the last ``missing`` blocks of the grid do not come; or, in clusters, the so-manieth store from block
     to block never arrives.
@@ -167,9 +167,9 @@ def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> 
     names = ["input", "h_0", "c_0", *WEIGHTS]
     operands = [None if value is None else value.detach() for value in op.arguments()]
     operands += [op.cell, op.reverse, op.gradient_clip or 0.0]
-    *results, saved = cuda.forward(*operands, "everything", kernels=kernels)
+    *results, saved = products.forward(*operands, "everything", kernels=kernels)
     output, *_, cells = results
     results = results[: len(d_results)]
     d_results = [*(d.to(output.dtype) for d in d_results), None, None][:4]
-    gradients = cuda.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
+    gradients = products.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
     return [*results, *(d for name, d in zip(names, gradients) if name in t)]

@@ -144,7 +144,7 @@ def test_input_in_another_dtype():
 
 def test_float16_on_the_cpu_runs_as_any_float16_call():
     """That is, on the reference, with a warning; a backend named outright refuses."""
-    fused_rnn.ops._warn_of_reference.cache_clear()
+    fused_rnn.choice.warn_of_reference.cache_clear()
     module, x = fused_rnn.LSTM(I, H), torch.randn(T, B, I)
     with low(torch.float16), pytest.warns(UserWarning, match="the dtype is torch.float16"):
         output, _ = module(x)

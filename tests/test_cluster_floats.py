@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fused_rnn import cuda
+from fused_rnn import products
 
 from .conftest import Operands, Shape, operands, random_like, regularised
 from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
@@ -184,7 +184,7 @@ def test_gives_out_cell_states_alone_or_nothing(library, cell):
     op, kernels = operands(cell, Shape(3, 11, 3, 24), dtype=F32), HostKernels(library, WAYS["cluster-of-2"])
     with torch.no_grad():
         expected, *runs = (
-            cuda.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
+            products.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
             for save in ("everything", "states", "nothing")
         )
     for run in runs:
@@ -203,7 +203,7 @@ def test_a_state_that_does_not_arrive(library, cell):
     op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
     for seed, lost in enumerate((1, 2500)):
         kernels = HostKernels(library, way(4, 1, ONE), seed, missing=lost)
-        output, h_n, *_ = cuda.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
+        output, h_n, *_ = products.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
         assert output[5].isnan().all()
         assert h_n.isnan().all()
         if lost > 1 or cell in ONE_PHASE:  # else what the first step itself waits for got lost
@@ -215,11 +215,11 @@ def test_a_state_that_does_not_arrive(library, cell):
 def test_a_sum_that_does_not_arrive(library, cell):
     op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
     how = (*op.arguments(), cell, False, 0.0)
-    *results, saved = cuda.forward(*how, "everything", kernels=HostKernels(library, way(4, 1, ONE)))
+    *results, saved = products.forward(*how, "everything", kernels=HostKernels(library, way(4, 1, ONE)))
     d_results = [d if d.numel() else None for d in random_like(results)]
     for seed in range(2):
         kernels = HostKernels(library, way(4, 1, ONE), seed, missing=1)
-        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
+        made = products.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
         d_input, *d_states = (d for d in made[:3] if d is not None and d.numel())
         for result in (d_input[0], *d_states):
             assert result.isnan().all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_rnn import cuda
+from fused_rnn import products
 
 from .conftest import Operands, Shape, operands, random_like, regularised
 from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
@@ -213,7 +213,7 @@ def test_gives_out_cell_states_alone_or_nothing(library, cell):
     op, kernels = operands(cell, Shape(3, 11, 3, 24), dtype=torch.bfloat16), HostKernels(library, WAYS["cluster-of-2"])
     with torch.no_grad():
         expected, *runs = (
-            cuda.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
+            products.forward(*op.arguments(), cell, False, 0.0, save, kernels=kernels)
             for save in ("everything", "states", "nothing")
         )
     assert [[r.numel() > 0 for r in run[3:]] for run in runs] == [["lstm" in cell, False], [False, False]]
@@ -229,11 +229,11 @@ def test_gradients_that_are_missing_count_as_zero(library, given):
         HostKernels(library, WAYS["cluster-of-2"]),
     )
     how = (*op.arguments(), "lstm", False, 0.0)
-    *results, saved = cuda.forward(*how, "everything", kernels=kernels)
+    *results, saved = products.forward(*how, "everything", kernels=kernels)
     found = []
     for d_results in ([None] * 4, [torch.zeros_like(result) for result in results]):
         d_results[given] = random_like(results)[given]
-        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, True, kernels=kernels)
+        made = products.backward(*d_results, results[0], results[3], saved, *how, True, True, kernels=kernels)
         found.append([d for d in made if d is not None and d.numel()])
     assert_same_bits(*found)
     assert all(d.abs().sum() > 0 for d in found[0])
@@ -275,7 +275,7 @@ def test_a_state_that_does_not_arrive(library, cell, name):
     stores = stores_of_a_step(cell, name, values=8)
     for seed, lost in enumerate((1, stores + stores // 2)):
         kernels = HostKernels(library, failing(name), seed, missing=lost)
-        output, h_n, c_n, cells, _ = cuda.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
+        output, h_n, c_n, cells, _ = products.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
         begun = lost // stores + 3  # a step at most until the loss is seen, and another until all have seen it
         for result in (output[begun:], h_n, c_n, cells[begun:]):
             assert result.isnan().all()
@@ -290,11 +290,11 @@ def test_a_sum_that_does_not_arrive(library, cell, name):
     op, T = operands(cell, Shape(6, 27, 3, 64), dtype=torch.bfloat16), 6
     stores = stores_of_a_step(cell, name, values=4)
     how = (*op.arguments(), cell, False, 0.0)
-    *results, saved = cuda.forward(*how, "everything", kernels=HostKernels(library, failing(name)))
+    *results, saved = products.forward(*how, "everything", kernels=HostKernels(library, failing(name)))
     d_results = [d if d.numel() else None for d in random_like(results)]
     for seed, lost in enumerate((1, stores + stores // 2)):
         kernels = HostKernels(library, failing(name), seed, missing=lost)
-        made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
+        made = products.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
         d_input, *d_states = (d for d in made[:3] if d is not None and d.numel())
         for result in (d_input[: T - (lost // stores + 3)], *d_states):
             assert result.isnan().all()
@@ -307,7 +307,7 @@ def test_a_last_state_that_does_not_arrive(library):
     """Nobody waits for the block that has none: the others are right, and the call has failed all the same."""
     op = operands("lstm", Shape(3, 7, 3, 64), dtype=torch.bfloat16)
     right, failed = (
-        cuda.forward(*op.arguments(), "lstm", False, 0.0, "everything", kernels=kernels)
+        products.forward(*op.arguments(), "lstm", False, 0.0, "everything", kernels=kernels)
         for kernels in (
             HostKernels(library, failing("cluster-of-4"), missing=lost)
             for lost in (0, 2 * stores_of_a_step("lstm", "cluster-of-4", values=8))

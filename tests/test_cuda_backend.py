@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fused_rnn
-from fused_rnn import cuda, derivatives
+from fused_rnn import cuda, derivatives, products
 from fused_rnn.cells import CELLS, WEIGHTS
 
 from .conftest import Operands, Shape, operands, random_like, relative_error
@@ -27,7 +27,7 @@ class PlainKernels:
     """
 
     def __init__(self) -> None:
-        self.pair = cuda.Kernels(self.forward, self.backward)
+        self.pair = products.Kernels(self.forward, self.backward)
 
     def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, keep_h, keep_c, cell, reverse, save):
         assert (keep_h, keep_c) == (None, None)
@@ -113,16 +113,17 @@ def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tens
 
 @torch.no_grad()
 def results_and_gradients(
-    op: Operands, d_results: list[Tensor], kernels: cuda.Kernels, wanted: tuple[bool, bool] = (True, True)
+    op: Operands, d_results: list[Tensor], kernels: products.Kernels, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The results of the backend's forward, and all ten of its backward, with the kernels given."""
-    *results, saved = cuda.forward(*op.arguments(), op.cell, op.reverse, 0.0, "everything", kernels)
+    *results, saved = products.forward(*op.arguments(), op.cell, op.reverse, 0.0, "everything", kernels=kernels)
     d_results = [*d_results, None, None][:4]
-    how = (op.cell, op.reverse, 0.0, *wanted, kernels)
-    return results, cuda.backward(*d_results, results[0], results[3], saved, *op.arguments(), *how)
+    how = (op.cell, op.reverse, 0.0, *wanted)
+    kept = results[0], results[3], saved
+    return results, products.backward(*d_results, *kept, *op.arguments(), *how, kernels=kernels)
 
 
-def compare(op: Operands, allowed: float, kernels: cuda.Kernels | None = None) -> None:
+def compare(op: Operands, allowed: float, kernels: products.Kernels | None = None) -> None:
     """Results and gradients against the reference in float64."""
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
@@ -213,7 +214,7 @@ def test_unknown_cell():
     op = operands("lstm", Shape(1, 1, 1, 1))
     op.cell = "lstn"
     with pytest.raises(RuntimeError, match="unknown cell 'lstn'"):
-        cuda.forward(*op.arguments(), op.cell, False, 0.0, "nothing", PlainKernels().pair)
+        products.forward(*op.arguments(), op.cell, False, 0.0, "nothing", kernels=PlainKernels().pair)
 
 
 # The choice of a backend ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.kernel import calls
 from benchmarks.gpu.kernel.calls import TYPES
-from fused_rnn import cuda
+from fused_rnn import products
 from fused_rnn.cells import CELLS
 
 from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
@@ -209,7 +209,7 @@ def test_gives_out_cell_states_alone_or_nothing(library):
     kernels = HostKernels(library, WAYS["block"])
     with torch.no_grad():
         expected, *runs = (
-            cuda.forward(*op.arguments(), "lstm", False, 0.0, save, kernels=kernels)
+            products.forward(*op.arguments(), "lstm", False, 0.0, save, kernels=kernels)
             for save in ("everything", "states", "nothing")
         )
     assert [[r.numel() > 0 for r in run[3:]] for run in runs] == [[True, False], [False, False]]

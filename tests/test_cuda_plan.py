@@ -16,7 +16,7 @@ from benchmarks.gpu.choice import header, results, rows
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import RESULTS
 from benchmarks.speed.clock import HostClock
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 from fused_rnn.cells import CELLS
 
 from .host_kernels import HostKernels, Way, needs_compiler
@@ -245,7 +245,7 @@ def test_without_a_gpu_nothing_is_timed(monkeypatch):
 def on_host(library):  # noqa: F811
     """The kernels on a device that the host shim stands for, with the plans that the environment forces."""
     kernels = HostKernels(library, Way(12, 200_000, forced=None))
-    return cuda.Kernels(kernels.forward, kernels.backward)
+    return products.Kernels(kernels.forward, kernels.backward)
 
 
 def options(out, **changes) -> argparse.Namespace:
@@ -262,7 +262,7 @@ def test_plans_are_timed_beside_their_estimates(on_host, tmp_path, capsys):
         seen.append(plans.os.environ[cuda.FORCED])
         return on_host.backward(*operands)
 
-    plans.run(options(out), HostClock(), cuda.Chip(12, 200_000), cuda.Kernels(on_host.forward, backward))
+    plans.run(options(out), HostClock(), cuda.Chip(12, 200_000), products.Kernels(on_host.forward, backward))
     result = json.loads(out.read_text())
     assert [layer["direction"] for layer in result["layers"]] == ["forward", "backward"]
     for layer in result["layers"]:
@@ -286,7 +286,7 @@ def test_a_plan_with_other_results_is_not_timed(on_host, tmp_path, capsys):
             options(tmp_path / "plans.json", directions=["forward"]),
             HostClock(),
             cuda.Chip(12, 200_000),
-            cuda.Kernels(spoiled, on_host.backward),
+            products.Kernels(spoiled, on_host.backward),
         )
     failed = [line for line in capsys.readouterr().out.splitlines() if "its results are not those" in line]
     assert len(failed) == 2

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from fused_rnn import functional, reference
+from fused_rnn import functional, ops, reference
 
 from .conftest import FUSED, Shape, operands, random_like, relative_error
 
@@ -21,13 +21,29 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", reference.__all__)
+FUNCTIONS = [name for name in reference.__all__ if inspect.isfunction(getattr(reference, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_signature_mirrors_the_reference(name):
-    parameters = inspect.signature(getattr(functional, name)).parameters
-    assert [p for p in parameters if p not in ("backend", "recompute")] == list(
-        inspect.signature(getattr(reference, name)).parameters
-    )
-    assert sorted(functional.__all__) == sorted(reference.__all__)
+    ours, theirs = (list(inspect.signature(getattr(module, name)).parameters) for module in (functional, reference))
+    assert ours == theirs
+    assert [name for name in functional.__all__ if name != "Options"] == FUNCTIONS
+
+
+def test_options_are_those_of_the_reference_and_two_more():
+    options = functional.Options.__annotations__
+    assert options == {**reference.PairOptions.__annotations__, "backend": str, "recompute": bool}
+    run = inspect.signature(ops.run).parameters.values()
+    assert {p.name for p in run if p.kind == p.KEYWORD_ONLY} == set(options)
+
+
+@pytest.mark.parametrize("module", [functional, reference], ids=["functional", "reference"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_unknown_options_are_refused(module, name):
+    op = operands(next(cell for cell, (known, _) in CALLS.items() if known == name), Shape(1, 1, 1, 1))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'length'"):
+        call(module, op.cell, op.tensors, length=None)
 
 
 def call(module, cell: str, tensors: dict, state=None, **options):

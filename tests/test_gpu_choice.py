@@ -17,7 +17,7 @@ from benchmarks.gpu.choice.results import Outcome, Results, Times
 from benchmarks.gpu.kernel import check
 from benchmarks.gpu.plans import H200
 from benchmarks.speed.clock import HostClock
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 
 # Files of results -------------------------------------------------------------------------------------------
 
@@ -174,8 +174,8 @@ class OnCpu:
     def __init__(self) -> None:
         self.seen = []  # what was forced, and the direction
 
-    def kernels(self) -> cuda.Kernels:
-        return cuda.Kernels(self.forward, self.backward)
+    def kernels(self) -> products.Kernels:
+        return products.Kernels(self.forward, self.backward)
 
     def forward(self, projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_m, bias_ih, bias_hh, *rest):
         self.seen.append((plans.os.environ[cuda.FORCED], "forward"))

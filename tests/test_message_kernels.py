@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from fused_rnn import cuda
+from fused_rnn import products
 
 from .conftest import Shape, operands, random_like, regularised
 from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of
@@ -127,13 +127,13 @@ def test_a_block_that_does_not_come(library, cell, name):
     there = slice(0, 64 - 64 // blocks)  # units of blocks that come
     how = (*op.arguments(), cell, False, 0.0)
     kernels = HostKernels(library, WAYS[name], seed=1, missing=1)
-    output, h_n, c_n, cells, _ = cuda.forward(*how, "everything", kernels=kernels)
+    output, h_n, c_n, cells, _ = products.forward(*how, "everything", kernels=kernels)
     for result in (output[1:], h_n, c_n, cells[1:]):
         assert result[..., there].isnan().all()
     assert not output[0, :8, there].isnan().any()
-    *results, saved = cuda.forward(*how, "everything", kernels=HostKernels(library, WAYS[name]))
+    *results, saved = products.forward(*how, "everything", kernels=HostKernels(library, WAYS[name]))
     d_results = [d if d.numel() else None for d in random_like(results)]
-    made = cuda.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
+    made = products.backward(*d_results, results[0], results[3], saved, *how, True, False, kernels=kernels)
     for d in made[1:3]:
         if d is not None and d.numel():
             assert d[..., there].isnan().all()

@@ -344,7 +344,7 @@ def test_dropout_without_effect_is_told_where_it_was_written(name):
 
 
 def test_auto_says_when_it_takes_the_reference():
-    fused_rnn.ops._warn_of_reference.cache_clear()
+    fused_rnn.choice.warn_of_reference.cache_clear()
     module = fused_rnn.LSTM(I, H, dtype=torch.float16)
     with pytest.warns(UserWarning, match="the dtype is torch.float16"):
         module(torch.zeros(T, B, I, dtype=torch.float16))

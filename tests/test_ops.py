@@ -1,6 +1,8 @@
 """The fused operators, as they ship, against the float64 reference: results, gradients, autograd's odd corners."""
 
+import itertools
 import platform
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn
-from fused_rnn import ops
+from fused_rnn import derivatives, ops
 
 from .conftest import (
     FUSED,
@@ -239,6 +241,28 @@ def test_derivative_stops_at_the_operands(backend):
         (first,) = torch.autograd.grad(op.run(name, **tied)[0].square().sum(), x, create_graph=True)
         gradients.append(torch.autograd.grad(first.square().sum(), [x, op.tensors["weight_ih"]]))
     assert relative_error(*gradients) < 1e-10
+
+
+def test_only_gradients_that_are_differentiated_go_through_autograd():
+    """Its part of an operator is Python, for which single steps would wait."""
+    op = operands("lstm", Shape(1, 1, 2, 3))
+    called = []
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename == derivatives.__file__:
+            called.append(frame.f_code.co_name)
+
+    for op.recompute, differentiated in itertools.product((False, True), (False, True)):
+        output = op.run("cpu")[0].sum()
+        called.clear()
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            torch.autograd.grad(output, op.tensors["input"], create_graph=differentiated)
+        finally:
+            sys.setprofile(before)
+        assert "_forward_backward" in called
+        assert ("kernel" in called) == differentiated
 
 
 def test_forward_mode_is_the_references(backend):

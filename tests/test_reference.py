@@ -127,4 +127,5 @@ def test_imports_only_torch():
     lines = Path(reference.__file__).read_text().splitlines()
     imports = [line for line in lines if line.lstrip().startswith(("import ", "from "))]
     assert imports
-    assert all(line.split()[1].split(".")[0] in ("torch", "collections") for line in imports)
+    allowed = ("torch", "collections", "typing", "typing_extensions")
+    assert all(line.split()[1].split(".")[0] in allowed for line in imports)

@@ -111,7 +111,7 @@ def test_cpu_tensors_are_refused_with_the_reason():
 
 def test_auto_takes_it_on_a_gpu_that_has_no_cuda_kernels(monkeypatch):
     obstacles = {"cuda": "no nvcc was found", "triton": None}
-    monkeypatch.setattr(ops, "_obstacle", lambda backend, *_: obstacles[backend])
+    monkeypatch.setattr(fused_rnn.choice, "_obstacle", lambda backend, *_: obstacles[backend])
     choice = fused_rnn.choose_backend("cuda", torch.bfloat16)
     assert (choice.backend, choice.reason) == ("triton", "the fused Triton kernels run it")
     obstacles["triton"] = "Triton cannot be imported"

@@ -24,7 +24,7 @@ from benchmarks import common
 from benchmarks.budget import Budget
 from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock, clock_for, summary
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 from fused_rnn.cells import CELLS
 
 from . import machine
@@ -130,7 +130,7 @@ def enforced(text: str) -> Iterator[None]:
 class Operands:
     """Random operands of a layer, and its calls of the kernels."""
 
-    def __init__(self, layer: Layer, device: torch.device, kernels: cuda.Kernels = cuda.ON_GPU) -> None:
+    def __init__(self, layer: Layer, device: torch.device, kernels: products.Kernels = cuda.ON_GPU) -> None:
         self.layer, self.kernels = layer, kernels
         spec, T, B, H = CELLS[layer.cell], layer.steps, layer.batch, layer.hidden
         generator = torch.Generator(device).manual_seed(0)
@@ -284,7 +284,9 @@ def main(arguments: list[str] | None = None) -> None:
     run(options, clock_for(common.open_device("cuda")), cuda.current_chip())
 
 
-def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> None:
+def run(
+    options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: products.Kernels = cuda.ON_GPU
+) -> None:
     """Measure and write the file of results, which grows with every layer."""
     budget = Budget(60 * options.minutes)
     result = {

@@ -1,7 +1,7 @@
 """The kernels as a pair of functions on tensors: the time loop forward and backward, and nothing else.
 
-Arguments and results are those of ``fused_rnn::cuda_forward`` and ``cuda_backward`` in csrc/cuda/ops.cpp, and so are
-the layouts of ``saved`` and ``d``. Nothing here waits for the device.
+Arguments and results are those of ``fused_rnn::cuda_forward`` and ``cuda_backward``, named in ``operands.py``, and so
+are the layouts of ``saved`` and ``d``. Nothing here waits for the device.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton.runtime.interpreter import InterpretedFunction
 
+from ..operands import BackwardLoop, ForwardLoop, LoopGradients, Results
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from .cells import CELLS
@@ -27,97 +28,71 @@ if INTERPRETED:
     interpreter.repair()
 
 
-def forward(
-    projected: Tensor,
-    input: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor | None,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    weight_mhh: Tensor | None,
-    bias_m: Tensor | None,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    lengths: Tensor | None,
-    keep_h: Tensor | None,
-    keep_c: Tensor | None,
-    cell: str,
-    reverse: bool,
-    save: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(output (T, B, H), h_n (B, H), c_n (B, H), cells (T, B, H), saved (T, B, columns)), the last three or empty."""
-    spec, (T, B, _), H = CELLS[split_name(cell)[0]], projected.shape, h_0.shape[1]
-    multiplicative = input is not None
-    I = input.shape[2] if multiplicative else 1
-    keeps_cells, saves = spec.has_cell_state and save != "nothing", save == "everything"
-    output, h_n = projected.new_empty(T, B, H), projected.new_empty(B, H)
-    c_n = projected.new_empty((B, H) if spec.has_cell_state else 0)
-    cells = projected.new_empty((T, B, H) if keeps_cells else 0)
-    saved = projected.new_empty((T, B, spec.saved * H + (I if multiplicative else 0)) if saves else 0)
-    plan = choose_plan(cell, h_0.dtype, False, I, H, shared_bytes(h_0))
-    weights, memory = _weights_and_memory(plan, spec.gates, 3, I, H, B, weight_ih, weight_hh, weight_mhh)
+def forward(*loop) -> Results:
+    """The loop forward, of what ``ForwardLoop`` names."""
+    q = ForwardLoop(*loop)
+    spec, (T, B, _), H = CELLS[split_name(q.cell)[0]], q.projected.shape, q.h_0.shape[1]
+    multiplicative = q.input is not None
+    I = q.input.shape[2] if multiplicative else 1
+    keeps_cells, saves = spec.has_cell_state and q.save != "nothing", q.save == "everything"
+    new = q.projected.new_empty
+    results = Results(
+        output=new(T, B, H),
+        h_n=new(B, H),
+        c_n=new((B, H) if spec.has_cell_state else 0),
+        cells=new((T, B, H) if keeps_cells else 0),
+        saved=new((T, B, spec.saved * H + (I if multiplicative else 0)) if saves else 0),
+    )
+    plan = choose_plan(q.cell, q.h_0.dtype, False, I, H, shared_bytes(q.h_0))
+    weights, memory = _weights_and_memory(plan, spec.gates, 3, I, H, B, q.weight_ih, q.weight_hh, q.weight_mhh)
     _launch(
         forward_kernels.forward_resident if plan.resident else forward_kernels.forward_streamed,
         plan,
-        h_0,
+        q.h_0,
         B,
-        *(_readable(t) for t in (projected, input, h_0, c_0)),
+        *(_readable(t) for t in (q.projected, q.input, q.h_0, q.c_0)),
         *weights,
-        *(_readable(t) for t in (bias_ih, bias_hh, bias_m, lengths, keep_h, keep_c)),
-        *(output, h_n, c_n if spec.has_cell_state else None),
-        *(cells if keeps_cells else None, saved if saves else None),
-        *(T, B, int(reverse), I, H),
+        *(_readable(t) for t in (q.bias_ih, q.bias_hh, q.bias_m, q.lengths, q.keep_h, q.keep_c)),
+        *(results.output, results.h_n, results.c_n if spec.has_cell_state else None),
+        *(results.cells if keeps_cells else None, results.saved if saves else None),
+        *(T, B, int(q.reverse), I, H),
         *memory,
         GATES=spec.gates,
         SAVED=spec.saved,
         FORWARD=spec.forward,
         CANDIDATE=spec.candidate,
     )
-    return output, h_n, c_n, cells, saved
+    return results
 
 
-def backward(
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    d_cells: Tensor | None,
-    output: Tensor,
-    cells: Tensor,
-    saved: Tensor,
-    input: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor | None,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    weight_mhh: Tensor | None,
-    lengths: Tensor | None,
-    keep_h: Tensor | None,
-    keep_c: Tensor | None,
-    cell: str,
-    reverse: bool,
-    gradient_clip: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_h_0 (B, H), d_c_0 (B, H) or empty, d (T, B, gradients*H (+ I)), d_input (T, B, I) or empty)."""
-    spec, (T, B, H) = CELLS[split_name(cell)[0]], output.shape
-    multiplicative = input is not None
-    I = input.shape[2] if multiplicative else 1
-    d_h_0 = output.new_empty(B, H)
-    d_c_0 = output.new_empty((B, H) if spec.has_cell_state else 0)
-    d = output.new_empty(T, B, spec.gradients * H + (I if multiplicative else 0))
-    d_input = output.new_empty((T, B, I) if multiplicative else 0)
-    plan = choose_plan(cell, h_0.dtype, True, I, H, shared_bytes(h_0))
-    weights, memory = _weights_and_memory(plan, spec.gates, spec.gradients, I, H, B, weight_ih, weight_hh, weight_mhh)
+def backward(*loop) -> LoopGradients:
+    """The loop backward, of what ``BackwardLoop`` names."""
+    q = BackwardLoop(*loop)
+    spec, (T, B, H) = CELLS[split_name(q.cell)[0]], q.output.shape
+    multiplicative = q.input is not None
+    I = q.input.shape[2] if multiplicative else 1
+    new = q.output.new_empty
+    results = LoopGradients(
+        d_h_0=new(B, H),
+        d_c_0=new((B, H) if spec.has_cell_state else 0),
+        d=new(T, B, spec.gradients * H + (I if multiplicative else 0)),
+        d_input=new((T, B, I) if multiplicative else 0),
+    )
+    plan = choose_plan(q.cell, q.h_0.dtype, True, I, H, shared_bytes(q.h_0))
+    planes = spec.gradients
+    weights, memory = _weights_and_memory(plan, spec.gates, planes, I, H, B, q.weight_ih, q.weight_hh, q.weight_mhh)
     _launch(
         backward_kernels.backward_resident if plan.resident else backward_kernels.backward_streamed,
         plan,
-        h_0,
+        q.h_0,
         B,
-        *(_readable(t) for t in (d_output, d_h_n, d_c_n, d_cells, output, cells if spec.has_cell_state else None)),
-        *(_readable(t) for t in (saved, input, h_0, c_0)),
+        *(_readable(t) for t in (q.d_output, q.d_h_n, q.d_c_n, q.d_cells, q.output)),
+        *(_readable(t) for t in (q.cells if spec.has_cell_state else None, q.saved, q.input, q.h_0, q.c_0)),
         *weights,
-        *(_readable(t) for t in (lengths, keep_h, keep_c)),
-        *(d_h_0, d_c_0 if spec.has_cell_state else None, d, d_input if multiplicative else None),
-        *(T, B, int(reverse), gradient_clip or math.inf, I, H),
+        *(_readable(t) for t in (q.lengths, q.keep_h, q.keep_c)),
+        *(results.d_h_0, results.d_c_0 if spec.has_cell_state else None),
+        *(results.d, results.d_input if multiplicative else None),
+        *(T, B, int(q.reverse), q.gradient_clip or math.inf, I, H),
         *memory,
         GATES=spec.gates,
         SAVED=spec.saved,
@@ -127,7 +102,7 @@ def backward(
         BACKWARD=spec.backward,
         RESET=spec.reset,
     )
-    return d_h_0, d_c_0, d, d_input
+    return results
 
 
 def shared_bytes(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_rnn import cuda, ops
+from fused_rnn import choice, cuda
 
 from ..conftest import Operands, Shape, operands
 
@@ -88,5 +88,5 @@ EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def skip_unless_it_computes_in(place: Place, dtype: torch.dtype) -> None:
-    if dtype not in ops._DTYPES[place.backend]:
+    if dtype not in choice.DTYPES[place.backend]:
         pytest.skip(f"{place.backend} does not compute in {dtype}")

@@ -22,7 +22,7 @@ from benchmarks.gpu import machine
 from benchmarks.gpu.kernel.build import CompilerError
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed.clock import HostClock, clock_for
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 
 from . import carry, family, header, results
 from .measure import STEPS, measure, points
@@ -57,7 +57,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> None:
+def run(
+    options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: products.Kernels = cuda.ON_GPU
+) -> None:
     """Measure, and write the file of results, which grows as the run does."""
     budget = Budget(options.seconds)
     result = {

@@ -10,7 +10,7 @@ from benchmarks.gpu import plans
 from benchmarks.gpu.kernel.check import Judge, both
 from benchmarks.gpu.plans import DIRECTIONS, Layer
 from benchmarks.speed.clock import HostClock
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 
 from .results import CELLS, DTYPES, FAMILIES, ONCE, modulates_input
 
@@ -75,7 +75,7 @@ def _up_to(most: int, sizes: Sequence[int]) -> Sequence[int]:
     return [size for size in sizes if size <= most]
 
 
-def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: cuda.Kernels = cuda.ON_GPU) -> dict:
+def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: products.Kernels = cuda.ON_GPU) -> dict:
     """What both families do at a point: their plans, error and times, or why they have none.
 
     A family that refuses the point, fails or is wrong is not timed, and where there is no cluster nothing is.
@@ -113,7 +113,7 @@ def judge_of(layer: Layer, device: torch.device) -> Judge:
     return Judge(layer.cell, getattr(torch, layer.dtype), device, closely, **sizes)
 
 
-def _time(layer: Layer, record: dict[str, dict], clock: HostClock, kernels: cuda.Kernels) -> None:
+def _time(layer: Layer, record: dict[str, dict], clock: HostClock, kernels: products.Kernels) -> None:
     judge = judge_of(layer, clock.device)
     entries: list[plans.Entry] = []
     for family, found in record.items():

@@ -31,7 +31,7 @@ from benchmarks.gpu.choice.results import DTYPES
 from benchmarks.gpu.plans import H200, Layer
 from benchmarks.speed import ROOT
 from benchmarks.speed.clock import HostClock, clock_for, summary
-from fused_rnn import cuda
+from fused_rnn import cuda, products
 from fused_rnn.cells import CELLS
 
 from . import build, calls, sass
@@ -281,7 +281,7 @@ def prepare(layer: Layer, device: torch.device) -> calls.Call:
         made["backward"] = calls.backward(random, *operands)
         return made["backward"].results
 
-    plans.Operands(layer, device, cuda.Kernels(forward, backward)).run()
+    plans.Operands(layer, device, products.Kernels(forward, backward)).run()
     return made[layer.direction]
 
 

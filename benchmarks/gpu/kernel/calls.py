@@ -1,4 +1,4 @@
-"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``cuda.Kernels`` fill them.
+"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``products.Kernels`` fill them.
 
 Whoever loads a library with these calls in C (``build`` here, and the tests of the kernels on the host shim) takes the
 structures from here, so that a change of api.h has one place in Python.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fused_rnn import cuda
 from fused_rnn.cells import CELLS
+from fused_rnn.operands import BackwardLoop, ForwardLoop, LoopGradients, Results
 
 BASE_CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"]  # in the order of CellId
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of Type
@@ -113,53 +114,52 @@ class Call:
 New = Callable[..., Tensor]  # memory for a result, of a tensor whose dtype and device it has, and its shape
 
 
-def forward(new: New, projected, input, h_0, c_0, *rest) -> Call:
-    """The operands of ``cuda.Kernels.forward`` as a call, with results in memory that is as ``new`` makes it."""
-    *weights, lengths, keep_h, keep_c, cell, reverse, save = rest
-    spec, (T, B, _), H = CELLS[cell], projected.shape, h_0.shape[1]
-    state = (B, H) if spec.has_cell_state else (0,)
-    cells = (T, B, H) if spec.has_cell_state and save != "nothing" else (0,)
-    columns = spec.saved * H + (input.shape[2] if spec.multiplicative else 0)
-    saved = (T, B, columns) if save == "everything" else (0,)
-    results = [new(h_0, *shape) for shape in ((T, B, H), (B, H), state, cells, saved)]
-    # past the ends of sequences nothing is written, and the operator of csrc/cuda/ops.cpp has zeros there, too
-    results[4] = results[4] if lengths is None else results[4].zero_()
-    operands = [projected, input, h_0, c_0, *weights, *(t if t.numel() else None for t in results)]
-    return _call("forward", operands, (lengths, keep_h, keep_c), cell, reverse, (T, B, H), results)
+def forward(new: New, *loop) -> Call:
+    """What ``ForwardLoop`` names as a call, with results in memory that is as ``new`` makes it."""
+    q = ForwardLoop(*loop)
+    spec, (T, B, _), H = CELLS[q.cell], q.projected.shape, q.h_0.shape[1]
+    columns = spec.saved * H + (q.input.shape[2] if spec.multiplicative else 0)
+    shapes = Results(
+        output=(T, B, H),
+        h_n=(B, H),
+        c_n=(B, H) if spec.has_cell_state else (0,),
+        cells=(T, B, H) if spec.has_cell_state and q.save != "nothing" else (0,),
+        saved=(T, B, columns) if q.save == "everything" else (0,),
+    )
+    results = Results(*(new(q.h_0, *shape) for shape in shapes))
+    if q.lengths is not None:
+        # past the ends of sequences nothing is written, and the operator of csrc/cuda/ops.cpp has zeros there, too
+        results.saved.zero_()
+    written = {name: result if result.numel() else None for name, result in results._asdict().items()}
+    return _call("forward", q, written, (T, B, H), results)
 
 
-def backward(new: New, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest) -> Call:
-    """The operands of ``cuda.Kernels.backward``, likewise."""
-    *weights, lengths, keep_h, keep_c, cell, reverse, gradient_clip = rest
-    spec, (T, B, H) = CELLS[cell], output.shape
-    inputs = input.shape[2] if spec.multiplicative else 0
-    shapes = (B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)
-    results = [new(h_0, *shape) for shape in shapes]
-    operands = [d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *weights, *results]
-    returned = (results[0], results[1] if spec.has_cell_state else h_0.new_empty(0), *results[2:])
-    constants = (lengths, keep_h, keep_c)
-    return _call("backward", operands, constants, cell, reverse, (T, B, H), returned, gradient_clip or math.inf)
+def backward(new: New, *loop) -> Call:
+    """What ``BackwardLoop`` names, likewise."""
+    q = BackwardLoop(*loop)
+    spec, (T, B, H) = CELLS[q.cell], q.output.shape
+    inputs = q.input.shape[2] if spec.multiplicative else 0
+    shapes = LoopGradients((B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs))
+    written = LoopGradients(*(new(q.h_0, *shape) for shape in shapes))
+    results = written if spec.has_cell_state else written._replace(d_c_0=q.h_0.new_empty(0))
+    return _call("backward", q, written._asdict(), (T, B, H), results, q.gradient_clip or math.inf)
 
 
 def _call(
     direction: str,
-    operands: Sequence[Tensor | None],
-    constants: Sequence[Tensor | None],
-    cell: str,
-    reverse: bool,
+    loop: ForwardLoop | BackwardLoop,
+    written: dict[str, Tensor | None],
     sizes: tuple[int, int, int],
     results: Sequence[Tensor],
     gradient_clip: float = math.inf,
 ) -> Call:
-    lengths, *keep = constants
-    timed_out = torch.zeros(1, dtype=torch.int32, device=results[0].device)
+    named = {**loop._asdict(), **written, "timed_out": torch.zeros(1, dtype=torch.int32, device=results[0].device)}
     names = [*ARRAYS[direction].split(), *CONSTANTS]
-    tensors = zip(names, (*operands, lengths, timed_out, *keep), strict=True)
-    arrays = {name: tensor.contiguous() for name, tensor in tensors if tensor is not None}
+    arrays = {name: named[name].contiguous() for name in names if named[name] is not None}
     filled = STRUCTURES[direction](
-        **which(cell),
+        **which(loop.cell),
         type=TYPES.index(results[0].dtype),
-        reverse=reverse,
+        reverse=loop.reverse,
         **dict(zip("TBH", sizes)),
         I=arrays["input"].shape[2] if "input" in arrays else 1,
         **{name: tensor.data_ptr() for name, tensor in arrays.items()},

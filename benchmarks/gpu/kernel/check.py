@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import check
-from fused_rnn import cuda, ops
+from fused_rnn import ops, products
 from fused_rnn.cells import CELLS, WEIGHTS
 
 from . import calls
@@ -115,7 +115,9 @@ def unwritten(like: Tensor, *shape: int) -> Tensor:
 @torch.no_grad()
 def forward(library: Library, cell: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Results by the forward kernel."""
-    return _results(_forward(cuda.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None), cell, tensors))
+    return _results(
+        _forward(products.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None), cell, tensors)
+    )
 
 
 @torch.no_grad()
@@ -124,22 +126,22 @@ def backward(library: Library, cell: str, tensors: dict[str, Tensor], d_results:
     dtype = tensors["input"].dtype
     in_full = operands(tensors, torch.float64, torch.device("cpu"))
     results = torch.ops.fused_rnn.forward(*in_full, cell, False, 0.0, "everything")
-    kernels = cuda.Kernels(None, lambda *o: library.run(calls.backward(unwritten, *o)))
+    kernels = products.Kernels(None, lambda *o: library.run(calls.backward(unwritten, *o)))
     return _gradients(kernels, cell, tensors, d_results, [result.to(library.device, dtype) for result in results])
 
 
 @torch.no_grad()
 def both(
-    kernels: cuda.Kernels, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]
+    kernels: products.Kernels, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Results by the forward kernel, and gradients by the backward kernel, of that forward pass."""
     results = _forward(kernels, cell, tensors)
     return _results(results) | _gradients(kernels, cell, tensors, d_results, results)
 
 
-def _forward(kernels: cuda.Kernels, cell: str, tensors: dict[str, Tensor]) -> Sequence[Tensor]:
+def _forward(kernels: products.Kernels, cell: str, tensors: dict[str, Tensor]) -> Sequence[Tensor]:
     given = operands(tensors, tensors["input"].dtype, tensors["input"].device)
-    return cuda.forward(*given, cell, False, 0.0, "everything", kernels=kernels)
+    return products.forward(*given, cell, False, 0.0, "everything", kernels=kernels)
 
 
 def _results(results: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -147,7 +149,7 @@ def _results(results: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _gradients(
-    kernels: cuda.Kernels,
+    kernels: products.Kernels,
     cell: str,
     tensors: dict[str, Tensor],
     d_results: Sequence[Tensor],
@@ -155,7 +157,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     output, _, _, *saved = results
     given = operands(tensors, tensors["input"].dtype, tensors["input"].device)
-    gradients = cuda.backward(
+    gradients = products.backward(
         *(*d_results, None, None)[:3], None, output, *saved, *given, cell, False, 0.0, True, True, kernels=kernels
     )
     names = ("input", *STATES, *WEIGHTS)

@@ -1,0 +1,268 @@
+"""What the operators take and return, each thing once: its name, its place, whether it may be missing, its shape.
+
+The fields of the named tuples below are the arguments and results of the operators in their order, and the schemas are
+made of them: those of ``fused_rnn_triton`` are declared so, and those of ``fused_rnn``, which stand as text beside the
+C++ in ``csrc/ops.cpp`` and ``csrc/cuda/ops.cpp``, must be equal to them. Programs that ``torch.export`` saved know
+arguments by their names, so that no name and no place changes.
+
+``Options`` are the words that all functions of a whole sequence take beside states and weights.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .cells import CELLS, WEIGHTS, Cell
+from .reference import PairOptions
+
+DIFFERENTIABLE = ("input", "h_0", "c_0", *WEIGHTS)  # the operands that have a gradient
+MASKS = ("keep_h", "keep_c")
+SAVES = ("nothing", "states", "everything")  # what forward may be told to save
+
+# Letters are dimensions: T steps, B sequences, I features, H units, S values of a step that backward reads. Those of
+# weights are the cell's, ``Cell.weight_shapes``; a gradient, d_..., has the shape of what it is a gradient of.
+SHAPES = {
+    **{"input": "TBI", "h_0": "BH", "c_0": "BH", "lengths": "B", "keep_h": "TBH", "keep_c": "TBH"},
+    **{"output": "TBH", "h_n": "BH", "c_n": "BH", "cells": "TBH", "saved": "TBS"},
+}
+
+
+class Options(PairOptions, total=False):
+    """The options of ``functional`` and of ``ops.run``: those of ``reference``, and which kernels run how.
+
+    Attributes:
+        backend: "auto", which is the default, or one of ``fused_rnn.backends()``.
+        recompute: save only states for the backward pass, which rebuilds the gates; False.
+    """
+
+    backend: str
+    recompute: bool
+
+
+class Operands(NamedTuple):
+    """What forward, backward and backward_from_states have in common."""
+
+    input: Tensor
+    h_0: Tensor
+    c_0: Tensor | None  # of cells with a cell state
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_mih: Tensor | None
+    weight_mhh: Tensor | None
+    bias_m: Tensor | None
+    lengths: Tensor | None
+    keep_h: Tensor | None
+    keep_c: Tensor | None
+    cell: str
+    reverse: bool
+    gradient_clip: float  # 0 for none
+
+    @property
+    def spec(self) -> Cell:
+        """The cell; raises RuntimeError if there is none of this name."""
+        if self.cell not in CELLS:
+            raise RuntimeError(f"fused_rnn: unknown cell {self.cell!r}")
+        return CELLS[self.cell]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:_HOW]
+
+    @property
+    def how(self) -> tuple[str, bool, float]:
+        """All that is no tensor."""
+        return self[_HOW:]
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """Those named in ``DIFFERENTIABLE``."""
+        return self[: len(DIFFERENTIABLE)]
+
+    @property
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """Those named in ``WEIGHTS``."""
+        return self[_WEIGHTS]
+
+    @property
+    def masks(self) -> tuple[Tensor | None, ...]:
+        """Those named in ``MASKS``."""
+        return self[_MASKS]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an operand, a result or a gradient of either in a call with these; the cell needs not have it."""
+        spec, (T, B, I), H = self.spec, self.input.shape, self.h_0.shape[1]
+        name = name.removeprefix("d_")
+        if name in WEIGHTS:
+            return spec.weight_shape(name, I, H)
+        sizes = {"T": T, "B": B, "I": I, "H": H, "S": spec.saved * H + spec.modulated_size(I, H)}
+        return tuple(sizes[letter] for letter in SHAPES[name])
+
+    def by_reference(self, return_cells: bool) -> tuple:
+        """What the reference makes of them: the outputs, the final state and, if asked for, the cell states."""
+        spec = self.spec
+        given = {name: weight for name, weight in zip(WEIGHTS, self.weights) if weight is not None}
+        given |= {"reverse": self.reverse, "lengths": self.lengths, "keep_h": self.keep_h, **spec.options}
+        given["gradient_clip"] = self.gradient_clip or None
+        if not spec.has_cell_state:
+            return spec.reference(self.input, self.h_0, **given)
+        state = self.h_0, self.c_0
+        return spec.reference(self.input, state, **given, keep_c=self.keep_c, return_cells=return_cells)
+
+    def between(self, begin: int, end: int) -> "Operands":
+        """The operands of these steps, which begin with the states of all; lengths are counted from ``begin``."""
+        timed = [name for name in self._fields if SHAPES.get(name, "").startswith("T")]
+        part = {name: None if getattr(self, name) is None else getattr(self, name)[begin:end] for name in timed}
+        lengths = None if self.lengths is None else (self.lengths - begin).clamp(0, end - begin)
+        return self._replace(**part, lengths=lengths)
+
+
+_HOW = Operands._fields.index("cell")
+_WEIGHTS, _MASKS = (
+    slice(Operands._fields.index(names[0]), Operands._fields.index(names[-1]) + 1) for names in (WEIGHTS, MASKS)
+)
+
+
+class Results(NamedTuple):
+    """What forward returns, and the forward loop; what the cell lacks or is not saved is empty."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: Tensor
+    saved: Tensor
+
+
+class ResultGradients(NamedTuple):
+    """The gradients that backward is given; a missing one counts as zero."""
+
+    d_output: Tensor | None
+    d_h_n: Tensor | None
+    d_c_n: Tensor | None
+    d_cells: Tensor | None
+
+
+class Kept(NamedTuple):
+    """The results that backward reads again."""
+
+    output: Tensor
+    cells: Tensor
+    saved: Tensor
+
+
+class Wanted(NamedTuple):
+    """Which gradients backward is to return beside those of the states."""
+
+    input_gradient: bool
+    weight_gradients: bool
+
+
+class BackwardCall(NamedTuple):
+    """The arguments of backward and backward_from_states, in groups."""
+
+    d_results: ResultGradients
+    kept: Kept
+    operands: Operands
+    wanted: Wanted
+
+    @classmethod
+    def of(cls, arguments: Iterable) -> "BackwardCall":
+        """The groups of the arguments as the operators have them."""
+        given = iter(arguments)
+        return cls(*(group(*islice(given, len(group._fields))) for group in _BACKWARD))
+
+    @property
+    def arguments(self) -> tuple:
+        """Those that ``of`` makes the groups of."""
+        return (*self.d_results, *self.kept, *self.operands, *self.wanted)
+
+
+_BACKWARD = tuple(BackwardCall.__annotations__.values())
+
+Gradients = NamedTuple("Gradients", [(f"d_{name}", Tensor) for name in DIFFERENTIABLE])
+Gradients.__doc__ = "What backward returns; what is not wanted or does not exist is empty."
+
+
+# The time loops on a GPU, around which ``products`` is ---------------------------------------------------------
+
+
+class ForwardLoop(NamedTuple):
+    """What a loop forward is given; it returns ``Results``. Missing operands are those that the cell does not read."""
+
+    projected: Tensor  # W x, or W_m x where x is modulated: (T, B, rows of the weight)
+    input: Tensor | None  # what m scales: (T, B, values of m)
+    h_0: Tensor
+    c_0: Tensor | None
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    weight_mhh: Tensor | None
+    bias_m: Tensor | None
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    lengths: Tensor | None
+    keep_h: Tensor | None
+    keep_c: Tensor | None
+    cell: str
+    reverse: bool
+    save: str
+
+
+class BackwardLoop(NamedTuple):
+    """What a loop backward is given; it returns ``LoopGradients``."""
+
+    d_output: Tensor | None
+    d_h_n: Tensor | None
+    d_c_n: Tensor | None
+    d_cells: Tensor | None
+    output: Tensor
+    cells: Tensor
+    saved: Tensor
+    input: Tensor | None  # as in ForwardLoop, and so on
+    h_0: Tensor
+    c_0: Tensor | None
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    weight_mhh: Tensor | None
+    lengths: Tensor | None
+    keep_h: Tensor | None
+    keep_c: Tensor | None
+    cell: str
+    reverse: bool
+    gradient_clip: float
+
+
+class LoopGradients(NamedTuple):
+    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty."""
+
+    d_h_0: Tensor
+    d_c_0: Tensor
+    d: Tensor
+    d_input: Tensor
+
+
+# Schemas --------------------------------------------------------------------------------------------------------
+
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", float: "float"}
+
+
+def _declared(*groups: type) -> str:
+    """The fields of these tuples as a schema has them; those that have a default are optional, and last."""
+    fields = [(*field, group._field_defaults) for group in groups for field in group.__annotations__.items()]
+    return ", ".join(f"{_TYPES[kind]} {name}{'=None' if name in defaults else ''}" for name, kind, defaults in fields)
+
+
+_OF_BACKWARD = f"({_declared(*_BACKWARD)}) -> ({_declared(Gradients)})"
+
+# of the operators that every namespace has, and of the loops that ``fused_rnn`` has where CUDA is
+SCHEMAS = {
+    "forward": f"({_declared(Operands)}, str save) -> ({_declared(Results)})",
+    "backward": _OF_BACKWARD,
+    "backward_from_states": _OF_BACKWARD,
+}
+LOOP_SCHEMAS = {
+    "cuda_forward": f"({_declared(ForwardLoop)}) -> ({_declared(Results)})",
+    "cuda_backward": f"({_declared(BackwardLoop)}) -> ({_declared(LoopGradients)})",
+}
