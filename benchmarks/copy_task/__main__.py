@@ -12,6 +12,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks.common import InputError, check_backend, run_command
+from benchmarks.cuda_graph import check_cuda_graph
 
 from .data import Task
 from .document import write_report
@@ -37,6 +38,8 @@ def run(options: Namespace, console: Console) -> dict:
     """Check that the options can be had here, and train; returns the content of ``results.json``."""
     task = task_of(options)
     choice = check_backend(options.device, options.dtype, options.backend)
+    if options.cuda_graph:
+        check_cuda_graph(options.device)
     check_memory(options, task, choice.backend)
     results = Results(options.out, configuration_of(options, choice.backend), options.resume)
     console.print(f"Results go to {options.out}; backend {choice.backend}, because {choice.reason}.", soft_wrap=True)

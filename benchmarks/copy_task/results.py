@@ -18,7 +18,7 @@ RECORD = (
 )
 
 
-MAY_CHANGE = ("processes",)  # where a run goes on
+MAY_CHANGE = ("processes", "cuda_graph")  # where a run goes on
 
 
 class Results:

@@ -8,11 +8,14 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import DTYPES
+from benchmarks.cuda_graph import GraphedStep, Recorder
+from benchmarks.optimisers import make_optimiser, set_learning_rate
 
 from .data import Data, Pair, Task
 from .model import CopyModel, gradient_norms
@@ -69,15 +72,18 @@ def _train(
 ) -> list[dict]:
     """Train until ``options`` say that it is enough; returns losses, accuracies and times of each epoch."""
     began = time.perf_counter()
-    optimiser = torch.optim.Adam(model.parameters())
+    optimiser = make_optimiser("adam", model.parameters(), options.lr)
+    step = partial(_step, model, task, optimiser, options.clip)
+    if options.cuda_graph:
+        step = GraphedStep(step, model.parameters(), Recorder(model.decoder.weight.device))
     validation = data.held_out("validation", options.held_out)
     epochs, steps, done = [], 0, 0.0
     for batches in data.training(options.sequences, options.batch):
         times, train = [], Mean()
         for batch in batches:
             started = time.perf_counter()
-            optimiser.param_groups[0]["lr"] = learning_rate(options, done)
-            loss, accuracy = _step(model, task, optimiser, options.clip, *_to_model(model, batch))
+            set_learning_rate(optimiser, learning_rate(options, done))
+            loss, accuracy = step(*_to_model(model, batch))
             _wait(model)
             times.append(time.perf_counter() - started)
             train.add(loss, accuracy, count=batch[0].shape[1])

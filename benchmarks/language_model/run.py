@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.common import InputError, check_backend
+from benchmarks.cuda_graph import check_cuda_graph
 
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
@@ -36,6 +37,8 @@ def train_command(options: argparse.Namespace, world: World) -> None:
         raise InputError(f"--batch {options.batch} cannot be shared evenly by {world.size} processes: give a multiple")
     device = world.device(options.device)
     check_backend(device, "bfloat16" if options.autocast else options.dtype, options.backend)
+    if options.cuda_graph:
+        check_cuda_graph(device, world.size)
     alphabet = make_alphabet(options.alphabet, options.text, options.limit)
     data = _read_data(options, alphabet)
     settings = _settings(options, data)
@@ -48,8 +51,8 @@ def train_command(options: argparse.Namespace, world: World) -> None:
         check_fits(config, options.optimiser, longest, share, device, world.sharers(device))
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
     _check_agreed(world, configuration)
-    run = {"command_line": options.command_line, "preset": options.preset, "processes": world.size}
-    configuration = {**run, **configuration}
+    run = {name: getattr(options, name) for name in ("command_line", "preset", "cuda_graph")}
+    configuration = {**run, "processes": world.size, **configuration}
     if options.prompt is not None:
         alphabet.encode_prompt(options.prompt)  # which refuses what the model will not know
     if world.is_first:
@@ -58,7 +61,8 @@ def train_command(options: argparse.Namespace, world: World) -> None:
 
     with Signals() as signals, world.ending_together():
         for cell in dict.fromkeys(options.cell):
-            trainer = Trainer(configs[cell], settings, alphabet, data, checkpoints.get(cell), world, signals)
+            last = checkpoints.get(cell)
+            trainer = Trainer(configs[cell], settings, alphabet, data, last, world, signals, options.cuda_graph)
             _train_cell(options, trainer, configuration, checkpoints)
     if world.is_first:
         samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
