@@ -33,17 +33,7 @@ def run_trial(
     started = time.perf_counter()
     seed = options.seed + trial
     torch.manual_seed(seed)
-    model = CopyModel(
-        cell,
-        task,
-        options.hidden,
-        options.layers,
-        options.keep_bias,
-        task.delay(length),
-        backend=options.backend,
-        device=options.device,
-        dtype=DTYPES[options.dtype],
-    )
+    model = _new_model(options, task, cell, length)
     data = Data(task, length, seed, options.grow_from)
     test = data.held_out("test", options.held_out)
     sample = _to_model(model, tuple(part[:, : options.batch] for part in test))
@@ -65,6 +55,29 @@ def run_trial(
         "gradient_norms": {"before": norms_before, "after": gradient_norms(model, task, *sample)},
         "seconds": time.perf_counter() - started,
     }
+
+
+def trial_step(options: Namespace, task: Task) -> Callable[[], object]:
+    """A training step of the first cell at the shortest length, of a model of its own, to be timed."""
+    length = min(options.length)
+    model = _new_model(options, task, options.cell[0], length)
+    (batch,) = next(Data(task, length, options.seed).training(options.batch, options.batch))
+    optimiser = make_optimiser("adam", model.parameters(), options.lr)
+    return partial(_step, model, task, optimiser, options.clip, *_to_model(model, batch))
+
+
+def _new_model(options: Namespace, task: Task, cell: str, length: int) -> CopyModel:
+    return CopyModel(
+        cell,
+        task,
+        options.hidden,
+        options.layers,
+        options.keep_bias,
+        task.delay(length),
+        backend=options.backend,
+        device=options.device,
+        dtype=DTYPES[options.dtype],
+    )
 
 
 def _train(

@@ -170,6 +170,7 @@ class Trainer:
             if due:
                 yield
             self._step(batch, symbols if self.settings.loss_per == "symbol" else sequences)
+            self.progress.update()
             self.seconds = time.perf_counter() - started
 
     def _confer(self, *values: float) -> list[float]:
@@ -190,7 +191,6 @@ class Trainer:
         self.mean.add(loss, predicted)
         self.state = _whole(state)
         self.steps += 1
-        self.progress.update()
 
     def _measure_epoch(self) -> dict:
         """The results of the epoch whose steps are done; raises InputError if training diverged."""
@@ -244,13 +244,20 @@ class Trainer:
         return Checkpoint(
             model=asdict(self.config),
             alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
-            training=asdict(self.settings),
+            training={**asdict(self.settings), "threads": torch.get_num_threads()},
             weights=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
             random=list(random),
             epochs=self.epochs,
             position=vars(Position(self.steps, self.seconds, list(sums), state)),
         )
+
+
+def trial_step(config: ModelConfig, settings: Settings, alphabet: Alphabet, data: Data) -> Callable[[], None]:
+    """A training step, of a model of its own and always of the same batch, to be timed."""
+    trainer = Trainer(config, settings, alphabet, data)
+    batch = next(data.training.batches(settings.batch, torch.Generator().manual_seed(settings.seed)))
+    return partial(trainer._step, batch, batch.counts()[0])
 
 
 def update(
