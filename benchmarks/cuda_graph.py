@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import InputError
+from fused_rnn import cuda
 
 # Steps of a shape before it is recorded, in which libraries choose their kernels and the optimiser makes its state.
 WARM_UP = 3
@@ -59,7 +60,12 @@ class Recorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, self.pool, self.stream):
             results = function()
-        return results, graph.replay
+
+        def replay() -> None:
+            cuda.raise_timed_out()  # of the replays before, as every call does; those of a graph are no calls
+            graph.replay()
+
+        return results, replay
 
 
 @dataclass(frozen=True)
