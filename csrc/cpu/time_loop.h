@@ -98,10 +98,10 @@ void load(const S* from, int64_t count, C* to) {
 }
 template <typename S, typename C>
 void store(const C* from, int64_t count, S* to) {
-  if constexpr (std::is_same_v<C, S>)
-    std::copy_n(from, count, to);
+  if constexpr (std::is_same_v<S, BFloat16>)
+    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(static_cast<float>(value)); });
   else
-    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(value); });
+    std::copy_n(from, count, to);
 }
 
 // The tensor itself, or its values in the type that is computed in.
@@ -190,6 +190,11 @@ inline int64_t share(int64_t items) {
   return (items + threads - 1) / threads;
 }
 
+constexpr int64_t worth_a_meeting = 1 << 17;  // multiplications and additions
+
+// The same, or all where they are too little work for threads to meet.
+inline int64_t share(int64_t items, int64_t work) { return work < worth_a_meeting ? items : share(items); }
+
 // Rows of a matrix, or as many times a vector, as a tensor that autograd knows nothing of, in whatever thread.
 inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   const bool vector = m.dim() == 1;
@@ -229,11 +234,8 @@ const S* data_or_null(const OptionalTensor& tensor) {
 // Whether a call is too short for packing to pay: then every product reads the weights where the caller has them. A
 // step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
 // with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
-// between 8 rows (H=64) and 32 (H=256).
-inline bool leaves_unpacked(const Schedule& schedule) {
-  constexpr int64_t few = 8;
-  return schedule.rows() <= few;
-}
+// between 8 rows (H=64) and 32 (H=256). So few are in one chunk.
+inline bool leaves_unpacked(const Schedule& schedule) { return schedule.rows() <= few_rows; }
 
 // A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
 template <typename C, typename S>
@@ -265,7 +267,6 @@ constexpr int64_t cached_bytes = 7 << 18;  // of the second-level cache that wei
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t worth_a_meeting = 1 << 17;    // multiplications and additions per phase
   constexpr int64_t rows_that_hide_a_fetch = 64;  // per thread, with weights from beyond the second level
   if (threads == 1) return Split::none;
   const bool cached = weights * element_size <= cached_bytes;
