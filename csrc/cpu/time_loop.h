@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
 #include "schedule.h"
 
@@ -41,17 +42,8 @@ inline int64_t bytes_of(ScalarType type) {
   return type == ScalarType::Double ? sizeof(double) : type == ScalarType::Float ? sizeof(float) : sizeof(BFloat16);
 }
 
-// An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
-// looks its operator up by name in every call, which single steps notice.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
-  const auto dimensions = static_cast<int64_t>(shape.size());
-  int64_t strides[3] = {1, 1, 1};
-  for (int64_t i = dimensions - 2; i >= 0; --i)
-    strides[i] = strides[i + 1] * std::max<int64_t>(1, shape.begin()[i + 1]);
-  AtenTensorHandle tensor = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, shape.begin(), strides, code(type),
-                                                  aoti_torch_device_type_cpu(), 0, &tensor));
-  return Tensor(tensor);
+  return fused_rnn::empty(shape, code(type), aoti_torch_device_type_cpu(), 0);
 }
 
 // A tensor (T, B, n) of zeros, in memory that the system clears when it is first written to, page by page: steps that
