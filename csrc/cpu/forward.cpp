@@ -102,9 +102,9 @@ class Forward {
     }
     const Kernels<C, S>& k = kernels<C, S>();
     const int64_t panels = k.panel_count(1, p.matrix.units);
-    torch::stable::parallel_for(
-        0, panels, split == Split::none ? panels : share(panels),
-        [&](int64_t begin, int64_t end) { k.multiply(p.matrix, x.values, {0, rows}, {begin, end}, data<C>(p.out)); });
+    const Product<C, S> product{{x.values, q_.I, q_.I}, p.matrix, nullptr, data<C>(p.out)};
+    torch::stable::parallel_for(0, panels, split == Split::none ? panels : share(panels),
+                                [&](int64_t begin, int64_t end) { k.multiply(product, {0, rows}, {begin, end}); });
   }
 
   Input input_of(const Chunk& chunk) const {

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
 #include "schedule.h"
 
@@ -41,17 +42,8 @@ inline int64_t bytes_of(ScalarType type) {
   return type == ScalarType::Double ? sizeof(double) : type == ScalarType::Float ? sizeof(float) : sizeof(BFloat16);
 }
 
-// An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
-// looks its operator up by name in every call, which single steps notice.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
-  const auto dimensions = static_cast<int64_t>(shape.size());
-  int64_t strides[3] = {1, 1, 1};
-  for (int64_t i = dimensions - 2; i >= 0; --i)
-    strides[i] = strides[i + 1] * std::max<int64_t>(1, shape.begin()[i + 1]);
-  AtenTensorHandle tensor = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, shape.begin(), strides, code(type),
-                                                  aoti_torch_device_type_cpu(), 0, &tensor));
-  return Tensor(tensor);
+  return fused_rnn::empty(shape, code(type), aoti_torch_device_type_cpu(), 0);
 }
 
 // A tensor (T, B, n) of zeros, in memory that the system clears when it is first written to, page by page: steps that
@@ -98,10 +90,10 @@ void load(const S* from, int64_t count, C* to) {
 }
 template <typename S, typename C>
 void store(const C* from, int64_t count, S* to) {
-  if constexpr (std::is_same_v<C, S>)
-    std::copy_n(from, count, to);
+  if constexpr (std::is_same_v<S, BFloat16>)
+    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(static_cast<float>(value)); });
   else
-    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(value); });
+    std::copy_n(from, count, to);
 }
 
 // The tensor itself, or its values in the type that is computed in.
@@ -190,6 +182,11 @@ inline int64_t share(int64_t items) {
   return (items + threads - 1) / threads;
 }
 
+constexpr int64_t worth_a_meeting = 1 << 17;  // multiplications and additions
+
+// The same, or all where they are too little work for threads to meet.
+inline int64_t share(int64_t items, int64_t work) { return work < worth_a_meeting ? items : share(items); }
+
 // Rows of a matrix, or as many times a vector, as a tensor that autograd knows nothing of, in whatever thread.
 inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   const bool vector = m.dim() == 1;
@@ -229,11 +226,8 @@ const S* data_or_null(const OptionalTensor& tensor) {
 // Whether a call is too short for packing to pay: then every product reads the weights where the caller has them. A
 // step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
 // with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
-// between 8 rows (H=64) and 32 (H=256).
-inline bool leaves_unpacked(const Schedule& schedule) {
-  constexpr int64_t few = 8;
-  return schedule.rows() <= few;
-}
+// between 8 rows (H=64) and 32 (H=256). So few are in one chunk.
+inline bool leaves_unpacked(const Schedule& schedule) { return schedule.rows() <= few_rows; }
 
 // A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
 template <typename C, typename S>
@@ -265,7 +259,6 @@ constexpr int64_t cached_bytes = 7 << 18;  // of the second-level cache that wei
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t worth_a_meeting = 1 << 17;    // multiplications and additions per phase
   constexpr int64_t rows_that_hide_a_fetch = 64;  // per thread, with weights from beyond the second level
   if (threads == 1) return Split::none;
   const bool cached = weights * element_size <= cached_bytes;
