@@ -49,8 +49,11 @@ class Backward {
       if (few_ && q_.cell.multiplicative()) x_ = input_rows(chunk);
       run_steps(chunk);
       if (!few_) d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
-      if (in_.input_gradient) few_ ? make_input_gradient(chunk) : add_input_gradient(chunk);
-      if (in_.weight_gradients && !few_) add_weight_gradients(chunk);
+      if (few_) {
+        if (in_.input_gradient) make_input_gradient(chunk);
+      } else {
+        run_products(chunk);
+      }
     }
     return finish();
   }
@@ -123,7 +126,7 @@ class Backward {
       return multiply({x_, I, I}, weight, H, nullptr, data<C>(wx_m_));
     }
     const Tensor out = rows_of(wx_m_, {0, chunk.rows});
-    product(out, out, factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)), transposed(weight_mih_), 0.0);
+    product({out, out, factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)), transposed(weight_mih_), 0.0});
   }
 
   void run_steps(const Chunk& chunk) {
@@ -195,29 +198,48 @@ class Backward {
 
   Tensor modulation_gradients() const { return columns_of(d_factor_, {q_.cell.gradients * q_.H, columns_}); }
 
-  void add_input_gradient(const Chunk& chunk) {
-    const bool together = schedule_.together(chunk);
-    const int64_t I = q_.I, first = chunk.time * q_.B;
-    Tensor out = together ? rows_of(flattened(d_input_), {first, first + chunk.rows}) : Tensor();
-    const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
-    const Tensor target = same_type && together ? out : in_steps;
-    if (modulates_input())
-      product(target, in_steps, modulation_gradients(), weight_mih_, 1.0);
-    else
-      product(target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0);
-    if (modulates_hidden()) product(target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0);
-    if (!together)
-      schedule_.for_rows(
-          chunk, [&](int64_t row, int64_t at) { store(data<C>(target) + row * I, I, data<S>(d_input_) + at * I); });
-    else if (!same_type)
-      torch::stable::copy_(out, in_steps);
+  // All that reads the gradients of a chunk, in which threads meet once.
+  void run_products(const Chunk& chunk) {
+    Jobs jobs;
+    if (in_.input_gradient) add_input_gradient(jobs, chunk);
+    if (in_.weight_gradients) add_weight_gradients(jobs, chunk);
+    jobs.run();
+    if (in_.input_gradient) store_input_gradient(chunk);
   }
 
-  void add_weight_gradients(const Chunk& chunk) {
+  // δx of a chunk: where the products leave it, which is the result itself unless that is of another type or order.
+  Tensor input_gradient(const Chunk& chunk) const {
+    const int64_t first = chunk.time * q_.B;
+    const bool directly = same_type && schedule_.together(chunk);
+    return directly ? rows_of(flattened(d_input_), {first, first + chunk.rows}) : rows_of(dx_, {0, chunk.rows});
+  }
+
+  void add_input_gradient(Jobs& jobs, const Chunk& chunk) const {
+    const Tensor target = input_gradient(chunk);
+    if (modulates_input())
+      jobs.add({target, rows_of(dx_, {0, chunk.rows}), modulation_gradients(), weight_mih_, 1.0});
+    else
+      jobs.add({target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0});
+    if (modulates_hidden())
+      jobs.add({target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0});
+  }
+
+  void store_input_gradient(const Chunk& chunk) const {
+    const int64_t I = q_.I, first = chunk.time * q_.B;
+    if (!schedule_.together(chunk)) {
+      schedule_.for_rows(
+          chunk, [&](int64_t row, int64_t at) { store(data<C>(dx_) + row * I, I, data<S>(d_input_) + at * I); });
+    } else if (!same_type) {
+      Tensor out = rows_of(flattened(d_input_), {first, first + chunk.rows});
+      torch::stable::copy_(out, input_gradient(chunk));
+    }
+  }
+
+  void add_weight_gradients(Jobs& jobs, const Chunk& chunk) {
     const int64_t H = q_.H, G = q_.cell.gates;
     const double beta = chunk.last == schedule_.chunks().back().last ? 0.0 : 1.0;  // it comes first
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
-      product(sum, sum, transposed(d), a, beta);
+      jobs.add({sum, sum, transposed(d), a, beta});
     };
     const Tensor operands = factor<C, S>(rows_of(operands_, {0, chunk.rows}));
     const Tensor history = columns_of(operands, {0, H});
@@ -236,8 +258,8 @@ class Backward {
       add(d_weight_mih_, modulation_gradients(), factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)));
     if (modulates_hidden()) add(d_weight_mih_, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), x);
     if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(), history);
-    torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
-      kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, d_bias_);
+    jobs.add(columns_, [this, rows = chunk.rows](Range columns) {
+      kernels<C, S>().add_column_sums(data<C>(d_), rows, columns_, columns, d_bias_);
     });
   }
 

@@ -98,7 +98,7 @@ class Forward {
   void project(const Projection& p, const Input& x, int64_t rows, Split split) const {
     if (!own_projections_) {
       const Tensor out = rows_of(p.out, {0, rows});
-      return product(out, p.bias ? *p.bias : out, x.tensor, p.weight, p.bias ? 1.0 : 0.0);
+      return product({out, p.bias ? *p.bias : out, x.tensor, p.weight, p.bias ? 1.0 : 0.0});
     }
     const Kernels<C, S>& k = kernels<C, S>();
     const int64_t panels = k.panel_count(1, p.matrix.units);

@@ -9,10 +9,13 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../tensors.h"
@@ -200,22 +203,61 @@ inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   return Tensor(tensor);
 }
 
-// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone. Rows
-// are divided here, because threads of the library's own would compute with subnormal numbers.
-inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
-  if (a.scalar_type() != out.scalar_type()) return add_rounded_product(out, a, b, static_cast<float>(beta));
-  const auto multiply = [&](Range rows) {
+// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone.
+struct LibraryProduct {
+  Tensor out, addend, a, b;
+  double beta;
+
+  void multiply(Range rows) const {
     const Tensor sum = unrecorded_rows(out, rows);
     const bool adds_to_itself = addend.const_data_ptr() == out.const_data_ptr();
     const Tensor first = adds_to_itself ? sum : unrecorded_rows(addend, rows);
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), first.get(), unrecorded_rows(a, rows).get(),
                                                     unrecorded_rows(b, {0, b.size(0)}).get(), beta, 1.0));
+  }
+};
+
+// What threads share and meet only once for: each does its share of the items of every job, one job after the other. So
+// a job may read what one before it wrote to the same items, if there are as many. Rows of the library's products are
+// items, because threads of the library's own would compute with subnormal numbers; in bfloat16 it shares them itself,
+// at once.
+class Jobs {
+ public:
+  void add(int64_t items, std::function<void(Range)> job) { all_.push_back({items, share(items), std::move(job)}); }
+
+  void add(const LibraryProduct& p) {
+    if (p.a.scalar_type() != p.out.scalar_type())
+      add_rounded_product(p.out, p.a, p.b, static_cast<float>(p.beta));
+    else
+      add(p.out.size(0), [p](Range rows) { p.multiply(rows); });
+  }
+
+  void run() const {
+    if (all_.empty()) return;
+    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const FlushSubnormals flush;
+      for (const Job& job : all_) {
+        const Range range{begin * job.share, std::min(end * job.share, job.items)};
+        if (range.begin < range.end) job.run(range);
+      }
+    });
+  }
+
+ private:
+  struct Job {
+    int64_t items, share;
+    std::function<void(Range)> run;
   };
-  if (out.size(0) == 1) return multiply({0, 1});  // for which the library may start threads
-  torch::stable::parallel_for(0, out.size(0), share(out.size(0)), [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] const FlushSubnormals flush;
-    multiply({begin, end});
-  });
+
+  std::vector<Job> all_;
+};
+
+inline void product(const LibraryProduct& p) {
+  if (p.out.size(0) == 1 && p.a.scalar_type() == p.out.scalar_type())
+    return p.multiply({0, 1});  // for which the library may start threads
+  Jobs jobs;
+  jobs.add(p);
+  jobs.run();
 }
 
 template <typename S>
