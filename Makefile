@@ -57,6 +57,7 @@ test: $(VENV)/installed
 # Half an hour, on a machine that does nothing else.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed --single-steps
 	$(BIN)/python -m benchmarks.speed --all-rivals
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.fills

@@ -123,6 +123,19 @@ def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[st
     parser.add_argument("--lr", type=positive_number, help="learning rate")
     parser.add_argument("--seed", type=seed, help="seed of weights, data and sampling")
     parser.add_argument("--out", type=Path, help="folder for results, pictures and checkpoints")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of the CPU (default: as many as it has cores or OMP_NUM_THREADS says, or one where a short trial "
+        "finds these no faster; with --resume as many as before)",
+    )
+    parser.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="on a GPU: queue a whole training step by one call, after the first few of its shape; the same results, "
+        "sooner where steps are short",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from what an interrupted run left in --out")
     shared = {"dtype": "float32", "layers": 1, "seed": 0}
     parser.set_defaults(**{**shared, **defaults})

@@ -30,6 +30,7 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "copy": copy_task.block,
     "language_model": language_model.block,
     "speed": speed.block,
+    "steps": speed.steps_block,
     "rivals": speed.rivals_block,
     "scaling": scaling.block,
     "fills": fills.block,

@@ -58,6 +58,11 @@ inline Save save_named(std::string_view name) {
   fail("save must be 'nothing', 'states' or 'everything', got '", name, "'");
 }
 
+// The tensor itself where it is contiguous: to be told so by the library takes a call of an operator.
+inline Tensor contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // A contiguous version of a tensor that has this shape and the type and device of `like`.
 inline Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                       const Tensor& like) {
@@ -71,7 +76,7 @@ inline Tensor checked(const char* name, const Tensor& tensor, std::initializer_l
   }
   if (tensor.scalar_type() != like.scalar_type()) fail(name, " and input must have the same dtype");
   if (!(tensor.device() == like.device())) fail(name, " and input must be on the same device");
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);  // which costs a call
+  return fused_rnn::contiguous(tensor);
 }
 
 inline OptionalTensor checked(const char* name, const OptionalTensor& tensor, std::initializer_list<int64_t> shape,
@@ -98,7 +103,7 @@ inline OptionalTensor checked_lengths(const OptionalTensor& lengths, const Tenso
   if (lengths->scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor");
   if (lengths->dim() != 1 || lengths->size(0) != input.size(1) || !(lengths->device() == input.device()))
     fail("lengths must have one entry per sequence, B = ", input.size(1), ", and be where input is");
-  return torch::stable::contiguous(*lengths);
+  return fused_rnn::contiguous(*lengths);
 }
 
 }  // namespace fused_rnn

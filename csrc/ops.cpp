@@ -33,7 +33,7 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
   const int64_t T = input.size(0), B = input.size(1), I = input.size(2), H = h_0.size(1), rows = cell.gates * H;
   const int64_t M = cell.modulated_size(I, H);
   return {cell,
-          torch::stable::contiguous(input),
+          fused_rnn::contiguous(input),
           checked("h_0", h_0, {B, H}, input),
           checked("c_0", c_0, {B, H}, input),
           {checked("weight_ih", weight_ih, {rows, I}, input), checked("weight_hh", weight_hh, {rows, H}, input),

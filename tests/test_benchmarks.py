@@ -15,7 +15,7 @@ from benchmarks import common, report
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import child
 from benchmarks.speed.candidates import candidates, compiled, fused
-from benchmarks.speed.cases import CELLS, SHAPES, Case, Plan, Shape, random_operands
+from benchmarks.speed.cases import CELLS, SHAPES, STEP_CELLS, STEP_MODES, Case, Plan, Shape, random_operands
 from benchmarks.speed.check import Bench
 from benchmarks.speed.timing import measure_case
 
@@ -34,6 +34,34 @@ def test_every_candidate_computes_what_the_reference_does(monkeypatch, cell, mod
     for candidate in found:
         error = bench.error(candidate, bench.ready(candidate, case))
         assert not error.wrong, f"{candidate.title}: {error}"
+
+
+@pytest.mark.parametrize("mode", STEP_MODES)
+@pytest.mark.parametrize("cell", STEP_CELLS)
+def test_single_steps_compute_what_the_reference_does(cell, mode):
+    bench, case = Bench(SMALL, torch.float32), Case(cell, SMALL, mode)
+    found = candidates(cell, "reference")
+    assert [candidate.name for candidate in found] == ["fused", "torch"]
+    for candidate in found:
+        ready = bench.ready(candidate, case)
+        error = bench.error(candidate, ready)
+        assert not error.wrong, f"{candidate.title}: {error}"
+        parameters = {f"gradient of {name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        gradients = {"gradient of input", *parameters} if mode == "stream_training" else set()
+        assert set(ready.run()) == {"output", *gradients}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "lstm_cell"])
+def test_every_step_of_a_stream_is_a_call(cell):
+    """Which records a gradient unless the mode is without them."""
+    bench = Bench(SMALL, torch.float32)
+    for mode in STEP_MODES:
+        for candidate in candidates(cell, "reference"):
+            ready = bench.ready(candidate, Case(cell, SMALL, mode))
+            module, calls = ready.module.cell if cell == "lstm_cell" else ready.module, []
+            module.register_forward_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+            ready.run()
+            assert calls == [mode != "stream"] * SMALL.steps
 
 
 @pytest.mark.parametrize(("steps", "at_once"), [(1, 1), (7, 7), (32, 16), (58, 2)])
@@ -105,6 +133,28 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     assert ceilings["threads"] == 1
     assert ceilings["product_float32_tflops"] > 0
     assert "| MultiplicativeGRU | 1 | eager loop |" in report.block("speed", report.load_results("speed", tmp_path))
+
+
+def test_a_quick_run_of_single_steps_writes_results_that_the_report_can_show(tmp_path):
+    path = tmp_path / "steps-quick.json"
+    speed.main(["--single-steps", "--shapes", "H64B8", "--quick", "--backend", "reference", "--out", str(path)])
+    result = json.loads(path.read_text())
+    assert {(r["cell"], r["mode"], r["candidate"]) for r in result["times"]} == {
+        (cell, mode, name) for cell in STEP_CELLS for mode in STEP_MODES for name in ("fused", "torch")
+    }
+    assert (result["ceilings"], result["memory"], result["hardware"]["threads"]) == ([], [], [1])
+    shown = report.block("steps", report.load_results("steps", tmp_path))
+    assert shown.count("| LSTMCell | 1 | torch.nn.LSTMCell |") == len(STEP_MODES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--cells", "lstm_cell"], "--cells lstm_cell goes only with --single-steps: here are rnn, lstm,"),
+     (["--single-steps", "--shapes", "a"], "--shapes a does not go with --single-steps: here are H64B1, H64B8,")],
+)  # fmt: skip
+def test_what_does_not_go_with_single_steps(arguments, said):
+    with pytest.raises(common.InputError, match=re.escape(said)):
+        speed.main(arguments)
 
 
 def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):

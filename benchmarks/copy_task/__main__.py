@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,15 +13,17 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks.common import InputError, check_backend, run_command
+from benchmarks.cuda_graph import check_cuda_graph
+from benchmarks.threads import settle_threads
 
 from .data import Task
 from .document import write_report
 from .memory import check_memory
 from .options import configuration_of, parse_options, task_of
 from .report import longest_solved, print_table, sentence, trial_sentence
-from .results import Results, read
+from .results import Results, found_before, read
 from .summary import left_out, summarise
-from .train import run_trial
+from .train import run_trial, trial_step
 
 PROGRESS = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 INTERRUPTED = "interrupted; finished trials are saved: with the same --out, --resume goes on and --report shows them"
@@ -37,8 +40,19 @@ def run(options: Namespace, console: Console) -> dict:
     """Check that the options can be had here, and train; returns the content of ``results.json``."""
     task = task_of(options)
     choice = check_backend(options.device, options.dtype, options.backend)
+    if options.cuda_graph:
+        check_cuda_graph(options.device)
     check_memory(options, task, choice.backend)
+    before = found_before(options.out, options.resume)
+    settled = settle_threads(
+        options.threads or (before and before["hardware"]["threads"]),
+        most=max(1, torch.get_num_threads() // options.processes),
+        device=options.device,
+        make_step=partial(trial_step, options, task),
+    )
     results = Results(options.out, configuration_of(options, choice.backend), options.resume)
+    if settled:
+        console.print(settled, soft_wrap=True)
     console.print(f"Results go to {options.out}; backend {choice.backend}, because {choice.reason}.", soft_wrap=True)
     train_all(options, task, results)
     return results.content
@@ -104,7 +118,7 @@ def train_in_turn(
 
 def side_by_side(options: Namespace, task: Task, left: list[tuple[str, int, int]]) -> Iterator[dict]:
     """The records of the trials, as they are finished; the processes share the cores, and end with this one."""
-    threads = max(1, torch.get_num_threads() // options.processes)
+    threads = torch.get_num_threads()  # of each process
     fresh = multiprocessing.get_context("spawn")  # a fork may not use a GPU
     with ProcessPoolExecutor(options.processes, fresh, torch.set_num_threads, (threads,)) as pool:
         try:

@@ -61,7 +61,7 @@ LONGEST = {
     "minutes": 9.5,  # with the tests afterwards a trial takes less than ten
     "ascend": True,
 }
-NOT_DECIDING = ("out", "resume", "demo", "longest", "compare", "report")
+NOT_DECIDING = ("out", "resume", "demo", "longest", "compare", "report", "threads")
 
 
 def parse_options(arguments: list[str] | None = None) -> Namespace:

@@ -18,7 +18,7 @@ RECORD = (
 )
 
 
-MAY_CHANGE = ("processes",)  # where a run goes on
+MAY_CHANGE = ("processes", "cuda_graph", "threads")  # where a run goes on
 
 
 class Results:
@@ -36,8 +36,8 @@ class Results:
     def __init__(self, folder: Path, configuration: dict, resume: bool) -> None:
         self.path = folder / "results.json"
         self.content = {"configuration": configuration, "hardware": hardware(), "trials": []}
-        if self.path.exists():
-            self._continue(resume)
+        if before := found_before(folder, resume):
+            self._go_on_from(before)
         try:
             write_json(self.path, self.content)
         except OSError as error:
@@ -60,10 +60,7 @@ class Results:
         write_json(self.path, self.content)
         return record
 
-    def _continue(self, resume: bool) -> None:
-        if not resume:
-            raise InputError(f"{self.path} already holds results: pass --resume to go on from them, or another --out")
-        found = read(self.path)
+    def _go_on_from(self, found: dict) -> None:
         for part in ("configuration", "hardware"):
             self._check_same(found[part], self.content[part])
         self.content["trials"] = found["trials"]
@@ -95,6 +92,16 @@ def read(path: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise InputError(f"{path} holds no results of the copy task")
+
+
+def found_before(folder: Path, resume: bool) -> dict | None:
+    """What there is to go on from, if anything; InputError where that was not asked for."""
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    if not resume:
+        raise InputError(f"{path} already holds results: pass --resume to go on from them, or another --out")
+    return read(path)
 
 
 def _without_nan(value):

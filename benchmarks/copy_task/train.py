@@ -8,11 +8,14 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import DTYPES
+from benchmarks.cuda_graph import GraphedStep, Recorder
+from benchmarks.optimisers import make_optimiser, set_learning_rate
 
 from .data import Data, Pair, Task
 from .model import CopyModel, gradient_norms
@@ -30,17 +33,7 @@ def run_trial(
     started = time.perf_counter()
     seed = options.seed + trial
     torch.manual_seed(seed)
-    model = CopyModel(
-        cell,
-        task,
-        options.hidden,
-        options.layers,
-        options.keep_bias,
-        task.delay(length),
-        backend=options.backend,
-        device=options.device,
-        dtype=DTYPES[options.dtype],
-    )
+    model = _new_model(options, task, cell, length)
     data = Data(task, length, seed, options.grow_from)
     test = data.held_out("test", options.held_out)
     sample = _to_model(model, tuple(part[:, : options.batch] for part in test))
@@ -64,20 +57,46 @@ def run_trial(
     }
 
 
+def trial_step(options: Namespace, task: Task) -> Callable[[], object]:
+    """A training step of the first cell at the shortest length, of a model of its own, to be timed."""
+    length = min(options.length)
+    model = _new_model(options, task, options.cell[0], length)
+    (batch,) = next(Data(task, length, options.seed).training(options.batch, options.batch))
+    optimiser = make_optimiser("adam", model.parameters(), options.lr)
+    return partial(_step, model, task, optimiser, options.clip, *_to_model(model, batch))
+
+
+def _new_model(options: Namespace, task: Task, cell: str, length: int) -> CopyModel:
+    return CopyModel(
+        cell,
+        task,
+        options.hidden,
+        options.layers,
+        options.keep_bias,
+        task.delay(length),
+        backend=options.backend,
+        device=options.device,
+        dtype=DTYPES[options.dtype],
+    )
+
+
 def _train(
     options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[float], None]
 ) -> list[dict]:
     """Train until ``options`` say that it is enough; returns losses, accuracies and times of each epoch."""
     began = time.perf_counter()
-    optimiser = torch.optim.Adam(model.parameters())
+    optimiser = make_optimiser("adam", model.parameters(), options.lr)
+    step = partial(_step, model, task, optimiser, options.clip)
+    if options.cuda_graph:
+        step = GraphedStep(step, model.parameters(), Recorder(model.decoder.weight.device))
     validation = data.held_out("validation", options.held_out)
     epochs, steps, done = [], 0, 0.0
     for batches in data.training(options.sequences, options.batch):
         times, train = [], Mean()
         for batch in batches:
             started = time.perf_counter()
-            optimiser.param_groups[0]["lr"] = learning_rate(options, done)
-            loss, accuracy = _step(model, task, optimiser, options.clip, *_to_model(model, batch))
+            set_learning_rate(optimiser, learning_rate(options, done))
+            loss, accuracy = step(*_to_model(model, batch))
             _wait(model)
             times.append(time.perf_counter() - started)
             train.add(loss, accuracy, count=batch[0].shape[1])

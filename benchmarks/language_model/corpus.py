@@ -48,8 +48,11 @@ class Batch:
         return cls(torch.cat([torch.full_like(targets[:1], EOS), targets[:-1]]), targets)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets on ``device``."""
-        return self.inputs.to(device), self.targets.to(device)
+        """Inputs and targets on ``device``; where that is a GPU they are only queued, and nothing waits for it."""
+        parts = self.inputs, self.targets
+        if device.type == "cuda":
+            parts = tuple(part.pin_memory() for part in parts)
+        return tuple(part.to(device, non_blocking=True) for part in parts)
 
     def counts(self) -> tuple[int, int]:
         """Symbols to predict, and sequences that have any."""

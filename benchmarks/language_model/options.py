@@ -16,6 +16,7 @@ from benchmarks.common import (
     positive_number,
     seed,
 )
+from benchmarks.optimisers import OPTIMISERS
 
 from . import __doc__ as description
 from .alphabet import ALPHABETS
@@ -23,7 +24,7 @@ from .corpus import STANDARD_LIBRARY_LIMIT
 from .methods import METHODS, Choices
 from .model import BASELINES
 from .presets import PRESETS
-from .train import CLIPS, OPTIMISERS, SCHEDULES
+from .train import CLIPS, SCHEDULES
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

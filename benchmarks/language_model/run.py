@@ -10,9 +10,12 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.common import InputError, check_backend
+from benchmarks.cuda_graph import check_cuda_graph
+from benchmarks.threads import settle_threads
 
 from .alphabet import Alphabet
 from .checkpoint import Checkpoint
@@ -24,7 +27,7 @@ from .model import MODULES, ModelConfig
 from .observe import TensorBoard
 from .report import describe_data, describe_epoch, draw_losses, write_results
 from .signals import Signals, Stopped
-from .train import Settings, Trainer
+from .train import Settings, Trainer, trial_step
 
 PATHS = {"text", "valid", "test"}  # of files only the contents must be the same
 FREE_TO_CHANGE = {"epochs", *PATHS}  # on resuming
@@ -36,6 +39,8 @@ def train_command(options: argparse.Namespace, world: World) -> None:
         raise InputError(f"--batch {options.batch} cannot be shared evenly by {world.size} processes: give a multiple")
     device = world.device(options.device)
     check_backend(device, "bfloat16" if options.autocast else options.dtype, options.backend)
+    if options.cuda_graph:
+        check_cuda_graph(device, world.size)
     alphabet = make_alphabet(options.alphabet, options.text, options.limit)
     data = _read_data(options, alphabet)
     settings = _settings(options, data)
@@ -48,17 +53,23 @@ def train_command(options: argparse.Namespace, world: World) -> None:
         check_fits(config, options.optimiser, longest, share, device, world.sharers(device))
     configuration = {**asdict(settings), **asdict(configs[options.cell[0]]), "cell": list(configs)}
     _check_agreed(world, configuration)
-    run = {"command_line": options.command_line, "preset": options.preset, "processes": world.size}
-    configuration = {**run, **configuration}
+    run = {name: getattr(options, name) for name in ("command_line", "preset", "cuda_graph")}
+    configuration = {**run, "processes": world.size, **configuration}
     if options.prompt is not None:
         alphabet.encode_prompt(options.prompt)  # which refuses what the model will not know
     if world.is_first:
         _make_folder(options.out)
         print(describe_data(data, alphabet.unit))
+    if world.size == 1 or options.threads is not None:  # several share a machine in ways that no trial of one finds
+        first = partial(trial_step, configs[options.cell[0]], settings, alphabet, data)
+        number = options.threads or _threads_before(checkpoints)
+        if settled := settle_threads(number, torch.get_num_threads(), device, first):
+            print(settled)
 
     with Signals() as signals, world.ending_together():
         for cell in dict.fromkeys(options.cell):
-            trainer = Trainer(configs[cell], settings, alphabet, data, checkpoints.get(cell), world, signals)
+            last = checkpoints.get(cell)
+            trainer = Trainer(configs[cell], settings, alphabet, data, last, world, signals, options.cuda_graph)
             _train_cell(options, trainer, configuration, checkpoints)
     if world.is_first:
         samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
@@ -93,6 +104,11 @@ def _train_cell(
         sys.exit(128 + stopped.number)
     if world.is_first:
         draw_losses(options.out / "losses.png", checkpoints, data, unit)
+
+
+def _threads_before(checkpoints: dict[str, Checkpoint]) -> int | None:
+    """With how many threads the run to go on from computed; None where there is none, or where it does not say."""
+    return next((checkpoint.training.get("threads") for checkpoint in checkpoints.values()), None)
 
 
 def _samples(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:

@@ -9,7 +9,7 @@ dropout, of which each draws its own.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.common import InputError, check_backend
+from benchmarks.common import DTYPES, InputError, check_backend
+from benchmarks.cuda_graph import GraphedStep, Recorder
+from benchmarks.optimisers import make_optimiser, restore, set_learning_rate
 
 from .alphabet import PAD, Alphabet
 from .checkpoint import Checkpoint, Position
@@ -28,11 +30,6 @@ from .model import BASELINES, LanguageModel, ModelConfig, State
 from .observe import Observe
 from .signals import Signals, Stopped
 
-OPTIMISERS = {
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-    "rmsprop": partial(torch.optim.RMSprop, alpha=0.95),  # char-rnn's
-}
 SCHEDULES = ("epochs", "plateau")
 CLIPS = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
 DIVERGED = 100.0  # nats per symbol, or not a number; guessing costs no more than the logarithm of the alphabet's size
@@ -94,17 +91,22 @@ class Trainer:
         last: Checkpoint | None = None,
         world: World = ALONE,
         signals: Signals | None = None,
+        cuda_graph: bool = False,
     ):
         self.config, self.settings, self.alphabet, self.data = config, settings, alphabet, data
         self.world, self.signals = world, signals or Signals()
         self.device = world.device(settings.device)
+        self.loss_dtype = torch.promote_types(DTYPES[config.dtype], torch.float32)
         torch.manual_seed(settings.seed)
         if last is None:
             self.model = _new_model(config, settings).to(self.device)
         else:
             self.model = last.build_model(self.device, settings.backend)
         self.parallel = _settled(world, self.model)
-        self.optimiser = OPTIMISERS[settings.optimiser](self.model.parameters(), lr=settings.lr)
+        self.optimiser = make_optimiser(settings.optimiser, self.model.parameters(), settings.lr)
+        self.update = partial(update, self.parallel, self.optimiser, settings)
+        if cuda_graph:
+            self.update = GraphedStep(self.update, self.model.parameters(), Recorder(self.model.device))
         self.epochs: list[dict] = []
         self._set_position(Position())
         if world.rank > 0:
@@ -113,7 +115,7 @@ class Trainer:
             self._go_on_from(last)
 
     def _go_on_from(self, last: Checkpoint) -> None:
-        self.optimiser.load_state_dict(last.optimiser)
+        restore(self.optimiser, last.optimiser)
         self.epochs = last.epochs
         self._set_position(Position(**last.position))
         if len(last.random) == self.world.size:  # of other numbers nothing is drawn, run.py sees to that
@@ -159,8 +161,7 @@ class Trainer:
         Where a batch continues the one before, so does the state; its gradient does not (truncated back-propagation).
         """
         self.model.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+        set_learning_rate(self.optimiser, self._learning_rate())
         started = time.perf_counter() - self.seconds
         order = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + len(self.epochs) + 1)
         batches = self.data.training.batches(self.settings.batch, order, self.world.columns, self.steps)
@@ -169,6 +170,7 @@ class Trainer:
             if due:
                 yield
             self._step(batch, symbols if self.settings.loss_per == "symbol" else sequences)
+            self.progress.update()
             self.seconds = time.perf_counter() - started
 
     def _confer(self, *values: float) -> list[float]:
@@ -182,16 +184,13 @@ class Trainer:
     def _step(self, batch: Batch, divisor: float) -> None:
         """Follow the gradient of the loss of the whole batch, divided by ``divisor``."""
         inputs, targets = batch.to(self.model.device)
-        scores, state = self.parallel(inputs, self.state if batch.continues else None)
-        loss, predicted = masked_cross_entropy(scores, targets)
-        self.optimiser.zero_grad()
-        (loss / (divisor / self.world.size)).backward()  # whose mean over the processes is the sum over the batch
-        CLIPS[self.settings.clip_by](self.model.parameters(), self.settings.clip)
-        self.optimiser.step()
+        # the mean of the gradient over the processes is then the sum over the batch
+        divided_by = torch.full((), divisor / self.world.size, dtype=self.loss_dtype, device=self.model.device)
+        state = _parts(self.state) if batch.continues else ()
+        loss, predicted, *state = self.update(inputs, targets, divided_by, *state)
         self.mean.add(loss, predicted)
-        self.state = _each(Tensor.detach, state)
+        self.state = _whole(state)
         self.steps += 1
-        self.progress.update()
 
     def _measure_epoch(self) -> dict:
         """The results of the epoch whose steps are done; raises InputError if training diverged."""
@@ -245,13 +244,42 @@ class Trainer:
         return Checkpoint(
             model=asdict(self.config),
             alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
-            training=asdict(self.settings),
+            training={**asdict(self.settings), "threads": torch.get_num_threads()},
             weights=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
             random=list(random),
             epochs=self.epochs,
             position=vars(Position(self.steps, self.seconds, list(sums), state)),
         )
+
+
+def trial_step(config: ModelConfig, settings: Settings, alphabet: Alphabet, data: Data) -> Callable[[], None]:
+    """A training step, of a model of its own and always of the same batch, to be timed."""
+    trainer = Trainer(config, settings, alphabet, data)
+    batch = next(data.training.batches(settings.batch, torch.Generator().manual_seed(settings.seed)))
+    return partial(trainer._step, batch, batch.counts()[0])
+
+
+def update(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    settings: Settings,
+    inputs: Tensor,
+    targets: Tensor,
+    divided_by: Tensor,
+    *state: Tensor,
+) -> tuple[Tensor, ...]:
+    """One step along the gradient of the loss ``divided_by`` something; of tensors alone, so that a graph can hold it.
+
+    Returns the loss and the number of symbols predicted, as ``masked_cross_entropy``, and the parts of the state.
+    """
+    scores, last = model(inputs, _whole(state))
+    loss, predicted = masked_cross_entropy(scores, targets)
+    optimiser.zero_grad()
+    (loss / divided_by).backward()
+    CLIPS[settings.clip_by](model.parameters(), settings.clip)
+    optimiser.step()
+    return loss.detach(), predicted, *(part.detach() for part in _parts(last))
 
 
 def _new_model(config: ModelConfig, settings: Settings) -> LanguageModel:
@@ -276,9 +304,18 @@ def _settled(world: World, model: LanguageModel) -> nn.Module:
     return parallel
 
 
+def _parts(state: State) -> tuple[Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _whole(parts: Sequence[Tensor]) -> State | None:
+    """The state of these parts, None of none."""
+    return tuple(parts) if len(parts) > 1 else parts[0] if parts else None
+
+
 def _each(function: Callable[..., Tensor], *states: State) -> State:
     """What ``function`` makes of the states, or of the parts of each where they are pairs."""
-    return tuple(map(function, *states)) if isinstance(states[0], tuple) else function(*states)
+    return _whole(tuple(map(function, *map(_parts, states))))
 
 
 def _random_state(device: str) -> dict[str, Tensor]:

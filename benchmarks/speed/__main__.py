@@ -1,8 +1,8 @@
 """``python -m benchmarks.speed``: measure every case of ``cases`` and write one file of results.
 
 Times come from one process per thread count, memory from one process per candidate. The whole table of a dtype goes
-to benchmarks/results/, where ``python -m benchmarks.report`` finds it, and so does what --all-rivals measures by
-itself; part of that, or a smoke run, goes to runs/.
+to benchmarks/results/, where ``python -m benchmarks.report`` finds it, and so does what --all-rivals or --single-steps
+measures by itself; part of that, or a smoke run, goes to runs/.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks import common
 
 from . import RESULTS, ROOT
 from .candidates import candidates
-from .cases import CELLS, CPU_DTYPES, SHAPES, Plan
+from .cases import CPU_DTYPES, SHAPES, STEP_CELLS, STEP_SHAPES, TITLES, Plan
 from .child import ALLOCATORS, TIME_LEFT, records
 
 CORES = len(os.sched_getaffinity(0))
@@ -28,22 +28,34 @@ THREADS = tuple(count for count in (1, 2) if count <= CORES)
 ALL_RIVALS = Plan(
     cells=("lstm", "gru", "multiplicative_lstm", "multiplicative_gru"), shapes=("a", "d"), all_rivals=True
 )
+# Python and dispatch are most of a single step, and know nothing of threads.
+SINGLE_STEPS = Plan(cells=tuple(STEP_CELLS), shapes=tuple(STEP_SHAPES), ceilings=False)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.speed", description=__doc__)
-    shapes = "; ".join(f"{name}: {shape}" for name, shape in SHAPES.items())
+    every_shape = {**SHAPES, **STEP_SHAPES}
+    shapes = "; ".join(f"{name}: {shape}" for name, shape in every_shape.items())
     parser.add_argument(
-        "--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}; all if left out"
+        "--cells", nargs="+", choices=TITLES, metavar="CELL", help=f"of {', '.join(TITLES)}; all if left out"
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {shapes}; all if left out")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=every_shape, metavar="SHAPE", help=f"of {shapes}; all if left out"
+    )
     counts = ", ".join(map(str, THREADS))
     parser.add_argument(
         "--threads", nargs="+", type=common.positive, metavar="N", help=f"thread counts; {counts} if left out"
     )
     parser.add_argument("--dtype", choices=CPU_DTYPES, default=Plan.dtype, help="of weights and operands")
     few = f"{', '.join(ALL_RIVALS.cells)} at {', '.join(ALL_RIVALS.shapes)} by 1 thread"
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--single-steps",
+        action="store_true",
+        help=f"a call for each step, without and with gradients, of {', '.join(STEP_CELLS)} at "
+        f"{', '.join(STEP_SHAPES)} by 1 thread, times alone",
+    )
+    kind.add_argument(
         "--all-rivals",
         action="store_true",
         help=f"compare with every other way to run a cell, times alone; the points that are left out are then {few}",
@@ -57,13 +69,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def whole_run(options: argparse.Namespace) -> tuple[str, Plan, tuple[int, ...]]:
+    """The kind of results that are asked for, with the plan and the thread counts of its whole table."""
+    if options.single_steps:
+        return "steps", SINGLE_STEPS, (1,)
+    return ("rivals", ALL_RIVALS, (1,)) if options.all_rivals else ("speed", Plan(), THREADS)
+
+
 def plan_from(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for; raises InputError for what cannot run here."""
     common.check_backend("cpu", options.dtype, options.backend)
-    base, threads = (ALL_RIVALS, (1,)) if options.all_rivals else (Plan(), THREADS)
+    _, base, threads = whole_run(options)
     options.threads = tuple(dict.fromkeys(options.threads or threads))
     if max(options.threads) > CORES:
         raise common.InputError(f"--threads {max(options.threads)} is too many: there are {CORES} cores")
+    known = SINGLE_STEPS if options.single_steps else Plan()
+    for option, chosen, possible in (
+        ("--cells", options.cells, known.cells),
+        ("--shapes", options.shapes, known.shapes),
+    ):
+        if others := [name for name in chosen or () if name not in possible]:
+            goes = "does not go" if options.single_steps else "goes only"
+            raise common.InputError(f"{option} {others[0]} {goes} with --single-steps: here are {', '.join(possible)}")
     cells = tuple(dict.fromkeys(options.cells or base.cells))
     shapes = tuple(dict.fromkeys(options.shapes or base.shapes))
     chosen = {"cells": cells, "shapes": shapes, "backend": options.backend, "rounds": options.rounds}
@@ -73,9 +100,8 @@ def plan_from(options: argparse.Namespace) -> Plan:
 
 def output_path(options: argparse.Namespace, plan: Plan) -> Path:
     """Only the whole table belongs with the results that the report reads."""
-    base, threads = (ALL_RIVALS, (1,)) if plan.all_rivals else (Plan(), THREADS)
+    kind, base, threads = whole_run(options)
     whole = plan == replace(base, rounds=plan.rounds, dtype=plan.dtype) and options.threads == threads
-    kind = "rivals" if plan.all_rivals else "speed"
     dtype = "" if plan.dtype == Plan.dtype else f"-{plan.dtype}"
     return options.out or (RESULTS if whole else ROOT / "runs") / f"{kind}-{options.allocator}{dtype}.json"
 
@@ -99,7 +125,7 @@ def measure_memory(plan: Plan, threads: int, times: list[dict]) -> list[dict]:
     runs = [
         (replace(plan, cells=(cell,), shapes=(shape,)), candidate.name)
         for shape in plan.shapes
-        if SHAPES[shape].memory and not plan.all_rivals
+        if plan.shape(shape).memory and not plan.all_rivals
         for cell in plan.cells
         for candidate in candidates(cell, plan.backend)
         if (cell, shape, candidate.name) not in wrong

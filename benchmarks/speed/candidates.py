@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import fused_rnn
+
 from .cases import MODULES, Case, Shape, make_step
 from .eager import EagerLoop, State
 from .others import FlashRNN, Haste, TorchRL
@@ -41,10 +43,11 @@ class Ready:
         module: nn.Module,
         case: Case,
         sets: Sequence[Operands],
-        call: Callable[[Tensor], tuple[Tensor, object]] | None = None,
+        call: Callable[..., tuple[Tensor, object]] | None = None,
+        rows: bool = False,
     ) -> None:
         self.module, self.call, self.input = module, call or module, sets[0][0]
-        self._steps = [make_step(module, case, operands, call) for operands in sets]
+        self._steps = [make_step(module, case, operands, call, rows) for operands in sets]
         self._step = self._steps[0]
 
     def load(self, number: int) -> None:
@@ -78,6 +81,29 @@ class Packed(Ready):
 
         rows = ("output", "gradient of input")
         return {name: padded(result) if name in rows else result for name, result in results.items()}
+
+
+class SingleSteps(nn.Module):
+    """A module that makes single steps, with its parameters by the names that they have in a layer."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["cell"] = cell  # not a submodule: each parameter has one name
+        for name, parameter in cell.named_parameters():
+            self.register_parameter(f"{name}_l0", parameter)
+
+
+class Stepped(Ready):
+    """Such a module, which is called with the rows of one step after the other."""
+
+    def __init__(self, module: SingleSteps, case: Case, sets: Sequence[Operands]) -> None:
+        cell = module.cell
+
+        def call(step: Tensor, state: State | None) -> tuple[Tensor, State]:
+            state = cell(step, state)
+            return state[0] if isinstance(state, tuple) else state, state
+
+        super().__init__(module, case, sets, call, rows=True)
 
 
 class Graphed(Ready):
@@ -154,6 +180,28 @@ class CompiledLoop(EagerLoop):
             output, state = super().forward(part, state)
             outputs.append(output)
         return torch.cat(outputs) if len(outputs) > 1 else output, state
+
+
+SINGLE_STEPS = {  # ours and torch.nn's
+    "rnn_cell": (fused_rnn.RNNCell, nn.RNNCell),
+    "lstm_cell": (fused_rnn.LSTMCell, nn.LSTMCell),
+    "gru_reset_after_cell": (fused_rnn.GRUCell, nn.GRUCell),
+}
+
+
+def single_steps(cell: str, backend: str) -> tuple[Candidate, Candidate]:
+    """A module of single steps and torch.nn's, which are held to the layer of the same cell."""
+    ours, theirs = SINGLE_STEPS[cell]
+    equations = cell.removesuffix("_cell")
+    title = f"torch.nn.{theirs.__name__}"
+    return (
+        Candidate("fused", "fused_rnn", equations, _stepped(ours, backend=backend), FUSED_FACTOR, 0.0, Stepped),
+        Candidate("torch", title, equations, _stepped(theirs), ready=Stepped),
+    )
+
+
+def _stepped(module: Callable[..., nn.Module], **options) -> Callable[..., SingleSteps]:
+    return lambda **sizes: SingleSteps(module(**sizes, **options))
 
 
 def fused(cell: str, backend: str) -> Candidate:
@@ -242,6 +290,8 @@ def candidates(cell: str, backend: str, all_rivals: bool = False) -> tuple[Candi
 
     Those of the main tables are torch.nn where it has the cell, and the eager loop where it has not.
     """
+    if cell in SINGLE_STEPS:
+        return single_steps(cell, backend)
     found = {name: RIVALS[name](cell) for name in ON_CPU}
     if not all_rivals:
         same = found["torch"] is not None and found["torch"].equations == cell

@@ -1,7 +1,8 @@
 """The one table of what is measured: cells, shapes, and what is done at each of them.
 
 A *case* is a cell at a shape in one mode: training, forward and backward; forward, no gradients; stream, the same with
-a call for each step, which is handed the state of the one before. The ways to run a case are in ``candidates``. The
+a call for each step, which is handed the state of the one before; stream_recording, such calls that record a gradient;
+stream_training, these with the backward pass through all of them. The ways to run a case are in ``candidates``. The
 commands, the pytest-benchmark suite and the report all read this file.
 """
 
@@ -67,6 +68,12 @@ GPU_SHAPES = {
         Shape("H512B1", 1, 512, 512, GPU_STEPS, modes=("forward", "stream")),
     )
 }
+# Single steps, in which the host's part of a call is most of its time: their sizes are those of decoders and policies.
+STEP_MODES = ("stream", "stream_recording", "stream_training")
+STEP_SHAPES = {
+    f"H{hidden}B{batch}": Shape(f"H{hidden}B{batch}", batch, hidden, hidden, steps=50, modes=STEP_MODES)
+    for hidden, batch in ((64, 1), (64, 8), (256, 1), (256, 8))
+}
 CPU_DTYPES = ("float32", "bfloat16")
 
 CELLS = {
@@ -78,6 +85,16 @@ CELLS = {
     "multiplicative_gru": "MultiplicativeGRU",
 }
 MODULES = {**common.CELLS, "gru_reset_after": fused_rnn.GRU}
+# The cells of which single steps are measured: as layers called with one step at a time, and as modules made for that.
+STEP_CELLS = {
+    "rnn": "RNN",
+    "lstm": "LSTM",
+    "gru_reset_after": "GRU, reset after",
+    "rnn_cell": "RNNCell",
+    "lstm_cell": "LSTMCell",
+    "gru_reset_after_cell": "GRUCell, reset after",
+}
+TITLES = {**CELLS, **STEP_CELLS}
 NAMES = {cell: "rnn_tanh" if cell == "rnn" else cell for cell in CELLS}  # as functions and kernels have them
 EQUATIONS = {cell: ops.CELLS[name] for cell, name in NAMES.items()}
 
@@ -94,7 +111,7 @@ class Case:
         shape = self.shape
         products = shape.batch * shape.hidden_size * (shape.input_size + shape.hidden_size)
         overhead = 500_000  # of launching the operations of one time step
-        return shape.steps * (products + overhead) * (3 if self.mode == "training" else 1)
+        return shape.steps * (products + overhead) * (3 if self.mode.endswith("training") else 1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,10 @@ class Plan:
     most_steps: int | None = None  # cuts every shape's T, for a smoke run
     dtype: str = "float32"
     all_rivals: bool = False  # every other way to run a cell, not only those of the main tables
+    ceilings: bool = True  # whether times are held against what the machine can do at all
 
     def shape(self, name: str) -> Shape:
-        shape = SHAPES[name]
+        shape = {**SHAPES, **STEP_SHAPES}[name]
         return replace(shape, steps=min(shape.steps, self.most_steps or shape.steps))
 
     def cases(self) -> Iterator[Case]:
@@ -149,15 +167,17 @@ def make_step(
     case: Case,
     operands: tuple[Tensor, Tensor] | None = None,
     call: Callable[..., tuple] | None = None,
+    rows: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
     """What is timed: a function that runs ``case`` once and returns by name all that it computed.
 
     ``operands`` are the input and the gradient of the output; by default random ones, on the CPU. ``call`` is how the
-    module is called with an input, where it is not handed that as it is.
+    module is called with an input, where it is not handed that as it is. ``rows`` says that the steps of a stream are
+    (B, I) rather than (1, B, I).
     """
     call = call or module
     input, d_output = operands or random_operands(case.shape, next(module.parameters()).dtype)
-    input = input.detach().requires_grad_(case.mode == "training")
+    input = input.detach().requires_grad_(case.mode.endswith("training"))
     differentiated = {"input": input, **dict(module.named_parameters())}
     names, tensors = [f"gradient of {name}" for name in differentiated], list(differentiated.values())
 
@@ -165,16 +185,28 @@ def make_step(
         with torch.no_grad():
             return {"output": call(input)[0]}
 
-    def stream() -> dict[str, Tensor]:
+    def run_stream() -> Tensor:
         outputs, state = [], None
-        with torch.no_grad():
-            for step in input.split(1):
-                output, state = call(step, state)
-                outputs.append(output)
-        return {"output": torch.cat(outputs)}
+        for step in input.unbind() if rows else input.split(1):
+            output, state = call(step, state)
+            outputs.append(output)
+        return torch.stack(outputs) if rows else torch.cat(outputs)
 
-    def training() -> dict[str, Tensor]:
-        output, _ = call(input)
+    def stream() -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {"output": run_stream()}
+
+    def stream_recording() -> dict[str, Tensor]:
+        return {"output": run_stream().detach()}
+
+    def differentiated_by(output: Tensor) -> dict[str, Tensor]:
         return {"output": output.detach(), **dict(zip(names, torch.autograd.grad(output, tensors, d_output)))}
 
-    return {"forward": forward, "stream": stream, "training": training}[case.mode]
+    runs = {
+        "forward": forward,
+        "training": lambda: differentiated_by(call(input)[0]),
+        "stream": stream,
+        "stream_recording": stream_recording,
+        "stream_training": lambda: differentiated_by(run_stream()),
+    }
+    return runs[case.mode]

@@ -7,7 +7,7 @@ Every number, name and date comes from a file that ``python -m benchmarks.speed`
 from benchmarks import pictures as shown
 from benchmarks.common import NOT_MEASURED, digits, folded
 
-from .cases import CELLS, Shape
+from .cases import CELLS, STEP_MODES, TITLES, Shape
 from .pictures import pictures
 from .records import columns, found_at, shares
 
@@ -17,6 +17,8 @@ HEADINGS = {
     "last": "Training step with a gradient of the last output alone, ms",
     "forward": "Forward only, ms",
     "stream": "Forward with a call for each step, ms for all",
+    "stream_recording": "Forward with a call for each step that records a gradient, ms for all",
+    "stream_training": "Forward with a call for each step and backward through all, ms for all",
     "memory": "Peak memory of a training step, MiB",
     "floor": "Share of the physical floor, fused / other",
 }
@@ -157,7 +159,7 @@ def table(records: list[dict]) -> str:
         f"| cell | threads | other | {' | '.join(f'({shape})' for shape in shapes)} |",
         "|---" * (3 + len(shapes)) + "|",
     ]
-    for cell, title in CELLS.items():
+    for cell, title in TITLES.items():
         for rival, rival_title in rivals_of(cell, records).items():
             for count in threads:
                 pairs = [[found.get((cell, count, name, shape)) for name in ("fused", rival)] for shape in shapes]
@@ -174,6 +176,27 @@ def entry(ours: dict | None, theirs: dict | None) -> str:
     mine, other = _size(ours), _size(theirs)
     ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in what was freed before
     return f"{digits(mine)} / {digits(other)} = {ratio}"
+
+
+def steps_block(results: list[dict]) -> str:
+    """What ``python -m benchmarks.speed --single-steps`` found; one sentence where it has not been run."""
+    return "\n\n".join(steps_section(result) for result in results) if results else NOT_MEASURED
+
+
+def steps_section(result: dict) -> str:
+    """One file of results: a table for each mode."""
+    machine, plan = result["hardware"], result["plan"]
+    shapes = "; ".join(f"({name}) {Shape(**shape)}" for name, shape in result["shapes"].items())
+    option = "" if dtype(result) == "float32" else f" --dtype {dtype(result)}"
+    intro = (
+        f"A call for each step, measured on {result['date'][:10]} with `python -m benchmarks.speed --single-steps"
+        f"{option}`: {machine['cpu']}, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"fused_rnn {machine['fused_rnn']}, {dtype(result)}, medians of {plan['rounds']} interleaved rounds, "
+        f"{MALLOC[result['allocator']['name']]}. Shapes: {shapes}. Entries: fused / other."
+    )
+    of_mode = {mode: [record for record in result["times"] if record["mode"] == mode] for mode in STEP_MODES}
+    parts = [part for mode, records in of_mode.items() if records for part in (f"{HEADINGS[mode]}:", table(records))]
+    return "\n\n".join([intro, *parts])
 
 
 def rivals_block(results: list[dict]) -> str:

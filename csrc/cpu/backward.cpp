@@ -1,5 +1,7 @@
 // The backward time loop on the CPU. The steps run in reverse order of computation and leave the gradients of all
-// pre-activations of a chunk in one matrix; every weight gradient and δx is then one library product per chunk.
+// pre-activations of a chunk in one matrix; every weight gradient and δx is then one library product per chunk. Of few
+// rows these are our own products, straight from the caller's tensors into the results: there the library's calls take
+// longer than all the rest.
 
 #include "time_loop.h"
 
@@ -9,13 +11,14 @@ namespace {
 template <typename C, typename S>
 class Backward {
  public:
-  Backward(const Sequence& q, const BackwardInput& in) : q_(q), in_(in), schedule_(q) {
-    const int64_t B = q.B, H = q.H, I = q.I, rows = schedule_.most_rows();
+  Backward(const Sequence& q, const BackwardInput& in)
+      : q_(q), in_(in), schedule_(q), few_(leaves_unpacked(schedule_)) {
+    const int64_t H = q.H, I = q.I, rows = schedule_.most_rows();
     columns_ = q.cell.gradients * H + q.modulated_size();
     d_ = workspace_.tensor<C>({rows, columns_});
     operands_ = workspace_.tensor<C>({rows, operand_columns()});
-    dh_ = gradient_or_zeros(in.d_h_n, B);
-    dc_ = gradient_or_zeros(in.d_c_n, q.cell.has_cell_state ? B : 0);
+    dh_ = gradient_or_zeros(in.d_h_n);
+    if (q.cell.has_cell_state) dc_ = gradient_or_zeros(in.d_c_n);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
     // δx of a chunk: where x is modulated it is filled step by step; in other types than C it is converted at the end;
     // where not all run all the time the rows of a chunk may be anywhere
@@ -25,9 +28,7 @@ class Backward {
       d_wx_m_ = workspace_.tensor<C>({rows, H});
     }
     make_matrices();
-    if (in.input_gradient && !modulates_input()) weight_ih_ = factor<C, S>(q.weights.weight_ih);
-    if (in.input_gradient ? q.cell.multiplicative() : modulates_hidden())
-      weight_mih_ = factor<C, S>(*q.weights.weight_mih);
+    if (!few_) make_factors();
     step_.input_size = I;
     step_.hidden_size = H;
     step_.saved_stride = q.saved_columns(Save::everything);
@@ -35,7 +36,7 @@ class Backward {
     step_.h_0 = const_data<S>(q.h_0);
     step_.c_0 = q.c_0 ? const_data<S>(*q.c_0) : nullptr;
     step_.dh = data<C>(dh_);
-    step_.dc = data<C>(dc_);
+    step_.dc = q.cell.has_cell_state ? data<C>(dc_) : nullptr;
     step_.d_stride = columns_;
     step_.operand_stride = operand_columns();
     allocate_results();
@@ -45,10 +46,14 @@ class Backward {
     const std::vector<Chunk>& chunks = schedule_.chunks();
     for (auto next = chunks.rbegin(); next != chunks.rend(); ++next) {
       const Chunk& chunk = *next;
+      if (few_ && q_.cell.multiplicative()) x_ = input_rows(chunk);
       run_steps(chunk);
-      d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
-      if (in_.input_gradient) add_input_gradient(chunk);
-      if (in_.weight_gradients) add_weight_gradients(chunk);
+      if (!few_) d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
+      if (few_) {
+        if (in_.input_gradient) make_input_gradient(chunk);
+      } else {
+        run_products(chunk);
+      }
     }
     return finish();
   }
@@ -62,10 +67,10 @@ class Backward {
   // Of [h₋ | x], or [h₋ | x̂], or where h₋ is modulated [h₋ | x̂ | x].
   int64_t operand_columns() const { return q_.H + q_.I + (modulates_hidden() ? q_.H : 0); }
 
-  Tensor gradient_or_zeros(const OptionalTensor& gradient, int64_t rows) const {
-    Tensor out = workspace_.tensor<C>({rows, q_.H});
-    if (!gradient) return torch::stable::zero_(out);
-    for (int64_t row = 0; row < rows; ++row)
+  Tensor gradient_or_zeros(const OptionalTensor& gradient) const {
+    Tensor out = workspace_.tensor<C>({q_.B, q_.H});
+    if (!gradient) std::fill_n(data<C>(out), q_.B * q_.H, C(0));
+    for (int64_t row = 0; gradient && row < q_.B; ++row)
       load(const_data<S>(*gradient) + schedule_.running(0).at(row) * q_.H, q_.H, data<C>(out) + row * q_.H);
     return out;
   }
@@ -79,7 +84,7 @@ class Backward {
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const MatrixPart<S> u{U, rows, H, 1}, u_m{U_m, M, H, 1};
     const auto transposed = [&](int64_t columns, std::initializer_list<MatrixPart<S>> parts) {
-      return matrix<C, S>(workspace_, leaves_unpacked(schedule_), 1, columns, nullptr, nullptr, parts);
+      return matrix<C, S>(workspace_, few_, 1, columns, nullptr, nullptr, parts);
     };
     if (modulates_hidden())
       step_.recurrent = transposed(H, {u_m});
@@ -91,28 +96,41 @@ class Backward {
     if (U_m) step_.projection = transposed(M, {{modulates_hidden() ? U : W, G * H, M, 1}});
   }
 
+  // Weights as the library's products read them.
+  void make_factors() {
+    if (in_.input_gradient && !modulates_input()) weight_ih_ = factor<C, S>(q_.weights.weight_ih);
+    if (in_.input_gradient ? q_.cell.multiplicative() : modulates_hidden())
+      weight_mih_ = factor<C, S>(*q_.weights.weight_mih);
+  }
+
   void allocate_results() {
     const int64_t H = q_.H, I = q_.I, rows = q_.cell.gates * H;
     const ScalarType type = q_.input.scalar_type();
     if (in_.input_gradient) d_input_ = schedule_.whole() ? empty({q_.T, q_.B, I}, type) : zeros(q_.T, q_.B, I, type);
     if (!in_.weight_gradients) return;
+    d_bias_ = workspace_.array<double>(columns_);
+    std::fill_n(d_bias_, columns_, 0.0);
+    if (few_) return;
     d_weights_ = workspace_.tensor<C>({rows, H + I});
     if (q_.cell.multiplicative()) {
       d_weight_mih_ = workspace_.tensor<C>({q_.modulated_size(), I});
       d_weight_mhh_ = workspace_.tensor<C>({q_.modulated_size(), H});
     }
-    d_bias_ = workspace_.tensor<double>({1, columns_});
-    torch::stable::zero_(d_bias_);
-    if (!schedule_.chunks().empty()) return;
-    for (Tensor* sum : {&d_weights_, &d_weight_mih_, &d_weight_mhh_})  // to which no step adds anything
-      if (sum->defined()) torch::stable::zero_(*sum);
+  }
+
+  // W_m x once more.
+  void project_input(const Chunk& chunk) const {
+    const int64_t H = q_.H, I = q_.I;
+    if (few_) {
+      const MatrixPart<S> weight{const_data<S>(*q_.weights.weight_mih), I, 1, I};
+      return multiply({x_, I, I}, weight, H, nullptr, data<C>(wx_m_));
+    }
+    const Tensor out = rows_of(wx_m_, {0, chunk.rows});
+    product({out, out, factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)), transposed(weight_mih_), 0.0});
   }
 
   void run_steps(const Chunk& chunk) {
-    if (modulates_hidden()) {
-      const Tensor out = rows_of(wx_m_, {0, chunk.rows});
-      product(out, out, factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)), transposed(weight_mih_), 0.0);
-    }
+    if (modulates_hidden()) project_input(chunk);
     const Kernels<C, S>& k = kernels<C, S>();
     std::vector<PhaseSize<BackwardPhase>> phases{{BackwardPhase::pointwise, 0}};
     const auto add = [&](BackwardPhase phase, const Matrix<C, S>& m) {
@@ -180,29 +198,48 @@ class Backward {
 
   Tensor modulation_gradients() const { return columns_of(d_factor_, {q_.cell.gradients * q_.H, columns_}); }
 
-  void add_input_gradient(const Chunk& chunk) {
-    const bool together = schedule_.together(chunk);
-    const int64_t I = q_.I, first = chunk.time * q_.B;
-    Tensor out = together ? rows_of(flattened(d_input_), {first, first + chunk.rows}) : Tensor();
-    const Tensor in_steps = dx_.defined() ? rows_of(dx_, {0, chunk.rows}) : out;
-    const Tensor target = same_type && together ? out : in_steps;
-    if (modulates_input())
-      product(target, in_steps, modulation_gradients(), weight_mih_, 1.0);
-    else
-      product(target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0);
-    if (modulates_hidden()) product(target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0);
-    if (!together)
-      schedule_.for_rows(
-          chunk, [&](int64_t row, int64_t at) { store(data<C>(target) + row * I, I, data<S>(d_input_) + at * I); });
-    else if (!same_type)
-      torch::stable::copy_(out, in_steps);
+  // All that reads the gradients of a chunk, in which threads meet once.
+  void run_products(const Chunk& chunk) {
+    Jobs jobs;
+    if (in_.input_gradient) add_input_gradient(jobs, chunk);
+    if (in_.weight_gradients) add_weight_gradients(jobs, chunk);
+    jobs.run();
+    if (in_.input_gradient) store_input_gradient(chunk);
   }
 
-  void add_weight_gradients(const Chunk& chunk) {
+  // δx of a chunk: where the products leave it, which is the result itself unless that is of another type or order.
+  Tensor input_gradient(const Chunk& chunk) const {
+    const int64_t first = chunk.time * q_.B;
+    const bool directly = same_type && schedule_.together(chunk);
+    return directly ? rows_of(flattened(d_input_), {first, first + chunk.rows}) : rows_of(dx_, {0, chunk.rows});
+  }
+
+  void add_input_gradient(Jobs& jobs, const Chunk& chunk) const {
+    const Tensor target = input_gradient(chunk);
+    if (modulates_input())
+      jobs.add({target, rows_of(dx_, {0, chunk.rows}), modulation_gradients(), weight_mih_, 1.0});
+    else
+      jobs.add({target, target, gradients(0, q_.cell.gates), weight_ih_, 0.0});
+    if (modulates_hidden())
+      jobs.add({target, target, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), weight_mih_, 1.0});
+  }
+
+  void store_input_gradient(const Chunk& chunk) const {
+    const int64_t I = q_.I, first = chunk.time * q_.B;
+    if (!schedule_.together(chunk)) {
+      schedule_.for_rows(
+          chunk, [&](int64_t row, int64_t at) { store(data<C>(dx_) + row * I, I, data<S>(d_input_) + at * I); });
+    } else if (!same_type) {
+      Tensor out = rows_of(flattened(d_input_), {first, first + chunk.rows});
+      torch::stable::copy_(out, input_gradient(chunk));
+    }
+  }
+
+  void add_weight_gradients(Jobs& jobs, const Chunk& chunk) {
     const int64_t H = q_.H, G = q_.cell.gates;
     const double beta = chunk.last == schedule_.chunks().back().last ? 0.0 : 1.0;  // it comes first
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
-      product(sum, sum, transposed(d), a, beta);
+      jobs.add({sum, sum, transposed(d), a, beta});
     };
     const Tensor operands = factor<C, S>(rows_of(operands_, {0, chunk.rows}));
     const Tensor history = columns_of(operands, {0, H});
@@ -221,72 +258,182 @@ class Backward {
       add(d_weight_mih_, modulation_gradients(), factor<C, S>(rows_at<S>(q_.input, schedule_, chunk)));
     if (modulates_hidden()) add(d_weight_mih_, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), x);
     if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(), history);
-    torch::stable::parallel_for(0, columns_, std::max<int64_t>(64, share(columns_)), [&](int64_t begin, int64_t end) {
-      kernels<C, S>().add_column_sums(data<C>(d_), chunk.rows, columns_, {begin, end}, data<double>(d_bias_));
+    jobs.add(columns_, [this, rows = chunk.rows](Range columns) {
+      kernels<C, S>().add_column_sums(data<C>(d_), rows, columns_, columns, d_bias_);
     });
   }
 
-  BackwardResult finish() const {
-    // results must not share memory, so each absent one is an empty tensor of its own
-    const auto none = [&] { return empty({0}, q_.input.scalar_type()); };
-    BackwardResult r{none(), state_gradient(dh_), none(), none(), none(), none(), none(), none(), none(), none()};
+  // Few rows ---------------------------------------------------------------------------------------------------------
+
+  // x of the only chunk, as our own products read it.
+  const C* input_rows(const Chunk& chunk) {
+    const int64_t I = q_.I;
+    const S* x = const_data<S>(q_.input);
+    if constexpr (same_type)
+      if (schedule_.together(chunk)) return x + chunk.time * q_.B * I;
+    C* rows = workspace_.array<C>(chunk.rows * I);
+    schedule_.for_rows(chunk, [&](int64_t row, int64_t at) { load(x + at * I, I, rows + row * I); });
+    return rows;
+  }
+
+  // results = addend + a weight, of `units` columns.
+  void multiply(const Columns<C>& a, const MatrixPart<S>& weight, int64_t units, const C* addend, C* results) const {
+    const Kernels<C, S>& k = kernels<C, S>();
+    const Matrix<C, S> matrix{nullptr, weight.depth, 1, units, nullptr, nullptr, {weight}};
+    const Product<C, S> product{a, matrix, addend, results};
+    const int64_t rows = schedule_.rows(), panels = k.panel_count(1, units);
+    torch::stable::parallel_for(0, panels, share(panels, rows * a.count * units), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const FlushSubnormals flush;
+      k.multiply(product, {0, rows}, {begin, end});
+    });
+  }
+
+  Columns<C> columns_of_d(int64_t begin, int64_t gates) const {
+    return {data<C>(d_) + begin * q_.H, columns_, gates * q_.H};
+  }
+  Columns<C> columns_of_dm() const { return {data<C>(d_) + q_.cell.gradients * q_.H, columns_, q_.modulated_size()}; }
+  Columns<C> d_wx_m() const { return {data<C>(d_wx_m_), q_.H, q_.H}; }
+
+  void make_input_gradient(const Chunk& chunk) {
+    const int64_t I = q_.I;
+    const bool directly = same_type && schedule_.together(chunk);
+    C* out = directly ? data<C>(d_input_) + chunk.time * q_.B * I : data<C>(dx_);
+    const auto add = [&](const Columns<C>& d, const Tensor& weight, const C* addend) {
+      multiply(d, {const_data<S>(weight), d.count, I, 1}, I, addend, out);
+    };
+    if (modulates_input())
+      add(columns_of_dm(), *q_.weights.weight_mih, data<C>(dx_));
+    else
+      add(columns_of_d(0, q_.cell.gates), q_.weights.weight_ih, nullptr);
+    if (modulates_hidden()) add(d_wx_m(), *q_.weights.weight_mih, out);
+    if (directly) return;
+    schedule_.for_rows(chunk, [&](int64_t row, int64_t at) { store(out + row * I, I, data<S>(d_input_) + at * I); });
+  }
+
+  void make_weight_gradients(BackwardResult& r) {
+    const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, M = q_.modulated_size(), stride = operand_columns();
+    const C* operands = data<C>(operands_);
+    const Columns<C> history{operands, stride, H}, x{operands + stride - I, stride, I};
+    const Columns<C> state = modulates_hidden() ? Columns<C>{operands + H, stride, H} : history;
+    std::vector<WeightGradient<C, S>> all;
+    const auto add = [&](const Tensor& result, const Columns<C>& d, const Columns<C>& a, int64_t line = 0) {
+      all.push_back({d, a, schedule_.rows(), data<S>(result) + line * a.count});
+    };
+    r.weight_ih = result({G * H, I});
+    r.weight_hh = result({G * H, H});
+    add(r.weight_ih, columns_of_d(0, G), x);
+    add(r.weight_hh, columns_of_d(0, q_.cell.n_apart ? 2 : G), state);
+    if (q_.cell.n_apart)
+      add(r.weight_hh, columns_of_d(q_.cell.gradients - 1, 1),
+          q_.cell.reset_before ? Columns<C>{data<C>(s_), H, H} : state, 2 * H);
+    if (q_.cell.multiplicative()) {
+      r.weight_mih = result({M, I});
+      r.weight_mhh = result({M, H});
+      if (modulates_hidden())
+        add(r.weight_mih, d_wx_m(), x);
+      else
+        add(r.weight_mih, columns_of_dm(), {x_, I, I});
+      add(r.weight_mhh, columns_of_dm(), history);
+    }
+    differentiate(all);
+    kernels<C, S>().add_column_sums(data<C>(d_), schedule_.rows(), columns_, {0, columns_}, d_bias_);
+  }
+
+  // Threads share the lines of all, one below the other, and so meet only once.
+  void differentiate(const std::vector<WeightGradient<C, S>>& all) const {
+    int64_t lines = 0, work = 0;
+    for (const auto& g : all) lines += g.d.count, work += g.rows * g.d.count * g.a.count;
+    torch::stable::parallel_for(0, lines, share(lines, work), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const FlushSubnormals flush;
+      for (const auto& g : all) {
+        const Range part{std::max<int64_t>(begin, 0), std::min(end, g.d.count)};
+        if (part.begin < part.end) kernels<C, S>().differentiate_weight(g, part);
+        begin -= g.d.count;
+        end -= g.d.count;
+      }
+    });
+  }
+
+  // Results ----------------------------------------------------------------------------------------------------------
+
+  BackwardResult finish() {
+    BackwardResult r;
+    r.h_0 = state_gradient(dh_);
     if (q_.cell.has_cell_state) r.c_0 = state_gradient(dc_);
     if (in_.input_gradient) r.input = d_input_;
-    if (!in_.weight_gradients) return r;
-    r.weight_hh = weight_columns({0, q_.H});
-    r.weight_ih = weight_columns({q_.H, q_.H + q_.I});
-    if (q_.weights.bias_ih) r.bias_ih = bias(0, q_.cell.gates);
-    if (q_.weights.bias_hh) {
-      r.bias_hh = bias(0, q_.cell.gates);
-      if (q_.cell.n_apart) {  // δq in place of δa_n
-        Tensor n = torch::stable::narrow(r.bias_hh, 0, 2 * q_.H, q_.H);
-        torch::stable::copy_(n, bias(q_.cell.gradients - 1, 1));
-      }
+    if (in_.weight_gradients) {
+      few_ ? make_weight_gradients(r) : take_weight_gradients(r);
+      take_bias_gradients(r);
     }
-    if (q_.cell.multiplicative()) {
-      r.weight_mih = stored(d_weight_mih_, q_.input);
-      r.weight_mhh = stored(d_weight_mhh_, q_.input);
-      if (q_.weights.bias_m) r.bias_m = bias_columns({q_.cell.gradients * q_.H, columns_});
-    }
+    // results must not share memory, so each absent one is an empty tensor of its own
+    for (Tensor* absent : {&r.input, &r.c_0, &r.weight_ih, &r.weight_hh, &r.bias_ih, &r.bias_hh, &r.weight_mih,
+                           &r.weight_mhh, &r.bias_m})
+      if (!absent->defined()) *absent = result({0});
     return r;
   }
 
+  void take_weight_gradients(BackwardResult& r) const {
+    r.weight_hh = weight_columns({0, q_.H});
+    r.weight_ih = weight_columns({q_.H, q_.H + q_.I});
+    if (!q_.cell.multiplicative()) return;
+    r.weight_mih = stored(d_weight_mih_, q_.input);
+    r.weight_mhh = stored(d_weight_mhh_, q_.input);
+  }
+
+  void take_bias_gradients(BackwardResult& r) const {
+    const int64_t H = q_.H, own = q_.cell.gradients * H, rows = q_.cell.gates * H;
+    if (q_.weights.bias_ih) r.bias_ih = bias({{0, rows}});
+    if (q_.weights.bias_hh)  // δq in place of δa_n
+      r.bias_hh = q_.cell.n_apart ? bias({{0, 2 * H}, {own - H, own}}) : bias({{0, rows}});
+    if (q_.weights.bias_m) r.bias_m = bias({{own, columns_}});
+  }
+
+  Tensor result(std::initializer_list<int64_t> shape) const { return empty(shape, q_.input.scalar_type()); }
+
   // In the caller's order and type.
   Tensor state_gradient(const Tensor& gradient) const {
-    if (!schedule_.order()) return stored(gradient, q_.input);
-    const Tensor out = empty({q_.B, q_.H}, q_.input.scalar_type());
+    if (same_type && !schedule_.order()) return gradient;
+    const Tensor out = result({q_.B, q_.H});
     for (int64_t row = 0; row < q_.B; ++row)
-      store(data<C>(gradient) + row * q_.H, q_.H, data<S>(out) + schedule_.order()[row] * q_.H);
+      store(data<C>(gradient) + row * q_.H, q_.H, data<S>(out) + schedule_.running(0).at(row) * q_.H);
     return out;
   }
 
   Tensor weight_columns(Range r) const {
-    Tensor out = empty({d_weights_.size(0), r.end - r.begin}, q_.input.scalar_type());
+    Tensor out = result({d_weights_.size(0), r.end - r.begin});
     torch::stable::copy_(out, columns_of(d_weights_, r));
     return out;
   }
 
-  Tensor bias(int64_t begin, int64_t gates) const { return bias_columns({begin * q_.H, (begin + gates) * q_.H}); }
-
-  Tensor bias_columns(Range r) const {
-    Tensor out = empty({1, r.end - r.begin}, q_.input.scalar_type());
-    torch::stable::copy_(out, columns_of(d_bias_, r));
-    return torch::stable::view(out, {r.end - r.begin});
+  // Sums of some columns of d, one range after the other.
+  Tensor bias(std::initializer_list<Range> ranges) const {
+    int64_t size = 0;
+    for (const Range& r : ranges) size += r.end - r.begin;
+    const Tensor out = result({size});
+    S* to = data<S>(out);
+    for (const Range& r : ranges) {
+      store(d_bias_ + r.begin, r.end - r.begin, to);
+      to += r.end - r.begin;
+    }
+    return out;
   }
 
   const Sequence& q_;
   const BackwardInput& in_;
   const Schedule schedule_;
+  const bool few_;  // whether products are our own
   Workspace workspace_;
-  int64_t columns_;  // of d
+  int64_t columns_;       // of d
+  const C* x_ = nullptr;  // of few rows, where m or W_m x is made of it
+  double* d_bias_;        // [columns] sums over the rows of d
   // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
   // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
   Tensor d_, operands_, s_, dx_, wx_m_, d_wx_m_;
-  Tensor d_factor_;                                                    // d of this chunk, as products read it
-  Tensor dh_, dc_;                                                     // (B, H): carried from step to step
-  Tensor weight_ih_, weight_mih_;                                      // as products read them
-  Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_, d_bias_;  // d_weights_: of [U | W]
-  BackwardStep<C, S> step_{};                                          // all that is the same for every step
+  Tensor d_factor_;                                           // d of this chunk, as products read it
+  Tensor dh_, dc_;                                            // (B, H): carried from step to step
+  Tensor weight_ih_, weight_mih_;                             // as the library's products read them
+  Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_;  // d_weights_: of [U | W]
+  BackwardStep<C, S> step_{};                                 // all that is the same for every step
 };
 
 }  // namespace

@@ -98,13 +98,13 @@ class Forward {
   void project(const Projection& p, const Input& x, int64_t rows, Split split) const {
     if (!own_projections_) {
       const Tensor out = rows_of(p.out, {0, rows});
-      return product(out, p.bias ? *p.bias : out, x.tensor, p.weight, p.bias ? 1.0 : 0.0);
+      return product({out, p.bias ? *p.bias : out, x.tensor, p.weight, p.bias ? 1.0 : 0.0});
     }
     const Kernels<C, S>& k = kernels<C, S>();
     const int64_t panels = k.panel_count(1, p.matrix.units);
-    torch::stable::parallel_for(
-        0, panels, split == Split::none ? panels : share(panels),
-        [&](int64_t begin, int64_t end) { k.multiply(p.matrix, x.values, {0, rows}, {begin, end}, data<C>(p.out)); });
+    const Product<C, S> product{{x.values, q_.I, q_.I}, p.matrix, nullptr, data<C>(p.out)};
+    torch::stable::parallel_for(0, panels, split == Split::none ? panels : share(panels),
+                                [&](int64_t begin, int64_t end) { k.multiply(product, {0, rows}, {begin, end}); });
   }
 
   Input input_of(const Chunk& chunk) const {

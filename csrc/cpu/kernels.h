@@ -39,6 +39,31 @@ struct Matrix {
   bool exists() const { return units > 0; }
 };
 
+// Adjacent columns of a matrix whose rows are `stride` apart.
+template <typename C>
+struct Columns {
+  const C* first;
+  int64_t stride, count;
+};
+
+// The product of a left operand with a matrix of one gate: results = addend + operand matrix.
+template <typename C, typename S>
+struct Product {
+  Columns<C> operand;  // [rows, depth]
+  const Matrix<C, S>& matrix;
+  const C* addend;  // [rows, units], or null for zeros; the results, perhaps
+  C* results;       // [rows, units]
+};
+
+// The gradient of a weight by a few rows: result[i][j] = sum over rows of d[row][i] * a[row][j].
+constexpr int64_t few_rows = 8;
+template <typename C, typename S>
+struct WeightGradient {
+  Columns<C> d, a;
+  int64_t rows;  // at most few_rows
+  S* result;     // [d.count, a.count]
+};
+
 // A matrix of B contiguous rows that will be read soon, or null.
 struct UpcomingRows {
   const void* rows;
@@ -135,8 +160,8 @@ struct Kernels {
   int64_t (*panel_count)(int64_t gates, int64_t units);
   int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
   void (*pack)(const Matrix<C, S>&);                                    // from its parts and biases to `packed`
-  // rows of [rows, depth] times panels of a matrix of one gate, to [rows, units]
-  void (*multiply)(const Matrix<C, S>&, const C* rows, Range, Range panels, C* results);
+  void (*multiply)(const Product<C, S>&, Range rows, Range panels);
+  void (*differentiate_weight)(const WeightGradient<C, S>&, Range lines);  // some of the d.count lines of the result
   CellKernels<C, S> (*cell)(CellId);
   // Add the sums over rows of a matrix, in some of its columns, to sums[column]. In double, because a bias gradient
   // is a sum of T*B terms of either sign.

@@ -9,12 +9,16 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
 #include "schedule.h"
 
@@ -41,17 +45,8 @@ inline int64_t bytes_of(ScalarType type) {
   return type == ScalarType::Double ? sizeof(double) : type == ScalarType::Float ? sizeof(float) : sizeof(BFloat16);
 }
 
-// An uninitialised tensor of one to three dimensions. Made through the C interface, because torch::stable::new_empty
-// looks its operator up by name in every call, which single steps notice.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
-  const auto dimensions = static_cast<int64_t>(shape.size());
-  int64_t strides[3] = {1, 1, 1};
-  for (int64_t i = dimensions - 2; i >= 0; --i)
-    strides[i] = strides[i + 1] * std::max<int64_t>(1, shape.begin()[i + 1]);
-  AtenTensorHandle tensor = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, shape.begin(), strides, code(type),
-                                                  aoti_torch_device_type_cpu(), 0, &tensor));
-  return Tensor(tensor);
+  return fused_rnn::empty(shape, code(type), aoti_torch_device_type_cpu(), 0);
 }
 
 // A tensor (T, B, n) of zeros, in memory that the system clears when it is first written to, page by page: steps that
@@ -98,10 +93,10 @@ void load(const S* from, int64_t count, C* to) {
 }
 template <typename S, typename C>
 void store(const C* from, int64_t count, S* to) {
-  if constexpr (std::is_same_v<C, S>)
-    std::copy_n(from, count, to);
+  if constexpr (std::is_same_v<S, BFloat16>)
+    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(static_cast<float>(value)); });
   else
-    std::transform(from, from + count, to, [](C value) { return float_to_bfloat16(value); });
+    std::copy_n(from, count, to);
 }
 
 // The tensor itself, or its values in the type that is computed in.
@@ -190,6 +185,11 @@ inline int64_t share(int64_t items) {
   return (items + threads - 1) / threads;
 }
 
+constexpr int64_t worth_a_meeting = 1 << 17;  // multiplications and additions
+
+// The same, or all where they are too little work for threads to meet.
+inline int64_t share(int64_t items, int64_t work) { return work < worth_a_meeting ? items : share(items); }
+
 // Rows of a matrix, or as many times a vector, as a tensor that autograd knows nothing of, in whatever thread.
 inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   const bool vector = m.dim() == 1;
@@ -203,22 +203,61 @@ inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   return Tensor(tensor);
 }
 
-// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone. Rows
-// are divided here, because threads of the library's own would compute with subnormal numbers.
-inline void product(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b, double beta) {
-  if (a.scalar_type() != out.scalar_type()) return add_rounded_product(out, a, b, static_cast<float>(beta));
-  const auto multiply = [&](Range rows) {
+// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone.
+struct LibraryProduct {
+  Tensor out, addend, a, b;
+  double beta;
+
+  void multiply(Range rows) const {
     const Tensor sum = unrecorded_rows(out, rows);
     const bool adds_to_itself = addend.const_data_ptr() == out.const_data_ptr();
     const Tensor first = adds_to_itself ? sum : unrecorded_rows(addend, rows);
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), first.get(), unrecorded_rows(a, rows).get(),
                                                     unrecorded_rows(b, {0, b.size(0)}).get(), beta, 1.0));
+  }
+};
+
+// What threads share and meet only once for: each does its share of the items of every job, one job after the other. So
+// a job may read what one before it wrote to the same items, if there are as many. Rows of the library's products are
+// items, because threads of the library's own would compute with subnormal numbers; in bfloat16 it shares them itself,
+// at once.
+class Jobs {
+ public:
+  void add(int64_t items, std::function<void(Range)> job) { all_.push_back({items, share(items), std::move(job)}); }
+
+  void add(const LibraryProduct& p) {
+    if (p.a.scalar_type() != p.out.scalar_type())
+      add_rounded_product(p.out, p.a, p.b, static_cast<float>(p.beta));
+    else
+      add(p.out.size(0), [p](Range rows) { p.multiply(rows); });
+  }
+
+  void run() const {
+    if (all_.empty()) return;
+    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const FlushSubnormals flush;
+      for (const Job& job : all_) {
+        const Range range{begin * job.share, std::min(end * job.share, job.items)};
+        if (range.begin < range.end) job.run(range);
+      }
+    });
+  }
+
+ private:
+  struct Job {
+    int64_t items, share;
+    std::function<void(Range)> run;
   };
-  if (out.size(0) == 1) return multiply({0, 1});  // for which the library may start threads
-  torch::stable::parallel_for(0, out.size(0), share(out.size(0)), [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] const FlushSubnormals flush;
-    multiply({begin, end});
-  });
+
+  std::vector<Job> all_;
+};
+
+inline void product(const LibraryProduct& p) {
+  if (p.out.size(0) == 1 && p.a.scalar_type() == p.out.scalar_type())
+    return p.multiply({0, 1});  // for which the library may start threads
+  Jobs jobs;
+  jobs.add(p);
+  jobs.run();
 }
 
 template <typename S>
@@ -229,11 +268,8 @@ const S* data_or_null(const OptionalTensor& tensor) {
 // Whether a call is too short for packing to pay: then every product reads the weights where the caller has them. A
 // step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
 // with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
-// between 8 rows (H=64) and 32 (H=256).
-inline bool leaves_unpacked(const Schedule& schedule) {
-  constexpr int64_t few = 8;
-  return schedule.rows() <= few;
-}
+// between 8 rows (H=64) and 32 (H=256). So few are in one chunk.
+inline bool leaves_unpacked(const Schedule& schedule) { return schedule.rows() <= few_rows; }
 
 // A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
 template <typename C, typename S>
@@ -265,7 +301,6 @@ constexpr int64_t cached_bytes = 7 << 18;  // of the second-level cache that wei
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t worth_a_meeting = 1 << 17;    // multiplications and additions per phase
   constexpr int64_t rows_that_hide_a_fetch = 64;  // per thread, with weights from beyond the second level
   if (threads == 1) return Split::none;
   const bool cached = weights * element_size <= cached_bytes;

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "../checks.h"
+#include "../tensors.h"
 #include "api.h"
 #include "gpu.h"
 
@@ -20,7 +21,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace fused_rnn {
 namespace {
 
-using torch::stable::new_empty;
 using torch::stable::accelerator::DeviceGuard;
 
 // What both directions read, checked.
@@ -148,7 +148,7 @@ void queue(const Call& call, const Tensor& like) {
   if (!ready.refusal.empty()) fail(ready.refusal);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const Tensor workspace = new_empty(like, {ready.plan.workspace_bytes}, ScalarType::Byte);
+  const Tensor workspace = empty_beside(like, {ready.plan.workspace_bytes}, aoti_torch_dtype_uint8());
   const std::string error = ready.run(workspace.mutable_data_ptr(), stream);
   if (!error.empty()) fail(error);
 }
@@ -173,11 +173,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, Opt
   const OptionalTensor b_h = checked("bias_hh", bias_hh, {rows}, projected);
   const OptionalTensor b_m = checked("bias_m", bias_m, {o.I}, projected);
 
-  const Tensor output = new_empty(projected, {o.T, o.B, o.H});
-  const Tensor h_n = new_empty(projected, {o.B, o.H});
-  const Tensor c_n = o.cell.has_cell_state ? new_empty(projected, {o.B, o.H}) : new_empty(projected, {0});
+  const Tensor output = empty_beside(projected, {o.T, o.B, o.H});
+  const Tensor h_n = empty_beside(projected, {o.B, o.H});
+  const Tensor c_n = o.cell.has_cell_state ? empty_beside(projected, {o.B, o.H}) : empty_beside(projected, {0});
   const auto per_step = [&](int64_t columns) {  // (T, B, columns), or empty
-    return columns ? new_empty(projected, {o.T, o.B, columns}) : new_empty(projected, {0});
+    return columns ? empty_beside(projected, {o.T, o.B, columns}) : empty_beside(projected, {0});
   };
   const Tensor cells = per_step(o.cell.cell_columns(kept, o.H));
   Tensor saved = per_step(o.cell.saved_columns(kept, o.I, o.H));
@@ -219,10 +219,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   const OptionalTensor d_states = checked("d_cells", d_cells, {o.T, o.B, o.H}, output);
 
   const int64_t inputs = o.cell.modulated_size(o.I, o.H);
-  const Tensor d_h_0 = new_empty(output, {o.B, o.H});
-  const Tensor d_c_0 = o.cell.has_cell_state ? new_empty(output, {o.B, o.H}) : new_empty(output, {0});
-  const Tensor d = new_empty(output, {o.T, o.B, o.cell.gradients * o.H + inputs});
-  const Tensor d_input = inputs ? new_empty(output, {o.T, o.B, inputs}) : new_empty(output, {0});
+  const Tensor d_h_0 = empty_beside(output, {o.B, o.H});
+  const Tensor d_c_0 = o.cell.has_cell_state ? empty_beside(output, {o.B, o.H}) : empty_beside(output, {0});
+  const Tensor d = empty_beside(output, {o.T, o.B, o.cell.gradients * o.H + inputs});
+  const Tensor d_input = inputs ? empty_beside(output, {o.T, o.B, inputs}) : empty_beside(output, {0});
 
   auto call = call_with<cuda::BackwardCall>(o);
   auto& a = call.arrays;
