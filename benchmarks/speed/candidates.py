@@ -182,7 +182,7 @@ class CompiledLoop(EagerLoop):
         return torch.cat(outputs) if len(outputs) > 1 else output, state
 
 
-SINGLE_STEPS = {  # ours and torch.nn's
+STEP_MODULES = {  # ours and torch.nn's
     "rnn_cell": (fused_rnn.RNNCell, nn.RNNCell),
     "lstm_cell": (fused_rnn.LSTMCell, nn.LSTMCell),
     "gru_reset_after_cell": (fused_rnn.GRUCell, nn.GRUCell),
@@ -191,7 +191,7 @@ SINGLE_STEPS = {  # ours and torch.nn's
 
 def single_steps(cell: str, backend: str) -> tuple[Candidate, Candidate]:
     """A module of single steps and torch.nn's, which are held to the layer of the same cell."""
-    ours, theirs = SINGLE_STEPS[cell]
+    ours, theirs = STEP_MODULES[cell]
     equations = cell.removesuffix("_cell")
     title = f"torch.nn.{theirs.__name__}"
     return (
@@ -290,7 +290,7 @@ def candidates(cell: str, backend: str, all_rivals: bool = False) -> tuple[Candi
 
     Those of the main tables are torch.nn where it has the cell, and the eager loop where it has not.
     """
-    if cell in SINGLE_STEPS:
+    if cell in STEP_MODULES:
         return single_steps(cell, backend)
     found = {name: RIVALS[name](cell) for name in ON_CPU}
     if not all_rivals:

@@ -264,8 +264,9 @@ class Backward {
   }
 
   // Few rows ---------------------------------------------------------------------------------------------------------
+  // All of them are in one chunk, and the products after its steps are our own.
 
-  // x of the only chunk, as our own products read it.
+  // x as these read it.
   const C* input_rows(const Chunk& chunk) {
     const int64_t I = q_.I;
     const S* x = const_data<S>(q_.input);
@@ -276,7 +277,7 @@ class Backward {
     return rows;
   }
 
-  // results = addend + a weight, of `units` columns.
+  // results = addend + a weight; `units` is the number of columns of the weight.
   void multiply(const Columns<C>& a, const MatrixPart<S>& weight, int64_t units, const C* addend, C* results) const {
     const Kernels<C, S>& k = kernels<C, S>();
     const Matrix<C, S> matrix{nullptr, weight.depth, 1, units, nullptr, nullptr, {weight}};
@@ -423,9 +424,9 @@ class Backward {
   const Schedule schedule_;
   const bool few_;  // whether products are our own
   Workspace workspace_;
-  int64_t columns_;       // of d
-  const C* x_ = nullptr;  // of few rows, where m or W_m x is made of it
-  double* d_bias_;        // [columns] sums over the rows of d
+  int64_t columns_;           // of d
+  const C* x_ = nullptr;      // of few rows, where m or W_m x is made of it
+  double* d_bias_ = nullptr;  // [columns] sums over the rows of d
   // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
   // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
   Tensor d_, operands_, s_, dx_, wx_m_, d_wx_m_;
