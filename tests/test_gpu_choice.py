@@ -261,8 +261,8 @@ def test_points_of_a_modulated_input_are_planned_and_judged_with_their_features(
     result = run(on_cpu, tmp_path, *options, "--inputs", "8", "136", fails=True)
     few, other, many = result["points"]
     assert [point.get("input") for point in (few, other, many)] == [8, None, 136]
-    assert few["cluster"]["failed"] == "judged by roundings with {'T': 32, 'B': 3, 'I': 8, 'H': 24}"
-    assert other["cluster"]["failed"] == "judged by roundings with {'T': 32, 'B': 3, 'I': 16, 'H': 24}"
+    assert few["cluster"]["failed"] == "judged by roundings with {'T': 16, 'B': 3, 'I': 8, 'H': 24}"
+    assert other["cluster"]["failed"] == "judged by roundings with {'T': 16, 'B': 3, 'I': 16, 'H': 24}"
     assert many["cluster"] == {"refused": "clusters have no 136 features"}
     assert f"{'multiplicative_lstm':26} float16  H=24   B=3    I=8    cluster judged" in capsys.readouterr().out
     assert result["chip"] == {**vars(H200), "clusters": list(H200.clusters)}

@@ -9,7 +9,8 @@ namespace fused_rnn::cuda::cluster {
 
 inline constexpr std::array<Measured, 413> measured{{
     // choice-nvidia-h200-float32.json: NVIDIA H200, 2026-11-27T19:45:10+00:00, torch 2.11.0+cu130, sources
-    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16
+    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16,
+    // whose instructions but for CCTL.IVALL and NOP are those of the sources here
     {CellId::lstm, Modulates::nothing, Type::float32, true, 64, 256, 1, 64, 0, 0, "NVIDIA H200"},
     {CellId::lstm, Modulates::nothing, Type::float32, true, 64, 128, 1, 256, 0, 0, "NVIDIA H200"},
     {CellId::lstm, Modulates::nothing, Type::float32, true, 64, 384, 16, 32, 0, 0, "NVIDIA H200"},
@@ -98,7 +99,8 @@ inline constexpr std::array<Measured, 413> measured{{
     {CellId::gru, Modulates::input, Type::float32, true, 128, 128, 512, 512, 128, 128, "NVIDIA H200"},
     {CellId::gru, Modulates::input, Type::float32, false, 100, 250, 16, 64, 8, 128, "NVIDIA H200"},
     // choice-nvidia-h200-phases-float16.json: NVIDIA H200, 2026-11-27T19:49:30+00:00, torch 2.11.0+cu130, sources
-    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16
+    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16,
+    // whose instructions but for CCTL.IVALL and NOP are those of the sources here
     {CellId::gru, Modulates::nothing, Type::float16, true, 64, 256, 16, 256, 0, 0, "NVIDIA H200"},
     {CellId::gru, Modulates::nothing, Type::float16, true, 64, 384, 16, 128, 0, 0, "NVIDIA H200"},
     {CellId::gru, Modulates::nothing, Type::float16, true, 64, 512, 16, 64, 0, 0, "NVIDIA H200"},
@@ -178,7 +180,8 @@ inline constexpr std::array<Measured, 413> measured{{
     {CellId::gru, Modulates::input, Type::float16, false, 500, 500, 16, 64, 128, 128, "NVIDIA H200"},
     {CellId::gru, Modulates::input, Type::float16, false, 500, 500, 64, 64, 8, 128, "NVIDIA H200"},
     // choice-nvidia-h200-phases.json: NVIDIA H200, 2026-11-27T19:48:27+00:00, torch 2.11.0+cu130, sources
-    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16
+    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16,
+    // whose instructions but for CCTL.IVALL and NOP are those of the sources here
     {CellId::gru, Modulates::nothing, Type::bfloat16, true, 64, 384, 1, 128, 0, 0, "NVIDIA H200"},
     {CellId::gru, Modulates::nothing, Type::bfloat16, true, 64, 256, 1, 256, 0, 0, "NVIDIA H200"},
     {CellId::gru, Modulates::nothing, Type::bfloat16, true, 64, 512, 1, 64, 0, 0, "NVIDIA H200"},
@@ -253,7 +256,8 @@ inline constexpr std::array<Measured, 413> measured{{
     {CellId::gru, Modulates::input, Type::bfloat16, false, 100, 250, 16, 64, 8, 256, "NVIDIA H200"},
     {CellId::gru, Modulates::input, Type::bfloat16, false, 100, 500, 16, 64, 8, 128, "NVIDIA H200"},
     // choice-nvidia-h200.json: NVIDIA H200, 2026-11-27T19:46:28+00:00, torch 2.11.0+cu130, sources
-    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16
+    // 7c5982c31bfedec7eaaa279c95da921216814379e95fddd487457de8d3190c16,
+    // whose instructions but for CCTL.IVALL and NOP are those of the sources here
     {CellId::lstm, Modulates::nothing, Type::bfloat16, true, 64, 1024, 1, 32, 0, 0, "NVIDIA H200"},
     {CellId::lstm, Modulates::nothing, Type::bfloat16, true, 64, 384, 1, 128, 0, 0, "NVIDIA H200"},
     {CellId::lstm, Modulates::nothing, Type::bfloat16, true, 64, 256, 1, 256, 0, 0, "NVIDIA H200"},
