@@ -15,6 +15,7 @@ using ModulatedGru = Modulated<Gru, Modulates::input>;
 
 INSTANTIATE(Lstm, BFloat16, 128, 1, 1, 1);
 INSTANTIATE(Lstm, BFloat16, 512, 16, 2, 1);
+INSTANTIATE(Lstm, BFloat16, 512, 16, 2, 2);
 INSTANTIATE(GruResetAfter, Half, 256, 8, 2, 2);
 INSTANTIATE(Gru, BFloat16, 512, 16, 2, 1);
 INSTANTIATE(ModulatedLstm, BFloat16, 512, 16, 2, 1, 128);
@@ -22,6 +23,7 @@ INSTANTIATE(ModulatedLstmHidden, BFloat16, 512, 16, 2, 1, 512);
 INSTANTIATE(ModulatedGru, BFloat16, 512, 16, 2, 1, 128);
 
 INSTANTIATE(Lstm, float, 128, 4, 2, 1);
+INSTANTIATE(Lstm, float, 256, 8, 2, 2);
 INSTANTIATE(Lstm, float, 256, 16, 4, 1);
 INSTANTIATE(GruResetAfter, float, 128, 4, 2, 2);
 INSTANTIATE(Gru, float, 256, 16, 4, 1);
