@@ -23,7 +23,7 @@ from .cell_based import CellBased, reshaped
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
-_PLAIN = (Tensor, nn.Parameter)  # a subclass may mean anything by an operator
+_PLAIN = (Tensor, nn.Parameter)
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
@@ -41,16 +41,17 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
         def forward(module, input, hx=None, *options, **named_options):
             if torch.compiler.is_compiling() or options or named_options or not _is_undisturbed():
                 return full(module, input, hx, *options, **named_options)
-            refusal = None
             try:
                 results = quick(module, input, hx)
-            except Exception as error:  # noqa: BLE001
-                results, refusal = None, error
-            if results is None:
-                results = full(module, input, hx)
-                if refusal is not None:
-                    raise refusal
-            return results
+            except Exception as error:
+                refusal = error
+            else:
+                return full(module, input, hx) if results is None else results
+            try:
+                full(module, input, hx)
+                raise refusal
+            finally:
+                del refusal  # whose traceback holds this frame, and so all tensors of the call
 
         return forward
 
@@ -88,25 +89,38 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
     """The results of ``_Call``, or None where the call is not for the quick path."""
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
     given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
-    for tensor in given:
-        if type(tensor) not in _PLAIN or tensor.dim() != rank or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return None
+    if not _is_our_own(type(module)) or not all(map(_is_plain, given)):
+        return None
     cell, parameters, device = module.cell, module._parameters, input.device
     weights = []
     for name in _weight_names(cell, module.bias, suffix):
         weight = None if name is None else parameters.get(name)
-        # one on meta alone would send the whole call there
         if name is not None and (type(weight) is not nn.Parameter or weight.device != device):
             return None
         weights.append(weight)
-    if any([tensor.device != device for tensor in given]) or not _has_kernels(device, input.dtype, module.backend):
-        return None
-    if not input.numel():  # an empty batch has nothing to compute, which the operator refuses
+    for tensor in given:
+        if tensor.dim() != rank or tensor.device != device:  # one on meta alone would send the whole call there
+            return None
+    # an empty batch has nothing to compute, which the operator refuses
+    if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
         return None
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
         return _apply(cell, input, h, c, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return _forward(cell, "nothing", input, h, c, weights)[0]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is a tensor, none of a class that may mean anything by it, nor of a transform that is over."""
+    return type(tensor) in _PLAIN and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+@functools.cache
+def _is_our_own(kind: type[CellBased]) -> bool:
+    """Whether a class leaves as they are all methods that the full path may ask; what it adds does not matter."""
+    place = next(n for n, base in enumerate(kind.__mro__) if base.__module__.startswith(f"{__package__}."))
+    names = {name for derived in kind.__mro__[:place] for name in vars(derived) if not name.startswith("__")}
+    return not any(hasattr(kind.__mro__[place], name) for name in names - {"forward", "extra_repr"})
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def full_calls(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize("gradients", [False, True], ids=["no-grad", "grad"])
-@pytest.mark.parametrize("kind, name", KINDS)
+@pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_plain_calls_take_it(kind, name, gradients, with_state, full_calls):
     module = made(kind, name)
     with torch.set_grad_enabled(gradients):
@@ -84,7 +84,7 @@ def test_plain_calls_take_it(kind, name, gradients, with_state, full_calls):
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
-@pytest.mark.parametrize("kind, name", KINDS)
+@pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
     """Also of second derivatives, and where only some tensors require gradients."""
     module = made(kind, name, bias=bias)
@@ -102,7 +102,7 @@ def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
         assert a is b is None or torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind, name", [("cell", "lstm"), ("module", "lstm"), ("module", "rnn")])
+@pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("module", "lstm"), ("module", "rnn")])
 def test_results_do_not_share_memory(kind, name):
     """Not among each other, and not with the operands, and none is a view."""
     module = made(kind, name)
@@ -191,7 +191,7 @@ SITUATIONS = {
     "subclass": lambda module, x: module(x.as_subclass(Subclass)),
     "unbatched": lambda module, x: module(x.select(-2, 0)),
     "empty-batch": lambda module, x: module(x.narrow(-2, 0, 0)),
-    "half": lambda module, x: module.half()(x.half()),
+    "float16": lambda module, x: module.half()(x.half()),
     "meta": lambda module, x: module.to("meta")(x.to("meta")),
 }
 
@@ -202,6 +202,34 @@ SITUATIONS = {
 def test_calls_in_other_situations_do_not(kind, call, full_calls):
     module = (fused_rnn.GRUCell if kind == "cell" else fused_rnn.GRU)(I, H)
     call(module, torch.randn((B, I) if kind == "cell" else (T, B, I)))
+    assert full_calls
+
+
+def test_classes_that_derive_from_ours(full_calls):
+    """What they add does not matter; what they put in the place of ours is asked."""
+
+    class Adding(fused_rnn.GRU):
+        """Another one."""
+
+        size: int
+
+        def __init__(self):
+            super().__init__(I, H)
+            self.size = H
+
+        def forward(self, input, hx=None):
+            return self.doubled(super().forward(input, hx)[0])
+
+        def doubled(self, output):
+            return 2 * output
+
+    class Checking(Adding):
+        def check_input(self, input, batch_sizes):
+            super().check_input(input, batch_sizes)
+
+    Adding()(torch.randn(T, B, I))
+    assert not full_calls
+    Checking()(torch.randn(T, B, I))
     assert full_calls
 
 
@@ -232,7 +260,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["no-grad", "grad"])
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-@pytest.mark.parametrize("kind, name", KINDS)
+@pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_errors_are_those_of_the_full_path(kind, name, mistake, gradients):
     module = made(kind, name)
     x, state = given(kind, module, True)
