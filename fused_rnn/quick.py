@@ -25,6 +25,7 @@ from .cells import CELLS, WEIGHTS
 _Forward = TypeVar("_Forward", bound=Callable)
 _PLAIN = (Tensor, nn.Parameter)
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
+_STEP_WEIGHTS = 4  # of cells that are not multiplicative
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
@@ -104,9 +105,14 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
     # an empty batch has nothing to compute, which the operator refuses
     if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
         return None
+    single = device.type == "cpu" and (rank == 2 or input.shape[0] == 1) and not CELLS[cell].multiplicative
+    if single:
+        weights = weights[:_STEP_WEIGHTS]
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
-        return _apply(cell, input, h, c, *weights)
+        return (_apply_step if single else _apply)(cell, input, h, c, *weights)
     with torch._C._AutoDispatchBelowAutograd():
+        if single:
+            return tuple(torch.ops.fused_rnn.step(input, h, c, *weights, cell, False))
         return _forward(cell, "nothing", input, h, c, weights)[0]
 
 
@@ -179,25 +185,77 @@ class _Call(torch.autograd.Function):
     def backward(ctx, *d_results):
         if all(d is None for d in d_results):
             return (None,) * len(ctx.needs_input_grad)
-        output, cells, saved, input, h, c, *weights = ctx.saved_tensors
-        _, of_input, of_h, of_c, *of_weights = ctx.needs_input_grad
-        stacked = input.dim() == 3
-        d_output = None
-        if stacked:
-            d_output, *d_results = d_results
-            d_results = [None if d is None else d.squeeze(0) for d in d_results]
-        with autocast.off(input.device.type), derivatives.past_autograd():
-            d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(
-                *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
-                *(*_operands(input, h, c), *weights, *_NO_OPTIONS, ctx.cell, *_HOW, of_input, any(of_weights)),
+        kept, weights = ctx.saved_tensors[: -len(WEIGHTS)], ctx.saved_tensors[-len(WEIGHTS) :]
+        return None, *_gradients(ctx.cell, d_results, kept, weights, ctx.needs_input_grad[1:])
+
+
+def _gradients(
+    cell: str,
+    d_results: Sequence[Tensor | None],
+    kept: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Those of input, states and weights that are needed, by an operator that has derivatives of its own."""
+    output, cells, saved, input, h, c = kept
+    of_input, of_h, of_c, *of_weights = needs
+    stacked = input.dim() == 3
+    d_output = None
+    if stacked:
+        d_output, *d_results = d_results
+        d_results = [None if d is None else d.squeeze(0) for d in d_results]
+    with autocast.off(input.device.type), derivatives.past_autograd():
+        d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(
+            *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
+            *(*_operands(input, h, c), *weights, *_NO_OPTIONS, cell, *_HOW, of_input, any(of_weights)),
+        )
+    if stacked:
+        d_h, d_c = (d.unsqueeze(0) if need else None for d, need in ((d_h, of_h), (d_c, of_c)))
+    elif of_input:
+        d_input = d_input.squeeze(0)
+    return tuple(grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs))
+
+
+class _Step(torch.autograd.Function):
+    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``."""
+
+    @staticmethod
+    def forward(ctx, cell, input, h, c, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            *results, saved = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        cells = results.pop() if CELLS[cell].has_cell_state else None
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(cells, saved, input, h, c, *weights)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *d_results):
+        needs = ctx.needs_input_grad
+        if all(d is None for d in d_results):
+            return (None,) * len(needs)
+        cells, saved, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives, which these operators do not have
+            input, h, c, *weights = tensors
+            weights += [None] * (len(WEIGHTS) - _STEP_WEIGHTS)
+            with torch._C._AutoDispatchBelowAutograd():
+                _, kept = _forward(ctx.cell, "everything", input, h, c, weights)
+            grads = _gradients(ctx.cell, d_results, kept, weights, needs[1:] + (False,) * len(weights[_STEP_WEIGHTS:]))
+            return None, *grads[: len(tensors)]
+        of_input, of_weights = needs[1], any(needs[4:])
+        if tensors[0].dim() == 2:
+            d_results = (None, *d_results)
+        d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
+        with torch._C._AutoDispatchBelowAutograd(), autocast.off("cpu"):
+            found = torch.ops.fused_rnn.step_backward(
+                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, of_weights
             )
-        if stacked:
-            d_h, d_c = (d.unsqueeze(0) if wanted else None for d, wanted in ((d_h, of_h), (d_c, of_c)))
-        elif of_input:
-            d_input = d_input.squeeze(0)
-        grads = zip((d_input, d_h, d_c, *d_weights), ctx.needs_input_grad[1:])
-        return None, *(grad if wanted else None for grad, wanted in grads)
+        grads = iter(found)
+        wanted = (of_input, True, True, *(of_weights,) * _STEP_WEIGHTS)
+        there = (next(grads) if t is not None and w else None for t, w in zip(tensors, wanted))
+        return None, *(grad if need else None for grad, need in zip(there, needs[1:]))
 
 
 # without what Function adds for tensors of ``torch.func``, which are on the full path
 _apply = super(torch.autograd.Function, _Call).apply
+_apply_step = super(torch.autograd.Function, _Step).apply
