@@ -1,9 +1,10 @@
-"""The quick path: calls that ask for nothing in particular, straight to the operator ``fused_rnn::forward``.
+"""The quick path: calls that ask for nothing in particular, straight to the operators.
 
 A single step computes for a few microseconds, and to look at all that a call may ask for takes ten times as long. So a
 few cheap questions tell the calls apart that ask for none of it, of a cell or of a module of one layer and direction.
 They go to the operator unchecked, because it checks its operands itself, and to autograd by a Function of their own,
 past autograd's part of the operator. Where the operator refuses, the full path says in its own words what is wrong.
+That is ``fused_rnn::forward``, and for a single step on the CPU ``fused_rnn::step``, which has fewer arguments.
 
 All else that may be going on sends a call on the full path: a compiler, a trace, a transform of ``torch.func``, a
 derivative in forward mode, autocast, modes that watch operators, hooks of saved tensors. So do weights that are no
@@ -25,7 +26,8 @@ from .cells import CELLS, WEIGHTS
 _Forward = TypeVar("_Forward", bound=Callable)
 _PLAIN = (Tensor, nn.Parameter)
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
-_STEP_WEIGHTS = 4  # of cells that are not multiplicative
+_STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
+_NO_WEIGHTS = [None] * len(WEIGHTS)
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
@@ -105,9 +107,9 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
     # an empty batch has nothing to compute, which the operator refuses
     if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
         return None
-    single = device.type == "cpu" and (rank == 2 or input.shape[0] == 1) and not CELLS[cell].multiplicative
-    if single:
-        weights = weights[:_STEP_WEIGHTS]
+    single = len(weights) == _STEP_WEIGHTS and device.type == "cpu" and (rank == 2 or input.shape[0] == 1)
+    if not single:
+        weights += _NO_WEIGHTS[len(weights) :]
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
         return (_apply_step if single else _apply)(cell, input, h, c, *weights)
     with torch._C._AutoDispatchBelowAutograd():
@@ -131,9 +133,10 @@ def _is_our_own(kind: type[CellBased]) -> bool:
 
 @functools.cache
 def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
-    """Of the weights in the order of the operator, None for those that a module does not have."""
-    names = CELLS[cell].weights
-    return tuple(w + suffix if w in names and (bias or not w.startswith("bias")) else None for w in WEIGHTS)
+    """Of the weights that ``step`` knows, or all, in the order of operators; None for those that a module lacks."""
+    names = [name for name in CELLS[cell].weights if bias or not name.startswith("bias")]
+    known = WEIGHTS if CELLS[cell].multiplicative else WEIGHTS[:_STEP_WEIGHTS]
+    return tuple(name + suffix if name in names else None for name in known)
 
 
 @functools.cache
@@ -237,7 +240,7 @@ class _Step(torch.autograd.Function):
         cells, saved, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives, which these operators do not have
             input, h, c, *weights = tensors
-            weights += [None] * (len(WEIGHTS) - _STEP_WEIGHTS)
+            weights += _NO_WEIGHTS[_STEP_WEIGHTS:]
             with torch._C._AutoDispatchBelowAutograd():
                 _, kept = _forward(ctx.cell, "everything", input, h, c, weights)
             grads = _gradients(ctx.cell, d_results, kept, weights, needs[1:] + (False,) * len(weights[_STEP_WEIGHTS:]))

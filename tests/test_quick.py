@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
-from fused_rnn import ops, quick
+from fused_rnn import ops
 
 from .test_cell_modules import CELLS
 from .test_modules import MODULES, B, H, I, T, is_lstm
@@ -19,7 +19,8 @@ from .test_modules import MODULES, B, H, I, T, is_lstm
 if not ops.LIBRARY_LOADED:
     pytest.skip("the quick path is to the compiled operators", allow_module_level=True)
 
-KINDS = [*(("cell", name) for name in CELLS), *(("module", name) for name in MODULES)]
+STEPS = [("cell", name) for name in CELLS] + [("step", name) for name in MODULES]  # the latter of modules, T = 1
+KINDS = [*STEPS, *(("module", name) for name in MODULES)]
 
 
 class Watching(TorchDispatchMode):
@@ -36,10 +37,11 @@ def made(kind: str, name: str, **options) -> nn.Module:
     return (CELLS if kind == "cell" else MODULES)[name](I, H, dtype=torch.float64, **options)
 
 
-def given(kind: str, module: nn.Module, with_state: bool, steps: int = T) -> tuple:
+def given(kind: str, module: nn.Module, with_state: bool) -> tuple:
     """An input and, if asked for, a state; all of them require gradients."""
     torch.manual_seed(1)
-    shape, of_state = ((B, I), (B, H)) if kind == "cell" else ((steps, B, I), (1, B, H))
+    shape = {"cell": (B, I), "step": (1, B, I), "module": (T, B, I)}[kind]
+    of_state = (B, H) if kind == "cell" else (1, B, H)
     x, *parts = (torch.randn(size, dtype=torch.float64).requires_grad_() for size in (shape, of_state, of_state))
     if not with_state:
         return (x,)
@@ -76,10 +78,71 @@ def test_plain_calls_take_it(kind, name, gradients, with_state, full_calls):
     module = made(kind, name)
     with torch.set_grad_enabled(gradients):
         module(*given(kind, module, with_state))
-        module(*given(kind, module, with_state, steps=1))
         assert not full_calls
         full(module)(*given(kind, module, with_state))
     assert len(full_calls) == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), STEPS)
+def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
+    """But those of multiplicative cells, and second derivatives."""
+    calls = []
+
+    def counted(operator):
+        def call(*arguments):
+            calls.append(operator)
+            return operators[operator](*arguments)
+
+        return call
+
+    operators = {name: getattr(torch.ops.fused_rnn, name) for name in ("forward", "backward", "step", "step_backward")}
+    for operator in operators:
+        monkeypatch.setattr(torch.ops.fused_rnn, operator, counted(operator))
+    module = made(kind, name)
+    arguments = given(kind, module, True)
+    loss = sum(result.sum() for result in flat(module(*arguments)))
+    loss.backward(retain_graph=True)
+    expected = ["forward", "backward"] if ops.CELLS[module.cell].multiplicative else ["step", "step_backward"]
+    assert calls == expected
+    torch.autograd.grad(loss, arguments[0], create_graph=True)
+    assert calls[2:] == (["backward"] if ops.CELLS[module.cell].multiplicative else ["forward", "backward"])
+
+
+BAD_STEPS = {
+    "several steps": ({"input": torch.ones(2, B, I)}, "input of a single step"),
+    "rank of the state": ({"h_0": torch.ones(1, B, H)}, "h_0 of a single step"),
+    "units of the state": ({"h_0": torch.ones(B, H + 1)}, "c_0 must have shape"),
+    "one state": ({"c_0": None}, "c_0 goes with cells that have a cell state"),
+    "rank of the weight": ({"weight_hh": torch.ones(H)}, "weight_hh must have two dimensions"),
+    "features": ({"weight_ih": torch.ones(4 * H, I + 1)}, "weight_ih must have shape"),
+    "dtype": ({"bias_hh": torch.ones(4 * H, dtype=torch.float64)}, "bias_hh and input must have the same dtype"),
+    "cell": ({"cell": "lstn"}, "unknown cell 'lstn'"),
+    "no cell states": ({"cells": None}, "cells goes with cells that have a cell state"),
+    "saved": ({"saved": torch.ones(1, B, H)}, "saved must have shape"),
+    "gradient": ({"d_h_n": torch.ones(B, H + 1)}, "d_h_n must have shape"),
+    "rank of the gradient": ({"d_c_n": torch.ones(1, B, H)}, "d_c_n of a single step"),
+    "gradient of the output": ({"d_output": torch.ones(B, H)}, "d_output must have shape"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD_STEPS.values(), ids=BAD_STEPS)
+def test_operators_of_single_steps_check_what_they_are_given(wrong, message):
+    of_step = {
+        **{"input": torch.ones(B, I), "h_0": torch.ones(B, H), "c_0": torch.ones(B, H)},
+        **{"weight_ih": torch.ones(4 * H, I), "weight_hh": torch.ones(4 * H, H)},
+        **{"bias_ih": torch.ones(4 * H), "bias_hh": torch.ones(4 * H), "cell": "lstm"},
+    }
+    kept = {"d_output": None, "d_h_n": torch.ones(B, H), "d_c_n": None, "cells": torch.ones(1, B, H)}
+    kept |= {"saved": torch.ones(1, B, 4 * H)}
+    step, backward = torch.ops.fused_rnn.step, torch.ops.fused_rnn.step_backward
+    step(*of_step.values(), True)
+    backward(*kept.values(), *of_step.values(), True, True)
+    calls = [lambda: backward(*(kept | of_step | wrong).values(), True, True)]
+    if wrong.keys() <= of_step.keys():
+        calls.append(lambda: step(*(of_step | wrong).values(), True))
+    for call in calls:
+        with pytest.raises(RuntimeError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
@@ -102,11 +165,11 @@ def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
         assert a is b is None or torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("module", "lstm"), ("module", "rnn")])
+@pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("step", "lstm"), ("module", "rnn")])
 def test_results_do_not_share_memory(kind, name):
     """Not among each other, and not with the operands, and none is a view."""
     module = made(kind, name)
-    arguments = given(kind, module, True, steps=1)
+    arguments = given(kind, module, True)
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             results = flat(module(*arguments))
@@ -196,6 +259,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:fused_rnn runs the plain PyTorch reference")
 @pytest.mark.parametrize("call", SITUATIONS.values(), ids=SITUATIONS)
 @pytest.mark.parametrize("kind", ["cell", "module"])
@@ -280,7 +344,7 @@ def test_an_error_that_the_full_path_does_not_have_stays(monkeypatch, full_calls
     def failing(*arguments):
         raise RuntimeError("a kernel gave up")
 
-    monkeypatch.setattr(quick, "_forward", failing)
+    monkeypatch.setattr(torch.ops.fused_rnn, "step", failing)
     with torch.no_grad(), pytest.raises(RuntimeError, match="a kernel gave up"):
         fused_rnn.GRUCell(I, H)(torch.randn(B, I))
     assert full_calls
