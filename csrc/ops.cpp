@@ -1,6 +1,7 @@
 // The operators: their schemas, which are those of fused_rnn/operands.py, the checks of their arguments, and their
 // registration. fused_rnn/derivatives.py adds shape functions and autograd, and fused_rnn/ops.py explains wrong
-// arguments to people; the checks here keep a direct caller from reading or writing out of bounds.
+// arguments to people; the checks here keep a direct caller from reading or writing out of bounds. The operators of
+// single steps, which fused_rnn/quick.py calls, have neither shape functions nor autograd.
 
 #include <cstring>
 #include <vector>
@@ -113,6 +114,7 @@ Tensor reshaped(const Tensor& tensor, int64_t rows, int64_t columns, bool stacke
   return Tensor(handle);
 }
 
+// With one more dimension of 1 in front, or without: two or three in all.
 Tensor stacked_or_not(const char* name, const Tensor& tensor, const Tensor& input, bool stacked) {
   if (tensor.dim() != input.dim() || (tensor.dim() == 3 ? tensor.size(0) != 1 : tensor.dim() != 2))
     fail(name, " of a single step must have two dimensions, or like the input three, of which the first is 1");
@@ -139,8 +141,8 @@ Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const Optional
   return sequence(x, *h, c, weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, cell, false);
 }
 
-// The output of three dimensions, h_n, c_n of cells that have it, and if saving what step_backward reads: c and the
-// rest.
+// The output if the input has three dimensions, h_n, c_n if the cell has it; then if saving what step_backward reads:
+// cells, if there is c_n, and saved.
 std::vector<Tensor> step(Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
                          OptionalTensor bias_ih, OptionalTensor bias_hh, std::string cell, bool saving) {
   const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
@@ -174,7 +176,7 @@ std::vector<Tensor> step_backward(OptionalTensor d_output, OptionalTensor d_h_n,
                         of_state("d_h_n", d_h_n),
                         of_state("d_c_n", d_c_n),
                         std::nullopt,
-                        reshaped(q.h_0, q.B, q.H, true),  // for the outputs, which are read as states before later steps
+                        reshaped(q.h_0, q.B, q.H, true),  // in place of outputs, which only later steps read
                         cells ? checked("cells", *cells, {1, q.B, q.H}, input) : saved,
                         checked("saved", saved, {1, q.B, q.saved_columns(Save::everything)}, input),
                         checked_gradient_clip(0),

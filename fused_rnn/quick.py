@@ -24,7 +24,7 @@ from .cell_based import CellBased, reshaped
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
 _NO_WEIGHTS = [None] * len(WEIGHTS)
@@ -90,20 +90,24 @@ def _is_undisturbed() -> bool:
 
 def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
     """The results of ``_Call``, or None where the call is not for the quick path."""
+    if type(input) not in _PLAIN or not _is_our_own(type(module)):
+        return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
     given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
-    if not _is_our_own(type(module)) or not all(map(_is_plain, given)):
-        return None
-    cell, parameters, device = module.cell, module._parameters, input.device
+    device = input.device
+    for tensor in given:
+        if type(tensor) not in _PLAIN or tensor.dim() != rank:
+            return None
+        # one on meta would send the whole call there, and one of a transform that is over is what it wraps
+        if tensor.device != device or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return None
+    cell, parameters = module.cell, module._parameters
     weights = []
     for name in _weight_names(cell, module.bias, suffix):
         weight = None if name is None else parameters.get(name)
         if name is not None and (type(weight) is not nn.Parameter or weight.device != device):
             return None
         weights.append(weight)
-    for tensor in given:
-        if tensor.dim() != rank or tensor.device != device:  # one on meta alone would send the whole call there
-            return None
     # an empty batch has nothing to compute, which the operator refuses
     if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
         return None
@@ -118,12 +122,7 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
         return _forward(cell, "nothing", input, h, c, weights)[0]
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is a tensor, none of a class that may mean anything by it, nor of a transform that is over."""
-    return type(tensor) in _PLAIN and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-@functools.cache
+@functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
 def _is_our_own(kind: type[CellBased]) -> bool:
     """Whether a class leaves as they are all methods that the full path may ask; what it adds does not matter."""
     place = next(n for n, base in enumerate(kind.__mro__) if base.__module__.startswith(f"{__package__}."))
