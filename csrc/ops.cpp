@@ -158,12 +158,11 @@ std::vector<Tensor> step(Tensor input, OptionalTensor h_0, OptionalTensor c_0, T
   return results;
 }
 
-// The gradients of those that were given, in their order: of the input and the weights if wanted.
-std::vector<Tensor> step_backward(OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n,
-                                  OptionalTensor cells, Tensor saved, Tensor input, OptionalTensor h_0,
-                                  OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-                                  OptionalTensor bias_hh, std::string cell, bool input_gradient,
-                                  bool weight_gradients) {
+// The gradients of input, states and weights, empty where there is none or it is not wanted.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> step_backward(
+    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor cells, Tensor saved,
+    Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+    OptionalTensor bias_hh, std::string cell, bool input_gradient, bool weight_gradients) {
   const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
   const bool stacked = input.dim() == 3;
   if (q.c_0.has_value() != cells.has_value()) fail("cells goes with cells that have a cell state, and only with these");
@@ -183,16 +182,14 @@ std::vector<Tensor> step_backward(OptionalTensor d_output, OptionalTensor d_h_n,
                         input_gradient,
                         weight_gradients};
   const BackwardResult r = cpu::backward(q, b);
-  std::vector<Tensor> results;
-  results.reserve(7);
-  if (input_gradient) results.push_back(stacked ? r.input : reshaped(r.input, q.B, q.I, false));
-  if (h_0) results.push_back(stacked ? reshaped(r.h_0, q.B, q.H, true) : r.h_0);
-  if (c_0) results.push_back(stacked ? reshaped(r.c_0, q.B, q.H, true) : r.c_0);
-  if (!weight_gradients) return results;
-  results.insert(results.end(), {r.weight_ih, r.weight_hh});
-  if (bias_ih) results.push_back(r.bias_ih);
-  if (bias_hh) results.push_back(r.bias_hh);
-  return results;
+  const auto state_gradient = [&](const Tensor& found) { return stacked ? reshaped(found, q.B, q.H, true) : found; };
+  return {input_gradient && !stacked ? reshaped(r.input, q.B, q.I, false) : r.input,
+          state_gradient(r.h_0),
+          q.c_0 ? state_gradient(r.c_0) : r.c_0,
+          r.weight_ih,
+          r.weight_hh,
+          r.bias_ih,
+          r.bias_hh};
 }
 
 // Why this build has no CUDA kernels, empty if it has them.
@@ -235,7 +232,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
   m.def("step(" FUSED_RNN_STEP "bool saving) -> Tensor[]");
   m.def("step_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? cells, Tensor saved, " FUSED_RNN_STEP
-        "bool input_gradient, bool weight_gradients) -> Tensor[]");
+        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
+        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
   m.def("cpu_instruction_set() -> str");
   m.def("without_cuda() -> str");
 }

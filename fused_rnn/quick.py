@@ -42,7 +42,7 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
     def before(full: _Forward) -> _Forward:
         @functools.wraps(full)
         def forward(module, input, hx=None, *options, **named_options):
-            if torch.compiler.is_compiling() or options or named_options or not _is_undisturbed():
+            if options or named_options or not _is_undisturbed():
                 return full(module, input, hx, *options, **named_options)
             try:
                 results = quick(module, input, hx)
@@ -78,7 +78,8 @@ def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] |
 def _is_undisturbed() -> bool:
     """Whether nothing changes what operators do, or looks on."""
     return not (
-        torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()  # which comes first, because it cannot trace the rest
+        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
         or torch._C._get_tracing_state() is not None
@@ -237,25 +238,36 @@ class _Step(torch.autograd.Function):
         if all(d is None for d in d_results):
             return (None,) * len(needs)
         cells, saved, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives, which these operators do not have
-            input, h, c, *weights = tensors
-            weights += _NO_WEIGHTS[_STEP_WEIGHTS:]
-            with torch._C._AutoDispatchBelowAutograd():
-                _, kept = _forward(ctx.cell, "everything", input, h, c, weights)
-            grads = _gradients(ctx.cell, d_results, kept, weights, needs[1:] + (False,) * len(weights[_STEP_WEIGHTS:]))
-            return None, *grads[: len(tensors)]
-        of_input, of_weights = needs[1], any(needs[4:])
+        if torch.is_grad_enabled() or not _is_undisturbed():
+            return None, *_gradients_with_derivatives(ctx.cell, d_results, cells, saved, tensors, needs[1:])
         if tensors[0].dim() == 2:
             d_results = (None, *d_results)
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
-        with torch._C._AutoDispatchBelowAutograd(), autocast.off("cpu"):
-            found = torch.ops.fused_rnn.step_backward(
-                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, of_weights
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = torch.ops.fused_rnn.step_backward(
+                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, needs[1], any(needs[4:])
             )
-        grads = iter(found)
-        wanted = (of_input, True, True, *(of_weights,) * _STEP_WEIGHTS)
-        there = (next(grads) if t is not None and w else None for t, w in zip(tensors, wanted))
-        return None, *(grad if need else None for grad, need in zip(there, needs[1:]))
+        return None, *(grad if need else None for grad, need in zip(grads, needs[1:]))
+
+
+def _gradients_with_derivatives(
+    cell: str,
+    d_results: Sequence[Tensor | None],
+    cells: Tensor | None,
+    saved: Tensor,
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Those of a single step by the operator that autograd, transforms and compilers know."""
+    input, h, c, *weights = tensors
+    zeros = saved.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
+    if h is None:
+        h, c = zeros, None if cells is None else zeros
+    unread = zeros.unsqueeze(0)  # the output, which only later steps read
+    kept = unread, saved.new_empty(0) if cells is None else cells, saved, input, h, c
+    missing = len(WEIGHTS) - len(weights)
+    grads = _gradients(cell, d_results, kept, [*weights, *[None] * missing], [*needs, *[False] * missing])
+    return grads[: len(tensors)]
 
 
 # without what Function adds for tensors of ``torch.func``, which are on the full path

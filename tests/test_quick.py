@@ -105,7 +105,7 @@ def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
     expected = ["forward", "backward"] if ops.CELLS[module.cell].multiplicative else ["step", "step_backward"]
     assert calls == expected
     torch.autograd.grad(loss, arguments[0], create_graph=True)
-    assert calls[2:] == (["backward"] if ops.CELLS[module.cell].multiplicative else ["forward", "backward"])
+    assert calls[2:] == ["backward"]
 
 
 BAD_STEPS = {
@@ -163,6 +163,27 @@ def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
             both.append([*results, *first, *second, *some[0], *some[1], *flat(call(*arguments))])
     for a, b in zip(*both, strict=True):
         assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
+@pytest.mark.parametrize("kind", ["cell", "step", "module"])
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_backward_passes_in_other_situations(kind, name, with_state):
+    """Within vmap and under autocast, though the forward pass was not."""
+    module = made(kind, name)
+    arguments = given(kind, module, with_state)
+    tensors = [arguments[0], *flat(arguments[1:]), *module.parameters()]
+    both = []
+    for call in (module, full(module)):
+        result = flat(call(*arguments))[0]
+        torch.manual_seed(2)
+        batched = torch.randn(2, *result.shape, dtype=result.dtype)
+        grads = torch.autograd.grad(result, tensors, batched, is_grads_batched=True, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            both.append([*grads, *torch.autograd.grad(result, tensors, batched[0])])
+    for a, b in zip(*both, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("step", "lstm"), ("module", "rnn")])
