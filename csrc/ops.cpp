@@ -110,7 +110,7 @@ Tensor reshaped(const Tensor& tensor, int64_t rows, int64_t columns, bool stacke
   const int skipped = stacked ? 0 : 1;
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), 3 - skipped, sizes + skipped, strides + skipped,
-                                                        tensor.storage_offset(), &handle));
+                                                        0 /* beyond the offset of the tensor itself */, &handle));
   return Tensor(handle);
 }
 

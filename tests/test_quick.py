@@ -186,6 +186,32 @@ def test_backward_passes_in_other_situations(kind, name, with_state):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kind", ["cell", "step", "module"])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_parts_of_larger_tensors(kind, name):
+    """In the middle of their memory, and with strides of their own."""
+    module = made(kind, name)
+    x, state = given(kind, module, True)
+    whole = full(module)(x, state)
+
+    def middle(tensor):
+        return torch.stack([torch.zeros_like(tensor), tensor, -tensor])[1]
+
+    def strided(tensor):
+        return torch.stack([tensor, tensor], -1)[..., 1]
+
+    for part in (middle, strided):
+        parts = tuple(map(part, state)) if is_lstm(module) else part(state)
+        found = module(part(x), parts)
+        results = [sum(r.sin().sum() for r in flat(each)) for each in (whole, found)]
+        grads = [torch.autograd.grad(r, [x, *module.parameters()], retain_graph=True) for r in results]
+        assert all(map(torch.equal, flat(found), flat(whole)))
+        assert all(map(torch.equal, *grads))
+        d = part(torch.ones_like(flat(found)[-1]))
+        both = [torch.autograd.grad(flat(each)[-1], x, d, retain_graph=True)[0] for each in (whole, found)]
+        assert torch.equal(*both)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("step", "lstm"), ("module", "rnn")])
 def test_results_do_not_share_memory(kind, name):
     """Not among each other, and not with the operands, and none is a view."""
