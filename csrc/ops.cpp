@@ -1,9 +1,14 @@
 // The operators: their schemas, which are those of fused_rnn/operands.py, the checks of their arguments, and their
 // registration. fused_rnn/derivatives.py adds shape functions and autograd, and fused_rnn/ops.py explains wrong
-// arguments to people; the checks here keep a direct caller from reading or writing out of bounds.
+// arguments to people; the checks here keep a direct caller from reading or writing out of bounds. The operators of
+// single steps, which fused_rnn/quick.py calls, have neither shape functions nor autograd.
+
+#include <cstring>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "tensors.h"
 
 namespace fused_rnn {
 namespace {
@@ -94,6 +99,99 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {r.input, r.h_0, r.c_0, r.weight_ih, r.weight_hh, r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
 }
 
+// Single steps -------------------------------------------------------------------------------------------------------
+// The two operators above for one time step of cells without multiplicative weights. A step takes no longer than to
+// hand over arguments and results, so here are those alone that it has. Input and states are (B, I) and (B, H), or have
+// one more dimension of 1 in front, and so have results; a missing state is zeros.
+
+// A contiguous tensor as one of another shape, of the same memory.
+Tensor reshaped(const Tensor& tensor, int64_t rows, int64_t columns, bool stacked) {
+  const int64_t sizes[3] = {1, rows, columns}, strides[3] = {rows * columns, columns, 1};
+  const int skipped = stacked ? 0 : 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), 3 - skipped, sizes + skipped, strides + skipped,
+                                                        0 /* beyond the offset of the tensor itself */, &handle));
+  return Tensor(handle);
+}
+
+// With one more dimension of 1 in front, or without: two or three in all.
+Tensor stacked_or_not(const char* name, const Tensor& tensor, const Tensor& input, bool stacked) {
+  if (tensor.dim() != input.dim() || (tensor.dim() == 3 ? tensor.size(0) != 1 : tensor.dim() != 2))
+    fail(name, " of a single step must have two dimensions, or like the input three, of which the first is 1");
+  const Tensor whole = fused_rnn::contiguous(tensor);
+  return reshaped(whole, whole.size(whole.dim() - 2), whole.size(whole.dim() - 1), stacked);
+}
+
+Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
+                  const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                  const std::string& cell) {
+  check_instruction_set();
+  const Tensor x = stacked_or_not("input", input, input, true);
+  if (weight_hh.dim() != 2) fail("weight_hh must have two dimensions");
+  const auto state = [&](const char* name, const OptionalTensor& given) {
+    return given ? OptionalTensor(stacked_or_not(name, *given, input, false)) : std::nullopt;
+  };
+  OptionalTensor h = state("h_0", h_0), c = state("c_0", c_0);
+  if (!h) {
+    h = empty_beside(x, {x.size(1), weight_hh.size(1)});
+    std::memset(h->mutable_data_ptr(), 0, h->numel() * h->element_size());
+    if (!c && cell_spec(cell).has_cell_state) c = h;
+  }
+  const OptionalTensor none;
+  return sequence(x, *h, c, weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, cell, false);
+}
+
+// The output if the input has three dimensions, h_n, c_n if the cell has it; then if saving what step_backward reads:
+// cells, if there is c_n, and saved.
+std::vector<Tensor> step(Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
+                         OptionalTensor bias_ih, OptionalTensor bias_hh, std::string cell, bool saving) {
+  const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
+  const bool stacked = input.dim() == 3;
+  const ForwardResult r = cpu::forward(q, saving ? Save::everything : Save::nothing);
+  std::vector<Tensor> results;
+  results.reserve(5);
+  if (stacked) results.push_back(r.output);
+  results.push_back(stacked ? reshaped(r.h_n, q.B, q.H, true) : r.h_n);
+  if (q.c_0) results.push_back(stacked ? reshaped(r.c_n, q.B, q.H, true) : r.c_n);
+  if (saving && q.c_0) results.push_back(r.cells);
+  if (saving) results.push_back(r.saved);
+  return results;
+}
+
+// The gradients of input, states and weights, empty where there is none or it is not wanted.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> step_backward(
+    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor cells, Tensor saved,
+    Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+    OptionalTensor bias_hh, std::string cell, bool input_gradient, bool weight_gradients) {
+  const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
+  const bool stacked = input.dim() == 3;
+  if (q.c_0.has_value() != cells.has_value()) fail("cells goes with cells that have a cell state, and only with these");
+  if (!q.c_0 && d_c_n) fail("d_c_n goes with cells that have a cell state");
+  const auto of_state = [&](const char* name, const OptionalTensor& given) -> OptionalTensor {
+    if (!given) return std::nullopt;
+    return checked(name, stacked_or_not(name, *given, input, false), {q.B, q.H}, input);
+  };
+  const BackwardInput b{checked("d_output", d_output, {1, q.B, q.H}, input),
+                        of_state("d_h_n", d_h_n),
+                        of_state("d_c_n", d_c_n),
+                        std::nullopt,
+                        reshaped(q.h_0, q.B, q.H, true),  // in place of outputs, which only later steps read
+                        cells ? checked("cells", *cells, {1, q.B, q.H}, input) : saved,
+                        checked("saved", saved, {1, q.B, q.saved_columns(Save::everything)}, input),
+                        checked_gradient_clip(0),
+                        input_gradient,
+                        weight_gradients};
+  const BackwardResult r = cpu::backward(q, b);
+  const auto state_gradient = [&](const Tensor& found) { return stacked ? reshaped(found, q.B, q.H, true) : found; };
+  return {input_gradient && !stacked ? reshaped(r.input, q.B, q.I, false) : r.input,
+          state_gradient(r.h_0),
+          q.c_0 ? state_gradient(r.c_0) : r.c_0,
+          r.weight_ih,
+          r.weight_hh,
+          r.bias_ih,
+          r.bias_hh};
+}
+
 // Why this build has no CUDA kernels, empty if it has them.
 std::string without_cuda() {
 #ifdef FUSED_RNN_WITHOUT_CUDA
@@ -116,6 +214,10 @@ std::string cpu_instruction_set() {
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, Tensor? keep_h, Tensor? keep_c, "     \
   "str cell, bool reverse, float gradient_clip, "
 
+#define FUSED_RNN_STEP                                                                                             \
+  "Tensor input, Tensor? h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
+  "str cell, "
+
 #define FUSED_RNN_BACKWARD                                                                            \
   "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, "                 \
   "Tensor cells, Tensor saved, " FUSED_RNN_OPERANDS                                                   \
@@ -128,6 +230,10 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
         "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def("backward" FUSED_RNN_BACKWARD);
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
+  m.def("step(" FUSED_RNN_STEP "bool saving) -> Tensor[]");
+  m.def("step_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? cells, Tensor saved, " FUSED_RNN_STEP
+        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
+        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
   m.def("cpu_instruction_set() -> str");
   m.def("without_cuda() -> str");
 }
@@ -135,6 +241,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   m.impl("forward", TORCH_BOX(&fused_rnn::forward));
   m.impl("backward", TORCH_BOX(&fused_rnn::backward));
+  m.impl("step", TORCH_BOX(&fused_rnn::step));
+  m.impl("step_backward", TORCH_BOX(&fused_rnn::step_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {

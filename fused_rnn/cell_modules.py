@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from . import ops
+from . import ops, quick
 from .arguments import handing_on_to
 from .cell_based import CellBased, reshaped
 from .cells import cell_of_variant
@@ -63,6 +63,7 @@ class RecurrentCell(CellBased):
             self.register_parameter(name, parameter)
         self.reset_parameters()
 
+    @quick.tried_first(quick.step)
     def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
         """Make the step: the call that the class describes."""
         if isinstance(input, fx.Proxy):

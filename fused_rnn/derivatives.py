@@ -142,13 +142,13 @@ def _forward_backward(operators, ctx, *d_results):
     needs = Operands(*ctx.needs_input_grad[: len(q)])
     call = BackwardCall(d_results, kept, q, Wanted(needs.input, any(needs.weights)))
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
-    with autocast.off(q.input.device.type), _past_autograd():
+    with autocast.off(q.input.device.type), past_autograd():
         grads = backward(*call.arguments)
     named = zip(DIFFERENTIABLE, needs.differentiable, grads)
     return {name: grad for name, need, grad in named if need}
 
 
-def _past_autograd() -> contextlib.AbstractContextManager:
+def past_autograd() -> contextlib.AbstractContextManager:
     """Where nothing is recorded, past autograd's part of an operator in Python, which costs time for nothing."""
     recording = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if recording or torch._C._are_functorch_transforms_active():

@@ -7,6 +7,9 @@
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
 * ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
 
+``fused_rnn::step`` and ``fused_rnn::step_backward`` are the first two for a single step on the CPU, without all that a
+plain step lacks. They have no derivatives and no shapes of their own: only ``quick`` calls them, which knows when.
+
 The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise. What
 all of them take and return is in ``operands``, the choice between them in ``choice``.
 

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import batching, ops, packing, projection, streams
+from . import batching, ops, packing, projection, quick, streams
 from .arguments import as_size, check_bools, check_positive, check_probabilities
 from .cell_based import reshaped
 from .torch_attributes import LikeRNNBase
 
 RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
+
+
+def _quick_layer(module: "Recurrent", input: Tensor, hx: ops.State | None) -> tuple | None:
+    return quick.layer(module, input, hx) if module._is_plain() else None
 
 
 class Recurrent(LikeRNNBase):
@@ -161,6 +165,7 @@ class Recurrent(LikeRNNBase):
         shape = self._spec.weight_shape(name, layer_input, self.hidden_size)
         return (shape[0], self._output_size) if name == "weight_hh" else shape
 
+    @quick.tried_first(_quick_layer)
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -192,6 +197,21 @@ class Recurrent(LikeRNNBase):
         elif self.batch_first:
             output, *cells = (sequence.transpose(0, 1) for sequence in (output, *cells))
         return output, self._state_of(final), *cells
+
+    def _is_plain(self) -> bool:
+        """Whether the module is one call of one cell, and nothing else."""
+        return not (
+            self.num_layers > 1
+            or self.batch_first
+            or self.bidirectional
+            or self.proj_size
+            or self.recompute
+            or self.weight_drop
+            or self.zoneout
+            or self.zoneout_cell
+            or self.gradient_clip
+            or self.learn_initial_state
+        )
 
     def _forward_packed(
         self, input: PackedSequence, hx: ops.State | None, lengths: Tensor | None, return_cells: bool

@@ -1,0 +1,275 @@
+"""The quick path: calls that ask for nothing in particular, straight to the operators.
+
+A single step computes for a few microseconds, and to look at all that a call may ask for takes ten times as long. So a
+few cheap questions tell the calls apart that ask for none of it, of a cell or of a module of one layer and direction.
+They go to the operator unchecked, because it checks its operands itself, and to autograd by a Function of their own,
+past autograd's part of the operator. Where the operator refuses, the full path says in its own words what is wrong.
+That is ``fused_rnn::forward``, and for a single step on the CPU ``fused_rnn::step``, which has fewer arguments.
+
+All else that may be going on sends a call on the full path: a compiler, a trace, a transform of ``torch.func``, a
+derivative in forward mode, autocast, modes that watch operators, hooks of saved tensors. So do weights that are no
+plain parameters, because something else makes them in each call.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from . import autocast, choice, derivatives
+from .cell_based import CellBased, reshaped
+from .cells import CELLS, WEIGHTS
+
+_Forward = TypeVar("_Forward", bound=Callable)
+_PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
+_WEIGHT_HH = WEIGHTS.index("weight_hh")
+_STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
+_NO_WEIGHTS = [None] * len(WEIGHTS)
+_NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
+_NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
+_HOW = (False, 0.0)  # reverse, gradient_clip
+
+
+def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
+    """Make ``quick`` what ``forward`` of a module does where it can; what ``quick`` returns None for it does itself.
+
+    An error of ``quick`` is replaced by that of ``forward``, which knows more, but if it has none it stays.
+    """
+
+    def before(full: _Forward) -> _Forward:
+        @functools.wraps(full)
+        def forward(module, input, hx=None, *options, **named_options):
+            if options or named_options or not _is_undisturbed():
+                return full(module, input, hx, *options, **named_options)
+            try:
+                results = quick(module, input, hx)
+            except Exception as error:
+                refusal = error
+            else:
+                return full(module, input, hx) if results is None else results
+            try:
+                full(module, input, hx)
+                raise refusal
+            finally:
+                del refusal  # whose traceback holds this frame, and so all tensors of the call
+
+        return forward
+
+    return before
+
+
+def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
+    """The final state, as ``RecurrentCell.forward`` returns it, of a batch (B, I); None where that is to be called."""
+    results = _run(module, "", input, hx, 2)
+    return results[0] if results is not None and len(results) == 1 else results
+
+
+def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
+    """Outputs and the final state, as ``Recurrent.forward`` returns them, of (T, B, I); None where that is to be."""
+    results = _run(module, "_l0", input, hx, 3)
+    if results is None or len(results) == 2:
+        return results
+    return results[0], results[1:]
+
+
+def _is_undisturbed() -> bool:
+    """Whether nothing changes what operators do, or looks on."""
+    return not (
+        torch.compiler.is_compiling()  # which comes first, because it cannot trace the rest
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    )
+
+
+def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
+    """The results of ``_Call``, or None where the call is not for the quick path."""
+    if type(input) not in _PLAIN or not _is_our_own(type(module)):
+        return None
+    h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
+    given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
+    device = input.device
+    for tensor in given:
+        if type(tensor) not in _PLAIN or tensor.dim() != rank:
+            return None
+        # one on meta would send the whole call there, and one of a transform that is over is what it wraps
+        if tensor.device != device or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return None
+    cell, parameters = module.cell, module._parameters
+    weights = []
+    for name in _weight_names(cell, module.bias, suffix):
+        weight = None if name is None else parameters.get(name)
+        if name is not None and (type(weight) is not nn.Parameter or weight.device != device):
+            return None
+        weights.append(weight)
+    # an empty batch has nothing to compute, which the operator refuses
+    if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
+        return None
+    single = len(weights) == _STEP_WEIGHTS and device.type == "cpu" and (rank == 2 or input.shape[0] == 1)
+    if not single:
+        weights += _NO_WEIGHTS[len(weights) :]
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
+        return (_apply_step if single else _apply)(cell, input, h, c, *weights)
+    with torch._C._AutoDispatchBelowAutograd():
+        if single:
+            return tuple(torch.ops.fused_rnn.step(input, h, c, *weights, cell, False))
+        return _forward(cell, "nothing", input, h, c, weights)[0]
+
+
+@functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
+def _is_our_own(kind: type[CellBased]) -> bool:
+    """Whether a class leaves as they are all methods that the full path may ask; what it adds does not matter."""
+    place = next(n for n, base in enumerate(kind.__mro__) if base.__module__.startswith(f"{__package__}."))
+    names = {name for derived in kind.__mro__[:place] for name in vars(derived) if not name.startswith("__")}
+    return not any(hasattr(kind.__mro__[place], name) for name in names - {"forward", "extra_repr"})
+
+
+@functools.cache
+def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
+    """Of the weights that ``step`` knows, or all, in the order of operators; None for those that a module lacks."""
+    names = [name for name in CELLS[cell].weights if bias or not name.startswith("bias")]
+    known = WEIGHTS if CELLS[cell].multiplicative else WEIGHTS[:_STEP_WEIGHTS]
+    return tuple(name + suffix if name in names else None for name in known)
+
+
+@functools.cache
+def _has_kernels(device: torch.device, dtype: torch.dtype, backend: str) -> bool:
+    """Whether ``fused_rnn::forward`` runs such calls; kept, because it takes as long to find out as a step."""
+    return device.type in ("cpu", "cuda") and choice.choose_backend(device, dtype, backend).backend in ("cpu", "cuda")
+
+
+def _forward(
+    cell: str, save: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """What ``_Call`` returns, and what it keeps: results of the operator, input and states."""
+    if h is None:
+        h = input.new_zeros((*input.shape[-2:-1], weights[_WEIGHT_HH].shape[1]))
+        c = h if CELLS[cell].has_cell_state else None
+    steps, *states = _operands(input, h, c)
+    output, h_n, c_n, cells, saved = torch.ops.fused_rnn.forward(
+        steps, *states, *weights, *_NO_OPTIONS, cell, *_HOW, save
+    )
+    results = (h_n,) if c is None else (h_n, c_n)
+    if input.dim() == 3:
+        results = (output, *(reshaped(part, (1, *part.shape)) for part in results))
+    return results, (output, cells, saved, input, h, c)
+
+
+def _operands(input: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As the operator takes them: (T, B, I) and (B, H)."""
+    if input.dim() == 2:
+        return input.unsqueeze(0), h, c
+    return input, *(part.squeeze(0) if part is not None and part.dim() == 3 else part for part in (h, c))
+
+
+class _Call(torch.autograd.Function):
+    """One call: cell, input (T, B, I), h_0, c_0 (1, B, H) or None, and weights to output and final state (1, B, H).
+
+    Of a single step (B, I) and (B, H) to the final state (B, H) alone.
+    """
+
+    @staticmethod
+    def forward(ctx, cell, input, h, c, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            results, kept = _forward(cell, "everything", input, h, c, weights)
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, *weights)
+        return results
+
+    @staticmethod
+    def backward(ctx, *d_results):
+        if all(d is None for d in d_results):
+            return (None,) * len(ctx.needs_input_grad)
+        kept, weights = ctx.saved_tensors[: -len(WEIGHTS)], ctx.saved_tensors[-len(WEIGHTS) :]
+        return None, *_gradients(ctx.cell, d_results, kept, weights, ctx.needs_input_grad[1:])
+
+
+def _gradients(
+    cell: str,
+    d_results: Sequence[Tensor | None],
+    kept: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Those of input, states and weights that are needed, by an operator that has derivatives of its own."""
+    output, cells, saved, input, h, c = kept
+    of_input, of_h, of_c, *of_weights = needs
+    stacked = input.dim() == 3
+    d_output = None
+    if stacked:
+        d_output, *d_results = d_results
+        d_results = [None if d is None else d.squeeze(0) for d in d_results]
+    with autocast.off(input.device.type), derivatives.past_autograd():
+        d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(
+            *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
+            *(*_operands(input, h, c), *weights, *_NO_OPTIONS, cell, *_HOW, of_input, any(of_weights)),
+        )
+    if stacked:
+        d_h, d_c = (d.unsqueeze(0) if need else None for d, need in ((d_h, of_h), (d_c, of_c)))
+    elif of_input:
+        d_input = d_input.squeeze(0)
+    return tuple(grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs))
+
+
+class _Step(torch.autograd.Function):
+    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``."""
+
+    @staticmethod
+    def forward(ctx, cell, input, h, c, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            *results, saved = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        cells = results.pop() if CELLS[cell].has_cell_state else None
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(cells, saved, input, h, c, *weights)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *d_results):
+        needs = ctx.needs_input_grad
+        if all(d is None for d in d_results):
+            return (None,) * len(needs)
+        cells, saved, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled() or not _is_undisturbed():
+            return None, *_gradients_with_derivatives(ctx.cell, d_results, cells, saved, tensors, needs[1:])
+        if tensors[0].dim() == 2:
+            d_results = (None, *d_results)
+        d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = torch.ops.fused_rnn.step_backward(
+                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, needs[1], any(needs[4:])
+            )
+        return None, *(grad if need else None for grad, need in zip(grads, needs[1:]))
+
+
+def _gradients_with_derivatives(
+    cell: str,
+    d_results: Sequence[Tensor | None],
+    cells: Tensor | None,
+    saved: Tensor,
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Those of a single step by the operator that autograd, transforms and compilers know."""
+    input, h, c, *weights = tensors
+    zeros = saved.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
+    if h is None:
+        h, c = zeros, None if cells is None else zeros
+    unread = zeros.unsqueeze(0)  # the output, which only later steps read
+    kept = unread, saved.new_empty(0) if cells is None else cells, saved, input, h, c
+    missing = len(WEIGHTS) - len(weights)
+    grads = _gradients(cell, d_results, kept, [*weights, *[None] * missing], [*needs, *[False] * missing])
+    return grads[: len(tensors)]
+
+
+# without what Function adds for tensors of ``torch.func``, which are on the full path
+_apply = super(torch.autograd.Function, _Call).apply
+_apply_step = super(torch.autograd.Function, _Step).apply
