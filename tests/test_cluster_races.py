@@ -99,7 +99,7 @@ FAULTS = {
     "forward-leaves-early": Fault(FORWARD, r"(team_\.start)", LEAVES, ENDS),
     "forward-without-barrier-between-tiles": Fault(
         FORWARD,
-        r"(team_\.start\(\[&\] \{ (put_initial_state\(tile\);) \}\);)",
+        r"(team_\.start\(\[&\] \{ (put_initial_state\(whole\.first\(\)\);) \}\);)",
         r"if (index < clusters) { \1 } else { \2 __syncthreads(); }",
         RACE,
         "thread",
@@ -166,7 +166,7 @@ FAULTS = {
         cell="MultiplicativeLstm",
     ),
     # What warps of a block do
-    "one-buffer-of-shares": Fault(SPLIT, r"turn_ \* buffer", "0 * buffer", RACE, "thread", 2),
+    "one-buffer-of-shares": Fault(SPLIT, r"turn_ \* buffer", "0 * buffer", RACE, "thread", 3),
     "product-of-another-share": Fault(
         MODULATION,
         r"(K \+ 8\) \+ )split_",
