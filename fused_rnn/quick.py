@@ -17,9 +17,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from . import autocast, choice, derivatives
+from . import autocast, choice, derivatives, watchers
 from .cell_based import CellBased, reshaped
 from .cells import CELLS, WEIGHTS
 
@@ -77,16 +76,7 @@ def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] |
 
 def _is_undisturbed() -> bool:
     """Whether nothing changes what operators do, or looks on."""
-    return not (
-        torch.compiler.is_compiling()  # which comes first, because it cannot trace the rest
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    )
+    return not (watchers.look_on() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
 
 
 def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
@@ -243,9 +233,10 @@ class _Step(torch.autograd.Function):
         if tensors[0].dim() == 2:
             d_results = (None, *d_results)
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
+        _, of_input, _, _, *of_weights = needs
         with torch._C._AutoDispatchBelowAutograd():
             grads = torch.ops.fused_rnn.step_backward(
-                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, needs[1], any(needs[4:])
+                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
             )
         return None, *(grad if need else None for grad, need in zip(grads, needs[1:]))
 

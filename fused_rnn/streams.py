@@ -36,6 +36,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from . import watchers
+
 WANTED = "FUSED_RNN_TWO_STREAMS"
 _DEVICES = "cuda"  # the kind of those that have such streams
 _SIDES: dict[torch.cuda.Stream, torch.cuda.Stream] = {}
@@ -51,15 +53,10 @@ def can_fork(input: Tensor) -> bool:
     is memory beneath and beside a tensor's own to be recorded.
     """
     return (
-        not torch.compiler.is_compiling()
+        not watchers.look_on()
         and os.environ.get(WANTED) == "1"
         and type(input) in (Tensor, nn.Parameter)
         and input.device.type == _DEVICES
-        and not torch.jit.is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
 
 

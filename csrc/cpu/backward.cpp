@@ -48,12 +48,10 @@ class Backward {
       const Chunk& chunk = *next;
       if (few_ && q_.cell.multiplicative()) x_ = input_rows(chunk);
       run_steps(chunk);
-      if (!few_) d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
-      if (few_) {
-        if (in_.input_gradient) make_input_gradient(chunk);
-      } else {
+      if (!few_)
         run_products(chunk);
-      }
+      else if (in_.input_gradient)
+        make_input_gradient(chunk);
     }
     return finish();
   }
@@ -200,6 +198,7 @@ class Backward {
 
   // All that reads the gradients of a chunk, in which threads meet once.
   void run_products(const Chunk& chunk) {
+    d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
     Jobs jobs;
     if (in_.input_gradient) add_input_gradient(jobs, chunk);
     if (in_.weight_gradients) add_weight_gradients(jobs, chunk);

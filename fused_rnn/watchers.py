@@ -1,0 +1,20 @@
+"""What may look on while operators run, and must see a call as operators that are differentiated in the usual way.
+
+The quick path and the second stream leave all calls to the full path in which something does.
+"""
+
+import torch
+from torch.autograd import forward_ad
+
+
+def look_on() -> bool:
+    """Whether a compiler, a trace, a transform of ``torch.func``, a derivative in forward mode or a mode that watches
+    operators is there, or hooks of saved tensors, such as those of ``torch.utils.checkpoint``."""
+    return (
+        torch.compiler.is_compiling()  # which comes first, because it cannot trace the rest
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    )
