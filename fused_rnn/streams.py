@@ -54,10 +54,17 @@ def can_fork(input: Tensor) -> bool:
     """
     return (
         not watchers.look_on()
-        and os.environ.get(WANTED) == "1"
         and type(input) in (Tensor, nn.Parameter)
         and input.device.type == _DEVICES
+        and _is_wanted()
     )
+
+
+def _is_wanted() -> bool:
+    value = os.environ.get(WANTED) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"{WANTED} in the environment must be 1 for two streams or 0 for one, got {value!r}")
+    return value == "1"
 
 
 def run_both(first: partial, second: partial, device: torch.device) -> tuple[tuple, tuple]:

@@ -288,6 +288,12 @@ def test_one_after_the_other_unless_it_is_wanted(mock, monkeypatch, value):
     assert mock.created == 0
 
 
+def test_other_words_for_it_are_refused(mock, monkeypatch):
+    monkeypatch.setenv(streams.WANTED, "yes")
+    with pytest.raises(ValueError, match="FUSED_RNN_TWO_STREAMS in the environment must be 1 .* got 'yes'"):
+        fused_rnn.LSTM(I, H, bidirectional=True)(torch.randn(T, B, I))
+
+
 def test_one_direction_touches_no_stream(mock):
     fused_rnn.GRU(I, H, 2)(torch.randn(T, B, I))
     assert mock.log == 2 * [FORWARDS]
