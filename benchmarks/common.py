@@ -191,17 +191,34 @@ def file_name(kind: str, *parts: str) -> str:
     return "-".join([kind, *(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)]) + ".json"
 
 
+RECORD = 4000  # characters of a line of JSON above which it is broken at the next level, too
+
+
+def json_lines(content: object, indent: str = "") -> str:
+    """JSON with a record in each line: what fits into a line stands in one, and so do the items of a list.
+
+    So a file is about as long as it has records, and a difference between two files shows the records that differ.
+    """
+    line = json.dumps(content)
+    if not isinstance(content, (dict, list)) or len(indent) + len(line) <= 120:
+        return line
+    if isinstance(content, dict):
+        lines = [f"{indent} {json.dumps(str(key))}: {json_lines(item, indent + ' ')}" for key, item in content.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if all(isinstance(item, (int, float, str)) for item in content):
+        return line
+    items = (json.dumps(item) for item in content)
+    lines = [
+        f"{indent} {line if len(line) <= RECORD else json_lines(item, indent + ' ')}"
+        for line, item in zip(items, content)
+    ]
+    return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+
+
 def write_json(path: Path, content: object) -> None:
+    """Write JSON, a record a line, under a temporary name that becomes ``path`` when all is written."""
     with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def write_records(path: Path, content: dict, name: str) -> None:
-    """Write JSON whose list of this name has a record in each line, so that files of many records stay short."""
-    lines = ",\n".join(f"  {json.dumps(record)}" for record in content[name])
-    head = json.dumps({key: value for key, value in content.items() if key != name}, indent=1).removesuffix("\n}")
-    with replacing(path) as partial_path:
-        partial_path.write_text(f'{head},\n "{name}": [\n{lines}\n ]\n}}\n')
+        partial_path.write_text(json_lines(content) + "\n")
 
 
 INTERRUPTED = "interrupted; what was finished is saved, --resume goes on from there"

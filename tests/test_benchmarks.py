@@ -350,3 +350,23 @@ def test_the_readme_shows_the_pictures_that_are_there():
     there = {str(path.relative_to(speed.ROOT)) for path in report.RESULTS.glob("*.svg")}
     assert shown == there, "run 'python -m benchmarks.report'"
     assert there
+
+
+RECORDS = [{"cell": "lstm", "times": [float(i) for i in range(100)]} for _ in range(3)]
+
+
+def test_results_have_a_record_in_each_line(tmp_path):
+    content = {"date": "today", "plan": {"cells": ["lstm"]}, "points": RECORDS, "long": [{"all": RECORDS * 3}]}
+    common.write_json(tmp_path / "results.json", content)
+    written = (tmp_path / "results.json").read_text()
+    assert json.loads(written) == content
+    lines = [line.strip(" ,") for line in written.splitlines()]
+    assert '"plan": {"cells": ["lstm"]}' in lines
+    assert lines.count(json.dumps(RECORDS[0])) == 3 + 9  # also where a record of records is too long for a line
+    assert len(lines) == 24
+
+
+@pytest.mark.parametrize("content", [[], {}, None, [[1, 2], []], {1: {"a": RECORDS[0]}, "b": "x" * 200}], ids=str)
+def test_results_are_json_whatever_they_are(tmp_path, content):
+    common.write_json(tmp_path / "results.json", content)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(content))

@@ -230,7 +230,7 @@ FILE = {
 def carried(tmp_path, monkeypatch) -> Path:
     """A file of results of sources that have changed since, of which a compiler makes the same machine code."""
     path = tmp_path / "choice-nvidia-h200.json"
-    common.write_records(path, FILE, "points")
+    common.write_json(path, FILE)
     monkeypatch.setattr(results, "files", lambda: [path])
     monkeypatch.setattr(family, "digest", lambda root=None: "measured" if root else "present")
     monkeypatch.setattr(carry, "sources_of", lambda revision, folder: folder)

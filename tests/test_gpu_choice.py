@@ -374,11 +374,3 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch):
         common.InputError, match="nothing can be measured, only --show, --write and --carry-over work: there is no GPU"
     ):
         choice.main([])
-
-
-@pytest.mark.parametrize("points", [[], [{"a": 1}], [{"a": [1, 2]}, {"b": None}]], ids=len)
-def test_results_have_a_point_in_each_line(tmp_path, points):
-    result, path = {"date": "today", "points": points, "digests": {"family": "x"}}, tmp_path / "results.json"
-    common.write_records(path, result, "points")
-    assert json.loads(path.read_text()) == result
-    assert [json.loads(line.strip(" ,")) for line in path.read_text().splitlines() if line.startswith("  {")] == points

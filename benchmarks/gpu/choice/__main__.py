@@ -83,10 +83,10 @@ def run(
                 print(line(results.outcome(record)), flush=True)
             result["points"].append(record)
             if budget.gone > written + WRITE_SECONDS:
-                common.write_records(path, result, "points")
+                common.write_json(path, result)
                 written = budget.gone
     finally:
-        common.write_records(path, result, "points")
+        common.write_json(path, result)
     print(f"wrote {path}, in {budget.gone:.0f} s; {sum('skipped' in r for r in result['points'])} points were skipped")
     if any(failed(record) for record in result["points"]):
         sys.exit("error: some points failed, see above")

@@ -264,7 +264,7 @@ def carry_over(revision: str, but_for: Sequence[str] = ()) -> None:
             if but_for:
                 record["but_for"] = list(but_for)
             content["carried"] = [*content.get("carried", []), record]
-            common.write_records(path, content, "points")
+            common.write_json(path, content)
             ignored = f" but for {', '.join(but_for)}" if but_for else ""
             print(f"{path.name}: {number} kernels have the same machine code{ignored}, and all points the same plans")
 
