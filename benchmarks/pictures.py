@@ -1,8 +1,9 @@
-"""What all pictures share: their style, how they are saved, and how the README shows those of a file of results.
+"""What all pictures share: their style, how they are saved, and how documents show those of a file of results.
 
 The same figures give the same bytes, so that drawing a picture again changes no file.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "svg.fonttype": "none",  # letters as letters: outlines are most of a file
+    "font.sans-serif": ["DejaVu Sans"],  # every text of a file names all fonts of this list
     "svg.hashsalt": "fused_rnn",  # or names in the file would be random
 }
 
@@ -49,6 +52,8 @@ def save(figure: Figure, path: Path) -> Path:
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with replacing(path) as partial_path:
         figure.savefig(partial_path, format=kind, metadata=metadata)
+        if kind == "svg":  # a hundredth of a point is as fine as anybody sees
+            partial_path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", partial_path.read_text()))
     plt.close(figure)
     return path
 
@@ -59,9 +64,9 @@ def draw(pictures: Sequence[Picture], result: dict, folder: Path) -> list[Path]:
         return [save(picture.draw(), folder / picture.file(result)) for picture in pictures]
 
 
-def markdown(pictures: Sequence[Picture], result: dict) -> str:
-    """The pictures as the README shows them, from where it lies."""
-    return "\n\n".join(f"![{picture.caption}](benchmarks/results/{picture.file(result)})" for picture in pictures)
+def markdown(pictures: Sequence[Picture], result: dict, folder: str = "results") -> str:
+    """The pictures as a document shows them from which their folder is ``folder``; by default benchmarks/README.md."""
+    return "\n\n".join(f"![{picture.caption}]({folder}/{picture.file(result)})" for picture in pictures)
 
 
 def heat_map(

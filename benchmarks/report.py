@@ -1,8 +1,8 @@
-"""``python -m benchmarks.report``: write what was measured into README.md, and draw its pictures.
+"""``python -m benchmarks.report``: write what was measured into README.md and the READMEs of benchmarks, and draw it.
 
-Each kind of results has a block between two markers there, and files in benchmarks/results/ whose names begin with the
-kind; the pictures lie beside them. Every number, name and date of a block comes from these files; a test checks that
-the blocks are those that they give.
+Each kind of results has a block between two markers in one of these documents, and files in benchmarks/results/ whose
+names begin with the kind; the pictures lie beside them. Every number, name and date of a block comes from these files,
+and a test checks that it does.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, pictures
+from benchmarks import common, pictures, summary
 from benchmarks.copy_task import published as copy_task
 from benchmarks.fills import report as fills
 from benchmarks.gpu import pictures as gpu_pictures
@@ -25,19 +25,24 @@ from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import pictures as speed_pictures
 from benchmarks.speed import report as speed
 
-README = ROOT / "README.md"
-BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
-    "copy": copy_task.block,
-    "language_model": language_model.block,
-    "speed": speed.block,
-    "steps": speed.steps_block,
-    "rivals": speed.rivals_block,
-    "scaling": scaling.block,
-    "fills": fills.block,
-    "choice": choice.block,
-    "gpu": gpu.block,
-    "micro": micro.block,
+Block = Callable[[list[dict]], str]
+DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each, by kind
+    "README.md": {"summary": summary.block},
+    "benchmarks/README.md": {
+        "speed": speed.block,
+        "steps": speed.steps_block,
+        "rivals": speed.rivals_block,
+        "scaling": scaling.block,
+        "fills": fills.block,
+        "gpu": gpu.block,
+        "choice": choice.block,
+        "micro": micro.block,
+    },
+    "benchmarks/copy_task/README.md": {"copy": copy_task.block},
+    "benchmarks/language_model/README.md": {"language_model": language_model.block},
 }
+BLOCKS = {kind: block for blocks in DOCUMENTS.values() for kind, block in blocks.items()}
+SOURCES = {"summary": ("speed", "gpu")}  # the results of a block that shows those of other kinds
 PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
     "speed": speed_pictures.pictures,
     "scaling": scaling_pictures.pictures,
@@ -52,8 +57,13 @@ def load_results(kind: str, folder: Path = RESULTS) -> list[dict]:
     return [{**json.loads(path.read_text()), "file": path.stem} for path in paths]
 
 
+def results_of(kind: str, folder: Path = RESULTS) -> list[dict]:
+    """The results that the block of a kind shows."""
+    return [result for source in SOURCES.get(kind, (kind,)) for result in load_results(source, folder)]
+
+
 def block(kind: str, results: list[dict]) -> str:
-    """What the README shows of a kind, with its markers."""
+    """What a document shows of a kind, with its markers."""
     return "\n\n".join([begin(kind), BLOCKS[kind](results), end(kind)])
 
 
@@ -65,15 +75,15 @@ def end(kind: str) -> str:
     return f"<!-- {kind}:end -->"
 
 
-def insert(readme: str, folder: Path = RESULTS) -> str:
-    """The README with its blocks replaced; raises InputError if their markers are not there once, in order."""
-    for kind in BLOCKS:
+def insert(name: str, text: str, folder: Path = RESULTS) -> str:
+    """A document with its blocks replaced; raises InputError if their markers are not there once, in order."""
+    for kind in DOCUMENTS[name]:
         pattern = re.compile(f"{begin(kind)}.*?{end(kind)}", re.DOTALL)
-        if len(pattern.findall(readme)) != 1 or readme.count(begin(kind)) != 1 or readme.count(end(kind)) != 1:
-            raise common.InputError(f"the README must have the line {begin(kind)} once, and after it {end(kind)} once")
-        text = block(kind, load_results(kind, folder))
-        readme = pattern.sub(lambda _, text=text: text, readme)
-    return readme
+        if len(pattern.findall(text)) != 1 or text.count(begin(kind)) != 1 or text.count(end(kind)) != 1:
+            raise common.InputError(f"{name} must have the line {begin(kind)} once, and after it {end(kind)} once")
+        made = block(kind, results_of(kind, folder))
+        text = pattern.sub(lambda _, made=made: made, text)
+    return text
 
 
 def draw(folder: Path = RESULTS) -> None:
@@ -84,18 +94,20 @@ def draw(folder: Path = RESULTS) -> None:
         for result in load_results(kind, folder)
         for path in pictures.draw(of(result), result, folder)
     }
+    drawn |= set(pictures.draw(summary.pictures(results_of("summary", folder)), summary.NAMED, folder))
     for stale in set(folder.glob("*.svg")) - drawn:
         stale.unlink()
 
 
-def main(readme: Path = README, folder: Path = RESULTS) -> None:
-    if not readme.exists():
-        raise common.InputError(f"there is no {readme} to write the tables into")
-    text = insert(readme.read_text(), folder)
+def main(root: Path = ROOT, folder: Path = RESULTS) -> None:
+    if missing := [name for name in DOCUMENTS if not (root / name).exists()]:
+        raise common.InputError(f"there is no {root / missing[0]} to write the tables into")
+    texts = {name: insert(name, (root / name).read_text(), folder) for name in DOCUMENTS}
     draw(folder)
-    with common.replacing(readme) as partial_path:
-        partial_path.write_text(text)
-    print(f"wrote the tables of the result files in {folder} into {readme}, and drew their pictures")
+    for name, text in texts.items():
+        with common.replacing(root / name) as partial_path:
+            partial_path.write_text(text)
+    print(f"wrote the tables of the result files in {folder} into {', '.join(texts)}, and drew their pictures")
     for kind, others in OTHER_KERNELS.items():
         for result in filter(others, load_results(kind, folder)):
             print(f"{result['file']}.json was measured with other kernels than those here, and the table says so")

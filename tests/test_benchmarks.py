@@ -165,9 +165,7 @@ def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
     # pytest-benchmark measures nothing where it finds itself among the processes of pytest-xdist
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment["OMP_NUM_THREADS"] = "1"
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=report.README.parent, env=environment
-    )
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=report.ROOT, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (found,) = json.loads(path.read_text())["benchmarks"]
     assert found["param"] == "multiplicative_gru-eager-on_cpu-d-float32-forward"
@@ -286,7 +284,7 @@ def test_the_report_sets_times_beside_the_floor():
     row = f"| LSTM | 1 | torch.nn.LSTM | {flops / 0.1e9 / 12.5:.0%} / {flops / 0.1e9 / 50:.0%} |"
     assert row in text.splitlines()
     assert "1: products at 100 GFLOP/s, copies at 10.0 GB/s" in text
-    assert "](benchmarks/results/speed-resident-floor.svg)" in text
+    assert "](results/speed-resident-floor.svg)" in text
     assert "floor" not in report.block("speed", [example()])  # results from before ceilings were measured
 
 
@@ -296,60 +294,6 @@ def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
     text = report.block("rivals", [example(times=[*example()["times"], script, wrong])])
     assert "| | threads | fused | torch.nn | TorchScript | torch.compile |" in text.splitlines()
     assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** | wrong |" in text.splitlines()
-
-
-@pytest.mark.parametrize("kind", ["speed", "rivals", "scaling", "fills"])
-def test_the_report_says_what_has_not_been_measured(kind):
-    assert "Not measured yet." in report.block(kind, [])
-
-
-def test_pictures_are_drawn_beside_the_results_always_the_same(tmp_path):
-    memory = [{**record("fused", peak_mib=3.0)}, {**record("torch", peak_mib=9.0)}]
-    ceilings = [{"threads": 1, "product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}]
-    common.write_json(tmp_path / "speed-resident.json", example(memory=memory, ceilings=ceilings))
-    stale = tmp_path / "speed-default-faster.svg"
-    stale.write_text("of results that are gone")
-    drawn = []
-    for _ in range(2):
-        report.draw(tmp_path)
-        drawn.append({path.name: path.read_bytes() for path in tmp_path.glob("*.svg")})
-    assert drawn[0].keys() == {f"speed-resident-{name}.svg" for name in ("faster", "memory", "floor")}
-    assert drawn[0] == drawn[1]
-
-
-def empty_readme() -> str:
-    return "before\n" + "".join(f"{report.begin(kind)}stale{report.end(kind)}\n" for kind in report.BLOCKS) + "after\n"
-
-
-def test_the_report_replaces_its_blocks_and_nothing_else(tmp_path):
-    readme, folder = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(empty_readme())
-    common.write_json(folder / "speed-resident.json", example())
-    blocks = [report.block(kind, [example()] if kind == "speed" else []) for kind in report.BLOCKS]
-    for _ in range(2):  # a second run finds what the first one wrote
-        report.main(readme, folder)
-        assert readme.read_text() == "\n".join(["before", *blocks, "after\n"])
-
-
-@pytest.mark.parametrize("kind", report.BLOCKS)
-@pytest.mark.parametrize("text", ["", "{begin}", "{end}{begin}", "{begin}{end}{begin}{end}"])
-def test_the_report_refuses_a_readme_without_its_two_markers(text, kind, tmp_path):
-    begin, end = report.begin(kind), report.end(kind)
-    readme = empty_readme().replace(f"{begin}stale{end}", text.format(begin=begin, end=end))
-    with pytest.raises(common.InputError, match=f"README must have the line {begin} once"):
-        report.insert(readme, tmp_path)
-
-
-def test_the_readme_shows_the_results_that_are_there():
-    readme = report.README.read_text()
-    assert report.insert(readme) == readme, "run 'python -m benchmarks.report'"
-
-
-def test_the_readme_shows_the_pictures_that_are_there():
-    shown = set(re.findall(r"\]\((benchmarks/results/[^)]+\.svg)\)", report.README.read_text()))
-    there = {str(path.relative_to(speed.ROOT)) for path in report.RESULTS.glob("*.svg")}
-    assert shown == there, "run 'python -m benchmarks.report'"
-    assert there
 
 
 RECORDS = [{"cell": "lstm", "times": [float(i) for i in range(100)]} for _ in range(3)]

@@ -1,4 +1,4 @@
-"""What the README shows of GPU results: who is faster, every number of the files, and whether kernels changed since."""
+"""What documents show of GPU results: who is faster, every number of the files, and whether kernels changed since."""
 
 from itertools import product
 
@@ -123,17 +123,18 @@ def test_the_report_says_when_kernels_have_changed_since(tmp_path, capsys):
     same, changed = example(digests=digests), example(digests={**digests, "kernels": "0" * 64})
     assert gpu_report.OTHER_KERNELS not in gpu_report.block([same])
     assert gpu_report.OTHER_KERNELS in gpu_report.block([changed])
-    readme = tmp_path / "README.md"
-    readme.write_text("".join(f"{report.begin(kind)}{report.end(kind)}\n" for kind in report.BLOCKS))
+    for name, kinds in report.DOCUMENTS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{report.begin(kind)}{report.end(kind)}\n" for kind in kinds))
     for name, result in {"same": same, "changed": changed}.items():
         common.write_json(tmp_path / f"gpu-{name}.json", result)
     for name, digest in {"same": family.digest(), "changed": "0" * 64}.items():
         common.write_json(tmp_path / f"choice-{name}.json", compared(digests={"family": digest}))
-    report.main(readme, tmp_path)
+    report.main(tmp_path, tmp_path)
     said = [line for line in capsys.readouterr().out.splitlines() if "other kernels" in line]
     others = "was measured with other kernels than those here, and the table says so"
     assert said == [f"gpu-changed.json {others}", f"choice-changed.json {others}"]
-    assert readme.read_text().count(gpu_report.OTHER_KERNELS) == 2
+    assert (tmp_path / "benchmarks/README.md").read_text().count(gpu_report.OTHER_KERNELS) == 2
 
 
 def test_digests_are_those_of_the_sources_of_the_kernels(tmp_path):
@@ -178,7 +179,7 @@ def test_the_report_draws_a_picture_for_each_dtype(tmp_path):
     common.write_json(tmp_path / "gpu-a-gpu.json", example())
     report.draw(tmp_path)
     assert (tmp_path / "gpu-a-gpu-faster-bfloat16.svg").exists()
-    assert "](benchmarks/results/gpu-a-gpu-faster-bfloat16.svg)" in report.block("gpu", [example()])
+    assert "](results/gpu-a-gpu-faster-bfloat16.svg)" in report.block("gpu", [example()])
 
 
 def test_the_report_says_where_nothing_was_measured(tmp_path):

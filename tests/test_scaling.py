@@ -166,7 +166,7 @@ def test_the_report_says_where_everything_holds():
     assert "as at the next smaller size." in block
     assert "| LSTM | training | fused_rnn | 0% | 1.00× (1 to 2) | 1.00× (1 to 2) |" in block
     assert "products at 100 GFLOP/s and copies at 10.0 GB/s" in block
-    assert "](benchmarks/results/scaling-cpu-floor.svg)" in block
+    assert "](results/scaling-cpu-floor.svg)" in block
 
 
 def test_the_report_shows_every_failure():
@@ -207,7 +207,7 @@ def test_a_quick_run_writes_results_that_the_report_can_show(tmp_path):
     report.draw(tmp_path)
     shown = report.block("scaling", [result])
     for name in (*AXES.values(), "floor"):
-        assert f"](benchmarks/results/scaling-cpu-{name}.svg)" in shown
+        assert f"](results/scaling-cpu-{name}.svg)" in shown
         assert (tmp_path / f"scaling-cpu-{name}.svg").exists()
 
 

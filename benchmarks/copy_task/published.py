@@ -1,4 +1,4 @@
-"""The block of README.md on how far back a cell recalls; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/copy_task/README.md on how far back a cell recalls; ``benchmarks.report`` puts it there.
 
 Every number comes from a results.json of ``python -m benchmarks.copy_task``, of ``--longest`` or ``--compare``, kept as
 benchmarks/results/copy-*.json.

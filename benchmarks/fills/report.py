@@ -1,4 +1,4 @@
-"""The block of README.md on sequences of different lengths; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/README.md on sequences of different lengths; ``benchmarks.report`` puts it there.
 
 Every number comes from a file that ``python -m benchmarks.fills`` wrote. Entries read *ours / theirs = ratio*, more
 than 1 being in our favour.

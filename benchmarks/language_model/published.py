@@ -1,4 +1,4 @@
-"""The block of README.md on what language models reach beside what was published; ``benchmarks.report`` puts it there.
+"""What language models reach beside what was published, as a block that ``benchmarks.report`` puts into README.md here.
 
 Every number but the published ones comes from a results.json of ``python -m benchmarks.language_model train``, kept as
 benchmarks/results/language_model-*.json.

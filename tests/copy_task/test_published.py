@@ -1,4 +1,4 @@
-"""The block of README.md on how far back a cell recalls shows what a run has written."""
+"""The block on how far back a cell recalls shows what a run has written."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The block of README.md on what language models reach: it shows what is in the files, and nothing else."""
+"""The block on what language models reach shows what is in the files, and nothing else."""
 
 import json
 

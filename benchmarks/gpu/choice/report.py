@@ -1,4 +1,4 @@
-"""The block of README.md on kernels of clusters beside kernels of blocks; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/README.md on kernels of clusters beside those of blocks; ``benchmarks.report`` puts it there.
 
 Every number comes from a file that ``python -m benchmarks.gpu.choice`` wrote. A small table has one cell and dtype,
 and each of the others a line: the files have every point.
@@ -18,7 +18,7 @@ from .results import CELLS, DTYPES, Outcome, Results, parse
 NOT_RUN = "Kernels of clusters beside kernels of blocks: not yet run on a GPU."
 NOT_RUN_OF = "Not yet run on a GPU beside each other, so that `auto` takes the kernels of blocks, {}."
 COMMON = (
-    "Kernels of clusters beside kernels of blocks (see [Backends](#backends)): the time of the kernels alone, with "
+    "Kernels of clusters beside kernels of blocks: the time of the kernels alone, with "
     "those that pack weights. Entries: µs per step of the clusters, forward + backward (how many times as fast as the "
     "blocks, both together). A point of which one of the two is off from float64 by more than twice as much as PyTorch "
     "has no times; with a ReLU that may be a unit near zero, which rounding moves across the kink."

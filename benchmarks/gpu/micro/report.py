@@ -1,4 +1,4 @@
-"""The block of README.md on what the kernels are tuned by; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/README.md on what the kernels are tuned by; ``benchmarks.report`` puts it there.
 
 Every number is a median of a file that ``python -m benchmarks.gpu.micro`` wrote. Only what decides something is shown:
 the file has all of it.
