@@ -155,6 +155,12 @@ def test_the_readme_is_short():
     assert len(text.encode()) <= 14 * 1024
 
 
+def test_the_example_runs(capsys):
+    (example,) = re.findall(r"^```python\n(.*?)^```", (report.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    assert "encoder" in capsys.readouterr().out
+
+
 def anchors(text: str) -> set[str]:
     """Those that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
