@@ -20,7 +20,7 @@ TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 help:
 	@echo "make demo    train every cell on the copy task and draw the pictures (about five minutes)"
 	@echo "make test    run the test suite"
-	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of README.md"
+	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of the READMEs"
 	@echo "make lint    check style; make format repairs it"
 	@echo "make types   check the type hints of what users call"
 	@echo "make docs    make the reference page in build/docs"
