@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <new>
+#include <vector>
 
 extern "C" {
 #define HOOK __attribute__((weak))
@@ -23,15 +24,76 @@ HOOK void __sanitizer_finish_switch_fiber(void* saved, const void** from_stack, 
 #undef HOOK
 }
 
+#if defined(__x86_64__)
+// Keeps what a function must preserve on the stack that is left, stores where that is, and goes on with the stack to go
+// to. swapcontext does the same with two calls of the system, for the mask of signals.
+extern "C" void host_shim_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.globl host_shim_switch_stack
+.hidden host_shim_switch_stack
+.type host_shim_switch_stack, @function
+host_shim_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size host_shim_switch_stack, .-host_shim_switch_stack
+)");
+#endif
+
 namespace host_shim {
 namespace {
+
+#if defined(__x86_64__)
+class Machine {
+ public:
+  void begin(void* stack, size_t bytes, void (*main)()) {
+    auto** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes) - 1;  // as after a call: 8 off from 16
+    *--top = reinterpret_cast<void*>(main);
+    saved_ = top - 6;  // of the registers, whose values are of no matter
+  }
+
+  static void go(Machine& from, Machine& to) { host_shim_switch_stack(&from.saved_, to.saved_); }
+
+ private:
+  void* saved_ = nullptr;
+};
+#else
+class Machine {
+ public:
+  void begin(void* stack, size_t bytes, void (*main)()) {
+    getcontext(&saved_);
+    saved_.uc_stack.ss_sp = stack;
+    saved_.uc_stack.ss_size = bytes;
+    saved_.uc_link = nullptr;
+    makecontext(&saved_, main, 0);
+  }
+
+  static void go(Machine& from, Machine& to) { swapcontext(&from.saved_, &to.saved_); }
+
+ private:
+  ucontext_t saved_{};
+};
+#endif
 
 constexpr size_t stack_bytes = 128 << 10, guard_bytes = 64 << 10;
 constexpr unsigned sync = 0, no_sync = 1;  // flags of __tsan_switch_to_fiber
 
 // Where a fiber, or the scheduler itself, goes on when it is resumed.
 struct Context {
-  ucontext_t machine{};
+  Machine machine;
   const void* stack = nullptr;
   size_t bytes = 0;
   void* tsan_fiber = nullptr;
@@ -53,25 +115,41 @@ void switch_context(Context& from, Context& to) {
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // a turn orders nothing
   if (__sanitizer_start_switch_fiber)
     __sanitizer_start_switch_fiber(from.finished ? nullptr : &from.asan_stack, to.stack, to.bytes);
-  swapcontext(&from.machine, &to.machine);
+  Machine::go(from.machine, to.machine);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
 }
 
-// A fiber that begins with `main` when it is first resumed.
-void create_fiber(Context& context, void (*main)()) {
+// Stacks of fibers that are gone. Sanitizers know of every byte what it was last used for, so that they get new ones.
+std::vector<void*> free_stacks;
+
+void* take_stack() {
+  if (!free_stacks.empty()) {
+    void* const stack = free_stacks.back();
+    free_stacks.pop_back();
+    return stack;
+  }
   // The guard below the stack turns its overflow into a fault.
   void* memory =
       mmap(nullptr, guard_bytes + stack_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  void* stack = static_cast<char*>(memory) + guard_bytes;
+  void* const stack = static_cast<char*>(memory) + guard_bytes;
   mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE);
+  return stack;
+}
+
+void leave_stack(void* stack) {
+  if (__tsan_switch_to_fiber || __sanitizer_start_switch_fiber)
+    munmap(static_cast<char*>(stack) - guard_bytes, guard_bytes + stack_bytes);
+  else
+    free_stacks.push_back(stack);
+}
+
+// A fiber that begins with `main` when it is first resumed.
+void create_fiber(Context& context, void (*main)()) {
+  void* const stack = take_stack();
   context.stack = stack;
   context.bytes = stack_bytes;
-  getcontext(&context.machine);
-  context.machine.uc_stack.ss_sp = stack;
-  context.machine.uc_stack.ss_size = stack_bytes;
-  context.machine.uc_link = nullptr;
-  makecontext(&context.machine, main, 0);
+  context.machine.begin(stack, stack_bytes, main);
   if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // comes after all that was done so far
 }
 
@@ -82,7 +160,7 @@ void destroy_fiber(Context& context) {
     __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
     __tsan_destroy_fiber(context.tsan_fiber);
   }
-  munmap(static_cast<char*>(const_cast<void*>(context.stack)) - guard_bytes, guard_bytes + stack_bytes);
+  leave_stack(const_cast<void*>(context.stack));
 }
 
 // Do f as if the fiber did it now; called by the scheduler.

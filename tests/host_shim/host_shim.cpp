@@ -365,7 +365,7 @@ void exchange(unsigned mask, const Slot& value, const char* operation, Place pla
   wait_at(warp.barrier, false, operation, place);
 }
 
-Slot given_by(unsigned lane) {
+const Slot& given_by(unsigned lane) {
   const Warp& warp = *current->warp;
   return warp.slots[(warp.barrier.generation - 1) % 2][lane];
 }
@@ -392,17 +392,20 @@ void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (
     uint32_t a[4], b[2];
   };
   exchange(~0u, to_slot(Registers{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}), "mma_m16n8k16", place);
-  // Element `column` of a row of eight 16-bit elements, two to a register, the row's first pair in lane 4 * row.
-  const auto element = [&](unsigned row, unsigned column, auto pick) {
-    const uint32_t pair = pick(from_slot<Registers>(given_by(4 * row + column / 2)));
-    return widen(static_cast<uint16_t>(pair >> (16 * (column % 2))));
+  // Eight 16-bit elements of a row stand two to a register, the row's first pair in lane 4 * row.
+  const auto row_of = [&](float (&values)[16], unsigned row, auto pick) {
+    for (unsigned k = 0; k < 16; ++k) {
+      const uint32_t pair = pick(from_slot<Registers>(given_by(4 * row + k % 8 / 2)), k / 8);
+      values[k] = widen(static_cast<uint16_t>(pair >> (16 * (k % 2))));
+    }
   };
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane() / 4, column = 2 * (lane() % 4) + i % 2;
-    for (unsigned k = 0; k < 16; ++k)
-      sum[i] += element(row, k % 8, [&](const Registers& r) { return r.a[i / 2 + 2 * (k / 8)]; }) *
-                element(column, k % 8, [&](const Registers& r) { return r.b[k / 8]; });
+  float of_a[2][16], of_b[2][16];
+  for (unsigned i = 0; i < 2; ++i) {
+    row_of(of_a[i], lane() / 4, [&](const Registers& r, unsigned half) { return r.a[i + 2 * half]; });
+    row_of(of_b[i], 2 * (lane() % 4) + i, [&](const Registers& r, unsigned half) { return r.b[half]; });
   }
+  for (unsigned i = 0; i < 4; ++i)
+    for (unsigned k = 0; k < 16; ++k) sum[i] += of_a[i / 2][k] * of_b[i % 2][k];
 }
 
 }  // namespace host_shim

@@ -119,7 +119,7 @@ BarrierMarks& barrier_marks(unsigned number, bool last);  // of this generation 
 void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place);
 bool leave_block();  // whether the block ends now, after all that its threads did and have waited for
 void exchange(unsigned mask, const Slot&, const char* operation, Place);  // every lane gives a value ...
-Slot given_by(unsigned lane);                                             // ... which all can read until the next one
+const Slot& given_by(unsigned lane);                                      // ... which all can read until the next one
 void start_copy(const Copy&);
 void close_copy_group();
 bool take_copy(unsigned pending, Copy*);  // the next copy of a group before the last `pending`, if there is one
