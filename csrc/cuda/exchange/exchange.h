@@ -6,9 +6,8 @@
 // There are two kinds: a *state*, K values of each sequence of the tile, which all blocks write and all read; and
 // *partial sums*, to which every block contributes for outputs that one block owns and adds up.
 //
-// Block kernels have any size, and exchange single values (l2.h, one_block.h, either.h). Warp kernels have sizes that
-// are constants of the compiler and values that stay in registers, and exchange rows of 8 units (cluster.h,
-// messages.h).
+// Block kernels have any size, and exchange single values (l2.h, one_block.h, either.h). Warp kernels have compile-time
+// sizes and values that stay in registers, and exchange rows of 8 units (cluster.h, messages.h).
 //
 // The host half is static:
 //   attributes(...)                 how the blocks must be launched
