@@ -1,7 +1,7 @@
-// Fibers of the shim's runtime, and what the sanitizers are told of them: a part of host_shim.cpp.
+// The fibers of the shim's runtime, and what the sanitizers are told about them. Part of host_shim.cpp.
 //
-// The sanitizers' hooks are weak, so that one object serves every kind of program; they tell ThreadSanitizer which
-// fiber runs and what orders memory, and AddressSanitizer which stack is in use.
+// The sanitizers' hooks are weak symbols, so that one object file serves every kind of program. They tell
+// ThreadSanitizer which fiber runs and what orders memory, and AddressSanitizer which stack is in use.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,7 +29,7 @@ namespace {
 constexpr size_t stack_bytes = 128 << 10, guard_bytes = 64 << 10;
 constexpr unsigned sync = 0, no_sync = 1;  // flags of __tsan_switch_to_fiber
 
-// Where a fiber, or the scheduler itself, goes on when it is resumed.
+// The point where a fiber, or the scheduler itself, goes on when it is resumed.
 struct Context {
   ucontext_t machine{};
   const void* stack = nullptr;
@@ -50,7 +50,7 @@ void release(void* order) {
 }
 
 void switch_context(Context& from, Context& to) {
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // a turn orders nothing
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // taking turns orders nothing
   if (__sanitizer_start_switch_fiber)
     __sanitizer_start_switch_fiber(from.finished ? nullptr : &from.asan_stack, to.stack, to.bytes);
   swapcontext(&from.machine, &to.machine);
@@ -72,12 +72,12 @@ void create_fiber(Context& context, void (*main)()) {
   context.machine.uc_stack.ss_size = stack_bytes;
   context.machine.uc_link = nullptr;
   makecontext(&context.machine, main, 0);
-  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // comes after all that was done so far
+  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // ordered after all that was done so far
 }
 
 void destroy_fiber(Context& context) {
   if (__tsan_switch_to_fiber) {
-    // What follows the launch comes after all that the fiber did, even if it did not come to its end.
+    // All that the fiber did is ordered before what follows the launch, even if it did not come to its end.
     __tsan_switch_to_fiber(context.tsan_fiber, no_sync);
     __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
     __tsan_destroy_fiber(context.tsan_fiber);
@@ -93,7 +93,7 @@ void run_as(const Context& fiber, const F& f) {
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(scheduler.tsan_fiber, no_sync);
 }
 
-// What ThreadSanitizer takes for a thread of its own: whoever carries a thread's stores to other blocks.
+// The carrier of a thread's stores to other blocks, which ThreadSanitizer takes for a thread of its own.
 class Carrier {
  public:
   Carrier() = default;
@@ -101,11 +101,11 @@ class Carrier {
   ~Carrier() {
     if (!fiber_) return;
     __tsan_switch_to_fiber(fiber_, no_sync);
-    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);  // what follows the launch comes after what it did
+    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);  // what it did is ordered before what follows the launch
     __tsan_destroy_fiber(fiber_);
   }
 
-  // Do f as the carrier, who then knows what was released to `before`; called by the scheduler.
+  // Do f as the carrier, ordered after what was released to `before`; called by the scheduler.
   template <typename F>
   void run(void* before, const F& f) {
     if (!fiber_ && __tsan_create_fiber) fiber_ = __tsan_create_fiber(0);
