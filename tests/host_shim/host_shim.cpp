@@ -102,7 +102,7 @@ Launch shape;
 uint64_t round_number;
 Thread* current;
 const std::function<void()>* body;
-std::string failure;  // of the thread that ran last
+std::string failure;  // the failure of the thread that ran last
 
 // Messages ----------------------------------------------------------------------------------------------------------
 

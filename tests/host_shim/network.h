@@ -10,7 +10,7 @@
 namespace host_shim {
 namespace {
 
-constexpr int64_t most_bytes = (1 << 20) - 1;  // what a barrier can count to
+constexpr int64_t most_bytes = (1 << 20) - 1;  // the most that a barrier can count
 
 uintptr_t shared_address_of(const Block& block) { return reinterpret_cast<uintptr_t>(block.shared.get()); }
 
@@ -182,7 +182,7 @@ class Network {
 
   std::vector<Transit> places_;
   std::vector<unsigned> free_, under_way_;  // the latter a heap
-  std::vector<uint64_t> last_due_;          // of messages to a place; some places share one
+  std::vector<uint64_t> last_due_;          // the last message's to a place; some places share one
   std::mt19937 random_;
   unsigned seed_ = 0;
   uint64_t turn_ = 0, live_ = 1, number_ = 0;

@@ -369,7 +369,7 @@ class Backward {
   Sums sums_;
   ResetSums reset_sums_;
   FeatureSums feature_sums_;
-  const SharedAddress operand_;  // of the first, [sequences, Shape::stride], the lane's row of matrices
+  const SharedAddress operand_;  // the lane's row of matrices in the first, [sequences, Shape::stride]
   Job jobs_[own_jobs];
   Weights<own_tiles, products.recurrent.steps, products.recurrent.held, units, reset_before ? 1 : gates> recurrent_;
   Weights<own_tiles, products.update.steps, products.update.held, units, 1> update_;

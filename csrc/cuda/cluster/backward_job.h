@@ -291,8 +291,8 @@ class BackwardJob {
 
   template <typename Sums>
   FUSED_RNN_DEVICE void add_parts(const Sums& sums, float (&total)[2]) const {
-    constexpr int chains = by_values<S> && Sums::parts > 4 ? 4 : 1;  // which do not wait for each other
-    float more[chains][2];                                           // from the second chain on
+    constexpr int chains = by_values<S> && Sums::parts > 4 ? 4 : 1;  // independent of each other
+    float more[chains][2];                                           // all chains but the first
     FUSED_RNN_UNROLL
     for (int i = 0; i < Sums::parts; ++i) {
       const auto part = sums.pair(i, pair_);
@@ -362,7 +362,7 @@ class BackwardJob {
   Ring ring_;
   ThisTile tile_;
   Sink sink_;     // the same row in the result
-  OwnMade made_;  // by values, the gradients of a step
+  OwnMade made_;  // the gradients of a step, by values
 
  private:
   // The column where a gradient begins in the operand. Those that U multiplies lie side by side, one for each gate;
@@ -388,7 +388,7 @@ class BackwardJob {
   }
 
   Pair<S> initial_;      // h_0 or c_0, of both sequences
-  float dh_[2], dc_[2];  // of the state that the current step made, without the part from its output
+  float dh_[2], dc_[2];  // gradients of the current step's states, but for what comes with its output
 };
 
 #endif

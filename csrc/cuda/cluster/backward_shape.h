@@ -46,7 +46,7 @@ struct BackwardShape {
   static constexpr int gates = Cell::gates, gradients = Cell::gradients, phases = phases_of<Cell>;
   static constexpr bool multiplicative = is_multiplicative<Cell>, reset_before = Cell::reset_before,
                         of_hidden = modulates_of<Cell> == Modulates::hidden;
-  static constexpr int terms = terms_of<S>;  // of a number in the operand and in weights
+  static constexpr int terms = terms_of<S>;  // terms of a number in the operand and in weights
   // The type in which partial sums travel. Rounded to bfloat16, they leave δ and δh_0 as far from float64 as floats do
   // over 1024 steps, because what is saved in bfloat16 decides.
   using Travelling = std::conditional_t<std::is_same_v<S, BFloat16>, BFloat16, float>;

@@ -104,7 +104,7 @@ class TurnedWeights {
     const S* from = source.weights() + int64_t{row} * source.columns() + column;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {
-      const int below = 16 * s % own;  // from the first row of the block
+      const int below = 16 * s % own;  // rows below the block's first one
       FUSED_RNN_UNROLL
       for (int j = 0; j < tiles; ++j) {
         const int at = place_of(s, j);

@@ -26,7 +26,7 @@ struct Candidate {
 };
 
 struct Choice {
-  int index = -1;  // of the candidate, or -1 if none fits
+  int index = -1;  // the candidate's, or -1 if none fits
   int clusters = 0;
   double nanoseconds = 0;
   std::string refusal;
@@ -91,7 +91,7 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
   const auto number = [](int64_t value) { return std::to_string(value); };
   const bool by_messages = forced.exchange == ExchangeId::messages;
   std::string sizes;
-  const Candidate* smallest = nullptr;  // by shared memory, of those that the device has clusters for
+  const Candidate* smallest = nullptr;  // the least shared memory, of those that the device has clusters for
   int blocks = 0;
   for (const Candidate& c : candidates) {
     if (c.exchange != forced.exchange) continue;

@@ -60,7 +60,7 @@ FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
 template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
 FUSED_RNN_DEVICE std::enable_if_t<terms_of<S> == 1> multiply(float (&sums)[count * octets][4], SharedAddress rows,
                                                              const Weights& weights) {
-  float more[chains][count * octets][4] = {};  // from the second chain on
+  float more[chains][count * octets][4] = {};  // all chains but the first
   FUSED_RNN_UNROLL
   for (int s = 0; s < steps; s += 2) {
     Fragment a[2][count];

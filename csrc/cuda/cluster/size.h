@@ -52,6 +52,6 @@ constexpr int held_of(int count, int threads, int others) {
 
 constexpr int fragment_bytes = 32 * 16;  // per warp
 
-constexpr int most_shared_bytes = 232448;  // of a block, on GPUs with clusters
+constexpr int most_shared_bytes = 232448;  // a block's limit, on GPUs with clusters
 
 }  // namespace fused_rnn::cuda::cluster

@@ -133,7 +133,7 @@ class ClusterChannel {
   const SharedAddress barrier_;
   // through a shuffle: else the assembler, short of registers, rereads the special register in every step
   const int lane_ = __shfl_sync(~0u, static_cast<int>(threadIdx.x % 32), static_cast<int>(threadIdx.x % 32));
-  unsigned steps_ = 0;  // that were waited for
+  unsigned steps_ = 0;  // steps that were waited for
 };
 
 // A state of K values for each of 8 * `octets` sequences. S is BFloat16, Half, or float, which travels as its terms:

@@ -142,7 +142,7 @@ struct L2Exchange {
     const Layout& layout_;
     unsigned char* const shared_;
     const int team_;
-    unsigned target_ = 0;  // what the counter must reach
+    unsigned target_ = 0;  // the value that the counter must reach
     unsigned turns_ = 0;   // a bit for each channel
   };
 };

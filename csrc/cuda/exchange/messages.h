@@ -100,7 +100,7 @@ struct MessageExchange {
 // so that several files can have it.
 struct MessagePreparation {
   Messages messages;
-  int64_t words;  // of places
+  int64_t words;  // the size of all places
   int teams;
 };
 
@@ -214,7 +214,7 @@ class MessageChannel {
 
   FUSED_RNN_DEVICE bool alive() const { return team_.alive(); }
   FUSED_RNN_DEVICE unsigned count() const { return count_; }
-  FUSED_RNN_DEVICE unsigned slot() const { return count_ % slots; }  // of the message that is written
+  FUSED_RNN_DEVICE unsigned slot() const { return count_ % slots; }  // the slot of the message that is written
   FUSED_RNN_DEVICE bool fills() const { return count_ % third == 1; }
 
   // Fill this lane's places in the next third; `first` is its place in the first slot, and slots are `distance` apart.
@@ -256,7 +256,7 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   using Base::alive, Base::team_;
   static_assert(sizeof(Term<S>) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
   static constexpr int stride = K + 8;                 // padding against bank conflicts
-  static constexpr int planes = terms_of<S> * octets;  // of 8 sequences: all octets of a term, then of the next term
+  static constexpr int planes = terms_of<S> * octets;  // 8 sequences each: all octets of a term, then of the next
   static constexpr int copy_bytes = planes * 8 * stride * int{sizeof(Term<S>)};
   static constexpr int64_t team_bytes = MessageExchange::state_places(planes * 8 * K, int{sizeof(Term<S>)});
   static constexpr int slot_rows = planes * K, share_rows = K / shares;  // the latter in each plane
