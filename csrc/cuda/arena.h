@@ -1,5 +1,5 @@
-// Lays pieces of memory one behind the other, in numbers: whoever knows the address of the whole finds them there. Runs
-// on the host.
+// Lays out pieces of memory one after the other, as offsets: the address of the whole is not known yet. Runs on the
+// host.
 #pragma once
 
 #include "shape.h"

@@ -1,9 +1,9 @@
-// What a block of the forward and of the backward kernel is made of: its share of the work, inputs that are fetched a
-// step ahead, and the products of its weights with the states that the blocks of its team exchange.
+// The common base of the block kernels, forward and backward: a block's share of the work, its inputs, which it fetches
+// a step ahead, and the products of its weights with the states that the blocks of its team exchange.
 //
-// Teams of blocks run the whole sequence for one tile of sequences after another, and never wait for each other. The
-// parts of a team own slices of the hidden units (and, in multiplicative cells, of the features). How they hand each
-// other the states is the exchange's concern, a parameter of the kernel: see exchange/exchange.h.
+// Each team runs the whole sequence for one tile of sequences after another, and teams never wait for each other. The
+// parts of a team own slices of the hidden units and, in multiplicative cells, of the features. How they hand each
+// other states is up to the exchange, a parameter of the kernel: see exchange/exchange.h.
 #pragma once
 
 #include "api.h"
@@ -20,12 +20,12 @@ struct Operands {
   const int64_t* lengths;  // [B] steps of each sequence, or null
   Arrays<S> arrays;
   Computed<S> gradient_clip;       // backward: the largest magnitude of a gradient of a pre-activation
-  const unsigned char* workspace;  // where the layout says, packed weights
+  const unsigned char* workspace;  // packed weights, at the layout's offsets
   Layout layout;
   typename Exchange::template Operands<S> exchange;
 };
 
-// The slice of `total` things that belongs to a part of a team.
+// The units or features that one part of a team owns.
 struct Slice {
   int first, count;
 };
@@ -35,14 +35,14 @@ FUSED_RNN_DEVICE Slice slice_of(int total, int each, int part) {
   return {static_cast<int>(first), static_cast<int>(rest < 0 ? 0 : rest < each ? rest : each)};
 }
 
-// What a result becomes when the computation cannot be finished.
+// The value of results that could not be computed because of a timeout.
 template <typename C>
 FUSED_RNN_DEVICE C not_a_number() {
   return C(__builtin_nanf(""));
 }
 
-// How the threads of a block spread over rows of so many columns. Divisions take longer than much of a step, so they
-// are made once.
+// The mapping of a block's threads to the elements of rows with `columns` columns. It is made once, because its integer
+// divisions would take a large part of a step.
 struct Spread {
   int row, column, row_step, column_step, columns;
 
@@ -51,7 +51,8 @@ struct Spread {
     return {thread / divisor, thread % divisor, threads / divisor, threads % divisor, columns};
   }
 
-  // f(i, row, column), where i counts through all rows. The same thread sees the same i each time.
+  // Call f(i, row, column) for this thread's elements, where i counts through all rows. They are the same ones every
+  // time.
   template <typename F>
   FUSED_RNN_DEVICE void for_each(int rows, const F& f) const {
     int r = row, c = column;
@@ -68,8 +69,8 @@ struct Spread {
   }
 };
 
-// Start to copy rows of `columns` values to shared memory, in as large pieces as their addresses allow: `pieces` is the
-// spread over those of 16 bytes.
+// Start to copy rows of `columns` values to shared memory, in pieces as large as their alignment allows. `pieces` maps
+// threads to pieces of 16 bytes.
 template <typename S>
 FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, int columns, const Spread& pieces) {
   const int to_stride = staged_stride(sizeof(S), columns);
@@ -89,7 +90,7 @@ FUSED_RNN_DEVICE void copy_rows(S* to, const S* from, int64_t stride, int rows, 
     copy(Spread::over(columns), 1, [](S* to, const S* from) { *to = *from; });
 }
 
-// A block at work on a tile.
+// A block, which works on one tile at a time.
 template <typename S, typename Exchange, template <typename> class Arrays>
 class Block {
  protected:
@@ -112,7 +113,7 @@ class Block {
     exchange_.clear();
   }
 
-  // f(tile of sequences) for all that are this team's.
+  // Call f() for each tile of this team, with rows, limits and times set to those of the tile.
   template <typename F>
   FUSED_RNN_DEVICE void for_tiles(const F& f) {
     for (int64_t first = int64_t{team_} * sequences_; first < q_.B; first += int64_t{layout_.teams} * sequences_) {
@@ -132,14 +133,14 @@ class Block {
   FUSED_RNN_DEVICE bool active(int r, int t) const { return t < limit(r); }
   FUSED_RNN_DEVICE bool any_active(int t) const { return t < longest_; }
 
-  // The row of a sequence of the tile in a [B, ...] array, and in a [T, B, ...] array.
+  // The row of sequence r of the tile in a [B, ...] array, and in a [T, B, ...] array.
   FUSED_RNN_DEVICE int64_t row(int r) const { return first_row_ + r; }
   FUSED_RNN_DEVICE int64_t row(int r, int t) const { return int64_t{t} * q_.B + first_row_ + r; }
-  // Where a unit of the block stands in a [B, H] array.
+  // The index of a unit of the block in a [B, H] array.
   FUSED_RNN_DEVICE int64_t place(int r, int u) const { return row(r) * q_.H + units_.first + u; }
 
-  // f(i, r, u) for the units of the block in all sequences of the tile, and likewise for its features. The same thread
-  // sees the same i in every step, and so needs no barrier for what it keeps there.
+  // Call f(i, r, u) for unit u of the block and sequence r of the tile, for all of this thread's; likewise for
+  // features. A thread gets the same i in every step, so values that it keeps at i need no barrier.
   template <typename F>
   FUSED_RNN_DEVICE void for_units(const F& f) const {
     over_units_.for_each(rows_, f);
@@ -155,13 +156,13 @@ class Block {
   FUSED_RNN_DEVICE const ProductLayout& layout_of(Name product) const {
     return layout_.products[static_cast<int>(product)];
   }
-  // The first or the second of the places where products leave their sums.
+  // One of the two places in shared memory where products leave their sums.
   FUSED_RNN_DEVICE Sums<C> sums_at(int place, int outputs) const {
     return {at<C>(shared_, layout_.sums[place]), sums_stride(outputs), sequences_};
   }
 
-  // A product with a state that the exchange has; its sums are there afterwards. `meanwhile` starts copies that nobody
-  // reads before the next step.
+  // Multiply with a state of the exchange; all threads may read the sums afterwards. `meanwhile` starts copies that are
+  // not read before the next step.
   template <typename P, typename Name, typename F>
   FUSED_RNN_DEVICE void multiply(const P& product, Name state, const Sums<C>& sums, int first_split,
                                  const F& meanwhile) const {
@@ -180,7 +181,7 @@ class Block {
     multiply(product, state, sums, first_split, [] {});
   }
 
-  // End a phase: what was put in it can be read. False if a block of the team did not come in time.
+  // End a phase: what the team's blocks put in it can be read afterwards. False after a timeout.
   template <typename... Names>
   FUSED_RNN_DEVICE bool pass(Names... states) {
     exchange_.close();

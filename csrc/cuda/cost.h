@@ -1,11 +1,11 @@
-// How long a step is estimated to take, by which the planner compares the ways to divide the work.
+// The estimated time of a step, by which the planner compares divisions.
 //
-// The figures, with those of the exchanges, are for an H200 (132 SMs at 1,980 MHz), fitted to the times of 457 plans of
-// 23 layers that `python -m benchmarks.gpu.plans` measured there (benchmarks/results/plans-nvidia-h200.json), less what
-// packing the weights takes: ten numbers, by least squares of the relative error, to the 256 plans within 2.5 times the
-// fastest of their layer. On these it is off by 10 % (root mean square), and the plan that it takes, where it was
-// timed, is at most 3 % slower than the fastest. Fitted without the layer in question it is off by 13 %, and the plan
-// at most 14 % slower.
+// The figures, with those of the exchanges, are for an H200 (132 SMs at 1,980 MHz). These ten numbers were fitted to
+// the times of 457 plans of 23 layers that `python -m benchmarks.gpu.plans` measured there
+// (benchmarks/results/plans-nvidia-h200.json), less the time to pack the weights: by least squares of the relative
+// error, to the 256 plans within 2.5 times the fastest of their layer. On these the estimate is off by 10 % (root mean
+// square), and the chosen plan, where it was timed, is at most 3 % slower than the fastest. Fitted without the layer in
+// question it is off by 13 %, and the chosen plan is at most 14 % slower.
 #pragma once
 
 #include "describe.h"
@@ -13,8 +13,8 @@
 
 namespace fused_rnn::cuda {
 
-// What the step of one tile takes of one block for a product: fragments of weights of all warps, of the warp that has
-// most, and of these those in shared memory and those that are read from L2.
+// The work of one block for a product in the step of one tile, in fragments of weights: those of all warps, those of
+// the warp with the most, and of the latter those in shared memory and those read from L2.
 struct ProductWork {
   int64_t all, most, resident, streamed;
 };
@@ -27,15 +27,17 @@ inline ProductWork work_of(const Description& d, const Layout& layout, int produ
 
 namespace cost {
 
-// Nanoseconds. A product, with all that a step does once; a further segment of its state.
+// All constants are in nanoseconds. `product` includes what a step does once; `next_segment` is for each further
+// segment of a state.
 constexpr double product = 690, next_segment = 880;
-// A fragment of weights times 8 sequences. In 16-bit types warps wait, and what counts is the warp that has most; the
-// multiply-adds of all warps share the SM. By matrix_shared_rate and multiply_add_shared_rate the arithmetic of a
-// fragment for each of eight warps is 70 and 774 clocks. float64 was not measured: half the rate.
+// A fragment of weights times 8 sequences. In 16-bit types warps mostly wait, so the warp with the most counts; the
+// multiply-adds of all warps share the SM. At the rates matrix_shared_rate and multiply_add_shared_rate of the
+// micro-measurements, the arithmetic alone of one fragment in each of eight warps takes 70 and 774 clocks. float64 was
+// not measured: half the rate is assumed.
 constexpr double matrix_fragment = 103, multiply_fragment = 688, double_fragment = 2 * multiply_fragment;
-constexpr double streamed_byte = 0.0090;  // of the weights of all warps
-// A gate of a unit, all that is done for it but the product; a run of columns that comes in pieces of 4 bytes in place
-// of 16, which was seen in 16-bit types alone.
+constexpr double streamed_byte = 0.0090;  // per byte, of the weights of all warps
+// `value` is for one gate of a unit, with all its work but the product; `unaligned_run` for a run of columns copied in
+// pieces of 4 bytes in place of 16, which was seen to cost in 16-bit types alone.
 constexpr double value = 218, unaligned_run = 188;
 
 inline double of_fragments(const Number& number, const ProductWork& work) {
@@ -55,7 +57,7 @@ inline double of_product(const Description& d, const Layout& layout, int product
          of_fragments(d.number, work) * static_cast<double>(octets) + streamed_byte * static_cast<double>(streamed);
 }
 
-// Pre-activations that the busiest thread makes, or their gradients, and runs of columns that are not aligned.
+// The pre-activations that the busiest thread makes, or their gradients, and the runs of columns that are not aligned.
 inline double of_values(const Description& d, const Layout& layout) {
   const auto of_thread = [&](int each) { return divide_up(int64_t{layout.division.sequences} * each, threads); };
   const int64_t values = d.values * of_thread(layout.units) + d.scaled * of_thread(layout.features);
@@ -66,7 +68,7 @@ inline double of_values(const Description& d, const Layout& layout) {
 
 }  // namespace cost
 
-// Of a step of all tiles.
+// The time of a step of all tiles.
 inline double nanoseconds(const Description& d, const Layout& layout) {
   const double phase =
       dispatch_exchange(layout.division, [&](auto exchange) { return exchange.of_phase(layout.division.parts); });

@@ -1,5 +1,5 @@
-// What planning must know of a call, for each direction: its sizes, what a step exchanges and multiplies, and what a
-// block keeps in shared memory beside that. Runs on the host.
+// What the planner must know of a call, for each direction: its sizes, what a step exchanges and multiplies, and what
+// else a block keeps in shared memory. Runs on the host.
 #pragma once
 
 #include <algorithm>
@@ -9,13 +9,13 @@
 
 namespace fused_rnn::cuda {
 
-// The weights of a product: for each gate the units (or the features) that a part of a team owns, times the K values of
-// a state. The value for (gate, unit, k) stands at `offset` + gate * gate_stride + unit * unit_stride + k * k_stride.
+// The weights of a product: for each gate, the units (or features) of one part of a team, times the K values of a
+// state. The value for (gate, unit, k) is at `offset` + gate * gate_stride + unit * unit_stride + k * k_stride.
 struct ProductShape {
-  int gates = 0;          // zero where the cell lacks the product
+  int gates = 0;          // zero if the cell lacks the product
   bool features = false;  // outputs are features in place of units
-  int state = 0;          // that it reads
-  int sums = 0;           // in which of the two places it leaves its sums
+  int state = 0;          // the state that it reads
+  int sums = 0;           // which of the two places takes its sums
   enum class Weight { ih, hh, mhh } weight = Weight::hh;
   int64_t offset = 0, gate_stride = 0, unit_stride = 0, k_stride = 0;
 };
@@ -25,19 +25,19 @@ struct Description {
   CellShape cell;
   bool forward;
   int64_t B, I, H;
-  std::array<int64_t, most_states> k{};  // of each state; zero where the cell lacks it
+  std::array<int64_t, most_states> k{};  // K of each state; zero if the cell lacks it
   std::array<ProductShape, most_products> products{};
-  int carried;             // values of a unit that a thread keeps in shared memory from step to step
+  int carried;             // values per unit that stay in shared memory from step to step
   int staged;              // runs of columns that are fetched a step ahead
-  bool staged_features;    // whether these are columns of features
-  int biases;              // of a unit
-  int scaled_biases;       // of a feature
-  bool sums_side_by_side;  // all sums of a place at the same time; else one product after the other
-  int phases;              // of a step
-  int values, scaled;      // pre-activations of a unit, and of a feature, or their gradients
-  int64_t most_parts;      // finer ones would leave strips partly empty
+  bool staged_features;    // columns of features in place of units
+  int biases;              // per unit
+  int scaled_biases;       // per feature
+  bool sums_side_by_side;  // all sums of a place exist at once; else one product's at a time
+  int phases;              // per step
+  int values, scaled;      // pre-activations per unit and per feature, or their gradients
+  int64_t most_parts;      // more parts would leave strips partly empty
 
-  // Fragments of a product that each warp holds in registers.
+  // The fragments of a product that each warp holds in registers.
   int held(int product) const {
     return forward ? held_fragments(number, cell, static_cast<ForwardProduct>(product))
                    : held_fragments(number, cell, static_cast<BackwardProduct>(product));
@@ -51,7 +51,7 @@ struct Description {
 
 namespace describing {
 
-// What both directions have in common; the rest is zero.
+// The members that are alike in both directions; the others are zero.
 inline Description common(const CellShape& cell, const Number& number, int64_t B, int64_t I, int64_t H) {
   return {.number = number,
           .cell = cell,

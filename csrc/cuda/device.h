@@ -1,15 +1,16 @@
-// What kernels ask of the machine: function macros, memory that blocks exchange data through, asynchronous copies,
+// What kernels ask of the machine: function macros, memory through which blocks exchange data, asynchronous copies,
 // barriers, matrix instructions, conversions and clocks. All inline PTX of the project is here, for sm_80 or newer, and
-// in sm90.h, for what came with sm_90.
+// in sm90.h, for sm_90 or newer.
 //
-// Without nvcc the same names come from a shim that runs kernels on the CPU (tests/host_shim/host_shim.h, found
-// through the include path), so that everything under __CUDACC__ has a twin there. Besides, kernels may use these
-// names of CUDA: threadIdx, blockIdx, blockDim, gridDim, __launch_bounds__, __syncthreads, __syncthreads_and,
-// __syncwarp, atomicAdd and, with a mask of all lanes, __all_sync, __shfl_sync, __shfl_xor_sync, __shfl_up_sync,
-// __shfl_down_sync. Shared memory is dynamic only.
+// Without nvcc a shim that runs kernels on the CPU provides the same names (tests/host_shim/host_shim.h, found through
+// the include path), so everything under __CUDACC__ has a twin there. Besides, kernels may use these names of CUDA:
+// threadIdx, blockIdx, blockDim, gridDim, __launch_bounds__, __syncthreads, __syncthreads_and, __syncwarp, atomicAdd
+// and, with a mask of all lanes, __all_sync, __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync. Shared
+// memory is dynamic only.
 //
-// How blocks exchange data: writers store_l2, __syncthreads, one thread adds to a counter with add_release; one thread
-// of a reading block calls wait_for, __syncthreads, readers load_l2. Counters only grow.
+// Blocks exchange data like this: writers call store_l2, then __syncthreads, and one thread adds to a counter with
+// add_release; one thread of a reading block calls wait_for, then __syncthreads, and readers call load_l2. Counters
+// only grow.
 #pragma once
 
 #include <cstdint>
@@ -23,19 +24,19 @@
 
 #  define FUSED_RNN_KERNEL __global__ void
 #  define FUSED_RNN_DEVICE __device__ __forceinline__
-#  define FUSED_RNN_PARAMETER const __grid_constant__  // an argument of a kernel that stays where it is
+#  define FUSED_RNN_PARAMETER const __grid_constant__  // a kernel argument that is read in place
 #  define FUSED_RNN_UNROLL _Pragma("unroll")
 #  define FUSED_RNN_PRAGMA(text) _Pragma(#text)
 #  define FUSED_RNN_UNROLL_BY(n) FUSED_RNN_PRAGMA(unroll n)
-// Declares `name`, an unsigned char array: the block's shared memory, in the size given at launch.
+// Declares `name`, an unsigned char array: the block's shared memory, of the size given at launch.
 #  define FUSED_RNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
 namespace fused_rnn::cuda {
 
 // Memory between blocks ---------------------------------------------------------------------------------------------
 
-// Read past L1, which is of no use for data that another block has just written. T has 2, 4, 8 or 16 bytes and is
-// aligned to its size.
+// Load past L1, which is not coherent with what other blocks write. T has 2, 4, 8 or 16 bytes and is aligned to its
+// size.
 template <typename T>
 FUSED_RNN_DEVICE T load_l2(const T* p) {
   static_assert(alignof(T) == sizeof(T));
@@ -61,7 +62,7 @@ FUSED_RNN_DEVICE T load_l2(const T* p) {
   }
 }
 
-// Write past L1. T as above.
+// Store past L1. T as above.
 template <typename T>
 FUSED_RNN_DEVICE void store_l2(T* p, T value) {
   static_assert(alignof(T) == sizeof(T));
@@ -79,7 +80,7 @@ FUSED_RNN_DEVICE void store_l2(T* p, T value) {
   }
 }
 
-// Whoever reads a flag or a counter with load_acquire sees all that was written before the store_release or the
+// A thread that reads a flag or a counter with load_acquire sees everything written before the store_release or
 // add_release that it reads.
 FUSED_RNN_DEVICE unsigned load_acquire(const unsigned* p) {
   unsigned value;
@@ -95,7 +96,7 @@ FUSED_RNN_DEVICE void add_release(unsigned* p, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-// For flags that say nothing about other memory.
+// Accesses to flags that order no other memory.
 FUSED_RNN_DEVICE unsigned load_relaxed(const unsigned* p) {
   unsigned value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -106,8 +107,8 @@ FUSED_RNN_DEVICE void store_relaxed(unsigned* p, unsigned value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-// Messages of 8 or 16 bytes that say nothing about other memory. PTX promises no more than each word on its own; that
-// 16 aligned bytes travel together is what the micro-measurements check.
+// Messages of 8 or 16 bytes, which order no other memory. PTX promises single words only; that 16 aligned bytes travel
+// together is what the micro-measurements check.
 template <typename T>
 FUSED_RNN_DEVICE void store_message(T* p, const T& message) {
   static_assert((sizeof(T) == 8 || sizeof(T) == 16) && alignof(T) == sizeof(T));
@@ -141,14 +142,14 @@ FUSED_RNN_DEVICE T load_message(const T* p) {
 
 // Shared memory and barriers ----------------------------------------------------------------------------------------
 
-// Where something stands in shared memory, as instructions take it.
+// An address in shared memory, as instructions take it.
 using SharedAddress = uint32_t;
 
 FUSED_RNN_DEVICE SharedAddress shared_address(const void* shared) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
 }
 
-// The same number in a register from here on: the compiler cannot compute it anew wherever it is used.
+// The same value, kept in a register from here on: the compiler cannot recompute it at every use.
 FUSED_RNN_DEVICE SharedAddress kept(SharedAddress value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -162,15 +163,15 @@ FUSED_RNN_DEVICE int64_t kept(int64_t value) {
   return value;
 }
 
-// The same address of shared memory, of which the compiler does not know where it comes from: it then stays in a
-// register, where it would else be made anew wherever it is used, of a special register that takes long to read.
+// The same address of shared memory, of unknown origin to the compiler. So it stays in a register; else it would be
+// recomputed at every use, from a special register that is slow to read.
 FUSED_RNN_DEVICE unsigned char* settled(unsigned char* shared) {
   SharedAddress address = shared_address(shared);
   asm volatile("" : "+r"(address));
   return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
 }
 
-// A load that stays where it is written, however often it is repeated. T has 4, 8 or 16 bytes and is aligned to them.
+// A load that is neither moved nor merged with an equal one. T has 4, 8 or 16 bytes and is aligned to its size.
 template <typename T>
 FUSED_RNN_DEVICE T load_shared(SharedAddress address) {
   static_assert(alignof(T) == sizeof(T));
@@ -198,9 +199,9 @@ FUSED_RNN_DEVICE void store_shared(SharedAddress address, const uint32_t (&words
                : "memory");
 }
 
-// The block's named barriers, 1 to 15: whoever syncs waits until `threads` threads, in whole warps, have arrived or
-// synced, and sees what all of them wrote before. Who only arrives goes on at once, and must not arrive again before
-// the barrier is complete: where it can run ahead, two barriers take turns.
+// The block's named barriers, 1 to 15. A sync waits until `threads` threads, in whole warps, have arrived or synced,
+// and then sees everything they wrote before. An arriving thread goes on at once, and must not arrive again before the
+// barrier is complete: where it can run ahead, two barriers take turns.
 FUSED_RNN_DEVICE void barrier_arrive(unsigned barrier, unsigned threads) {
   asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
@@ -211,8 +212,8 @@ FUSED_RNN_DEVICE void barrier_sync(unsigned barrier, unsigned threads) {
 
 // Asynchronous copies -----------------------------------------------------------------------------------------------
 
-// Start to copy 4, 8 or 16 bytes, both ends aligned to as many, from global to shared memory. The data is there for
-// this thread after copy_async_wait, for others after a barrier that follows it. Only 16 bytes go past L1.
+// Start to copy 4, 8 or 16 bytes from global to shared memory, with both addresses aligned to the size. This thread
+// sees the data after copy_async_wait, other threads after a barrier that follows it. Only 16-byte copies bypass L1.
 template <int bytes>
 FUSED_RNN_DEVICE void copy_async(SharedAddress to, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
@@ -227,10 +228,10 @@ FUSED_RNN_DEVICE void copy_async(void* shared, const void* global) {
   copy_async<bytes>(shared_address(shared), global);
 }
 
-// Close a group: the copies that this thread started since the last one.
+// Close the group of the copies that this thread has started since the last group.
 FUSED_RNN_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Wait until all groups but the last `pending` have arrived.
+// Wait until all groups but the last `pending` are complete.
 template <int pending>
 FUSED_RNN_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -238,9 +239,9 @@ FUSED_RNN_DEVICE void copy_async_wait() {
 
 // Matrix products ---------------------------------------------------------------------------------------------------
 
-// Load one, two or four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8, if
-// there is one, in shared memory and aligned to 16 bytes, and gets elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of
-// matrix m in registers[m]; transposed: elements l / 4 of rows 2(l % 4) and 2(l % 4) + 1.
+// Load one, two or four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8 of
+// matrix l / 8, if there is one, aligned to 16 bytes. In registers[m] it gets elements 2(l % 4) and 2(l % 4) + 1 of row
+// l / 4 of matrix m; transposed, element l / 4 of rows 2(l % 4) and 2(l % 4) + 1.
 FUSED_RNN_DEVICE void load_matrices(uint32_t (&registers)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -275,15 +276,15 @@ FUSED_RNN_DEVICE void load_matrices_transposed(uint32_t (&registers)[matrices], 
   load_matrices_transposed(registers, shared_address(row));
 }
 
-// Transpose an 8 x 8 matrix that a warp holds as load_matrices gives it.
+// Transpose an 8 x 8 matrix that a warp holds in the layout of load_matrices.
 FUSED_RNN_DEVICE uint32_t transpose_matrix(uint32_t matrix) {
   uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
   return result;
 }
 
-// sum[16, 8] += a[16, 16] b[16, 8] by one warp, with S = BFloat16 or Half and sums in float. With r = lane / 4 and
-// c = 2(lane % 4), a lane holds at its places, two neighbours to a register:
+// sum[16, 8] += a[16, 16] b[16, 8] by one warp, with S = BFloat16 or Half and sums in float. A lane holds these
+// elements, in a and b two neighbours per register, where r = lane / 4 and c = 2(lane % 4):
 //   a    [r, c], [r + 8, c], [r, c + 8], [r + 8, c + 8], each with column + 1: load_matrices of the four quarters
 //   b    [c, r], [c + 8, r], each with row + 1: load_matrices of the two halves of b transposed
 //   sum  [r, c], [r, c + 1], [r + 8, c], [r + 8, c + 1]
@@ -320,7 +321,7 @@ FUSED_RNN_DEVICE Half round_to_half(float value) {
   return result;
 }
 
-// Two neighbours in one register, as matrix products take them; `low` is the first in memory.
+// Pack two neighbours into one register, as matrix instructions take them; `low` is the first in memory.
 template <typename S>
 FUSED_RNN_DEVICE uint32_t narrow_pair(float low, float high) {
   static_assert(std::is_same_v<S, BFloat16> || std::is_same_v<S, Half>);
@@ -334,7 +335,7 @@ FUSED_RNN_DEVICE uint32_t narrow_pair(float low, float high) {
 
 // Nonlinearities and clocks -----------------------------------------------------------------------------------------
 
-// Within a relative error of 2^-11.
+// tanh within a relative error of 2^-11.
 FUSED_RNN_DEVICE float approximate_tanh(float x) {
   float result;
   asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -354,14 +355,14 @@ FUSED_RNN_DEVICE float approximate_reciprocal(float x) {
   return result;
 }
 
-// Cycles of this multiprocessor.
+// The clock of this SM.
 FUSED_RNN_DEVICE long long cycles() {
   long long value;
   asm volatile("mov.u64 %0, %%clock64;" : "=l"(value)::"memory");
   return value;
 }
 
-// What makes the value stays before this point.
+// The instructions that compute `value` stay before this point.
 FUSED_RNN_DEVICE void finish(unsigned& value) { asm volatile("" : "+r"(value)::"memory"); }
 
 }  // namespace fused_rnn::cuda
@@ -370,7 +371,7 @@ FUSED_RNN_DEVICE void finish(unsigned& value) { asm volatile("" : "+r"(value)::"
 
 #include "sm90.h"
 
-// How often wait_for looks before it gives up. A look takes 0.3 to 1 µs, so this is about ten seconds.
+// Polls of wait_for before it times out. One takes 0.3 to 1 µs, so this is about ten seconds.
 #ifndef FUSED_RNN_WAIT_POLLS
 #  define FUSED_RNN_WAIT_POLLS (1u << 24)
 #endif
@@ -383,7 +384,7 @@ struct alignas(n * sizeof(T)) Vector {
   T values[n];
 };
 
-// What is computed with for a value in a tensor, and back, rounded to nearest.
+// A tensor's value in the type of computations, and back, rounded to nearest.
 FUSED_RNN_DEVICE float widen(BFloat16 value) { return bfloat16_to_float(value); }
 FUSED_RNN_DEVICE float widen(float value) { return value; }
 FUSED_RNN_DEVICE double widen(double value) { return value; }
@@ -398,7 +399,7 @@ FUSED_RNN_DEVICE S narrow(C value) {
     return value;
 }
 
-// The two neighbours in a register.
+// The two neighbours that are packed in a register.
 template <typename S>
 FUSED_RNN_DEVICE float low_of(uint32_t pair) {
   return widen(S{static_cast<uint16_t>(pair)});
@@ -408,9 +409,9 @@ FUSED_RNN_DEVICE float high_of(uint32_t pair) {
   return widen(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Wait until *counter >= target; what was written before the additions that made it so is then visible to this thread.
-// False if that takes too long, as when not all blocks of the grid are resident. Then *failed becomes 1, and every
-// other block's wait ends with false as well, so that the kernel returns and its caller can report the failure.
+// Wait until *counter >= target; this thread then sees everything written before the additions that made it so. False
+// after a timeout, e.g. because not all blocks of the grid are resident. Then *failed is set to 1, and the waits of all
+// other blocks end with false as well, so that the kernel returns and its caller can report the failure.
 FUSED_RNN_DEVICE bool wait_for(const unsigned* counter, unsigned target, unsigned* failed) {
   for (unsigned polls = 1; load_acquire(counter) < target; ++polls) {
     if (polls % 32 == 0 && load_relaxed(failed)) return false;

@@ -1,5 +1,5 @@
-// How the grid divides the work of a call: what the planner chooses, what FUSED_RNN_CUDA_PLAN forces in its place, and
-// both as text.
+// The division of a call's work among the blocks of the grid: the planner chooses it or FUSED_RNN_CUDA_PLAN forces it,
+// and both can be read and written as text.
 #pragma once
 
 #include <charconv>
@@ -10,22 +10,21 @@
 
 namespace fused_rnn::cuda {
 
-// How the blocks of a team hand each other what they make: see exchange/exchange.h. `cluster` and `messages` are those
-// of the kernels of warps (cluster/), the others of the kernels of blocks; `warps` and `blocks` leave the choice among
-// the ones and the others open.
+// How the blocks of a team hand each other states: see exchange/exchange.h. There are two families of kernels. The warp
+// kernels (cluster/) use `cluster` or `messages`, the block kernels `l2` or `one_block`; `warps` and `blocks` name a
+// family and leave the choice of its exchange open.
 enum class ExchangeId { chosen, one_block, l2, cluster, blocks, messages, warps };
 
 constexpr std::string_view exchange_names[] = {"", "one_block", "l2", "cluster", "blocks", "messages", "warps"};
 
-// Whether an exchange is of the kernels of warps.
+// Whether an exchange belongs to the warp kernels.
 constexpr bool of_warps(ExchangeId id) {
   return id == ExchangeId::cluster || id == ExchangeId::messages || id == ExchangeId::warps;
 }
 
-// A team of blocks takes a tile of sequences at a time and shares the units among its parts; the states that its blocks
-// exchange come to shared memory in segments. In a division that is forced zero leaves a number to the planner, and the
-// others are an upper bound where units or states cannot be divided evenly into as many: parts and segments that would
-// be left with nothing are left out.
+// A team of blocks takes a tile of sequences at a time, and its parts share the units; the states that its blocks
+// exchange come to shared memory in segments. In a forced division zero leaves a number to the planner. Forced parts
+// and segments are upper bounds: where units or states do not divide evenly, those that would be empty are left out.
 struct Division {
   int sequences = 0, parts = 0, segments = 0;
   ExchangeId exchange = ExchangeId::chosen;
@@ -36,7 +35,7 @@ struct Division {
   }
 };
 
-// As division_named takes it, without what is left to the planner.
+// The text that division_named reads, without items that are left to the planner.
 inline std::string text(const Division& division) {
   std::string result;
   const auto add = [&](const char* name, const std::string& value) {
@@ -50,14 +49,14 @@ inline std::string text(const Division& division) {
   return result;
 }
 
-// Read a number from 1 to 9999 that fills the whole text; false if it is something else.
+// Read a text that is a number from 1 to 9999; false if it is anything else.
 inline bool read_number(std::string_view text, int& number) {
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, number);
   return stop == end && error == std::errc() && number >= 1 && number <= 9999;
 }
 
-// Read NAME=VALUE into its place in the division, where nothing stood before; false if it is something else.
+// Read NAME=VALUE into a member of the division that is not yet set; false if the item is anything else.
 inline bool read_item(std::string_view item, Division& division) {
   const size_t equals = item.find('=');
   if (equals == item.npos) return false;
@@ -76,8 +75,8 @@ inline bool read_item(std::string_view item, Division& division) {
   return number && *number == 0 && read_number(value, *number);
 }
 
-// The division that a text such as "sequences=16,parts=8" forces; an empty text forces nothing. Each item may stand
-// there once.
+// The division that a text such as "sequences=16,parts=8" forces; an empty text forces nothing. Each item may occur
+// once.
 inline Division division_named(std::string_view whole) {
   Division division;
   bool right = true;
@@ -99,7 +98,8 @@ inline Division division_named(std::string_view whole) {
       std::string(whole) + "'");
 }
 
-// What the environment forces now. It is read at every call, so that a process can try one plan after the other.
+// The division that the environment forces. It is read at every call, so that a process can try one plan after the
+// other.
 inline Division forced_division() {
   const char* const text = std::getenv("FUSED_RNN_CUDA_PLAN");
   return division_named(text ? text : "");

@@ -1,10 +1,9 @@
 // Fragments of weights and their product with the state of a tile of sequences: what one warp computes at a time.
 //
-// Weights are the left operand, sums[output, sequence] = weights[output, k] state[k, sequence], because 16 outputs and
-// 8 sequences are what a matrix instruction takes. The 16-bit types go through the tensor cores; float and double
-// through multiply-adds, in which a lane has two outputs and every fourth value of K. Fragments are packed in the order
-// in which lanes want them, so that a lane loads 16 bytes at a time and a warp 512 in a row, from shared memory as from
-// global.
+// Weights are the left operand, sums[output, sequence] = weights[output, k] state[k, sequence], because a matrix
+// instruction takes 16 outputs and 8 sequences. 16-bit types use the tensor cores. float and double use multiply-adds,
+// in which a lane has two outputs and every fourth value of K. Fragments are packed in the order of the lanes: from
+// shared as from global memory, a lane loads 16 bytes at a time, and a warp 512 consecutive bytes.
 #pragma once
 
 #include "device.h"
@@ -12,7 +11,7 @@
 
 namespace fused_rnn::cuda {
 
-// A lane's values of a fragment come in pieces of 32 bytes. Every piece is a run of K by itself.
+// A lane's values of a fragment come in pieces of 32 bytes. Each piece covers a range of K of its own.
 template <typename S>
 struct Piece {
   using Word = std::conditional_t<on_tensor_cores<S>, uint32_t, S>;
@@ -21,9 +20,9 @@ struct Piece {
 };
 
 template <typename S>
-constexpr int pieces = fragment_k / Piece<S>::k;  // of a fragment
+constexpr int pieces = fragment_k / Piece<S>::k;  // per fragment
 
-// Where the value number i of a lane stands in the fragment: its output, its k, and its place in memory.
+// The position of a lane's value i: its output and its k in the fragment, and its index in memory.
 template <typename S>
 HOST_DEVICE constexpr int fragment_output(int lane, int i) {
   return on_tensor_cores<S> ? lane / 4 + i / 2 % 2 * 8 : lane % 8 + i % 2 * 8;
@@ -56,21 +55,22 @@ FUSED_RNN_DEVICE Piece<S> load_piece(const S* fragment, int piece, const Load& l
   return result;
 }
 
-// Where a value stands in a segment of a state, [sequences, span] with a multiple of 8 sequences and of fragment_k.
+// The index of a value in a segment of a state, [sequences, span]; sequences are a multiple of 8, span one of
+// fragment_k.
 template <typename S>
 HOST_DEVICE constexpr int state_place(int sequence, int k, int span) {
   if (on_tensor_cores<S>) return sequence * (span + 8) + k;
   return (sequence / octet * span + k) * octet + sequence % octet;
 }
 
-// The sums of a warp over a run of fragments of the same strip, for 8 sequences.
+// A warp's sums over consecutive fragments of one strip, for 8 sequences.
 template <typename S, bool tensor_cores = on_tensor_cores<S>>
 class Accumulator;
 
 template <typename S>
 class Accumulator<S, true> {
  public:
-  // sums += piece * state of octet n, `state` being a segment with all sequences and k the first of the piece.
+  // sums += piece * state of octet n. `state` is a segment with all sequences, and k the first of the piece.
   FUSED_RNN_DEVICE void add(const Piece<S>& a, const S* state, int n, int k, int span) {
     const int lane = threadIdx.x % 32;
     uint32_t b[4];
@@ -83,7 +83,7 @@ class Accumulator<S, true> {
     }
   }
 
-  // Put the sums of the strip's outputs to [sequences, outputs], in addition to what is there or in place of it.
+  // Store the sums of the strip's outputs to [sequences, outputs], or add them to what is there.
   FUSED_RNN_DEVICE void put(float* to, int stride, bool in_addition) const {
     const int lane = threadIdx.x % 32;
     to += lane % 4 * 2 * stride + lane / 4;
@@ -95,7 +95,7 @@ class Accumulator<S, true> {
   }
 
  private:
-  float sums_[2][4] = {};  // of the halves of pieces, so that twice as many instructions are under way
+  float sums_[2][4] = {};  // one for each half of a piece, to keep twice as many instructions in flight
 };
 
 template <typename S>
@@ -120,7 +120,7 @@ class Accumulator<S, false> {
     }
   }
 
-  // The same. The quarters of the warp add up their sums; each lane ends with one output and half of the sequences.
+  // Likewise. The quarters of the warp add up their sums; each lane ends with one output and half of the sequences.
   FUSED_RNN_DEVICE void put(S* to, int stride, bool in_addition) const {
     const int lane = threadIdx.x % 32;
     const bool second_output = lane & 16, second_half = lane & 8;

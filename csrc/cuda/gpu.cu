@@ -1,4 +1,4 @@
-// The GPUs of this machine, and the word through which a kernel says that it gave up.
+// The GPUs of this machine, and the word that kernels set when they time out.
 
 #include <atomic>
 #include <map>
@@ -13,13 +13,13 @@ namespace {
 
 constexpr int oldest = 80, oldest_with_clusters = 90;  // compute capability
 
-// The text of an error, which is cleared, so that no later call reports it again.
+// The text of an error. It is cleared, so that no later call reports it again.
 std::string text(cudaError_t error) {
   cudaGetLastError();
   return cudaGetErrorString(error);
 }
 
-// While a CUDA graph is being captured, CUDA refuses what might wait for the device; what happens below never does.
+// Allows calls while a CUDA graph is being captured. CUDA refuses those that might wait for the device; none here does.
 class AllowedInCapture {
  public:
   AllowedInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -49,8 +49,8 @@ struct Machine {
 
 __global__ void nothing() {}
 
-// How many clusters of so many blocks run at the same time where each block takes all shared memory that it can have.
-// What a device refuses counts as none.
+// How many clusters of `blocks` blocks run at the same time if each block takes all the shared memory that it can have;
+// zero if the device refuses.
 int clusters_at_once(int blocks, int64_t shared_bytes) {
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -68,7 +68,7 @@ int clusters_at_once(int blocks, int64_t shared_bytes) {
           cudaSuccess &&
       cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
       cudaOccupancyMaxActiveClusters(&count, nothing, &config) == cudaSuccess;
-  if (!answered) cudaGetLastError();  // or the next call of anybody would report it again
+  if (!answered) cudaGetLastError();  // else the process's next CUDA call would report it
   return answered ? count : 0;
 }
 
@@ -97,9 +97,9 @@ const Machine& machine() {
   return found;
 }
 
-std::atomic<unsigned*> the_word{nullptr};  // once it is allocated
+std::atomic<unsigned*> the_word{nullptr};  // null until it is allocated
 
-// For the life of the process: a kernel may write to it at any time.
+// Allocate the word, which is never freed: a kernel may write to it at any time.
 unsigned* allocate_word() {
   const AllowedInCapture allowed;
   void* memory = nullptr;

@@ -1,5 +1,5 @@
-// The launch of kernels through the CUDA runtime. A file for each type of tensors and each direction instantiates what
-// is declared here, so that they compile side by side.
+// Launches kernels through the CUDA runtime. There is a file for each tensor type and each direction that instantiates
+// what is declared here, so that they compile in parallel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 namespace fused_rnn::cuda {
 
-constexpr int portable_cluster = 8;  // blocks, on every GPU that has clusters
+constexpr int portable_cluster = 8;  // blocks, which every GPU with clusters supports
 
 struct StreamLauncher {
   template <typename P>
@@ -37,7 +37,7 @@ struct StreamLauncher {
       error = cudaLaunchKernelExC(&config, address, arguments);
     }
     if (error == cudaSuccess) return "";
-    cudaGetLastError();  // or the next call of anybody would report it again
+    cudaGetLastError();  // clears the error: else the process's next CUDA call would report it
     return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (launch of " +
            std::to_string(blocks) + " blocks of " + std::to_string(attributes.threads) + " threads with " +
            std::to_string(shared_bytes) + " bytes of shared memory each" +
@@ -45,11 +45,11 @@ struct StreamLauncher {
   }
 };
 
-// An instantiation: with `template` in the file that compiles it, with `extern template` elsewhere.
+// An explicit instantiation: `template` in the file that compiles it, `extern template` elsewhere.
 #define FUSED_RNN_INSTANTIATE(instantiate, Call, S) \
   instantiate Prepared prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
 
-// Those of the kernels of warps have files of their own, in cluster/.
+// The warp kernels are instantiated in files of their own, in cluster/.
 #define FUSED_RNN_INSTANTIATE_CLUSTER(instantiate, Call, S) \
   instantiate Prepared cluster::prepare_as<S>(const Call&, const Chip&, const Division&, const StreamLauncher&)
 

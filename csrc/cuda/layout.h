@@ -1,5 +1,5 @@
-// From a description and a division to a layout: who owns what, how warps divide each product, and where everything
-// stands in a block's shared memory and in the workspace. Runs on the host.
+// Makes a layout from a description and a division: who owns what, how warps divide each product, and where everything
+// lies in a block's shared memory and in the workspace. Runs on the host.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace fused_rnn::cuda {
 
-// The exchange of the kernels, and f with the one that a layout has.
+// The exchange that block kernels are compiled with; dispatch_exchange calls f with the one that a division names.
 using ChosenExchange = Either<OneBlockExchange, L2Exchange>;
 
 template <typename F>
@@ -25,7 +25,7 @@ inline bool fits(const Layout& layout, const Chip& chip) {
   return layout.shared_bytes <= chip.shared_bytes && layout.blocks() <= chip.multiprocessors;
 }
 
-// Fragments of weights that the warp with the most takes.
+// The number of fragments of the warp that has the most.
 inline int64_t fragments_of_warp(const ProductLayout& p) {
   const int64_t full = p.k_fragments / p.span_fragments, rest = p.k_fragments % p.span_fragments;
   return divide_up(p.strips, p.groups) * (full * divide_up(p.span_fragments, p.splits) + divide_up(rest, p.splits));
@@ -69,7 +69,7 @@ inline void divide_products(const Description& d, Layout& layout) {
   }
 }
 
-// Bytes of the sums that stand in one of the two places.
+// The bytes of the sums in one of the two places.
 inline int64_t bytes_of_sums(const Description& d, const Layout& layout, int place) {
   int64_t all = 0, most = 0;
   for (int i = 0; i < most_products; ++i) {
@@ -82,7 +82,7 @@ inline int64_t bytes_of_sums(const Description& d, const Layout& layout, int pla
   return (d.sums_side_by_side ? all : most) * d.number.computed_bytes;
 }
 
-// Everything in shared memory but states and weights.
+// Place everything in shared memory but states and weights.
 inline void place_values(const Description& d, Layout& layout, Arena& arena) {
   const auto take = [&](int64_t bytes) { return static_cast<int>(arena.take(bytes)); };
   const int64_t n = layout.division.sequences, bytes = d.number.bytes, computed = d.number.computed_bytes;
@@ -94,7 +94,7 @@ inline void place_values(const Description& d, Layout& layout, Arena& arena) {
   for (int place : {0, 1}) layout.sums[place] = take(bytes_of_sums(d, layout, place));
 }
 
-// What is left of shared memory goes to weights that registers do not hold.
+// Use the rest of shared memory for weights that registers do not hold.
 inline void place_weights(const Description& d, const Chip& chip, Layout& layout, Arena& arena) {
   const int64_t bytes = int64_t{fragment_size} * d.number.bytes * warps;
   for (int i = 0; i < most_products; ++i) {
@@ -107,7 +107,7 @@ inline void place_weights(const Description& d, const Chip& chip, Layout& layout
   }
 }
 
-// Packed weights, and what is cleared before a call.
+// Place the packed weights, and then what is zeroed before a call.
 inline void place_workspace(const Description& d, Layout& layout) {
   Arena arena(256);
   for (int i = 0; i < most_products; ++i) {
@@ -122,14 +122,14 @@ inline void place_workspace(const Description& d, Layout& layout) {
 
 }  // namespace laying_out
 
-// A division that does not fit takes more of a block's shared memory than there is, or more blocks, even without any
-// weights in shared memory.
+// The layout of a division. If it does not fit, it says so by needing more shared memory per block or more blocks than
+// there are, even with no weights in shared memory.
 inline Layout lay_out(const Description& d, const Chip& chip, const Division& division) {
   Layout layout{};
   laying_out::divide_units(d, chip, division, layout);
   const int64_t span = round_up(divide_up(d.deepest(), division.segments), fragment_k);
   layout.shared_bytes = division.sequences * span * d.number.bytes;
-  if (layout.shared_bytes > chip.shared_bytes) return layout;  // sizes might not even be numbers that kernels can count
+  if (layout.shared_bytes > chip.shared_bytes) return layout;  // the kernels' int sizes might overflow
   laying_out::divide_states(d, span, layout);
   laying_out::divide_products(d, layout);
   Arena arena(16);

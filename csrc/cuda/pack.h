@@ -1,12 +1,12 @@
-// Weights in the order in which lanes want them, and the kernel that packs them before a sequence starts.
+// Weights packed in the order of the lanes, and the kernel that packs them before a sequence starts.
 #pragma once
 
 #include "fragment.h"
 
 namespace fused_rnn::cuda {
 
-// The fragments of a matrix: the outputs of a part of a team are runs of `own` units, one for each gate; the value for
-// (gate, unit, k) stands at `from` + gate * gate_stride + unit * unit_stride + k * k_stride.
+// A matrix to be packed in fragments. The outputs of each part of a team are `own` units for one gate after the other.
+// The value for (gate, unit, k) is at `from` + gate * gate_stride + unit * unit_stride + k * k_stride.
 template <typename S>
 struct Packing {
   const S* from;
@@ -18,7 +18,7 @@ struct Packing {
   HOST_DEVICE int64_t size() const { return parts * strips() * round_up(k, fragment_k) * fragment_outputs; }
 };
 
-// Fill the place of one value, counted through all fragments as [fragment, lane, value].
+// Pack one value; `index` counts through [fragment, lane, value].
 template <typename S>
 FUSED_RNN_DEVICE void pack(const Packing<S>& p, int64_t index) {
   const int i = index % lane_values, lane = index / lane_values % 32;
@@ -34,7 +34,8 @@ FUSED_RNN_DEVICE void pack(const Packing<S>& p, int64_t index) {
   p.to[fragment * fragment_size + fragment_place<S>(lane, i)] = value;
 }
 
-// What a sequence needs before it starts: packed weights, and zeros in what blocks exchange data through.
+// What is done before a sequence starts: weights are packed, and the memory that blocks exchange data through is
+// zeroed.
 template <typename S>
 struct Preparation {
   int count;

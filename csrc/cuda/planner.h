@@ -1,6 +1,5 @@
-// The choice among the ways to divide the work: every candidate is laid out, and the cheapest that fits is taken. A
-// pure function of description, device and what is forced; what was chosen is remembered, for it takes longer than a
-// launch. Runs on the host.
+// The choice of a division: every candidate is laid out, and the cheapest that fits is taken. It is a pure function of
+// description, device and what is forced, and is remembered, because it takes longer than a launch. Runs on the host.
 #pragma once
 
 #include <map>
@@ -26,9 +25,9 @@ inline std::vector<int> team_sizes(const Description& d, const Chip& chip, int s
   if (forced.exchange == ExchangeId::one_block) return {1};
   if (forced.parts > 0) return {forced.parts};
   const int most = static_cast<int>(std::min<int64_t>(d.most_parts, chip.multiprocessors));
-  const int at_once = static_cast<int>(chip.multiprocessors / divide_up(d.B, sequences));  // a team for each tile
+  const int at_once = static_cast<int>(chip.multiprocessors / divide_up(d.B, sequences));  // if all tiles run at once
   std::vector<int> found;
-  // also with units by the 16 bytes, so that their columns are copied in such pieces
+  // also with units in multiples of 16 bytes, so that their columns are copied in such pieces
   const auto add = [&](int parts) {
     const int64_t units = round_up(divide_up(d.H, parts), 16 / d.number.bytes);
     for (const int64_t count : {int64_t{parts}, divide_up(d.H, units)}) found.push_back(static_cast<int>(count));
@@ -39,7 +38,7 @@ inline std::vector<int> team_sizes(const Description& d, const Chip& chip, int s
   return found;
 }
 
-// Until a segment is small beside what else is in shared memory.
+// Candidate numbers of segments: doubled until a segment is small compared with shared memory.
 inline std::vector<int> counts_of_segments(const Description& d, const Chip& chip, int sequences,
                                            const Division& forced) {
   if (forced.exchange == ExchangeId::one_block) return {1};
@@ -52,7 +51,8 @@ inline std::vector<int> counts_of_segments(const Description& d, const Chip& chi
   return found;
 }
 
-// With the exchange that is forced, or else in one block where a team is one and its states fit there.
+// The layout with the forced exchange. If none is forced, one_block is taken where the team is one block and its states
+// fit.
 inline Layout with_exchange(const Description& d, const Chip& chip, Division division, const Division& forced) {
   division.exchange = forced.exchange;
   if (forced.exchange != ExchangeId::chosen) return lay_out(d, chip, division);
@@ -67,10 +67,10 @@ inline Layout with_exchange(const Description& d, const Chip& chip, Division div
 
 }  // namespace planning
 
-// The cheapest layout, or where none fits the one that takes the fewest bytes of shared memory.
+// The cheapest layout that fits. If none fits, the one that needs the least shared memory, for the message.
 inline Layout choose(const Description& d, const Chip& chip, const Division& forced) {
   Layout best;
-  std::pair<bool, double> least;  // whether it does not fit, and its cost or those bytes
+  std::pair<bool, double> least;  // whether it does not fit; its cost, or else those bytes
   bool first = true;
   for (const int sequences : planning::tiles(d, forced))
     for (const int parts : planning::team_sizes(d, chip, sequences, forced))
@@ -84,7 +84,7 @@ inline Layout choose(const Description& d, const Chip& chip, const Division& for
   return best;
 }
 
-// A layout in figures.
+// The figures of a layout, for reports.
 inline Plan figures(const Description& d, const Layout& layout) {
   Plan plan{};
   plan.division = layout.division;
@@ -121,7 +121,7 @@ inline std::string refusal(const Description& d, const Layout& layout, const Chi
          " it needs at least " + needed;
 }
 
-// What was chosen for a description, for the life of the process.
+// A choice, remembered for the life of the process.
 struct Planned {
   Description description;
   Layout layout;

@@ -1,16 +1,17 @@
 // The product of a block's weights with the state of a tile of sequences: how warps divide it, and where the weights
 // are.
 //
-// A warp takes the same fragments of weights in every step of a sequence, in an order that never changes. So it keeps
-// the first ones in registers, the next ones in shared memory, and reads the others from L2 each time. Warps that have
-// the same outputs each sum a share of K; whoever reads the sums adds up these splits, in a fixed order.
+// A warp uses the same fragments of weights in every step, always in the same order. It keeps the first ones in
+// registers and the next ones in shared memory, and reads the others from L2 in every step. Warps with the same outputs
+// each sum a share of K; the reader of the sums adds up these splits, in a fixed order.
 #pragma once
 
 #include "fragment.h"
 
 namespace fused_rnn::cuda {
 
-// Sums of one or several products with as many outputs, whose splits follow each other: [splits, sequences, outputs].
+// The sums [splits, sequences, outputs] of one product, or of several that have the same outputs and append their
+// splits.
 template <typename C>
 struct Sums {
   C* data;
@@ -19,7 +20,7 @@ struct Sums {
   FUSED_RNN_DEVICE C* at(int split, int sequence, int output) const {
     return data + (split * sequences + sequence) * stride + output;
   }
-  // The sums of n outputs that stand `distance` apart, for one sequence.
+  // The sums over all splits of n outputs that lie `distance` apart, for one sequence.
   template <int n>
   FUSED_RNN_DEVICE void totals(int splits, int sequence, int output, int distance, C (&sums)[n]) const {
     const C* const first = at(0, sequence, output);
@@ -38,13 +39,13 @@ struct Sums {
   }
 };
 
-// One warp's part of a product.
+// One warp's share of a product.
 template <typename S, int held>
 class Product {
   using C = Computed<S>;
 
  public:
-  // Loads the weights that stay; needs a barrier before the first product.
+  // Loads the weights that stay on the chip; a barrier must follow before the first product.
   FUSED_RNN_DEVICE Product(const ProductLayout& layout, const unsigned char* workspace, int part, unsigned char* shared)
       : layout_(layout),
         group_(warp() % layout.groups),
@@ -71,14 +72,14 @@ class Product {
     copy_async_wait<0>();
   }
 
-  // The products with a segment of the state, for all sequences of the tile; added to the sums of earlier segments.
-  // Splits of the sums count from `first_split` on. Barriers are the caller's.
+  // Multiply with a segment of the state, for all sequences of the tile, and add to the sums of earlier segments. This
+  // product's splits begin at `first_split`. The caller places the barriers.
   FUSED_RNN_DEVICE void multiply(const S* state, int span, int segment, const Sums<C>& sums, int first_split) const {
     for (int n = 0; n < sums.sequences / octet; ++n) multiply(state, span, segment, sums, first_split, n);
   }
 
  private:
-  // A warp's place in the order of its fragments: by segment, strip and K within the segment.
+  // A warp's position in the order of its fragments: by segment, by strip, and by K within the segment.
   struct Cursor {
     int segment, strip, fragment;
   };
@@ -88,7 +89,7 @@ class Product {
     const int rest = layout_.k_fragments - segment * layout_.span_fragments;
     return rest < layout_.span_fragments ? rest : layout_.span_fragments;
   }
-  // How many of the fragments of a segment are this warp's.
+  // The number of this warp's fragments in a segment.
   FUSED_RNN_DEVICE int own_fragments(int segment) const {
     return own_strips_ * (segment_fragments(segment) == layout_.span_fragments ? own_span_ : own_rest_);
   }
@@ -163,14 +164,14 @@ class Product {
   }
 
   const ProductLayout& layout_;
-  const int group_, split_;                     // of this warp
-  const int own_strips_, own_span_, own_rest_;  // the last two: fragments of a strip, of a whole or the last segment
+  const int group_, split_;                     // this warp's
+  const int own_strips_, own_span_, own_rest_;  // the last two: fragments per strip, in a full and in the last segment
   const S* packed_;
   S* resident_;
   Piece<S> held_[held > 0 ? held : 1][pieces<S>];
 };
 
-// In place of a product that a cell lacks.
+// Stands in for a product that a cell lacks.
 struct NoProduct {
   template <typename... Arguments>
   FUSED_RNN_DEVICE explicit NoProduct(const Arguments&...) {}

@@ -1,13 +1,13 @@
-// What sm_90 adds to device.h, which includes this file: clusters of blocks, barriers that count bytes, stores into the
-// shared memory of another block, and matrices stored from registers.
+// What sm_90 adds to device.h, which includes this file: clusters of blocks, barriers that count bytes (mbarriers),
+// stores into the shared memory of another block, and matrices stored from registers.
 //
-// A kernel that uses any of it has its body in `#if FUSED_RNN_SM90`, so that it is empty where older architectures are
-// compiled for, and must not be launched there. The twins are in tests/host_shim/host_sm90.h.
+// A kernel that uses any of it has its body in `#if FUSED_RNN_SM90`: compiled for an older architecture it is empty,
+// and must not be launched there. The twins are in tests/host_shim/host_sm90.h.
 //
-// How blocks of a cluster hand data to each other: each block sets up its barriers with mbarrier_init, then all meet at
-// a cluster_barrier. For each phase a thread of the receiving block calls mbarrier_expect with the number of bytes,
-// others push, before that or after, and readers wait_for_phase. Pushes arrive in any order, and nothing but their
-// barrier tells when: a block must not end before it has waited for all that is pushed to it.
+// Blocks of a cluster hand each other data like this: each block sets up its barriers with mbarrier_init, then all sync
+// at a cluster_barrier. For each phase, a thread of the receiving block calls mbarrier_expect with the number of bytes,
+// other blocks push, before that or after, and readers call wait_for_phase. Pushes arrive in any order, and only their
+// barrier tells when: a block must not end before it has waited for everything that is pushed to it.
 #pragma once
 
 #include <cstdint>
@@ -38,13 +38,13 @@ FUSED_RNN_DEVICE unsigned cluster_size() {
   return size;
 }
 
-// The barrier of all threads of the cluster's blocks, in two halves. What a thread wrote before it arrived is visible
-// to all after they have waited, unless it arrived relaxed.
+// The barrier of all threads of the cluster, in two halves. What a thread wrote before it arrived is visible to all
+// after they have waited, unless it arrived relaxed.
 FUSED_RNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 FUSED_RNN_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 FUSED_RNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// Where an address of this block's shared memory stands in that of another block.
+// The address in another block's shared memory that corresponds to one in this block's.
 FUSED_RNN_DEVICE SharedAddress address_in_block(SharedAddress address, unsigned rank) {
   SharedAddress result;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(result) : "r"(address), "r"(rank));
@@ -60,25 +60,25 @@ FUSED_RNN_DEVICE uint32_t load_cluster(SharedAddress address) {
 
 // Barriers that count bytes -----------------------------------------------------------------------------------------
 
-// 8 bytes of this block's shared memory become a barrier of which a phase ends when so many arrivals and all bytes that
-// they announced have come. Other blocks may use it after a cluster_barrier.
+// Make 8 bytes of this block's shared memory a barrier. Its phase ends when `arrivals` arrivals, and all bytes that
+// they announced, have come. Other blocks may use it after a cluster_barrier.
 FUSED_RNN_DEVICE void mbarrier_init(SharedAddress barrier, unsigned arrivals = 1) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(barrier),
                "r"(arrivals)
                : "memory");
 }
 
-// One arrival, which announces so many bytes; some or all of them may have come before.
+// Arrive once, and announce `bytes` bytes; some or all of them may have come before.
 FUSED_RNN_DEVICE void mbarrier_expect(SharedAddress barrier, unsigned bytes) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(barrier),
                "r"(bytes)
                : "memory");
 }
 
-// Whether the phase of this parity, the present one or the one before, has ended. After it has, what other blocks
-// pushed in it may be read; without cluster_scope that is so on the chips there are, but not by the memory model. The
-// compiler adds an invalidation of the first-level cache. A relaxed wait and fence.acquire.sync_restrict for shared
-// memory, as right by the model, spare it, and took a step of an LSTM on an H200 a tenth longer forward, and a fifth
+// Whether the phase of this parity, the current one or the one before, has ended. Then the data that other blocks
+// pushed in it may be read. Without cluster_scope this holds on today's chips, but not by the memory model. With it the
+// compiler adds an invalidation of L1. A relaxed wait with fence.acquire.sync_restrict for shared memory is just as
+// right by the model and avoids that, but made a step of an LSTM on an H200 a tenth slower forward, and a fifth slower
 // backward.
 template <bool cluster_scope = true>
 FUSED_RNN_DEVICE bool mbarrier_ended(SharedAddress barrier, unsigned parity) {
@@ -100,8 +100,8 @@ FUSED_RNN_DEVICE bool mbarrier_ended(SharedAddress barrier, unsigned parity) {
   return ended;
 }
 
-// Store 8 or 16 bytes in the shared memory of a block of the cluster; when they are there they count for a barrier of
-// the same block. Both addresses come from address_in_block.
+// Store 8 or 16 bytes asynchronously in the shared memory of a block of the cluster; on arrival they count for a
+// barrier of the same block. Both addresses come from address_in_block.
 template <typename T>
 FUSED_RNN_DEVICE void push(SharedAddress to, SharedAddress barrier, const T& value) {
   static_assert(sizeof(T) == 8 || sizeof(T) == 16);
@@ -120,7 +120,7 @@ FUSED_RNN_DEVICE void push(SharedAddress to, SharedAddress barrier, const T& val
 
 // Matrices ----------------------------------------------------------------------------------------------------------
 
-// The opposites of load_matrices and load_matrices_transposed.
+// The inverses of load_matrices and load_matrices_transposed.
 template <int matrices>
 FUSED_RNN_DEVICE void store_matrices(SharedAddress to, const uint32_t (&registers)[matrices]) {
   static_assert(matrices == 1 || matrices == 2 || matrices == 4);
@@ -165,7 +165,7 @@ FUSED_RNN_DEVICE void store_matrices_transposed(void* row, const uint32_t (&regi
 #  endif
 #endif
 
-// How many cycles wait_for_phase looks before it gives up: about ten seconds.
+// Cycles that wait_for_phase polls before it times out: about ten seconds.
 #ifndef FUSED_RNN_WAIT_CYCLES
 #  define FUSED_RNN_WAIT_CYCLES (1ll << 34)
 #endif
@@ -184,8 +184,8 @@ FUSED_RNN_DEVICE void cluster_barrier_relaxed() {
   cluster_wait();
 }
 
-// Wait until the phase of this parity has ended. False if that takes too long; *failed is 1 then. By the clock, because
-// a look may itself sleep.
+// Wait until the phase of this parity has ended. False after a timeout, with *failed set to 1. The clock decides,
+// because a poll may itself sleep.
 template <bool cluster_scope = true>
 FUSED_RNN_DEVICE bool wait_for_phase(SharedAddress barrier, unsigned parity, unsigned* failed) {
   if (mbarrier_ended<cluster_scope>(barrier, parity)) return true;

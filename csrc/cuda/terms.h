@@ -1,5 +1,6 @@
-// Numbers as tensor cores multiply them. A 16-bit number is one term. A float is the sum of three of bfloat16; of the
-// nine products of two floats' terms six are taken, and what the others would add is below 2^-25 of the product.
+// Terms: numbers as the tensor cores multiply them. A 16-bit number is a single term, and a float the sum of three
+// bfloat16 terms. Of the nine products of the terms of two floats six are computed; the other three would add less than
+// 2^-25 of the product.
 #pragma once
 
 #include <cmath>
@@ -15,7 +16,7 @@ constexpr int terms_of = std::is_same_v<S, float> ? 3 : 1;
 template <typename S>
 using Term = std::conditional_t<std::is_same_v<S, float>, BFloat16, S>;
 
-// What a product is made of, in as many terms as its type has, the largest first.
+// A part of an operand, such as a fragment, in each of its terms, the largest first. A single term needs no array.
 template <typename Part>
 struct Terms {
   Part terms[3];
@@ -23,9 +24,9 @@ struct Terms {
 template <typename S, typename Part>
 using InTerms = std::conditional_t<terms_of<S> == 1, Part, Terms<Part>>;
 
-// The terms of two neighbours, which are their exact sum where their magnitude is 2^-110 or more. Of what is not
-// finite, and a magnitude above 3.39e38, the largest of bfloat16, counts as ∞, the first term is ±∞ or NaN and the
-// others say nothing: see total_of.
+// Split two neighbouring floats into pairs of terms, which add up exactly to values of magnitude 2^-110 or more. Values
+// that are not finite or exceed 3.39e38, the largest bfloat16, have a first term of ±∞ or NaN and other terms without
+// meaning, which total_of discards.
 FUSED_RNN_DEVICE Terms<uint32_t> split_pair(float low, float high) {
   Terms<uint32_t> result;
   FUSED_RNN_UNROLL
@@ -37,7 +38,7 @@ FUSED_RNN_DEVICE Terms<uint32_t> split_pair(float low, float high) {
   return result;
 }
 
-// Put a value as a state has it: its terms, so many places after each other.
+// Store a value of a state as its terms, which lie `distance` apart.
 template <typename S>
 FUSED_RNN_DEVICE void put_terms(Term<S>* to, int distance, S value) {
   if constexpr (terms_of<S> == 1) {
@@ -49,9 +50,9 @@ FUSED_RNN_DEVICE void put_terms(Term<S>* to, int distance, S value) {
   }
 }
 
-// sum[16, 8] += a[16, 16] b[16, 8] of floats, in three sums: the products of high terms, those with a middle one, and
-// what is smaller. Numbers of such different size are added at the end, by total_of, because a sum loses what is below
-// the last place of the largest.
+// sum[16, 8] += a[16, 16] b[16, 8] for floats, in three accumulators: products of two high terms, products of a high
+// and a middle term, and smaller ones. One accumulator would lose the low bits of the small products; total_of adds the
+// three at the end.
 FUSED_RNN_DEVICE void mma_terms(float (&high)[4], float (&middle)[4], float (&low)[4],
                                 const Terms<Vector<uint32_t, 4>>& a, const uint32_t (&b)[3][2]) {
   const auto add = [&](float (&sum)[4], int i, int j) { mma_m16n8k16<BFloat16>(sum, a.terms[i].values, b[j]); };
@@ -63,8 +64,8 @@ FUSED_RNN_DEVICE void mma_terms(float (&high)[4], float (&middle)[4], float (&lo
   add(low, 2, 0);
 }
 
-// Where a weight or a state is not finite, its products with high terms are what the product is, and those with other
-// terms say nothing: they are NaN, or infinite with either sign.
+// The sum of the three accumulators. If a weight or a state is not finite, the products of high terms are the result;
+// the others are meaningless, NaN or infinite with either sign.
 FUSED_RNN_DEVICE float total_of(float high, float middle, float low) {
   const float total = high + (middle + low);
   return total == total ? total : high;

@@ -1,5 +1,5 @@
-// The calls of csrc/cuda/api.h on the host shim, for tests/host_kernels.py: the functions of a library in C, or with
-// -DRACES what a program runs for a sanitizer to watch (races.h). Who includes it defines `prepared`.
+// The calls of csrc/cuda/api.h on the host shim, for tests/host_kernels.py: the functions of a library in C or, with
+// -DRACES, a program that sanitizers watch (races.h). The file that includes this one defines `prepared`.
 // FUSED_RNN_CUDA_PLAN forces a plan, as it does on a GPU.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace fused_rnn::cuda {
 
-// The workspace is full of NaN, because nobody promises the kernels a clean one.
+// The workspace is full of NaN, because kernels are not promised a clean one.
 inline std::string run_in_workspace(const Prepared& call) {
   if (!call.refusal.empty()) return call.refusal;
   const auto bytes = static_cast<size_t>(round_up(call.plan.workspace_bytes, 256));
@@ -44,7 +44,7 @@ Prepared prepared_or_refused(const Call& call, const Chip& chip, const HostLaunc
   }
 }
 
-// An empty string or what went wrong, which the next call overwrites.
+// An empty string or what went wrong; the next call overwrites it.
 const char* keep(const std::string& error) {
   static std::string message;
   return (message = error).c_str();
@@ -75,8 +75,8 @@ const char* plan_backward_call(const BackwardCall* call, const Chip* chip, Plan*
   return plan_call(*call, *chip, *plan);
 }
 
-// Run a call, or return what went wrong. The last `missing` blocks of a grid whose blocks wait for each other do not
-// come; in clusters the so-manieth store gets lost.
+// Run a call, or return what went wrong. If the blocks of a grid wait for each other, the last `missing` of them do not
+// come; in clusters, store number `missing` between blocks gets lost.
 const char* run_forward_call(const ForwardCall* call, const Chip* chip, unsigned seed, int missing) {
   return run_call(*call, *chip, {seed, missing});
 }

@@ -1,5 +1,5 @@
-// Launches the kernels on the host shim and compares what they compute with plain loops.
-// Usage: checks NAME SEED. Exits with 0 if all is right, else says on stderr what is not and exits with 1.
+// A program that launches small kernels on the host shim and compares their results with plain loops.
+// Usage: checks NAME SEED. Exits with 0 if all is right, else says on stderr what is wrong and exits with 1.
 
 #include <algorithm>
 #include <cmath>
@@ -138,7 +138,7 @@ void check_approximations(unsigned seed) {
   };
   check(0, [](double x) { return std::tanh(x); }, 0x1p-11, "approximate tanh");
   for (size_t i = 0; i < n; ++i) expect(!(std::fabs(out[i]) > 1), "range of the approximate tanh");
-  // the result in float adds its rounding
+  // a result in float adds its own rounding
   check(n, [](double x) { return std::exp2(x); }, 0x1p-22 + 0x1p-24, "approximate exp2");
   check(2 * n, [](double x) { return 1 / x; }, 0x1p-23 + 0x1p-24, "approximate reciprocal");
 }
@@ -178,7 +178,7 @@ void check_words_of_messages(unsigned seed) {
   }
 }
 
-// A launch of so many clusters.
+// A launch of some clusters.
 host_shim::Launch clusters(unsigned count, unsigned size, unsigned threads, size_t shared_bytes, unsigned seed) {
   host_shim::Launch shape{{count * size}, {threads}, shared_bytes, seed};
   shape.cluster = size;
@@ -258,7 +258,7 @@ void check_exchange(unsigned seed) {
   expect(memcmp(from, to, sizeof(from)) == 0, "exchange");
 }
 
-// The positive number with these bits from the definition of the format, as if its exponents had no end.
+// The positive number with these bits, by the definition of the format, as if its exponents had no end.
 double value_of(unsigned bits, int exponent_bits, int fraction_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1, exponent = static_cast<int>(bits >> fraction_bits);
   const double fraction = std::ldexp(bits & ((1u << fraction_bits) - 1), -fraction_bits);
@@ -271,7 +271,7 @@ void check_narrow(float value, unsigned bits) {
   expect(narrow<S>(-value).bits == (bits | 0x8000u), "rounding of a negative number");
 }
 
-// Every number keeps its value, and between it and the next the middle is where rounding turns.
+// Every number keeps its value, and rounding turns in the middle between a number and the next.
 template <typename S>
 void check_rounding(int exponent_bits, int fraction_bits) {
   const unsigned infinity = ((1u << exponent_bits) - 1) << fraction_bits;
@@ -355,7 +355,7 @@ const std::map<std::string, void (*)(unsigned seed)> checks = {
     {"bounded_phase", check_bounded_phase},
 };
 
-// Kernels that end with a message of the shim.
+// Kernels that the shim must end with a message.
 struct Misuse {
   void (*kernel)();
   unsigned threads;

@@ -1,19 +1,19 @@
-// Small kernels that use all of csrc/cuda/sm90.h, as kernels.h does with device.h, and the words of messages: FAULT_*
-// macros each take something away or put something wrong, which the shim must show.
+// Small kernels that use all of csrc/cuda/sm90.h, as kernels.h does with device.h, and the words of messages. Each
+// FAULT_* macro leaves something out or puts something wrong, which the shim must report.
 #pragma once
 
 #include "../../csrc/cuda/exchange/messages.h"
 
 namespace fused_rnn::cuda {
 
-// As words are sent in messages.
+// Numbers as the words of messages.
 FUSED_RNN_KERNEL make_sendable(const Vector<uint32_t, 4>* in, Vector<uint32_t, 4>* out) {
 #if FUSED_RNN_SM90
   out[threadIdx.x] = sendable(in[threadIdx.x]);
 #endif
 }
 
-// Registers of a warp that hold matrices, two elements each.
+// The registers in which a warp holds matrices, two elements each.
 template <int matrices>
 FUSED_RNN_DEVICE void write_out(uint32_t* out, const uint32_t (&registers)[matrices]) {
   for (int m = 0; m < matrices; ++m) out[32 * m + threadIdx.x] = registers[m];
@@ -36,8 +36,8 @@ FUSED_RNN_DEVICE void store_and_read(uint32_t* shared, uint32_t* out, const uint
 #endif
 }
 
-// Four matrices of [8, 8] 16-bit elements on all ways from registers to shared memory. in: [4, 32], out: [6, 4, 32], of
-// the latter the matrices that the way takes.
+// Four matrices of [8, 8] 16-bit elements, stored from registers to shared memory in every way. in: [4, 32]; out: [6,
+// 4, 32], of which each way fills the matrices that it takes.
 FUSED_RNN_KERNEL store_matrices_on_all_ways(const uint32_t* in, uint32_t* out) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
@@ -75,8 +75,8 @@ FUSED_RNN_KERNEL add_over_cluster(const unsigned* in, unsigned* sums) {
 #endif
 }
 
-// Every thread of a cluster makes a number a step, out of all the numbers of the step before, and pushes it to all
-// blocks, in as many copies as fill a push. Two copies take turns.
+// Every thread of a cluster makes a number in each step, out of all numbers of the step before, and pushes it to all
+// blocks, in as many copies as fill a push. Two buffers take turns.
 template <int words>
 struct Gathering {
   using Numbers = Vector<uint32_t, words>;
@@ -137,7 +137,7 @@ FUSED_RNN_KERNEL gather(Gathering<words> g) {
 #  endif
     sum = 0;
     for (unsigned i = 0; i < all; ++i) sum += numbers[copy * all + i].values[i % words];
-    __syncthreads();  // all have read before any pushes what lets others write here again
+    __syncthreads();  // all have read before one pushes, which lets others write here again
   }
   cluster_barrier();
 #endif
@@ -157,7 +157,7 @@ FUSED_RNN_KERNEL wait_for_nothing(unsigned* failed, unsigned* gave_up) {
 #endif
 }
 
-// Misuse, of which the shim must tell ---------------------------------------------------------------------------------
+// Misuse that the shim must report ------------------------------------------------------------------------------------
 
 FUSED_RNN_KERNEL arrive_twice_in_cluster() {
 #if FUSED_RNN_SM90

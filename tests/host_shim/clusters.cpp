@@ -1,6 +1,5 @@
-// The calls of csrc/cuda/api.h by the kernels of warps alone, as a library for tests/test_cluster_kernels.py, with
-// -DFLOATS of those for float32 and else for 16 bits; with -DRACES a program. FUSED_RNN_CLUSTER_SIZES says for which
-// sizes they are compiled.
+// The calls of csrc/cuda/api.h by the warp kernels alone, for the sizes that FUSED_RNN_CLUSTER_SIZES names: a library
+// for tests/test_cluster_kernels.py, in 16 bits or with -DFLOATS in float32; with -DRACES a program.
 
 #ifndef RACES
 
@@ -36,8 +35,8 @@ using namespace fused_rnn::cuda;
 
 namespace {
 
-// More steps than are fetched ahead, and two tiles for one cluster, because no multiprocessor has shared memory for two
-// blocks. By the seed, rows are whole or not, and the call is regularised or not.
+// There are more steps than are fetched ahead, and two tiles for one cluster, because no SM has shared memory for two
+// blocks. The seed decides whether rows are whole, and whether the call is regularised.
 template <typename Cell>
 std::vector<unsigned char> run_cell(const Chip& chip, const Division& forced, unsigned seed) {
 #  ifdef FLOATS
@@ -57,8 +56,8 @@ std::vector<unsigned char> run_cell(const Chip& chip, const Division& forced, un
   });
 }
 
-// By messages there are more steps and tiles than places for these. With -DCOMPARED the results must be those of a
-// cluster of as many blocks, where sums are added up in the same order.
+// By messages, there are more steps and tiles than places for them. With -DCOMPARED the results must equal those of a
+// cluster with the same number of blocks, where sums are added up in the same order.
 template <typename Cell>
 void run_cell(const Chip& chip, unsigned seed) {
   Division forced = forced_division();

@@ -1,4 +1,4 @@
-// Kernels of warps for the GPU's compiler, of which tests/test_cluster_sass.py reads the machine code.
+// Warp kernels for nvcc; tests/test_cluster_sass.py reads their machine code.
 
 #include "../../csrc/cuda/cluster/backward.h"
 #include "../../csrc/cuda/cluster/forward.h"

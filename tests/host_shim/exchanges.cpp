@@ -1,5 +1,5 @@
-// The kernels of benchmarks/gpu/micro/exchange.h and cluster.h on the host shim: `exchanges NAME SEED`. Exits with 0 if
-// all is right, else says on stderr what is not and exits with 1.
+// A program that runs the kernels of benchmarks/gpu/micro/exchange.h and cluster.h on the host shim: `exchanges NAME
+// SEED`. Exits with 0 if all is right, else says on stderr what is wrong and exits with 1.
 
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +21,7 @@ void expect(bool condition, const char* what) {
 template <typename Q>
 void launch(void (*kernel)(Q), unsigned blocks, unsigned block_threads, unsigned seed, std::remove_const_t<Q> q) {
   host_shim::Launch shape{{blocks}, {block_threads}, 0, seed, uint64_t{1} << 20};
-  shape.whole_messages = true;  // as the kernels check that they are
+  shape.whole_messages = true;  // which the kernels check
   host_shim::launch(shape, kernel, q);
 }
 
@@ -61,7 +61,7 @@ void check_tile(unsigned seed) {
   }
 }
 
-// One block fewer than the others wait for: the wait must end.
+// One block is missing that the others wait for: the wait must end.
 void check_bounded_wait(unsigned seed) {
   std::vector<Message> boxes(2);
   unsigned flags[2] = {}, failed = 0, wrong = 0;

@@ -1,7 +1,7 @@
-// Fibers of the shim's runtime, and what the sanitizers are told of them: a part of host_shim.cpp.
+// The fibers of the shim's runtime, and what the sanitizers are told about them. Part of host_shim.cpp.
 //
-// The sanitizers' hooks are weak, so that one object serves every kind of program; they tell ThreadSanitizer which
-// fiber runs and what orders memory, and AddressSanitizer which stack is in use.
+// The sanitizers' hooks are weak symbols, so that one object file serves every kind of program. They tell
+// ThreadSanitizer which fiber runs and what orders memory, and AddressSanitizer which stack is in use.
 #pragma once
 
 #include <sys/mman.h>
@@ -25,8 +25,8 @@ HOOK void __sanitizer_finish_switch_fiber(void* saved, const void** from_stack, 
 }
 
 #if defined(__x86_64__)
-// Keeps what a function must preserve on the stack that is left, stores where that is, and goes on with the stack to go
-// to. swapcontext does the same with two calls of the system, for the mask of signals.
+// Switches stacks: pushes the registers that a function must preserve, stores the stack pointer, and continues on the
+// other stack. swapcontext does the same with a system call, for the signal mask.
 extern "C" void host_shim_switch_stack(void** from, void* to);
 asm(R"(
 .text
@@ -60,9 +60,9 @@ namespace {
 class Machine {
  public:
   void begin(void* stack, size_t bytes, void (*main)()) {
-    auto** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes) - 1;  // as after a call: 8 off from 16
+    auto** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes) - 1;  // aligned as after a call
     *--top = reinterpret_cast<void*>(main);
-    saved_ = top - 6;  // of the registers, whose values are of no matter
+    saved_ = top - 6;  // six registers of any value
   }
 
   static void go(Machine& from, Machine& to) { host_shim_switch_stack(&from.saved_, to.saved_); }
@@ -91,7 +91,7 @@ class Machine {
 constexpr size_t stack_bytes = 128 << 10, guard_bytes = 64 << 10;
 constexpr unsigned sync = 0, no_sync = 1;  // flags of __tsan_switch_to_fiber
 
-// Where a fiber, or the scheduler itself, goes on when it is resumed.
+// The point where a fiber, or the scheduler itself, goes on when it is resumed.
 struct Context {
   Machine machine;
   const void* stack = nullptr;
@@ -112,14 +112,14 @@ void release(void* order) {
 }
 
 void switch_context(Context& from, Context& to) {
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // a turn orders nothing
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan_fiber, no_sync);  // taking turns orders nothing
   if (__sanitizer_start_switch_fiber)
     __sanitizer_start_switch_fiber(from.finished ? nullptr : &from.asan_stack, to.stack, to.bytes);
   Machine::go(from.machine, to.machine);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
 }
 
-// Stacks of fibers that are gone. Sanitizers know of every byte what it was last used for, so that they get new ones.
+// Stacks of fibers that have ended. Sanitizers track what each byte was last used for, so they get fresh stacks.
 std::vector<void*> free_stacks;
 
 void* take_stack() {
@@ -150,12 +150,12 @@ void create_fiber(Context& context, void (*main)()) {
   context.stack = stack;
   context.bytes = stack_bytes;
   context.machine.begin(stack, stack_bytes, main);
-  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // comes after all that was done so far
+  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // ordered after all that was done so far
 }
 
 void destroy_fiber(Context& context) {
   if (__tsan_switch_to_fiber) {
-    // What follows the launch comes after all that the fiber did, even if it did not come to its end.
+    // All that the fiber did is ordered before what follows the launch, even if it did not come to its end.
     __tsan_switch_to_fiber(context.tsan_fiber, no_sync);
     __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
     __tsan_destroy_fiber(context.tsan_fiber);
@@ -171,7 +171,7 @@ void run_as(const Context& fiber, const F& f) {
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(scheduler.tsan_fiber, no_sync);
 }
 
-// What ThreadSanitizer takes for a thread of its own: whoever carries a thread's stores to other blocks.
+// The carrier of a thread's stores to other blocks, which ThreadSanitizer takes for a thread of its own.
 class Carrier {
  public:
   Carrier() = default;
@@ -179,11 +179,11 @@ class Carrier {
   ~Carrier() {
     if (!fiber_) return;
     __tsan_switch_to_fiber(fiber_, no_sync);
-    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);  // what follows the launch comes after what it did
+    __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);  // what it did is ordered before what follows the launch
     __tsan_destroy_fiber(fiber_);
   }
 
-  // Do f as the carrier, who then knows what was released to `before`; called by the scheduler.
+  // Do f as the carrier, ordered after what was released to `before`; called by the scheduler.
   template <typename F>
   void run(void* before, const F& f) {
     if (!fiber_ && __tsan_create_fiber) fiber_ = __tsan_create_fiber(0);

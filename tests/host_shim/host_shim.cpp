@@ -1,7 +1,7 @@
-// The runtime of the shim: the threads of a launch, their scheduler, and the places where they wait for each other. Its
-// parts are fiber.h, what a thread is made of, and network.h, the stores from block to block.
+// The runtime of the shim: the threads of a launch, their scheduler, and the barriers where they wait for each other.
+// Its parts are fiber.h, what a thread is made of, and network.h, the stores between blocks.
 //
-// To be compiled without sanitizers: what happens here is the machine's work, not the kernel's.
+// It is compiled without sanitizers, because what happens here is the machine's work, not the kernel's.
 
 #include "host_shim.h"
 
@@ -24,17 +24,17 @@ host_shim::Index threadIdx, blockIdx, blockDim, gridDim;
 namespace host_shim {
 namespace {
 
-constexpr unsigned warp_size = 32, most_threads = 1024, most_blocks = 16;  // of a block, of a cluster
+constexpr unsigned warp_size = 32, most_threads = 1024, most_blocks = 16;  // in a block, in a cluster
 
 // The state of a launch ---------------------------------------------------------------------------------------------
 
-// Threads meet here generation after generation. What one of them publishes for a generation lies in a place of its
-// parity: when a thread arrives at the next but one, all have left the former.
+// A barrier, which threads pass in one generation after the other. What a thread publishes for a generation lies in a
+// place of its parity: when a thread arrives at the generation after the next, all have left this one.
 struct Barrier {
   unsigned expected = 0, arrived = 0, generation = 0;
-  const char* operation = nullptr;  // of those that have arrived
+  const char* operation = nullptr;  // where the arrived threads wait
   Place place{};
-  char order[2] = {};  // what ThreadSanitizer knows the two parities by
+  char order[2] = {};  // addresses by which ThreadSanitizer knows the two parities
 };
 
 struct Warp {
@@ -42,7 +42,7 @@ struct Warp {
   Slot slots[2][warp_size];
 };
 
-// A named barrier, and who has arrived since it was complete last.
+// A named barrier, and the threads that have arrived since it was last complete.
 struct NamedBarrier {
   Barrier barrier;
   std::bitset<most_threads> arrived;
@@ -51,10 +51,10 @@ struct NamedBarrier {
 
 // A barrier that counts arrivals and bytes.
 struct Mbarrier {
-  unsigned arrivals, pending;  // of a phase, and of those the ones that have not come
-  int64_t bytes = 0;           // announced and not come; below zero: come and not announced
+  unsigned arrivals, pending;  // arrivals of a phase, and those that are missing
+  int64_t bytes = 0;           // announced and not come; if negative, come and not announced
   unsigned phase = 0;
-  char order[2] = {}, own_order[2] = {};  // by the parity of the phase; of all blocks and of this one's threads alone
+  char order[2] = {}, own_order[2] = {};  // by the phase's parity; for all blocks, for this one's threads
 };
 
 struct Cluster;
@@ -64,7 +64,7 @@ struct Block {
   Cluster* cluster;
   unsigned rank;          // in the cluster
   unsigned live;          // threads that have not ended
-  unsigned incoming = 0;  // pushes under way to it
+  unsigned incoming = 0;  // pushes in flight to it
   char end_order = 0;
   NamedBarrier named[16];
   std::map<uintptr_t, Mbarrier> mbarriers;
@@ -86,11 +86,11 @@ struct Thread {
   unsigned number;  // in the block
   Block* block;
   Warp* warp;
-  const Barrier* barrier = nullptr;  // where it waits, and for the end of which generation
+  const Barrier* barrier = nullptr;  // where it waits, for the end of `generation`
   unsigned generation = 0;
-  bool at_cluster_barrier = false;  // it has arrived there, in this generation, and not waited
+  bool at_cluster_barrier = false;  // it has arrived there, in cluster_generation, and not waited
   unsigned cluster_generation = 0;
-  const char* operation = nullptr;  // the last that gave others a turn
+  const char* operation = nullptr;  // the last one that let others run
   Place place{};
   std::deque<std::pair<unsigned, Copy>> copies;  // with the number of their group
   unsigned groups = 0;
@@ -102,7 +102,7 @@ Launch shape;
 uint64_t round_number;
 Thread* current;
 const std::function<void()>* body;
-std::string failure;  // of the thread that ran last
+std::string failure;  // the failure of the thread that ran last
 
 // Messages ----------------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ std::string text(const char* operation, const Place& place) {
   abort();
 }
 
-// Which threads are where: a line for those of a block that are at the same place.
+// Where the threads are, with a line for those of a block that are at the same place.
 std::string whereabouts(const std::vector<Thread*>& threads) {
   std::map<std::string, std::vector<const Thread*>> groups;
   for (const Thread* thread : threads)
@@ -138,8 +138,7 @@ std::string whereabouts(const std::vector<Thread*>& threads) {
 
 // Waiting -----------------------------------------------------------------------------------------------------------
 
-// One more has arrived; returns the generation that it belongs to. What it did before is released if that is so on a
-// GPU.
+// Count one more arrival, and return its generation. What the thread did before is released if it would be on a GPU.
 unsigned arrive_at(Barrier& barrier, bool orders_memory) {
   const unsigned generation = barrier.generation;
   if (orders_memory) release(&barrier.order[generation % 2]);
@@ -160,7 +159,7 @@ void wait_for_end(Barrier& barrier, unsigned generation, bool orders_memory, con
   if (orders_memory) acquire(&barrier.order[generation % 2]);
 }
 
-// Returns once all have arrived, who must all come from the same place.
+// Wait until all have arrived, which they must at the same place of the source.
 void wait_at(Barrier& barrier, bool orders_memory, const char* operation, Place place) {
   if (barrier.arrived == 0) {
     barrier.operation = operation;
@@ -239,9 +238,9 @@ class Grid {
     block.warps.resize((threads + warp_size - 1) / warp_size);
     for (unsigned w = 0; w < block.warps.size(); ++w) {
       block.warps[w].barrier.expected = std::min(warp_size, threads - w * warp_size);
-      memset(block.warps[w].slots, 0xff, sizeof(Warp::slots));  // lanes that do not exist give NaN
+      memset(block.warps[w].slots, 0xff, sizeof(Warp::slots));  // missing lanes give NaN
     }
-    // Of the exact size, for AddressSanitizer to see an overrun.
+    // The exact size lets AddressSanitizer see an overrun.
     void* shared = nullptr;
     if (posix_memalign(&shared, 128, launch_.shared_bytes)) throw std::bad_alloc();
     block.shared.reset(static_cast<unsigned char*>(shared));

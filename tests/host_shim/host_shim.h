@@ -1,19 +1,19 @@
-// Runs CUDA kernels on the CPU, so that their indexing, ordering and mathematics can be tested without a GPU: the host
-// twin of csrc/cuda/device.h, which includes this file when nvcc does not compile it.
+// Runs CUDA kernels on the CPU, so that their indexing, ordering and mathematics can be tested without a GPU. This is
+// the host twin of csrc/cuda/device.h, which includes it when nvcc is not the compiler.
 //
-// Every CUDA thread of a launch is a fiber, a stack of its own on one and the same OS thread; a scheduler resumes them
-// in turn and takes over where they wait. What it shows:
-//  - races: under -fsanitize=thread each fiber counts as a thread, and nothing but the kernel's own synchronisation
-//    orders their accesses. Shuffles and matrix instructions order nothing, as on a GPU.
-//  - overruns: under -fsanitize=address, of dynamic shared memory too.
+// Every CUDA thread of a launch is a fiber, with a stack of its own, on one and the same OS thread; a scheduler resumes
+// fibers in turn, and takes over where they wait. The shim shows
+//  - races: under -fsanitize=thread each fiber counts as a thread, and only the kernel's own synchronisation orders
+//    accesses. Shuffles and matrix instructions order nothing, as on a GPU.
+//  - overruns: under -fsanitize=address, also of dynamic shared memory.
 //  - uninitialised values: dynamic shared memory and the targets of unfinished copies hold NaN.
-//  - hangs: threads that wait for each other, return early or meet at different barriers end the launch with a message.
+//  - hangs: threads that wait for each other, return early or use different barriers end the launch with a message.
 //  - misuse of named barriers and of barriers that count bytes, and stores to blocks that have ended.
 //  - misaligned operands of vector accesses, asynchronous copies and matrix loads.
-// Clusters and what else came with sm_90 have their twins in host_sm90.h. A store to another block, and every word of a
-// message in global memory, is under way until some later turn that is drawn by the seed, so that they arrive late and
-// in any order; only words for the same place come in the order in which they were stored.
-// It cannot show speed, occupancy or whether all blocks are resident at once.
+// Clusters and the rest of sm_90 have their twins in host_sm90.h. A store to another block, and every word of a message
+// in global memory, is in flight until some later turn that the seed decides, so that they arrive late and in any
+// order; only words for the same place arrive in the order in which they were stored. The shim cannot show speed or
+// occupancy, nor whether all blocks are resident at once.
 //
 // The runtime is compiled without sanitizers, a program that launches kernels with any one of them or none:
 //   g++ -std=c++17 -O2 -c tests/host_shim/host_shim.cpp
@@ -46,16 +46,16 @@ struct Index {
 struct Launch {
   Index grid, block;
   size_t shared_bytes = 0;
-  unsigned seed = 0;               // 0: threads take turns in order; else in an order drawn anew for each round
-  uint64_t round_limit = 1 << 18;  // a round gives every thread that can run one turn
-  unsigned cluster = 1;            // so many blocks that follow each other in x are a cluster
+  unsigned seed = 0;               // 0: threads take turns in order; else each round draws an order
+  uint64_t round_limit = 1 << 18;  // rounds, each of which gives every thread that can run a turn
+  unsigned cluster = 1;            // consecutive blocks in x that form a cluster
   bool gives_up = false;           // the kernel may end in the middle of phases, as after a timeout
-  uint64_t lost = 0;               // the so-manieth store to another block never arrives
-  unsigned absent = 0;             // so many of the last blocks never begin
+  uint64_t lost = 0;               // the number of the store to another block that never arrives
+  unsigned absent = 0;             // how many of the last blocks never begin
   bool whole_messages = false;     // words of a message arrive together, as PTX does not promise
 };
 
-// Run a kernel to its end. Throws std::runtime_error with a description if it cannot get there. One at a time.
+// Run a kernel to its end. Throws std::runtime_error with a description if it does not get there. One at a time.
 void run(const Launch&, const std::function<void()>& kernel);
 
 void end_thread();
@@ -77,7 +77,7 @@ struct Place {
   static Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
-// A value on its way between the lanes of a warp.
+// A value that a lane gives to the others of its warp.
 struct Slot {
   uint64_t words[4];
 };
@@ -89,8 +89,8 @@ struct Copy {
   size_t bytes;
 };
 
-// What is under way: a store to the shared memory of another block, or a message, which has no barrier. `copy` is code
-// of the kernel's program, for the sanitizers to see.
+// A store in flight: to the shared memory of another block, or a message, which has no barrier. `copy` is compiled with
+// the kernel's program, so that the sanitizers see it.
 struct Store {
   unsigned char* to;
   uintptr_t mbarrier;
@@ -107,17 +107,17 @@ uint64_t rounds();
 unsigned lane();
 unsigned warp();
 void let_others_run(const char* operation, Place);
-unsigned sync_block(bool vote, const char* operation, Place);  // the number of threads that vote true
+unsigned sync_block(bool vote, const char* operation, Place);  // returns the number of threads that vote true
 void sync_warp(Place);
-// What warps that wait at a named barrier write to, in each of two generations: who arrives in the next one must come
-// after that, or only luck has kept it from arriving in the same, and ThreadSanitizer sees a race.
+// Marks that waiting warps write at a named barrier, in each of two generations. An arrival in the next generation must
+// be ordered after them; otherwise only luck has kept it out of the same generation, and ThreadSanitizer sees a race.
 struct BarrierMarks {
   uint64_t warps[32];
 };
 
-BarrierMarks& barrier_marks(unsigned number, bool last);  // of this generation of the barrier, or of the last
+BarrierMarks& barrier_marks(unsigned number, bool last);  // of the barrier's current generation, or of its last
 void use_named_barrier(unsigned number, unsigned threads, bool waits, const char* operation, Place);
-bool leave_block();  // whether the block ends now, after all that its threads did and have waited for
+bool leave_block();  // whether the block ends now, with all that its threads did and waited for
 void exchange(unsigned mask, const Slot&, const char* operation, Place);  // every lane gives a value ...
 const Slot& given_by(unsigned lane);                                      // ... which all can read until the next one
 void start_copy(const Copy&);
@@ -133,7 +133,7 @@ inline void arrive_at_named_barrier(unsigned number, unsigned threads, bool wait
   use_named_barrier(number, threads, waits, operation, place);
 }
 
-// The end of a block takes its shared memory away: for ThreadSanitizer a write that all uses of it must come before.
+// The end of a block takes its shared memory away: to ThreadSanitizer, a write that must be ordered after all its uses.
 inline void end_thread() {
   if (leave_block()) memset(dynamic_shared(), 0xff, dynamic_shared_bytes());
 }
@@ -159,12 +159,12 @@ T shuffle(unsigned mask, const T& value, unsigned source, const char* operation,
   return from_slot<T>(given_by(source));
 }
 
-// Where row `row` of matrix `matrix` begins, after every lane has given the address of one row.
+// The address of row `row` of matrix `matrix`, after every lane has given the address of one row.
 inline unsigned char* row_of(unsigned matrix, unsigned row) {
   return from_slot<unsigned char*>(given_by(8 * matrix + row));
 }
 
-// Every lane gives the address of a row, if there are so many.
+// Take the address of a row from every lane, if there are that many rows.
 template <int matrices>
 void exchange_rows(const void* row, const char* operation, Place place) {
   static_assert(matrices == 1 || matrices == 2 || matrices == 4);
@@ -349,7 +349,7 @@ void copy_async(SharedAddress to, const void* global, Place place = Place::here(
 
 inline void copy_async_commit() { host_shim::close_copy_group(); }
 
-// Data arrives as late as it can, and is copied here rather than in the runtime for the sanitizers to see it.
+// Data arrives as late as it can. It is copied here rather than in the runtime, so that the sanitizers see it.
 template <int pending>
 void copy_async_wait() {
   for (host_shim::Copy copy; host_shim::take_copy(pending, &copy);) memcpy(copy.to, copy.from, copy.bytes);
@@ -405,8 +405,8 @@ void mma_m16n8k16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     host_shim::multiply_matrices(sum, a, b, [](uint16_t bits) { return half_to_float({bits}); }, place);
 }
 
-// An exact result as far off as an instruction may be, relatively, in a way that looks arbitrary and is the same for
-// the same x.
+// An exact result, made as wrong as the instruction may be: by a relative error that looks arbitrary and depends on x
+// alone.
 inline double off_by(double error, float x, double exact) {
   const auto hash = __builtin_bit_cast(uint32_t, x) * 2654435761u >> 8;
   return exact * (1 + (hash / double{1 << 23} - 1) * 0.999 * error);

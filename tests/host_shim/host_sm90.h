@@ -1,5 +1,4 @@
-// The twins of csrc/cuda/sm90.h, where they are described, and what they ask of the shim's runtime: a part of
-// host_shim.h.
+// The twins of csrc/cuda/sm90.h, which describes them, and what they ask of the shim's runtime. Part of host_shim.h.
 #pragma once
 
 #define FUSED_RNN_SM90 1
@@ -17,7 +16,8 @@ void expect_bytes(uintptr_t mbarrier, unsigned bytes, Place);
 bool phase_has_ended(uintptr_t mbarrier, unsigned parity, bool cluster_scope, Place);
 void start_store(const Store&, Place);
 
-// What the memory of a barrier holds: whoever uses it comes after who set it up, or ThreadSanitizer sees a race.
+// The content of a barrier's memory: its users must be ordered after the thread that set it up, or ThreadSanitizer sees
+// a race.
 constexpr uint64_t mbarrier_mark = 0x7265697272616221;
 
 void require_mark(bool found, const char* operation, Place);

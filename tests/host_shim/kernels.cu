@@ -1,4 +1,4 @@
-// The same kernels for the GPU's compiler: every template once for each of its types.
+// The small kernels of kernels.h for nvcc: every template once for each of its types.
 
 #include "cluster_kernels.h"
 #include "kernels.h"

@@ -1,5 +1,5 @@
 // Small kernels that use all of csrc/cuda/device.h, in one source for the host shim and for nvcc. The recurrence is a
-// model of the real ones. FAULT_* macros each take something away or put something wrong, which the shim must show.
+// model of the real ones. Each FAULT_* macro leaves something out or puts something wrong, which the shim must report.
 #pragma once
 
 #include "../../csrc/cuda/device.h"
@@ -7,7 +7,7 @@
 namespace fused_rnn::cuda {
 
 // y_t = x_t + W y_(t-1) over a sequence: blocks own rows of W, exchange y through global memory in two buffers that
-// take turns, and meet at a barrier after each step.
+// take turns, and wait at a barrier after each step.
 struct Recurrence {
   int steps, batch, units;  // units: a multiple of the number of blocks and of 4
   const float* x;           // [steps, batch, units]
@@ -86,8 +86,8 @@ FUSED_RNN_KERNEL recur(Recurrence r) {
   }
 }
 
-// Warps but the first make numbers a step, which the first adds up: in two buffers that take turns, each with a barrier
-// that it is full and one that it is empty.
+// In each step all warps but the first make numbers, which the first adds up. They pass through two buffers that take
+// turns; each has a barrier for being full and one for being empty.
 struct HandOver {
   int steps;
   float* sums;  // [steps, 32]
@@ -165,8 +165,7 @@ FUSED_RNN_KERNEL __launch_bounds__(32) multiply(Product<S> p) {
   for (int i = 0; i < 4; ++i) p.c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
 }
 
-// Four matrices of [8, 8] 16-bit elements on all ways to be transposed. in: [4, 32], out: [3, 4, 32], two elements
-// each.
+// Four matrices of [8, 8] 16-bit elements, transposed in every way. in: [4, 32], out: [3, 4, 32], two elements each.
 FUSED_RNN_KERNEL transpose(const uint32_t* in, uint32_t* out) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x;
@@ -221,7 +220,7 @@ FUSED_RNN_KERNEL shuffle(const float* in, float* out) {
   out[96 + threadIdx.x] = __shfl_down_sync(~0u, value, 2);
 }
 
-// Copy through the loads and stores that blocks exchange data with.
+// Copy with the loads and stores through which blocks exchange data.
 template <typename T>
 FUSED_RNN_KERNEL exchange(const T* from, T* to) {
   store_l2(to + threadIdx.x, load_l2(from + threadIdx.x));
@@ -235,7 +234,7 @@ FUSED_RNN_KERNEL convert(const float* in, S* narrowed, float* widened, uint32_t*
   pairs[threadIdx.x] = narrow_pair<S>(value, -value);
 }
 
-// Threads of a grid in three dimensions count themselves, in a cell of their own and all together.
+// The threads of a three-dimensional grid count themselves, each in a cell of its own and all together.
 FUSED_RNN_KERNEL count(unsigned* own, unsigned* all, double* sum) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
@@ -250,7 +249,7 @@ FUSED_RNN_KERNEL wait_in_vain(unsigned* arrivals, unsigned* failed, unsigned* ga
   gave_up[blockIdx.x] = blockIdx.x > 0 && !wait_for(arrivals, gridDim.x + 1, failed);
 }
 
-// Hangs, of which the shim must tell ----------------------------------------------------------------------------------
+// Hangs that the shim must report -------------------------------------------------------------------------------------
 
 FUSED_RNN_KERNEL return_early() {
   if (threadIdx.x != 1) __syncthreads();

@@ -7,7 +7,7 @@ namespace fused_rnn::cuda {
 
 struct HostLauncher {
   unsigned seed = 0;
-  int missing = 0;  // blocks that do not come, of those that should run together; in clusters, the store that gets lost
+  int missing = 0;  // blocks that do not come, if blocks must run together; in clusters, the store that gets lost
 
   template <typename P>
   std::string launch(void (*kernel)(const P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,

@@ -1,16 +1,16 @@
-// Clusters in the shim's runtime: their barrier, barriers that count bytes, and stores under way from block to block;
-// and messages under way to global memory. A part of host_shim.cpp.
+// Clusters in the shim's runtime: their barrier, barriers that count bytes, stores in flight between blocks, and
+// messages in flight to global memory. Part of host_shim.cpp.
 //
-// A store arrives at a turn drawn when it begins, unless all threads wait: then the next one arrives at once. It is
-// made by a carrier, who comes after all that the storing thread did before; after it comes only who waits for the
-// phase of the barrier that counts its bytes. A message is made by the thread that stored it, as if it came to it only
-// then: nothing is ordered by it.
+// A store arrives at a turn that is drawn when it begins; if all threads wait, the next one arrives at once. It is made
+// by a carrier, ordered after all that the storing thread did before; only threads that wait for the phase of the
+// barrier that counts its bytes are ordered after it. A message is made by the thread that stored it, as if it stored
+// it at its arrival: it orders nothing.
 #pragma once
 
 namespace host_shim {
 namespace {
 
-constexpr int64_t most_bytes = (1 << 20) - 1;  // what a barrier can count to
+constexpr int64_t most_bytes = (1 << 20) - 1;  // the most that a barrier can count
 
 uintptr_t shared_address_of(const Block& block) { return reinterpret_cast<uintptr_t>(block.shared.get()); }
 
@@ -25,7 +25,7 @@ Block& block_with(uintptr_t address, const char* operation, Place place) {
   fail("no shared memory of the cluster has this address", operation, place);
 }
 
-// The barrier at an address of this block, or of another.
+// The barrier at an address of a block.
 Mbarrier& mbarrier_at(Block& block, uintptr_t address, const char* operation, Place place) {
   const auto found = block.mbarriers.find(address);
   if (found == block.mbarriers.end()) fail("no mbarrier of the block is at this address", operation, place);
@@ -36,7 +36,8 @@ Mbarrier& own_mbarrier(uintptr_t address, const char* operation, Place place) {
   return mbarrier_at(*current->block, address, operation, place);
 }
 
-// Bytes are announced, or come (below zero), and the phase ends if nothing is missing. Returns what is wrong with that.
+// Count bytes that are announced or, if negative, come, and end the phase if nothing is missing. Returns what is wrong
+// with that, or null.
 const char* count(Mbarrier& barrier, int64_t bytes) {
   barrier.bytes += bytes;
   if (barrier.bytes > most_bytes || barrier.bytes < -most_bytes) return "an mbarrier cannot count so many bytes";
@@ -58,12 +59,12 @@ class Network {
     Thread* thread;
     Place place;
     uint64_t due, number;
-    // What ThreadSanitizer knows by it is all that the thread did before the store. The scheduler makes it anew for
-    // each store, because it never forgets.
+    // An address by which ThreadSanitizer knows all that the thread did before the store. The scheduler makes a new one
+    // for each store, because ThreadSanitizer never forgets.
     std::unique_ptr<char> before;
   };
 
-  // Orders a heap of places by when their stores arrive, the next one first.
+  // Orders a heap of places by the arrival of their stores, the next one first.
   auto later() const {
     return [this](unsigned a, unsigned b) {
       return std::tie(places_[a].due, places_[a].number) > std::tie(places_[b].due, places_[b].number);
@@ -71,7 +72,7 @@ class Network {
   }
 
  public:
-  // Before a launch. The places are allocated here, because threads must not share what they allocate.
+  // Reset before a launch. The places are allocated here, because threads must not share what they allocate.
   void clear(unsigned seed) {
     places_.resize(capacity);
     for (Transit& place : places_) place.before = std::make_unique<char>();
@@ -101,7 +102,7 @@ class Network {
     send(i);
   }
 
-  // A message: no earlier than what was stored to the same place before.
+  // Start a message, which arrives no earlier than what was stored to the same place before.
   void start(const Store& message) {
     ++number_;
     const unsigned i = place_for(message);
@@ -113,14 +114,14 @@ class Network {
     send(i);
   }
 
-  // A thread's turn begins, with so many threads at work.
+  // A thread's turn begins, while `live` threads are at work.
   void pass_turn(size_t live) {
     ++turn_;
     live_ = live;
     while (!under_way_.empty() && places_[under_way_.front()].due <= turn_) deliver_next();
   }
 
-  // False if nothing is under way.
+  // Deliver the next store; false if none is in flight.
   bool deliver_next() {
     if (under_way_.empty()) return false;
     std::pop_heap(under_way_.begin(), under_way_.end(), later());
@@ -144,7 +145,7 @@ class Network {
     return true;
   }
 
-  // When all threads have ended: a kernel ends with all that it stored.
+  // Called when all threads have ended: a kernel ends with all its stores made.
   void deliver_messages() {
     under_way_.erase(
         std::remove_if(under_way_.begin(), under_way_.end(), [&](unsigned i) { return places_[i].mbarrier; }),
@@ -155,7 +156,7 @@ class Network {
   }
 
  private:
-  // Where a store of the thread that runs is while it is under way.
+  // A place for a store of the running thread while it is in flight.
   unsigned place_for(const Store& store) {
     const unsigned i = free_.back();
     free_.pop_back();
@@ -170,8 +171,8 @@ class Network {
     std::push_heap(under_way_.begin(), under_way_.end(), later());
   }
 
-  // Without a seed a store takes a round. Else most take up to a round, but from some blocks to some others it may
-  // be 64; so it may of some words of messages.
+  // Without a seed a store takes one round. Otherwise most stores take up to one round, and those between some pairs of
+  // blocks, as well as some words of messages, up to 64.
   uint64_t delay(unsigned from, unsigned to) {
     if (!seed_) return live_;
     const unsigned link = (seed_ * most_blocks + from) * most_blocks + to;
@@ -181,7 +182,7 @@ class Network {
 
   std::vector<Transit> places_;
   std::vector<unsigned> free_, under_way_;  // the latter a heap
-  std::vector<uint64_t> last_due_;          // of messages to a place, or to any of some
+  std::vector<uint64_t> last_due_;          // the last message's to a place; some places share one
   std::mt19937 random_;
   unsigned seed_ = 0;
   uint64_t turn_ = 0, live_ = 1, number_ = 0;
@@ -197,7 +198,7 @@ void leave_cluster(Barrier& barrier) {
   ++barrier.generation;
 }
 
-// What the end of a block must not find: stores under way to it, or phases half done.
+// The end of a block must find no stores in flight to it and no phases half done.
 void require_quiet(const Block& block) {
   const Place nowhere{"kernel", 0};
   if (block.incoming > 0)

@@ -1,4 +1,4 @@
-// Calls on operands of their own, forward and backward, for a sanitizer to watch.
+// Calls, forward and backward, that a sanitizer watches, with operands of their own.
 #pragma once
 
 #include <algorithm>
@@ -34,11 +34,11 @@ class Memory {
 
 struct Options {
   int64_t T, B, H;
-  bool regularised = true;  // by zoneout and clipping
+  bool regularised = true;  // with zoneout and clipping
 };
 
-// One layer forward and backward; returns the bits of all arrays. `prepare` plans either call. S is the type of the
-// tensors.
+// Run one layer forward and backward and return the bits of all arrays. `prepare` plans either call, and S is the type
+// of the tensors.
 template <typename S, typename F>
 std::vector<unsigned char> run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
   const auto [T, B, H, regularised] = options;
@@ -88,8 +88,8 @@ std::vector<unsigned char> run_layer(Modulates modulates, const Options& options
   return bits;
 }
 
-// What a program does with its arguments, the members of Chip in order and a seed for the order of threads; `run` gets
-// them, with as many clusters of any size as `clusters` says.
+// The main function of a program. Its arguments are the members of Chip in order and a seed for the order of threads;
+// `run` gets them, with `clusters` clusters of any size.
 template <typename F>
 int run_program(char** arguments, int clusters, const F& run) {
   const auto argument = [&](int i) { return std::atoi(arguments[i]); };

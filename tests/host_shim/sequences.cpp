@@ -1,5 +1,5 @@
-// The calls of csrc/cuda/api.h by all kernels, as a library for tests/test_cuda_kernels.py; with -DRACES a program,
-// which runs every cell by the kernels of blocks.
+// The calls of csrc/cuda/api.h by all kernels: a library for tests/test_cuda_kernels.py; with -DRACES a program, which
+// runs every cell with the block kernels.
 
 #ifndef RACES
 

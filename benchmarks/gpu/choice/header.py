@@ -13,9 +13,9 @@ from .rows import Row, rows
 
 PATH = ROOT / "csrc" / "cuda" / "cluster" / "measured.h"
 TEXT = """\
-// Where the kernels of clusters were measured ahead of those of blocks, and right. Made by
-// `python -m benchmarks.gpu.choice --write` from benchmarks/results/choice-*.json: rows go when the sources that they
-// were measured with change, unless --carry-over finds that their machine code is the same.
+// The sizes for which warp kernels were measured to be faster than block kernels, and right. Made by
+// `python -m benchmarks.gpu.choice --write` from benchmarks/results/choice-*.json: rows are dropped when the sources
+// that they were measured with change, unless --carry-over finds that their machine code is the same.
 #pragma once
 
 #include "choice.h"

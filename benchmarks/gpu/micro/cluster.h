@@ -1,15 +1,15 @@
-// What blocks of a cluster have beside the L2: a barrier in hardware, and each other's shared memory.
-// On architectures before sm_90 the kernels are empty, and the program does not launch them. They run on the host shim
-// too (tests/host_shim/exchanges.cpp).
+// Kernels that measure what the blocks of a cluster have besides L2: a hardware barrier, and each other's shared
+// memory. Before sm_90 the kernels are empty, and the program does not launch them. They run on the host shim too
+// (tests/host_shim/exchanges.cpp).
 //
-// No block may end while another can still reach into its shared memory, so every kernel ends with a barrier.
+// No block may end while another one can still reach into its shared memory, so every kernel ends with a barrier.
 #pragma once
 
 #include "exchange.h"
 
 namespace fused_rnn::cuda {
 
-// As Barriers, with the numbers that are passed on in shared memory: [2] in each block.
+// Like Barriers, with the numbers that are passed on in shared memory, [2] in each block.
 struct ClusterBarriers {
   int rounds;
   bool checked;
@@ -63,7 +63,7 @@ FUSED_RNN_KERNEL chase_in_cluster(const Chase q) {
 #endif
 }
 
-// Two blocks push messages into each other's shared memory, there and back once a round.
+// Two blocks push messages into each other's shared memory, there and back once per round.
 struct Push {
   int rounds;
   unsigned* failed;
@@ -95,11 +95,11 @@ FUSED_RNN_KERNEL push_in_cluster(const Push q) {
 
 // The exchange of a state within a cluster without a barrier: each block pushes its share of a tile into the shared
 // memory of all blocks, itself included, and waits until its own tile is whole. Two tiles take turns. A block pushes
-// into a tile again only when the round between has reached it from all others, and they push that one after reading
-// this.
+// into a tile again only after it has received the round in between from all others, who push that one after they have
+// read this one.
 struct ClusterExchange {
   int rounds;
-  int words;  // of a tile, a multiple of the cluster's size: who pushes nothing tells nobody that it has read
+  int words;  // of a tile; a multiple of the cluster's size, because a block's push tells that it has read
   unsigned* failed;
   unsigned* sums;  // [blocks, threads] as in TileExchange
 };
@@ -125,7 +125,7 @@ FUSED_RNN_KERNEL __launch_bounds__(threads, 1) exchange_in_cluster(const Cluster
     }
     arrived = wait_for_phase(barrier, (round - 1) / 2 % 2, q.failed);
     for (int i = threadIdx.x; i < q.words; i += blockDim.x) sum ^= joined(tiles[first + i]);
-    arrived = __syncthreads_and(arrived);  // all have read before any pushes what lets others write here again
+    arrived = __syncthreads_and(arrived);  // all have read before one pushes, which lets others write here again
   }
   q.sums[blockIdx.x * blockDim.x + threadIdx.x] = sum;
   cluster_barrier();

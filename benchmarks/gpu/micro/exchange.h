@@ -1,7 +1,7 @@
-// How blocks wait for each other and exchange data through the L2. These kernels run on the host shim
-// too (tests/host_shim/exchanges.cpp), where ThreadSanitizer watches their order.
+// Kernels that measure how blocks wait for each other and exchange data through L2. They run on the host shim too
+// (tests/host_shim/exchanges.cpp), where ThreadSanitizer checks their order.
 //
-// Every kernel counts in `wrong` what it found to be other than it should be, and gives up where it waits in vain.
+// Every kernel counts wrong results in `wrong`, and gives up when a wait times out.
 #pragma once
 
 #include "../../../csrc/cells/math.h"
@@ -9,7 +9,7 @@
 
 namespace fused_rnn::cuda {
 
-// Three words of data and the tag that says which message it is, in one access of 16 bytes.
+// Three words of data and the tag that identifies the message, in one access of 16 bytes.
 struct alignas(16) Message {
   unsigned data[3];
   unsigned tag;
@@ -20,8 +20,8 @@ struct alignas(16) Message {
 #endif
 constexpr int threads = FUSED_RNN_THREADS;  // of a block, as in the recurrent kernels
 
-// The barrier of the recurrent kernels' blocks, at a counter that only grows: what any block stored before is visible
-// to all afterwards. False if a block did not come in time.
+// The barrier of the recurrent kernels' blocks, at a counter that only grows: afterwards all blocks see what any of
+// them stored before. False after a timeout.
 class CounterBarrier {
  public:
   FUSED_RNN_DEVICE CounterBarrier(unsigned* arrivals, unsigned* failed) : arrivals_(arrivals), failed_(failed) {}
@@ -43,7 +43,7 @@ class CounterBarrier {
   unsigned target_ = 0;
 };
 
-// The slice of a block in `total` things.
+// A block's slice of `total` things.
 struct Slice {
   int first, count;
 };
@@ -53,17 +53,17 @@ FUSED_RNN_DEVICE Slice slice_of(int total, int block, int blocks) {
   return {first, first >= total ? 0 : total - first < each ? total - first : each};
 }
 
-// What barriers are measured with. In checked runs each block also passes a number on to the next, in two places that
-// take turns, and looks whether it came; the timed runs do nothing but wait.
+// The operands of barrier measurements. In checked runs each block also passes a number on to the next one, in two
+// places that take turns, and checks that it came; timed runs only wait.
 struct Barriers {
   int rounds;
   unsigned* arrivals;  // [1] counter, or [blocks] flags; zeros
-  unsigned* passed;    // [2, blocks], or null where nothing is checked
+  unsigned* passed;    // [2, blocks], or null if nothing is checked
   unsigned* failed;    // zero
   unsigned* wrong;     // zero
 };
 
-// f() waits for all blocks; false if one did not come.
+// Wait in every round; wait() is false if a block did not come.
 template <typename F>
 FUSED_RNN_DEVICE void wait_often(const Barriers& q, const F& wait) {
   const unsigned blocks = gridDim.x, next = (blockIdx.x + 1) % blocks;
@@ -82,8 +82,8 @@ FUSED_RNN_KERNEL __launch_bounds__(threads, 1) wait_at_counter(const Barriers q)
   wait_often(q, [&](int) { return team.wait(); });
 }
 
-// Every block raises a flag of its own, and its threads wait for one flag each: nothing is added up, so arrivals do not
-// queue at one address. At most as many blocks as a block has threads.
+// Every block raises its own flag, and its threads wait for one flag each: nothing is added up, so arrivals do not
+// queue at one address. There may be at most as many blocks as a block has threads.
 FUSED_RNN_KERNEL __launch_bounds__(threads, 1) wait_at_flags(const Barriers q) {
   wait_often(q, [&](int round) {
     __syncthreads();
@@ -93,7 +93,7 @@ FUSED_RNN_KERNEL __launch_bounds__(threads, 1) wait_at_flags(const Barriers q) {
   });
 }
 
-// Two blocks of one thread send each other numbers, there and back once a round.
+// Two blocks of one thread send each other numbers, there and back once per round.
 struct PingPong {
   int rounds;
   Message* boxes;         // [2] zeros, one that each block reads
@@ -109,7 +109,7 @@ FUSED_RNN_DEVICE bool same(const Message& a, const Message& b) {
   return a.data[0] == b.data[0] && a.data[1] == b.data[1] && a.data[2] == b.data[2] && a.tag == b.tag;
 }
 
-// Read a box until it holds the message of this tag, which is then complete or counted as wrong.
+// Poll a box until it holds the message of this tag, which is then complete or counted as wrong.
 FUSED_RNN_DEVICE bool receive(const PingPong& q, const Message* box, unsigned tag) {
   for (unsigned polls = 0; polls < FUSED_RNN_WAIT_POLLS; ++polls) {
     const Message message = load_message(box);
@@ -121,7 +121,7 @@ FUSED_RNN_DEVICE bool receive(const PingPong& q, const Message* box, unsigned ta
   return false;
 }
 
-// Data and tag in one word of 16 bytes: whoever sees the tag has the data.
+// Data and tag in one word of 16 bytes: a reader that sees the tag has the data.
 FUSED_RNN_KERNEL exchange_tagged(const PingPong q) {
   if (blockIdx.x != 0 && blockIdx.x != q.distance) return;
   const unsigned self = blockIdx.x != 0;
@@ -149,7 +149,7 @@ FUSED_RNN_KERNEL exchange_flagged(const PingPong q) {
 }
 
 // The exchange of a state, as the recurrent kernels do it in every phase: each block stores its share of a tile, all
-// blocks of the team wait for each other, each loads the whole tile. Two tiles take turns. The grid is one team.
+// blocks of the team wait for each other, and each loads the whole tile. Two tiles take turns. The grid is one team.
 struct TileExchange {
   using Word = Vector<unsigned, 4>;
   int rounds;
@@ -157,12 +157,12 @@ struct TileExchange {
   Word* tiles;         // [2, words]
   unsigned* arrivals;  // zero
   unsigned* failed;    // zero
-  unsigned* sums;      // [blocks, threads] exclusive or of all that a thread loaded
+  unsigned* sums;      // [blocks, threads] exclusive or of all words that a thread loaded
 };
 
 HOST_DEVICE unsigned tile_value(unsigned round, unsigned word) { return round * 2654435761u ^ word * 40503u; }
 
-// The four parts of a word of the tile; together they make 4 * tile_value.
+// The four parts of a word of the tile; their exclusive or is 4 * tile_value.
 FUSED_RNN_DEVICE TileExchange::Word tile_word(unsigned round, unsigned word) {
   const unsigned v = tile_value(round, word);
   return {{v, v + 1, v + 2, 4 * v ^ v ^ (v + 1) ^ (v + 2)}};
@@ -172,7 +172,7 @@ FUSED_RNN_DEVICE unsigned joined(const TileExchange::Word& word) {
   return word.values[0] ^ word.values[1] ^ word.values[2] ^ word.values[3];
 }
 
-// What all `sums` of a block make together.
+// The exclusive or of all `sums` of a block.
 inline unsigned expected_sum(int rounds, int words) {
   unsigned sum = 0;
   for (int round = 1; round <= rounds; ++round)

@@ -1,5 +1,5 @@
-// How the micro-measurements allocate, launch and time, check what a kernel computed, and print. For nvcc alone; part
-// of the one program, micro.cu.
+// The harness of the micro-measurements: it allocates, launches and times, checks what a kernel computed, and prints.
+// Only for nvcc, as part of the one program, micro.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -74,7 +74,7 @@ inline cudaDeviceProp device;
 
 inline int shared_limit() { return static_cast<int>(device.sharedMemPerBlockOptin); }
 
-// 2, 4, 8, ... blocks, and one on every multiprocessor.
+// 2, 4, 8, ... blocks, and one on every SM.
 inline std::vector<unsigned> block_counts() {
   std::vector<unsigned> counts;
   const auto all = static_cast<unsigned>(device.multiProcessorCount);
@@ -111,7 +111,7 @@ inline void print_error(const std::string& name, const Parameters& parameters, s
 
 inline bool any_failed = false;
 
-// Measure, and print what it gave or why it gave nothing. Exits if the device is lost.
+// Measure, and print the values or the error. Exits if the device is lost.
 inline void attempt(const std::string& name, const Parameters& parameters, const char* unit,
                     const std::function<std::vector<double>()>& measure) {
   try {
@@ -126,7 +126,7 @@ inline void attempt(const std::string& name, const Parameters& parameters, const
 
 // Launching -----------------------------------------------------------------------------------------------------------
 
-// All blocks resident at once, or an error.
+// Launch with all blocks resident at once, or fail.
 template <typename Q>
 void launch_grid(void (*kernel)(Q), unsigned blocks, unsigned block_threads, std::remove_const_t<Q> q) {
   void* arguments[] = {&q};
@@ -161,7 +161,7 @@ void launch_clusters(void (*kernel)(Q), const ClusterLaunch& shape, std::remove_
   CHECK(cudaGetLastError());
 }
 
-// µs of a round, from launches with N and with 2N rounds.
+// µs per round, from launches with N and with 2N rounds.
 inline std::vector<double> us_per_round(int rounds, const std::function<void(int)>& launch) {
   Event begin, middle, end;
   launch(rounds);

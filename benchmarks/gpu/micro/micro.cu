@@ -1,9 +1,9 @@
-// Runs the micro-measurements and prints one JSON object per line, with all repetitions: `micro [NAME...]`. It is built
-// and called by `python -m benchmarks.gpu.micro`, which says what each is for.
+// The program that runs the micro-measurements and prints one JSON object per line, with all repetitions: `micro
+// [NAME...]`. `python -m benchmarks.gpu.micro` builds and calls it, and says what each measurement is for.
 //
-// Times per round are differences between launches of 2N and of N rounds, so that launches drop out. What a kernel
-// computes is checked, every call's return code too; a measurement that fails prints its error, and the next one runs
-// unless the device is lost. Exit code: 0, 1 if a measurement failed, 2 without a device.
+// Times per round are differences between launches of 2N and of N rounds, so that launches drop out. The results of
+// kernels and the return codes of all calls are checked; a measurement that fails prints its error, and the next one
+// runs unless the device is lost. Exit code: 0; 1 if a measurement failed; 2 without a device.
 
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
@@ -71,9 +71,9 @@ void grid_sync(const std::string& name) {
     attempt(name, {{"blocks", blocks}}, "us", [&] { return measure_barrier(wait_in_group, blocks); });
 }
 
-// Messages through the second-level cache -----------------------------------------------------------------------------
+// Messages through L2 -------------------------------------------------------------------------------------------------
 
-// The time one way: half a round.
+// The time of one way, which is half a round.
 std::vector<double> measure_ping_pong(void (*kernel)(PingPong), unsigned distance) {
   Array<Message> boxes(2);
   Array<unsigned> flags(2), verdict(2);
@@ -223,9 +223,9 @@ void cluster_exchange(const std::string& name) {
   });
 }
 
-// One multiprocessor --------------------------------------------------------------------------------------------------
+// One SM --------------------------------------------------------------------------------------------------------------
 
-// Work per clock of the first of as many blocks as there are multiprocessors. `launch` starts the kernel on a Work.
+// The work per clock of the first block, with as many blocks as there are SMs. `launch` starts the kernel on a Work.
 std::vector<double> measure_work(int count, int bytes, unsigned block_threads, double work, unsigned result,
                                  const std::function<void(const Work&)>& launch) {
   Array<long long> spent(1);
@@ -234,7 +234,7 @@ std::vector<double> measure_work(int count, int bytes, unsigned block_threads, d
   for (int i = 0; i <= repetitions; ++i) {
     launch({count, bytes, spent.data(), results.data()});
     CHECK(cudaGetLastError());
-    if (i > 0) values.push_back(work / static_cast<double>(spent.read()[0]));  // the first is to warm up
+    if (i > 0) values.push_back(work / static_cast<double>(spent.read()[0]));  // the first one warms up
   }
   for (const unsigned value : results.read()) expect(value == result, "a thread computed " + std::to_string(value));
   return values;

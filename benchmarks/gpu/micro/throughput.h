@@ -1,5 +1,5 @@
-// What one multiprocessor can do in a clock: reading its shared memory, matrix instructions, plain multiply-adds. For
-// nvcc alone. Each kernel writes the cycles of its first block and a number that tells whether the work was done.
+// Kernels that measure what one SM can do in a clock: reading shared memory, matrix instructions, plain multiply-adds.
+// Only for nvcc. Each kernel writes the cycles of its first block, and a number that tells whether the work was done.
 #pragma once
 
 #include "../../../csrc/cuda/device.h"
@@ -8,12 +8,12 @@ namespace fused_rnn::cuda {
 
 struct Work {
   int count;          // repetitions
-  int bytes;          // of shared memory, where a kernel reads it
+  int bytes;          // of shared memory, if a kernel reads it
   long long* cycles;  // of the first block
   unsigned* result;   // [threads] of the first block
 };
 
-// f() is what is timed; it returns the thread's result.
+// Time f(), which returns the thread's result.
 template <typename F>
 __device__ void time_block(const Work& w, const F& f) {
   __syncthreads();
@@ -27,7 +27,7 @@ __device__ void time_block(const Work& w, const F& f) {
   if (threadIdx.x == 0) *w.cycles = end - begin;
 }
 
-constexpr int scan_batch = 4;  // loads of a thread that are under way at a time
+constexpr int scan_batch = 4;  // loads of a thread that are in flight at a time
 
 // Every thread reads its share of `bytes`, 16 at a time, again and again. Result: the sum of its words, each being 1.
 // `bytes` is a multiple of what the block reads in a batch.
@@ -50,8 +50,8 @@ __global__ void scan_shared(const Work w) {
   });
 }
 
-// Matrix instructions in `chains` chains, each waiting for its own last. Result: one sum of each chain, added up; all
-// operands are 1, so each instruction adds 16.
+// Matrix instructions in `chains` chains, in which each waits for the one before. Result: one sum of each chain, added
+// up; all operands are 1, so each instruction adds 16.
 template <int chains>
 __global__ void multiply_matrices(const Work w) {
   constexpr uint32_t ones = 0x3f803f80;  // two bfloat16
@@ -69,8 +69,7 @@ __global__ void multiply_matrices(const Work w) {
   });
 }
 
-// Each warp loads four 8 x 8 matrices at a time, in rows that follow each other. Result: the sum of its registers, each
-// being 1.
+// Each warp loads four 8 x 8 matrices at a time, from consecutive rows. Result: the sum of its registers, each being 1.
 __global__ void load_matrices_often(const Work w) {
   FUSED_RNN_DYNAMIC_SHARED(shared);
   for (unsigned i = threadIdx.x; i < w.bytes / 4; i += blockDim.x) reinterpret_cast<unsigned*>(shared)[i] = 1;
@@ -105,8 +104,8 @@ __global__ void multiply_add(const Work w, float one) {
 constexpr int product_steps = 64;
 
 // The float32 product of the recurrent kernels: weights of `outputs` outputs in registers, states of eight sequences
-// from shared memory, where each quarter of the warp reads a step of the depth of its own. Result: all sums added up;
-// all operands are 1, but the compiler does not know that.
+// from shared memory, of which each quarter of a warp reads its own step of K. Result: all sums added up; all operands
+// are 1, but the compiler does not know that.
 template <int outputs>
 __global__ void multiply_add_shared(const Work w, float4 ones) {
   FUSED_RNN_DYNAMIC_SHARED(shared);  // [steps, quarters, 8 sequences]
@@ -138,7 +137,7 @@ __global__ void multiply_add_shared(const Work w, float4 ones) {
 }
 
 // The bfloat16 product of the recurrent kernels: weights in registers, states of eight sequences from shared memory,
-// two matrix instructions for every load. Result: one of the sums of both chains, added up; all operands are 1.
+// two matrix instructions for every load. Result: one sum of each of the two chains, added up; all operands are 1.
 __global__ void multiply_matrices_shared(const Work w) {
   constexpr uint32_t ones = 0x3f803f80;                 // two bfloat16
   constexpr int stride = 2 * (32 * product_steps + 8);  // bytes of a sequence's states

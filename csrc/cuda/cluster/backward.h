@@ -1,12 +1,13 @@
-// The backward kernel of warps: a whole sequence in one launch, against the order of the forward steps. It leaves the
-// gradients of all pre-activations in one matrix, from which the library makes every weight gradient and δx afterwards.
+// The backward warp kernel: a whole sequence in one launch, in the reverse order of the forward steps. It leaves the
+// gradients of all pre-activations in one matrix, from which the library computes every weight gradient and δx
+// afterwards.
 //
-// A block makes the gradients of its own units, on registers of the warps that have 8 of them for 8 sequences, and
-// hands them in shared memory to all its warps. These multiply them with the block's columns of Uᵀ, a warp for some
-// outputs, and contribute the partial sums to the blocks that own the outputs; whoever has the units adds them up in
-// the next step, or after the last one for δh_0.
+// A block makes the gradients of its own units, in registers of warps that have 8 units of 8 sequences each, and hands
+// them in shared memory to all its warps. These multiply them with the block's columns of Uᵀ, each warp for some
+// outputs, and contribute the partial sums to the blocks that own the outputs. The owner adds them up in the next step,
+// or after the last one for δh_0.
 //
-// A cell of several phases makes δs = U_nᵀ δa_n and δx̂ = Wᵀ δ (where h₋ is modulated, Uᵀ δ) on the way, in the same
+// A cell of several phases makes δs = U_nᵀ δa_n and δx̂ = Wᵀ δ (Uᵀ δ where h₋ is modulated) on the way, in the same
 // manner; while these travel, warps multiply what is there already. The first blocks own the features of x̂.
 #pragma once
 
@@ -39,11 +40,11 @@ class Backward {
   using FeatureSums = std::conditional_t<multiplicative, SumsOf<own_features>, Nothing>;
   using Job = std::conditional_t<multiplicative, BackwardFeatures<Cell, S, Size>, BackwardJob<Cell, S, Size>>;
   using ThisTile = Tile<S, BackwardArrays, octets>;
-  // Of so many rows of each of so many gates.
+  // The weights of a product, from `own` rows of each of `of_gates` gates; Nothing if the cell lacks the product.
   template <int tiles, int steps, int held, int own, int of_gates>
   using Weights = std::conditional_t < (tiles * steps > 0),
         TurnedWeights<S, tiles, steps, held, own, of_gates, tiles<together ? tiles : together>, Nothing>;
-  // Chains of sums, so that instructions that do not wait for each other are under way.
+  // Chains of sums, which keep independent instructions in flight.
   static constexpr int chains = own_tiles * octets == 1 ? 2 : 1;
   static constexpr int feature_chains = own_feature_tiles * octets > 2   ? 1
                                         : own_feature_tiles * octets > 1 ? (terms == 1 ? 2 : 1)
@@ -100,7 +101,7 @@ class Backward {
   }
 
  private:
-  // Jobs: those of units, then those of features, dealt out to the warps in turn.
+  // The jobs, first those of units and then those of features, are dealt out to the warps in turn.
 
   FUSED_RNN_DEVICE int job(int i) const { return i * Shape::warps + warp_; }
   // Whether the warp's ith job is one of the first `count`.
@@ -127,7 +128,7 @@ class Backward {
 
   // Weights -----------------------------------------------------------------------------------------------------------
 
-  // Whether every second output stands at a multiple of 4 bytes.
+  // Whether every second output is aligned to 4 bytes.
   FUSED_RNN_DEVICE bool have_pairs() const {
     const BackwardArrays<S>& a = q_.arrays;
     uint64_t places = reinterpret_cast<uint64_t>(a.weight_hh);
@@ -153,7 +154,7 @@ class Backward {
 
   enum class Matrix { ih, hh, mhh };
 
-  // A matrix of weights from a gate on.
+  // A matrix of weights, from a gate on.
   template <Matrix matrix, int gate = 0>
   struct Source {
     const Backward& block;
@@ -176,13 +177,13 @@ class Backward {
 
   // Steps -------------------------------------------------------------------------------------------------------------
 
-  // By all warps, those without jobs too, so that none runs ahead after a timeout.
+  // Wait for the partial sums. All warps do, even those without jobs, so that none runs ahead after a timeout.
   FUSED_RNN_DEVICE void wait() {
     if (!sums_.wait()) for_jobs([&](int, Job& job) { job.poison(); });
   }
 
   FUSED_RNN_DEVICE void advance(const ThisTile& tile, int step) {
-    // apart from the wait on, so that the compiler moves what does not depend on the sums before they have come
+    // two versions, wait included, so that the compiler can move what does not depend on the sums ahead of the wait
     if (regularised_)
       make<true>(tile, step);
     else
@@ -208,8 +209,8 @@ class Backward {
     for_jobs([&](int i, Job& job) { job.template make<regularised>(q_, step, rows[i], sums_); });
   }
 
-  // Uᵀ δ, as far as it comes from the block's units. There are two operands, because some warps may still multiply when
-  // all that this one waits for has come.
+  // Multiply Uᵀ δ for δ of the block's units. There are two operands, because some warps may still multiply when
+  // everything that this one waits for has come.
   FUSED_RNN_DEVICE void multiply(int step) const {
     const SharedAddress rows = operand_ + (step & 1) * Shape::operand_bytes;
     FUSED_RNN_UNROLL
@@ -221,9 +222,9 @@ class Backward {
     }
   }
 
-  // The phases of a cell of several, after the first one's gradients were made. One operand is enough for these: what a
-  // phase writes there is multiplied after the phase's barrier and before the next one of the block, and all that write
-  // to the same place in the next step have passed that one.
+  // The phases that follow once the gradients of the first one are made. One operand is enough for them: what a phase
+  // writes there is multiplied after the barrier of the phase and before the next barrier of the block, and all warps
+  // that write to the same place in the next step have passed the latter.
   FUSED_RNN_DEVICE void hand_back(int step) {
     WarpSums<S> dh[chains][own_tiles][octets] = {};
     FeatureAccumulators dx_hat = {};
@@ -248,7 +249,7 @@ class Backward {
     for (int j = 0; j < own_tiles; ++j) contribute<units>(sums_, tile(j), dh, j);
   }
 
-  // U_nᵀ δa_n
+  // Contribute δs = U_nᵀ δa_n.
   FUSED_RNN_DEVICE void contribute_reset() const {
     WarpSums<S> ds[chains][own_tiles][octets] = {};
     multiply(candidate_, 0, column(2 * units), ds);
@@ -268,7 +269,7 @@ class Backward {
     return Shape::feature_warps == Shape::warps || warp_ < Shape::feature_warps;
   }
 
-  // Some steps of Wᵀ δ, or of Uᵀ δ.
+  // Add steps `begin` to `end` - 1 of δx̂ = Wᵀ δ, or Uᵀ δ where h₋ is modulated.
   template <int begin, int end>
   FUSED_RNN_DEVICE void multiply_features(FeatureAccumulators& sums) const {
     if (multiplies_features()) multiply<begin, end>(features_, 0, column(0), sums);
@@ -282,7 +283,7 @@ class Backward {
     if (owns_features() && warp_ == Shape::warps - 1) feature_sums_.expect();
   }
 
-  // Blocks without features are sent nothing, and have nothing to wait for.
+  // Make the gradients of the features, in blocks that have some. The others are sent nothing, and wait for nothing.
   FUSED_RNN_DEVICE void modulate(int step) {
     if (!owns_features()) return feature_sums_.follow();
     typename Job::FeatureRows rows[own_jobs];
@@ -295,10 +296,10 @@ class Backward {
 
   FUSED_RNN_DEVICE int tile(int j) const { return warp_ * own_tiles + j; }
   FUSED_RNN_DEVICE int feature_tile(int j) const { return warp_ * own_feature_tiles + j; }
-  // Of the operand, where there is one.
+  // Column k of the operand, in a kernel that has only one.
   FUSED_RNN_DEVICE SharedAddress column(int k) const { return operand_ + k * int{sizeof(Term<S>)}; }
 
-  // Adds what some tiles of a product come to, with columns of the operand: all its steps, or some.
+  // Add a product for some tiles, from `first` on, with the operand from `columns` on; all its steps, or some.
   template <typename W, int chains, int tiles>
   FUSED_RNN_DEVICE void multiply(const W& weights, int first, SharedAddress columns,
                                  WarpSums<S> (&sums)[chains][tiles][octets]) const {
@@ -342,7 +343,8 @@ class Backward {
     }
   }
 
-  // Of tile j of these, which is `tile` of all, to whoever has it of owners of `own` outputs each.
+  // Contribute the sums of tile j, which is `tile` in the whole product, to the block that owns it; each owns `own`
+  // outputs.
   template <int own, typename Channel, int chains, int tiles>
   FUSED_RNN_DEVICE void contribute(const Channel& channel, int tile, const WarpSums<S> (&sums)[chains][tiles][octets],
                                    int j) const {
@@ -367,7 +369,7 @@ class Backward {
   Sums sums_;
   ResetSums reset_sums_;
   FeatureSums feature_sums_;
-  const SharedAddress operand_;  // of each [sequences, Shape::stride]; from the lane's row of matrices on
+  const SharedAddress operand_;  // the lane's row of matrices in the first, [sequences, Shape::stride]
   Job jobs_[own_jobs];
   Weights<own_tiles, products.recurrent.steps, products.recurrent.held, units, reset_before ? 1 : gates> recurrent_;
   Weights<own_tiles, products.update.steps, products.update.held, units, 1> update_;
@@ -378,7 +380,7 @@ class Backward {
 
 #else
 
-// For older architectures kernels of warps are empty; that pass of the compiler reads the host's code too.
+// Warp kernels are empty for older architectures, whose pass of the compiler reads the host's code too.
 template <typename Cell, typename S, typename Size>
 struct Backward {
   static constexpr int shared_bytes = 0;
@@ -391,7 +393,7 @@ FUSED_RNN_KERNEL __launch_bounds__(BackwardShape<Cell, S, Size>::threads, 1)
     run_backward(FUSED_RNN_PARAMETER Operands<S, BackwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  // not within the block: what points into itself stays in memory
+  // not a member of the block: an object that points into itself stays in memory
   typename Size::Exchange::template Team<Size::blocks> team(q);
   Backward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif

@@ -1,5 +1,5 @@
-// The pointwise part of the multiplicative modifier in the backward kernel of warps: δm and the gradient of what m is
-// multiplied with, for 8 features and 8 sequences.
+// The pointwise part of the multiplicative modifier in the backward warp kernel: δm and the gradient of what m scales,
+// for 8 features and 8 sequences.
 #pragma once
 
 #include "backward_job.h"
@@ -8,7 +8,8 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// A job of units, or one of features, which uses the same registers: its rows are m and the input, and δm and δ input.
+// A job of units or of features, in the same registers. A job of features reads rows of m and of the input, and leaves
+// δm and δ input.
 template <typename Cell, typename S, typename Size>
 class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   using Base = BackwardJob<Cell, S, Size>;
@@ -20,7 +21,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
       Base::sink_, Base::tile_;
   static constexpr bool of_hidden = Shape::of_hidden;
   static_assert(by_values<S> || Shape::slots >= 4, "it reads four matrices, of which two are of use");
-  // Where the input stands in the ring. By values the first slots are of arrays with rows as long as m has.
+  // The input's slot in the ring. By values the first slots are columns of one array, that of m.
   static constexpr int input_at = by_values<S> ? Cell::saved : 1;
 
  public:
@@ -37,7 +38,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
     row_ = kept(operand + ((8 * octet_ + lane() % 8) * Shape::stride + column) * int{sizeof(Term<S>)});
   }
 
-  // These take the place of begin, load, make, put_out and end where the job is of features.
+  // A job of features calls these in place of begin, load, make, put_out and end.
 
   FUSED_RNN_DEVICE void begin_features(const Q& q, int first, int longest) {
     const BackwardArrays<S>& a = q.arrays;
@@ -51,7 +52,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
   }
 
   struct FeatureRows {
-    Pair<S> m[by_values<S> ? 1 : 4], input[1];  // rows of the input come with those of m
+    Pair<S> m[by_values<S> ? 1 : 4], input[1];  // in rows, the input is loaded with m
   };
 
   FUSED_RNN_DEVICE FeatureRows load_features() {
@@ -65,7 +66,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
     return rows;
   }
 
-  // By δx̂ in the parts that the blocks contributed, if they have come.
+  // Make δm and δ input from δx̂, in the parts that the blocks contributed; NaN if they have not come.
   template <typename Sums>
   FUSED_RNN_DEVICE void make_features(const Q& q, int step, const FeatureRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step);
@@ -79,7 +80,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
                                dm, dx);
       const bool active = tile_.active(0, j, t);
       made.put(0, j, clip(dm, T(q.gradient_clip)).value, active);
-      // of W_m x, a pre-activation too
+      // of W_m x, which is a pre-activation, too
       made.put(1, j, of_hidden ? clip(dx, T(q.gradient_clip)).value : dx.value, active);
     }
     this->template hand_over<0, 2, 0, 1>(step, made);
@@ -110,7 +111,7 @@ class BackwardFeatures : public BackwardJob<Cell, S, Size> {
     S* const values = !tile_.has_row(0) || lane() >= 16 ? nullptr : lane() < 8 ? d_m : a.d_input + first_;
     return {q, tile_, values, a.d, lane() < 8 ? gradients_row<Cell>(q) : q.I, q.I - first_, time, time_step};
   }
-  // By values the input's gradient is stored apart.
+  // By values, the gradient of the input has a sink of its own.
   FUSED_RNN_DEVICE Sink input_sink(const Q& q, int time, int time_step) const {
     return {q, tile_, q.arrays.d_input + first_, q.arrays.d, q.I, q.I - first_, time, time_step};
   }

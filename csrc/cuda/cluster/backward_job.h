@@ -1,5 +1,5 @@
-// The pointwise part of the backward kernel of warps: the cell for 8 units and 8 sequences, from the rows that it reads
-// of a step to those that it leaves.
+// The pointwise part of the backward warp kernel: the cell for 8 units and 8 sequences, from the rows that it reads in
+// a step to those that it leaves.
 #pragma once
 
 #include "backward_shape.h"
@@ -8,8 +8,8 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// The gradients that a thread makes in a step, of its unit and two sequences: so many of each, and zeros for a sequence
-// that does not have the step.
+// The gradients that a thread makes in a step, `count` each for its unit in two sequences; zeros for a sequence that
+// does not have the step.
 template <typename S, int count>
 class Made {
  public:
@@ -30,13 +30,13 @@ class Made {
 
  private:
   float values_[count][2];
-  uint32_t active_half_[2];  // of a pair of 16 bits each
+  uint32_t active_half_[2];  // masks of the halves of a pair
 };
 
-// A number that may know its tanh, which takes long where it is exact.
+// A number that may carry its tanh, computed ahead, because an exact tanh takes long.
 template <typename S>
 struct Foreseen : Real<S> {
-  float tanh_value = NAN;  // where it is not known
+  float tanh_value = NAN;  // if it is not known
 
   FUSED_RNN_DEVICE Foreseen() {}
   FUSED_RNN_DEVICE explicit Foreseen(float number) : Real<S>(number) {}
@@ -46,7 +46,7 @@ struct Foreseen : Real<S> {
   FUSED_RNN_DEVICE friend Foreseen tanh(const Foreseen& x) { return Foreseen(x.tanh_value); }
 };
 
-// A thread has unit lane / 4 and two of the sequences.
+// The pointwise work of a warp for 8 units and 8 sequences; a thread has unit lane / 4 and two of the sequences.
 template <typename Cell, typename S, typename Size>
 class BackwardJob {
   using Shape = BackwardShape<Cell, S, Size>;
@@ -54,10 +54,10 @@ class BackwardJob {
   using Q = Operands<S, BackwardArrays>;
   using ThisTile = Tile<S, BackwardArrays, 1>;
   static constexpr bool has_c = Cell::has_cell_state, has_before = Shape::has_before;
-  // The gradient that nothing multiplies, if there is one.
+  // The gradient that no product reads, if there is one.
   static constexpr int only_result = Cell::gradients > Cell::gates ? Cell::gates - 1 : -1;
   static_assert(!(has_c && Cell::bypasses_product), "h₋ and c stand in the same place");
-  // Of an array of pairs: matrices are loaded four at a time.
+  // The length of an array of pairs: matrices are loaded four at a time.
   static constexpr int loaded(int count) { return by_values<S> ? count : 4; }
 
  public:
@@ -66,7 +66,7 @@ class BackwardJob {
   using Sink = std::conditional_t<by_values<S>, ValueSink<1>, RowSink<S, 1>>;
   static_assert(Ring::shared_bytes == Shape::ring_bytes);
 
-  // What it reads of a step.
+  // What a job reads in a step.
   struct Rows {
     Pair<S> saved[loaded(Cell::saved)], more[loaded(has_c ? 4 : 2)], before[1], keep_c[1];
     float c[2], tanh_c[2];  // see foresee
@@ -74,7 +74,7 @@ class BackwardJob {
 
   FUSED_RNN_DEVICE BackwardJob() {}
 
-  // `operand`: of the block, the first one.
+  // `operand` is the first one of the block.
   FUSED_RNN_DEVICE BackwardJob(int job, SharedAddress operand, unsigned char* ring)
       : octet_(Size::octets > 1 ? job / Size::groups : 0),
         first_(Size::Exchange::template Team<Size::blocks>::rank() * Size::units + job % Size::groups * 8),
@@ -87,7 +87,7 @@ class BackwardJob {
     ring_.clear();
   }
 
-  // Of the tile that begins with sequence `first`.
+  // Start with the tile that begins with sequence `first`.
   FUSED_RNN_DEVICE void begin(const Q& q, int first, int longest) {
     const BackwardArrays<S>& a = q.arrays;
     tile_ = ThisTile(q, first + 8 * octet_, longest);
@@ -124,7 +124,7 @@ class BackwardJob {
     return rows;
   }
 
-  // c and its tanh by themselves, for the compiler would compute them after the sums have come.
+  // Compute c and its tanh ahead of the wait for sums; left alone, the compiler would compute them after it.
   template <bool regularised>
   FUSED_RNN_DEVICE void foresee(const Q& q, int step, Rows& rows) const {
     if constexpr (by_values<S> && has_c) {
@@ -146,8 +146,8 @@ class BackwardJob {
     }
   }
 
-  // Add Uᵀ δ of the step at time t, if there was one, in the parts that the blocks contributed. A sequence that does
-  // not have the step gets nothing, also where weights are not finite.
+  // Add Uᵀ δ of the step at time t, if there was one, from the parts that the blocks contributed. A sequence that does
+  // not have the step is left alone, even if weights are not finite.
   template <typename Sums>
   FUSED_RNN_DEVICE void add(const Sums& sums, int t, bool there_was) {
     float total[2] = {dh_[0], dh_[1]};
@@ -156,11 +156,11 @@ class BackwardJob {
     for (int j = 0; j < 2; ++j) dh_[j] = there_was && tile_.active(0, j, t) ? total[j] : dh_[j];
   }
 
-  // From here on all gradients of this tile are NaN, but for d_c_0, which end() knows of.
+  // Make all further gradients of this tile NaN, but for d_c_0, which end() takes care of.
   FUSED_RNN_DEVICE void poison() { dh_[0] = dh_[1] = NAN; }
 
-  // The gradients of a step, in rows, which the block's warps read; where the reset gate acts before, but for that of
-  // r. `regularised`: by zoneout or clipping.
+  // Make the gradients of a step and hand them over to the block's warps in rows; for the reset-before GRU all but that
+  // of r, which reset() makes. `regularised`: there is zoneout or clipping.
   template <bool regularised, typename Sums>
   FUSED_RNN_DEVICE void make(const Q& q, int step, const Rows& rows, const Sums& sums) {
     const int forwards = q.reverse ? -1 : 1, t = tile_.time(q, step), before_t = t - forwards;
@@ -189,7 +189,7 @@ class BackwardJob {
         if constexpr (has_c) {
           if (a.keep_c) {
             kept_dc = Zoneout::backward(read(rows.keep_c[0]), dc);
-            if constexpr (!by_values<S>) c = Cell::cell_state(saved, before);  // that which the cell made
+            if constexpr (!by_values<S>) c = Cell::cell_state(saved, before);  // what the cell made, before zoneout
           }
         }
       }
@@ -215,7 +215,7 @@ class BackwardJob {
       hand_over<0, Cell::gradients>(step, made);
   }
 
-  // What it reads of the same step for the gradient of r: r, h₋.
+  // What a job reads in the same step for the gradient of r.
   struct ResetRows {
     Pair<S> r[1], before[1];
   };
@@ -227,7 +227,7 @@ class BackwardJob {
     return rows;
   }
 
-  // That gradient, by δs in the parts that the blocks contributed, if they have come.
+  // Make the gradient of r from δs, in the parts that the blocks contributed; NaN if they have not come.
   template <typename Sums>
   FUSED_RNN_DEVICE void reset(const Q& q, int step, const ResetRows& rows, const Sums& sums, bool come) {
     const int t = tile_.time(q, step), before_t = t - (q.reverse ? -1 : 1);
@@ -237,7 +237,7 @@ class BackwardJob {
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool active = tile_.active(0, j, t), first = step == 0 || !tile_.active(0, j, before_t);
-      const Pair<S> both = first ? initial_ : rows.before[0];  // a copy, or the compiler would keep these in memory
+      const Pair<S> both = first ? initial_ : rows.before[0];  // a copy: else the compiler keeps both in memory
       const T before = half_of<S, T>(both, j);
       T dh(dh_[j]), da_r;
       Cell::backward_reset(T(come ? ds[j] : NAN), half_of<S, T>(rows.r[0], j), before, dh, da_r);
@@ -247,7 +247,7 @@ class BackwardJob {
     hand_over<0, 1>(step, made);
   }
 
-  // The same to the result, and what is read of one step more on its way.
+  // Store the gradients of the step, and start to fetch the rows of one more step.
   template <int count = Cell::gradients>
   FUSED_RNN_DEVICE void put_out(const Q& q, int step, bool regularised) {
     if constexpr (by_values<S>) {
@@ -267,7 +267,7 @@ class BackwardJob {
     sink_.advance();
   }
 
-  // Gradients of the initial state, and zeros at times that no sequence of the tile reaches.
+  // Store the gradients of the initial state, and zeros at times that no sequence of the tile reaches.
   FUSED_RNN_DEVICE void end(const Q& q, bool alive) const {
     FUSED_RNN_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -291,8 +291,8 @@ class BackwardJob {
 
   template <typename Sums>
   FUSED_RNN_DEVICE void add_parts(const Sums& sums, float (&total)[2]) const {
-    constexpr int chains = by_values<S> && Sums::parts > 4 ? 4 : 1;  // that do not wait for each other
-    float more[chains][2];                                           // of the second chain on
+    constexpr int chains = by_values<S> && Sums::parts > 4 ? 4 : 1;  // independent of each other
+    float more[chains][2];                                           // all chains but the first
     FUSED_RNN_UNROLL
     for (int i = 0; i < Sums::parts; ++i) {
       const auto part = sums.pair(i, pair_);
@@ -307,8 +307,8 @@ class BackwardJob {
     }
   }
 
-  // To the operand `some` gradients from the first on, so many columns further, in a plane for each term; by values
-  // put_out finds them as they were made.
+  // Put `some` gradients, from `first` on, into the operand, `columns` columns further on, in a plane for each term. By
+  // values they are also kept as they were made, for put_out.
   template <int first, int some, int columns = 0, int without = only_result>
   FUSED_RNN_DEVICE void hand_over(int step, const OwnMade& made) {
     constexpr int further = columns * int{sizeof(Term<S>)};
@@ -332,14 +332,14 @@ class BackwardJob {
     }
   }
 
-  // So many gradients from the first on, where the sink is at; columns of units follow each other.
+  // Store `count` gradients, from `first` on, where the sink is; the columns of one follow those of the other.
   template <int first, int count, int all>
   FUSED_RNN_DEVICE static void put_values(const Q& q, const Sink& sink, const Made<S, all>& made) {
     FUSED_RNN_UNROLL
     for (int i = 0; i < 2 * count; ++i) sink.store(0, i % 2, i / 2 * q.H, made.value(first + i / 2, i % 2));
   }
 
-  // Zeros at times that no sequence of the tile reaches.
+  // Store zeros at times that no sequence of the tile reaches.
   template <int count>
   FUSED_RNN_DEVICE void clear_rest(const Q& q, Sink rest) const {
     for (int t = tile_.longest(); t < q.T; ++t, rest.advance()) {
@@ -356,19 +356,19 @@ class BackwardJob {
     return Shape::operands > 1 ? row_ + (step & 1) * Shape::operand_bytes : row_;
   }
 
-  int octet_, first_;  // unit or feature
-  int pair_;           // of sums
-  SharedAddress row_;  // of one gradient and sequence, in the operand
+  int octet_, first_;  // first_ is a unit or a feature
+  int pair_;           // the thread's pair of partial sums
+  SharedAddress row_;  // the lane's row in the operand, of one gradient and sequence
   Ring ring_;
   ThisTile tile_;
   Sink sink_;     // the same row in the result
-  OwnMade made_;  // of a step, by values
+  OwnMade made_;  // the gradients of a step, by values
 
  private:
-  // Where a gradient begins in the operand: side by side those that U multiplies, of a gate each, then what only the
-  // result has: δa_n of the reset-after GRU, where δq takes its place.
+  // The column where a gradient begins in the operand. Those that U multiplies lie side by side, one for each gate;
+  // then comes what only the result has, δa_n of the reset-after GRU, in whose place δq is multiplied.
   FUSED_RNN_DEVICE static int column_of(int gradient) {
-    if (gradient >= Cell::gradients) return 0;  // of a lane that has none
+    if (gradient >= Cell::gradients) return 0;  // a lane without a gradient
     if (Cell::gradients == Cell::gates || gradient < Cell::gates - 1) return gradient * Size::units;
     return gradient == Cell::gates ? (Cell::gates - 1) * Size::units : Shape::of_gates;
   }
@@ -382,13 +382,13 @@ class BackwardJob {
         lane() / 8 < Cell::gradients && tile_.has_row(0) ? q.arrays.d + int64_t{lane() / 8} * q.H + first_ : nullptr;
     return {q, tile_, values, q.arrays.d, gradients_row<Cell>(q), columns(q), time, time_step};
   }
-  // Where a unit of the thread stands in a [B, H] array.
+  // The index of the thread's unit and a sequence in a [B, H] array.
   FUSED_RNN_DEVICE int64_t place(const Q& q, int j) const {
     return (int64_t{tile_.first()} + 2 * (lane() % 4) + j) * q.H + first_ + lane() / 4;
   }
 
   Pair<S> initial_;      // h_0 or c_0, of both sequences
-  float dh_[2], dc_[2];  // of the state that the step at hand made, as far as they don't come with its output
+  float dh_[2], dc_[2];  // gradients of the current step's states, but for what comes with its output
 };
 
 #endif

@@ -1,5 +1,4 @@
-// Weights that backward products multiply with: the transpose of a matrix of weights, as far as the block's own rows of
-// it go.
+// The weights of backward products: the rows of a weight matrix that belong to the block, transposed.
 #pragma once
 
 #include "backward_shape.h"
@@ -8,14 +7,14 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// Sums of 16 outputs and 8 sequences that a warp adds products to: one of each, or of floats three.
+// A warp's sums for 16 outputs and 8 sequences: one accumulator, or three for floats.
 template <typename S>
 struct WarpSums {
   static constexpr int terms = terms_of<S>;
   using Fragment = Vector<uint32_t, 4>;
   float sums[terms][4];
 
-  // The product of weights and a step of the operand.
+  // Add the product of weights and a step of the operand.
   FUSED_RNN_DEVICE void add(const InTerms<S, Fragment>& a, const uint32_t (&b)[terms][2]) {
     if constexpr (terms == 1)
       mma_m16n8k16<S>(sums[0], a.values, b[0]);
@@ -23,7 +22,7 @@ struct WarpSums {
       mma_terms(sums[0], sums[1], sums[2], a, b);
   }
 
-  // Other sums of the same.
+  // Add the sums of another chain.
   FUSED_RNN_DEVICE void add(const WarpSums& other) {
     FUSED_RNN_UNROLL
     for (int term = 0; term < terms; ++term) {
@@ -40,9 +39,9 @@ struct WarpSums {
   }
 };
 
-// The fragments of a warp, in the order in which they are used: of `together` tiles step by step, then of the next
-// ones. The steps go over `own` rows of each of `gates` gates, and then zeros. Those in registers are spread evenly
-// among them, so that others come from shared memory meanwhile.
+// A warp's fragments in the order in which they are used: `together` tiles step by step, then the next ones. The steps
+// cover `own` rows of each of `gates` gates, and then zeros. Fragments in registers are spread evenly among the others,
+// so that these can come from shared memory meanwhile.
 template <typename S, int tiles_, int k_steps_, int held, int own, int gates, int together>
 class TurnedWeights {
   using Fragment = Vector<uint32_t, 4>;
@@ -54,24 +53,24 @@ class TurnedWeights {
   static constexpr int tiles = tiles_, k_steps = k_steps_;
   static constexpr int in_shared = fragments - held;
 
-  // `shared`: what registers do not hold, of the first warp.
+  // `shared` has what registers do not hold, starting with the first warp's.
   FUSED_RNN_DEVICE TurnedWeights(unsigned char* shared, int warp, int lane)
       : in_shared_(at<Fragment>(shared, 0) + warp * terms * in_shared * 32 + lane) {}
 
-  // Neighbours in a row of the transpose lie in a column of the matrix. Matrices are loaded as they lie there, and
-  // turned when all loads are under way; floats are loaded one by one, each where its lane wants it. Those for shared
-  // memory are loaded a few at a time, or there would be more loads than registers. `pairs` says that every second
-  // output stands at a multiple of 4 bytes, of which floats make no use.
+  // Neighbours in a row of the transpose lie in a column of the matrix. So 16-bit matrices are loaded as they lie in
+  // memory, and transposed when all loads are in flight; floats are loaded one by one, each where its lane needs it.
+  // Fragments for shared memory are loaded a few at a time, or there would be more loads than registers. `pairs`: every
+  // second output is aligned to 4 bytes, of which floats make no use.
   //
   // A source is a matrix: weights(), with rows() rows for each gate and columns() columns; output() is the first one of
-  // the warp, rank() is that of the block, lane() the thread's. They are functions for the compiler to read a kernel's
-  // parameter where it is used.
+  // the warp, rank() that of the block, lane() that of the thread. They are functions so that the compiler reads a
+  // kernel's parameter where it is used.
   template <bool pairs, typename Source>
   FUSED_RNN_DEVICE void load(const Source& source) {
     for_each<pairs, false>(source, [&](int at, const Place& f) {
       if constexpr (terms == 1) {
         in_shared_[at * 32] = turned(f);
-        if (at % 8 == 7) __syncwarp();  // no load is made earlier
+        if (at % 8 == 7) __syncwarp();  // no later load moves ahead of this
       } else {
         FUSED_RNN_UNROLL
         for (int term = 0; term < terms; ++term) in_shared_[(terms * at + term) * 32] = f.terms[term];
@@ -96,16 +95,16 @@ class TurnedWeights {
   }
 
  private:
-  // Calls f with the number and the value of each fragment in registers, or of each in shared memory.
+  // Call f with the index and the value of each fragment in registers, or of each one in shared memory.
   template <bool pairs, bool in_registers, typename Source, typename F>
   FUSED_RNN_DEVICE static void for_each(const Source& source, const F& f) {
-    // as matrices lie there, or of a float where the lane wants it
+    // 16 bits: as a matrix lies in memory; floats: where the lane needs it
     const int row = source.rank() * own + (terms == 1 ? source.lane() / 4 : 2 * (source.lane() % 4)),
               column = source.output() + (terms == 1 ? 2 * (source.lane() % 4) : source.lane() / 4);
     const S* from = source.weights() + int64_t{row} * source.columns() + column;
     FUSED_RNN_UNROLL
     for (int s = 0; s < k_steps; ++s) {
-      const int below = 16 * s % own;  // from the first row of the block
+      const int below = 16 * s % own;  // rows below the block's first one
       FUSED_RNN_UNROLL
       for (int j = 0; j < tiles; ++j) {
         const int at = place_of(s, j);
@@ -142,7 +141,7 @@ class TurnedWeights {
   FUSED_RNN_DEVICE static constexpr int place_of(int s, int j) {
     return (j / together * k_steps + s) * together + j % together;
   }
-  FUSED_RNN_DEVICE static constexpr int before(int at) { return at * held / fragments; }  // so many in registers
+  FUSED_RNN_DEVICE static constexpr int before(int at) { return at * held / fragments; }  // those in registers
   FUSED_RNN_DEVICE static constexpr bool is_held(int at) { return before(at + 1) > before(at); }
 
   Fragment* const in_shared_;

@@ -1,4 +1,4 @@
-// A cell as kernels of warps are compiled for it: one of csrc/cells, perhaps with the multiplicative modifier.
+// A cell as warp kernels are compiled for it: one of csrc/cells, with or without the multiplicative modifier.
 #pragma once
 
 #include "../../cells/cells.h"
@@ -20,18 +20,19 @@ constexpr Modulates modulates_of<Modulated<Cell, modulates>> = modulates;
 template <typename Cell>
 constexpr bool is_multiplicative = modulates_of<Cell> != Modulates::nothing;
 
-// In place of what a cell does not have.
+// Stands in for what a cell does not have.
 struct Nothing {
   static constexpr int shared_bytes = 0;
   template <typename... Arguments>
   FUSED_RNN_DEVICE explicit Nothing(Arguments&&...) {}
 };
 
-// The exchanges of a step: of x̂, of s = r⊙h₋, of h; backward of their gradients.
+// The number of exchanges in a step: of x̂, of s = r⊙h₋, and of h; in the backward kernel, of their gradients.
 template <typename Cell>
 constexpr int phases_of = 1 + is_multiplicative<Cell> + Cell::reset_before;
 
-// Columns of what is saved for a step, and of the gradients of its pre-activations: those of units, then those of m.
+// The columns of what is saved for a step, and of the gradients of its pre-activations: first those of units, then
+// those of m.
 template <typename Cell, typename Operands>
 HOST_DEVICE constexpr int saved_row(const Operands& q) {
   return Cell::saved * q.H + (is_multiplicative<Cell> ? q.I : 0);

@@ -1,5 +1,5 @@
-// Where the kernels of clusters are chosen before those of blocks, if nothing forces either: where they were measured
-// ahead, and right. measured.h has the table.
+// The choice between warp kernels and block kernels if nothing forces either: warp kernels run where they were measured
+// to be faster, and right. measured.h has the table.
 #pragma once
 
 #include <array>
@@ -10,15 +10,15 @@
 
 namespace fused_rnn::cuda::cluster {
 
-// A range of sizes in which the kernels were ahead on a chip, forward and backward together.
+// A range of sizes in which warp kernels were faster on a chip, forward and backward together.
 struct Measured {
   CellId cell;
   Modulates modulates;
   Type type;
-  bool whole_rows;                        // whether H is a multiple of 8, and the features are as well, or not
+  bool whole_rows;                        // whether H and the number of features are multiples of 8
   int64_t least_hidden, most_hidden;      // of H, both included
   int64_t least_batch, most_batch;        // of B, both included
-  int64_t least_features, most_features;  // of I where the input is modulated, both included; elsewhere zeros
+  int64_t least_features, most_features;  // of I, both included, if the input is modulated; else zeros
   std::string_view chip;                  // as CUDA names it
 };
 

@@ -1,5 +1,5 @@
-// The calls of api.h that kernels of warps can run: the choice of one by cell and size, and its launch. See
-// ../dispatch.h, which asks here first, for what a Launcher is.
+// The calls of api.h that warp kernels can run: the choice of a kernel by cell and size, and its launch. ../dispatch.h,
+// which asks here first, says what a Launcher is.
 #pragma once
 
 #include <initializer_list>
@@ -15,8 +15,8 @@ namespace fused_rnn::cuda::cluster {
 template <typename... Each>
 struct Sizes {};
 
-// Of an LSTM all weights stay on the chip. Those with features are for cells whose input is modulated. Tests on the
-// host take smaller ones.
+// The compiled sizes. They keep all weights of an LSTM on the chip. Sizes with features are for cells whose input is
+// modulated. Tests on the host use smaller ones.
 #ifndef FUSED_RNN_CLUSTER_SIZES
 using CompiledShort =
     Sizes<Size<128, 1, 1, 1>, Size<128, 4, 1, 1>, Size<256, 8, 2, 1>, Size<256, 8, 2, 2>, Size<384, 8, 2, 1>,
@@ -31,12 +31,13 @@ using CompiledShort = Sizes<FUSED_RNN_CLUSTER_SIZES>;
 using CompiledFloat = CompiledShort;
 #endif
 
-// By the type of tensors.
+// The sizes for a tensor type.
 template <typename S>
 using Compiled = std::conditional_t<std::is_same_v<S, float>, CompiledFloat, CompiledShort>;
 
-// A size as it is for a cell, or void. Where h₋ is modulated x̂ has as many features as there are units. Cells of
-// several phases want registers for more than weights: no warps share K where there are many, if weights fit then.
+// A size as it is compiled for a cell, or void. Where h₋ is modulated, x̂ has as many features as there are units. Cells
+// of several phases need registers for more than weights: where there are many warps, none share K, unless weights
+// would not fit then.
 template <typename Cell, typename Size>
 struct For;
 template <typename Cell, int K, int blocks, int shares, int octets, int features>
@@ -48,7 +49,7 @@ struct For<Cell, Size<K, blocks, shares, octets, features>> {
       Size<K, blocks, has_few_warps ? shares : 1, octets, modulates == Modulates::hidden ? K : features>, void>;
 };
 
-// By messages cells of one phase alone.
+// Messages serve only cells of one phase.
 template <typename Cell, int K, int blocks, int shares, int octets>
 struct For<Cell, TeamSize<K, blocks, shares, octets>> {
   using Type = std::conditional_t<phases_of<Cell> == 1, TeamSize<K, blocks, shares, octets>, void>;
@@ -79,7 +80,7 @@ Candidate candidate_of(int shared_bytes) {
           .places = Shape::places_bytes};
 }
 
-// What the two directions have in common, by the type of the call.
+// The interface that both directions have in common, by the type of the call.
 template <typename Call>
 struct Direction;
 
@@ -109,7 +110,7 @@ struct Direction<BackwardCall> {
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
 };
 
-// The kernels of a cell, and the same as candidates.
+// The kernels of a cell, and the same ones as candidates.
 template <typename Cell, typename S, typename Call>
 struct Kernels {
   std::vector<Kernel<S, Direction<Call>::template Arrays>> all;
@@ -121,7 +122,7 @@ struct Kernels {
   }
 
  private:
-  // If a multiprocessor has room for it.
+  // Adds a kernel if an SM has room for it.
   template <typename Size>
   void add() {
     if constexpr (!std::is_void_v<Size>) {
@@ -136,7 +137,7 @@ struct Kernels {
   }
 };
 
-// Whether every 8th unit and feature of these arrays stands at a multiple of 16 bytes.
+// Whether every 8th unit and feature of these arrays is aligned to 16 bytes.
 inline bool have_whole_rows(int64_t H, int64_t features, std::initializer_list<const void*> arrays) {
   uint64_t places = 0;
   for (const void* const array : arrays) places |= reinterpret_cast<uint64_t>(array);
@@ -152,10 +153,10 @@ bool have_whole_rows(int64_t H, int64_t features, const BackwardArrays<S>& a) {
       H, features, {a.keep_h, a.keep_c, a.d_output, a.d_cells, a.output, a.cells, a.saved, a.input, a.d, a.d_input});
 }
 
-// Fragments as the plans of all kernels count them: 16 outputs x 64 values of K.
+// A number of fragments as plans count them, 16 outputs x 64 values of K.
 constexpr int in_plan(int fragments) { return static_cast<int>(divide_up(fragments, fragment_k / 16)); }
 
-// The messages of so many teams in a workspace: their counters, then their places.
+// The messages of `teams` teams in a workspace: their counters, then their places.
 inline Messages messages_at(void* workspace, int64_t teams) {
   auto* const memory = static_cast<unsigned char*>(workspace);
   return {memory + teams * MessageExchange::counter_bytes, reinterpret_cast<unsigned*>(memory)};
@@ -166,7 +167,7 @@ inline Attributes attributes_of(const Candidate& candidate) {
                                                     : ClusterExchange::attributes(candidate.blocks, candidate.threads);
 }
 
-// A call of one cell.
+// Prepares a call of one cell.
 template <typename Cell, typename S, typename Call, typename Launcher>
 Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   using Way = Direction<Call>;

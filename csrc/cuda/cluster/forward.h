@@ -1,10 +1,10 @@
-// The forward kernel of warps: a whole sequence in one launch, whose steps stay in registers. W x (W_m x where x is
-// modulated, both where h₋ is) is computed before it, by the library.
+// The forward warp kernel: a whole sequence in one launch, whose steps stay in registers. The library projects x before
+// it (see CellShape in ../shape.h).
 //
 // A warp has 8 units of its block, or a share of K for these. The sums of its products hold all gates of a unit and two
-// sequences in one thread: the cell runs on them, in the warp with the first share or in all, of some sequences each,
-// and h and c never leave their registers. What the others need of h, and all results, leave as rows. Phases of a step
-// are those of ../forward.h, each ended by an exchange: of x̂, of s = r⊙h₋, of h.
+// sequences in one thread. The cell runs on them, in the warp with the first share or in all shares, of some sequences
+// each, and h and c never leave their registers. Rows carry h to the other warps and blocks, and all results to memory.
+// The phases of a step are those of ../forward.h, each ended by an exchange: of x̂, of s = r⊙h₋, of h.
 #pragma once
 
 #include "modulation.h"
@@ -18,12 +18,12 @@ class Forward {
   using Shape = ForwardShape<Cell, S, Size>;
   static constexpr int G = Cell::gates, K = Size::K, octets = Size::octets, shares = Size::shares;
   static constexpr bool trades = Shape::trades;
-  static constexpr int own_octets = Shape::own_octets;  // that a warp runs the cell for
+  static constexpr int own_octets = Shape::own_octets;  // octets that a warp runs the cell for
   static constexpr int matrices = Shape::matrices, recurrent = Shape::recurrent, k_steps = Shape::k_steps,
                        held = Shape::held, held_n = Shape::held_n, x_steps = Shape::x_steps, inputs = Shape::inputs;
   static constexpr bool has_c = Cell::has_cell_state, reset_before = Cell::reset_before,
                         multiplicative = is_multiplicative<Cell>, of_input = Shape::of_input;
-  // Of sums of U's product.
+  // Chains of sums in U's product, see Shape::chains.
   static constexpr int chains = recurrent * octets == 1 && phases_of<Cell> > 1     ? Shape::chains
                                 : octets == 1 && k_steps <= 8 && Shape::warps <= 8 ? 2
                                                                                    : 1;
@@ -35,13 +35,13 @@ class Forward {
                                   SplitSums<Size::groups, shares, recurrent * octets, Team::ordered>>;
   using Ring = cluster::Ring<S, Shape::slots, inputs, own_octets, true, Shape::stages>;
   using WholeTile = Tile<S, ForwardArrays, octets>;
-  using ThisTile = Tile<S, ForwardArrays, own_octets>;  // what the warp runs the cell for
+  using ThisTile = Tile<S, ForwardArrays, own_octets>;  // the sequences that the warp runs the cell for
   using Outputs =
-      std::conditional_t<by_values<S>, ValueSink<own_octets, 1 + has_c>, RowSink<S, own_octets>>;  // of h and c
+      std::conditional_t<by_values<S>, ValueSink<own_octets, 1 + has_c>, RowSink<S, own_octets>>;  // for h and c
   using Saved = std::conditional_t<by_values<S>, ValueSink<own_octets>, RowSink<S, own_octets>>;
   using Weights = InTerms<S, Fragment>;
   using HalfWeights = InTerms<S, HalfFragment>;
-  // of the reset-before GRU: s, and sums of n
+  // in the reset-before GRU: the state s, and the sums of n
   using StateS = std::conditional_t<reset_before, State, Nothing>;
   using SumsN = std::conditional_t<reset_before, SplitSums<Size::groups, shares, octets>, Nothing>;
   using Modulator = std::conditional_t<multiplicative, Modulation<Cell, S, Size>, Nothing>;
@@ -89,7 +89,7 @@ class Forward {
     if (has_cell()) ring_.clear();
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) {
-      const auto bias = [&](const S* values) {  // once in every sum
+      const auto bias = [&](const S* values) {  // every sum gets it once
         return values && has_cell() && has_unit() ? widen(values[int64_t{g} * q_.H + unit_ + lane_ / 4]) : 0.0f;
       };
       bias_[g] = bias(a_.bias_hh) + (is_apart(g) ? 0.0f : bias(a_.bias_ih));
@@ -112,12 +112,12 @@ class Forward {
   }
 
  private:
-  // What the ring brings in a step.
+  // Slots that the ring fetches in a step.
   template <bool plain>
   static constexpr int ring_slots = plain ? inputs : Shape::slots;
-  // Whether the cell takes W x + b and U h₋ + b' of a gate other than as their sum: the last, if any.
+  // Whether the cell needs W x + b and U h₋ + b' of a gate apart, not just their sum: the last gate, if any.
   HOST_DEVICE static constexpr bool is_apart(int gate) { return Cell::separates_x && gate == G - 1; }
-  FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // of the warp's 8, if more than that are left 8
+  FUSED_RNN_DEVICE int columns() const { return q_.H - unit_; }  // from the warp's first unit on, perhaps more than 8
   FUSED_RNN_DEVICE bool has_unit() const { return unit_ + lane_ / 4 < q_.H; }
   FUSED_RNN_DEVICE bool has_cell() const { return trades || share_ == 0; }
   FUSED_RNN_DEVICE int first_octet() const { return trades ? share_ : 0; }
@@ -177,7 +177,7 @@ class Forward {
     }
   }
 
-  // Where a unit of the thread stands in a [B, H] array.
+  // The index of the thread's unit and a sequence of octet n in a [B, H] array.
   FUSED_RNN_DEVICE int64_t place(const ThisTile& tile, int n, int j) const {
     return (int64_t{tile.first()} + 8 * n + 2 * (lane_ % 4) + j) * q_.H + unit_ + lane_ / 4;
   }
@@ -242,15 +242,15 @@ class Forward {
     store<plain>(tile, t, outputs, saved);
   }
 
-  // In forward_reset.h: the step of the reset-before GRU, but for what its results are stored with; false for a warp
-  // that only shares the products.
+  // Defined in forward_reset.h: the step of the reset-before GRU, up to storing its results. False for a warp that only
+  // shares the products.
   template <bool plain>
   FUSED_RNN_DEVICE bool advance_in_two(const ThisTile& tile, int t, bool last);
   FUSED_RNN_DEVICE void make_gates(int n, const float (&sums)[4]);
   template <bool plain>
   FUSED_RNN_DEVICE void make_candidate(const ThisTile& tile, int n, int t, bool last, const float (&sums)[4]);
 
-  // From here on all that this warp makes is NaN; also what it makes of these sums.
+  // Make everything that this warp computes from now on NaN; with `sums`, also what it computes from these.
   FUSED_RNN_DEVICE void poison() {
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) bias_[g] = NAN;
@@ -266,7 +266,7 @@ class Forward {
     }
   }
 
-  // Sums of `count` matrices from the `first` on, of some octets, begin with the biases.
+  // Start the sums of `count` matrices, from `first` on, with the biases, for some octets.
   template <int first, int count, int all>
   FUSED_RNN_DEVICE void start(float (&sums)[all][4]) const {
     FUSED_RNN_UNROLL
@@ -279,21 +279,21 @@ class Forward {
     }
   }
 
-  // U with a state of K values.
+  // Add U times a state of K values.
   FUSED_RNN_DEVICE void multiply_u(float (&sums)[recurrent * octets][4], SharedAddress state) const {
     multiply<S, recurrent, octets, k_steps, K + 8, chains>(sums, state + row_, [&](int s, int m) {
       return s < held ? weights_[s * recurrent + m] : weights_in_shared_[((s - held) * recurrent + m) * 32];
     });
   }
 
-  // W x̂, of matrices from the `first` on.
+  // Add W x̂, for `count` matrices from `first` on.
   template <int first, int count>
   FUSED_RNN_DEVICE void multiply_x(float (&sums)[count * octets][4]) const {
     multiply<S, count, octets, x_steps, Modulator::row, (count == 1 ? Shape::chains : 1)>(
         sums, modulator_.address() + row_x_, [&](int s, int m) { return weights_x_[s * matrices + first + m]; });
   }
 
-  // The cell for all octets that the warp runs it for, when what the ring brings has come.
+  // Run the cell for all octets of the warp, once the ring's inputs have come.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int t, bool last, const float (&sums)[matrices * own_octets][4]) {
     if constexpr (ring_slots<plain> > 0) ring_.wait();
@@ -301,8 +301,8 @@ class Forward {
     for (int n = 0; n < own_octets; ++n) make<plain>(tile, n, t, last, &sums[matrices * n]);
   }
 
-  // The cell, for a unit and two sequences in each thread. h goes in rows to others, who wait for it, unless this is
-  // the last step; then come the other results.
+  // Run the cell for one octet, each thread for a unit and two sequences. h is sent first, unless this is the last
+  // step, because others wait for it; the other results follow.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int n, int t, bool last, const float (*sums)[4]) {
     Pair<S> from_input[4] = {}, keep[2][1] = {};
@@ -325,7 +325,7 @@ class Forward {
       Cell::forward(wx, uh, T(h_[n][j]), c, h, values);
       FUSED_RNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) made[j][k] = values[k].value;
-      const bool active = tile.active(n, j, t) && has_unit();  // 0·∞ would go from units past H to others
+      const bool active = tile.active(n, j, t) && has_unit();  // units past H stay 0, or 0·∞ would go to others
       if constexpr (!plain) {
         if (a_.keep_h) h = Zoneout::forward(half_of<S, T>(keep[0][0], j), T(h_[n][j]), h);
         if constexpr (has_c)
@@ -342,7 +342,7 @@ class Forward {
     put<Cell::saved>(n, 1 + has_c, saved);
   }
 
-  // In forward_results.h: results on their way to memory, which are h, c, what is saved.
+  // Defined in forward_results.h: results on their way to memory, in the order h, c, saved values.
   template <int count>
   FUSED_RNN_DEVICE void put(int n, int result, const Pair<S> (&pairs)[count]);
   FUSED_RNN_DEVICE void send(const State& state, int n, float first, float second, bool sent);
@@ -357,7 +357,7 @@ class Forward {
     return turned_ + (n * Shape::results + result) * matrix_bytes;
   }
 
-  // Final states, and outputs at times that no sequence of the tile reaches.
+  // Store the final states, and zero outputs at times that no sequence of the tile reaches.
   template <bool plain>
   FUSED_RNN_DEVICE void end(const ThisTile& tile) const {
     FUSED_RNN_UNROLL
@@ -382,27 +382,27 @@ class Forward {
   Sums sums_;
   Weights* const weights_in_shared_;
   Ring ring_;
-  const SharedAddress row_;     // of the state that the lane loads, from the first
-  const SharedAddress turned_;  // the lane's row of the first matrices
+  const SharedAddress row_;     // the lane's row of a state, as an offset
+  const SharedAddress turned_;  // the lane's row of the first matrices for results
   Weights weights_[held > 0 ? held * recurrent : 1];
-  float bias_[G], bias_x_ = 0;  // of sums, both biases but where b and b' do not add up
+  float bias_[G], bias_x_ = 0;  // b + b', which sums start with; if the last gate is_apart, its b' and b
   float h_[own_octets][2], c_[own_octets][2];
-  // of cells of several phases
+  // for cells of several phases
   StateS s_;
   SumsN sums_n_;
   Modulator modulator_;
-  SharedAddress row_x_ = 0;  // of x̂ that the lane loads, from the first
+  SharedAddress row_x_ = 0;  // the lane's row of x̂, as an offset
   Weights weights_x_[x_steps > 0 ? x_steps * matrices : 1];
   HalfWeights weights_n_[held_n > 0 ? held_n : 1];
   HalfWeights* weights_n_in_shared_ = nullptr;
   float z_[octets][2];
-  // of values
+  // for results that are stored by values
   Pair<S> made_[by_values<S> ? own_octets : 1][Shape::results];
 };
 
 #else
 
-// For older architectures kernels of warps are empty; that pass of the compiler reads the host's code too.
+// Warp kernels are empty for older architectures, whose pass of the compiler reads the host's code too.
 template <typename Cell, typename S, typename Size>
 struct Forward {
   static constexpr int shared_bytes = 0;
@@ -415,7 +415,7 @@ FUSED_RNN_KERNEL __launch_bounds__(ForwardShape<Cell, S, Size>::threads, 1)
     run_forward(FUSED_RNN_PARAMETER Operands<S, ForwardArrays> q) {
 #if FUSED_RNN_SM90
   FUSED_RNN_DYNAMIC_SHARED(shared);
-  // not within the block: what points into itself stays in memory
+  // not a member of the block: an object that points into itself stays in memory
   typename Size::Exchange::template Team<Size::blocks> team(q);
   Forward<Cell, S, Size>(q, team, settled(shared)).run();
 #endif

@@ -1,5 +1,5 @@
-// The two phases of the reset-before GRU in the forward kernel of warps: its gates and s = r⊙h₋, which travels as h
-// does, and then its candidate and h.
+// The two phases of the reset-before GRU in the forward warp kernel: first its gates and s = r⊙h₋, which is sent as h
+// is, and then its candidate and h.
 #pragma once
 
 #include "forward.h"
@@ -8,8 +8,6 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// The step of the reset-before GRU, but for what its results are stored with; false for a warp that only shares the
-// products.
 template <typename Cell, typename S, typename Size>
 template <bool plain>
 FUSED_RNN_DEVICE bool Forward<Cell, S, Size>::advance_in_two(const ThisTile& tile, int t, bool last) {
@@ -50,7 +48,7 @@ FUSED_RNN_DEVICE bool Forward<Cell, S, Size>::advance_in_two(const ThisTile& til
   return true;
 }
 
-// The gates of the reset-before GRU, and s, which goes to others as h does.
+// Make the gates of an octet, and s, which is sent as h is.
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&sums)[4]) {
   Pair<S> from_input[4] = {};
@@ -68,7 +66,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_gates(int n, const float (&su
   put<2>(n, 1, {pair_of<S>(r[0].value, r[1].value), pair_of<S>(z[0].value, z[1].value)});
 }
 
-// Its candidate, and h.
+// Make the candidate of an octet, and h.
 template <typename Cell, typename S, typename Size>
 template <bool plain>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::make_candidate(const ThisTile& tile, int n, int t, bool last,

@@ -1,5 +1,6 @@
-// What a step of the forward kernel of warps makes, on its way to memory: of 16-bit types as rows, which pass through
-// matrices in shared memory, one for each result and octet; of floats as values, which stay in registers until then.
+// The results of a step of the forward warp kernel, on their way to memory. In 16-bit types they are stored as rows,
+// which pass through matrices in shared memory, one for each result and octet. Floats are stored as single values, and
+// stay in registers until then.
 #pragma once
 
 #include "forward.h"
@@ -8,7 +9,7 @@ namespace fused_rnn::cuda::cluster {
 
 #if FUSED_RNN_SM90
 
-// `count` results of two sequences, from one on.
+// Put `count` results of two sequences, from result number `result` on.
 template <typename Cell, typename S, typename Size>
 template <int count>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::put(int n, int result, const Pair<S> (&pairs)[count]) {
@@ -20,7 +21,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::put(int n, int result, const Pair<
   }
 }
 
-// The first result, or s in its place, which goes in rows to others.
+// Put the first result, h, or s in its place, and send it to other blocks in rows.
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::send(const State& state, int n, float first, float second, bool sent) {
   if constexpr (by_values<S>) {
@@ -33,7 +34,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::send(const State& state, int n, fl
   }
 }
 
-// All that was made at time t. Past the end of a sequence results are zero, and nothing is saved.
+// Store all results of time t. Past the end of a sequence outputs are zero, and nothing is saved.
 template <typename Cell, typename S, typename Size>
 template <bool plain>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::store(const ThisTile& tile, int t, Outputs& outputs, Saved& saved) const {
@@ -61,7 +62,7 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::store(const ThisTile& tile, int t,
   __syncwarp();
 }
 
-// Zeros at times that no sequence of the tile reaches.
+// Store zeros at times that no sequence of the tile reaches.
 template <typename Cell, typename S, typename Size>
 template <bool plain>
 FUSED_RNN_DEVICE void Forward<Cell, S, Size>::clear_rest(const ThisTile& tile) const {
@@ -79,8 +80,8 @@ FUSED_RNN_DEVICE void Forward<Cell, S, Size>::clear_rest(const ThisTile& tile) c
   }
 }
 
-// Of rows, those of lanes 0 to 7 are outputs, of the next 8 cell states; and of each 8 lanes a value that backward
-// reads.
+// Where rows are stored, lanes 0 to 7 have outputs and lanes 8 to 15 cell states; each 8 lanes have one of the saved
+// values.
 template <typename Cell, typename S, typename Size>
 FUSED_RNN_DEVICE auto Forward<Cell, S, Size>::outputs_from(const ThisTile& tile, int time, int time_step) const
     -> Outputs {

@@ -1,8 +1,8 @@
-// The multiplicative modifier in the forward kernel of warps: m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, or (W_m x)⊙m where
-// h₋ is modulated, which all blocks wait for before they multiply x̂.
+// The multiplicative modifier in the forward warp kernel: m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, or m = U_m h₋ + b_m and
+// x̂ = m⊙(W_m x) where h₋ is modulated. All blocks wait for x̂ before they multiply it.
 //
-// The first blocks of a cluster have some features each. All warps of such a block share the product, a share of K for
-// 8 features; one of them adds the sums, makes m and x̂, pushes x̂, and puts out m. It is one that has no cell to run,
+// The first blocks of a cluster own the features. All warps of such a block share the product, each a share of K for 8
+// features; one of them adds up the sums, makes m and x̂, pushes x̂ and stores m. It is a warp that has no cell to run,
 // if there are any.
 #pragma once
 
@@ -18,7 +18,7 @@ class Modulation {
   static constexpr bool of_input = Shape::of_input;
   static constexpr int octets = Size::octets, groups = Size::feature_groups, splits = Shape::splits,
                        steps = Shape::m_steps;
-  static constexpr int projected_at = 1, slots = 1 + of_input;  // x, or W_m x where it is what m scales; W_m x
+  static constexpr int projected_at = 1, slots = 1 + of_input;  // slot 0: x, or W_m x if m scales that; slot 1: W_m x
   using T = Real<S>;
   using Q = Operands<S, ForwardArrays>;
   using Team = ClusterTeam<Size::blocks>;
@@ -31,10 +31,10 @@ class Modulation {
   static constexpr int sums_at = State::shared_bytes, rings_at = sums_at + Sums::shared_bytes,
                        turned_at = rings_at + groups * Ring::shared_bytes,
                        turned = by_values<S> ? 3 : 2,  // matrices of an octet: terms of x̂, or x̂ and m
-      turned_bytes = octets * turned * matrix_bytes;   // of a group
+      turned_bytes = octets * turned * matrix_bytes;   // per group
 
  public:
-  static constexpr int row = Size::features + 8;  // values of x̂ from one sequence to the next
+  static constexpr int row = Size::features + 8;  // the stride of x̂ between sequences, in values
   static constexpr int shared_bytes = turned_at + groups * turned_bytes;
 
   FUSED_RNN_DEVICE Modulation(const Q& q, Team& team, unsigned char* shared, int warp, int lane)
@@ -71,12 +71,12 @@ class Modulation {
     sink_ = Sink(q_, tile, saved, q_.arrays.output, saved_row<Cell>(q_), q_.I - feature_, time, time_step);
   }
 
-  // From here on all that this warp makes is NaN.
+  // Make everything that this warp computes from now on NaN.
   FUSED_RNN_DEVICE void poison() { bias_ = NAN; }
 
   FUSED_RNN_DEVICE void expect(int share) const { x_hat_.expect(share); }
 
-  // m and x̂ of the step at time t, of h₋ in shared memory.
+  // Make m and x̂ of the step at time t from h₋, which is in shared memory.
   template <bool plain>
   FUSED_RNN_DEVICE void make(const ThisTile& tile, int t, SharedAddress h, bool alive) {
     if (!exists_) return;
@@ -107,7 +107,7 @@ class Modulation {
     __syncwarp();
   }
 
-  // `failing` once, if this is the wait that fails.
+  // Calls failing() if it is this wait that fails.
   template <typename F>
   FUSED_RNN_DEVICE void wait(int share, const F& failing) {
     x_hat_.wait(share, failing);
@@ -127,7 +127,7 @@ class Modulation {
                                          [&](int s, int, const InTerms<S, Fragment>& f) { weights_[s] = half(f); });
   }
 
-  // Features past I stay zero, because 0·∞ would go from them to all units.
+  // Make m and x̂ of an octet. Features past I stay zero, because 0·∞ would go from them to all units.
   FUSED_RNN_DEVICE void make_octet(int n, const float (&sums)[4]) {
     Pair<S> input[1], projected[1] = {};
     ring_.load(input, n, 0);
@@ -151,12 +151,12 @@ class Modulation {
   }
 
   const Q& q_;
-  const int lane_, group_, split_, feature_;  // the first of the warp's 8
+  const int lane_, group_, split_, feature_;  // the first of the warp's 8 features
   const int exists_;                          // whether the block has features
   State x_hat_;
   Sums sums_;
   Ring ring_;
-  Sink sink_;  // of m
+  Sink sink_;  // for m
   const SharedAddress row_, turned_;
   Weights weights_[steps];
   Pair<S> made_[by_values<S> ? octets : 1];  // m

@@ -1,5 +1,5 @@
-// The choice among the sizes that kernels of warps are compiled for. A pure function of sizes, device and what is
-// forced. Runs on the host.
+// The choice among the sizes that warp kernels are compiled for. A pure function of sizes, device and what is forced.
+// Runs on the host.
 #pragma once
 
 #include <algorithm>
@@ -11,28 +11,28 @@
 
 namespace fused_rnn::cuda::cluster {
 
-// A kernel as planning sees it.
+// A kernel as the planner sees it.
 struct Candidate {
   int K, features, blocks, octets;
-  int own_octets;                        // that a warp runs the cell for
-  int threads, shared_bytes, registers;  // of a block, of a block, of a thread at least
-  int held, resident;                    // fragments of weights of a matrix instruction that a warp has in registers,
-                                         // and in shared memory
-  int phases;                            // exchanges of a step
-  int terms;                             // of a number, as products take it
-  int received;                          // bytes that a block is sent in a step
+  int own_octets;                        // octets that a warp runs the cell for
+  int threads, shared_bytes, registers;  // per block, per block, per thread at least
+  int held, resident;                    // weights of a warp in registers and in shared memory, in fragments of a
+                                         // matrix instruction
+  int phases;                            // exchanges per step
+  int terms;                             // terms of a number in products
+  int received;                          // bytes that a block receives in a step
   ExchangeId exchange;                   // cluster or messages
-  int64_t places;                        // bytes of device memory that a team wants for messages
+  int64_t places;                        // bytes of device memory that a team needs for messages
 };
 
 struct Choice {
-  int index = -1;  // of the candidate, or -1 where none fits
+  int index = -1;  // the candidate's, or -1 if none fits
   int clusters = 0;
   double nanoseconds = 0;
   std::string refusal;
 };
 
-// Clusters or teams of a candidate that run at the same time and share no multiprocessor.
+// The clusters or teams of a candidate that run at the same time and share no SM.
 inline int64_t apart(const Candidate& c, const Chip& chip) {
   if (c.exchange == ExchangeId::messages) return chip.clusters[0] > 0 ? chip.multiprocessors / c.blocks : 0;
   int index = 0;
@@ -40,7 +40,7 @@ inline int64_t apart(const Candidate& c, const Chip& chip) {
   return chip.clusters[index];
 }
 
-// Likewise where several small blocks share one.
+// Likewise with several small blocks on one SM.
 inline int64_t at_once(const Candidate& c, const Chip& chip) {
   if (c.exchange == ExchangeId::messages) return apart(c, chip);
   const int64_t by_registers = 65536 / (int64_t{c.threads} * c.registers),
@@ -48,18 +48,19 @@ inline int64_t at_once(const Candidate& c, const Chip& chip) {
   return apart(c, chip) * std::max<int64_t>(1, std::min(by_registers, by_memory));
 }
 
-// What it adds to a step of an octet that a number has several terms: they are sent at 28 bytes a nanosecond and
-// multiplied, six products in place of one, by 0.64 matrix instructions a cycle. By these rates alone, of an H200.
+// What several terms of a number add to a step of an octet: they are received at 28 bytes a nanosecond, and six
+// products are made in place of one, at 0.64 matrix instructions a cycle. These rates, of an H200, are all that is
+// counted.
 inline double for_terms(const Candidate& c) {
   if (c.terms == 1) return 0;
   const double sent = c.received - c.received / c.terms, products = (c.held + c.resident) / c.terms * c.threads / 32;
   return sent / c.octets / 28 + 5 * products * 0.9;
 }
 
-// Of a step of a tile, fitted to an H200: a tile's octets go one after the other through the exchange, of which a block
-// is sent so many bytes, and through the cells, which warps that share a multiprocessor hand to it in turn, and get
-// into each other's way where they are many; weights in shared memory are read at 127 bytes a cycle. Through L2 it is a
-// line through what a kernel of an LSTM took that made its output the message: 1490 ns for 512 units, and 2258 for
+// The nanoseconds of a step of a tile, fitted to an H200. A tile's octets go one after the other through the exchange,
+// which counts the bytes that a block receives, and through the cells. Warps that share an SM run these in turn, and
+// hinder each other where they are many. Weights in shared memory are read at 127 bytes a cycle. For messages it is a
+// line through the times of an LSTM kernel that sent its output as the message: 1490 ns for 512 units, and 2258 for
 // 1024.
 inline double nanoseconds_of(const Candidate& c) {
   if (c.exchange == ExchangeId::messages) return 720 + 0.094 * c.received;
@@ -68,29 +69,29 @@ inline double nanoseconds_of(const Candidate& c) {
   return cells + 0.105 * c.received / c.terms + for_terms(c) * c.octets + 0.0045 * c.resident * 512 * c.threads / 32;
 }
 
-// How much longer a step takes where so many clusters run: blocks that share a multiprocessor take turns there, but for
-// those in float32, which leave it idle most of the time.
+// The factor by which `clusters` clusters make a step longer: blocks that share an SM take turns there, but for those
+// in float32, which leave it idle most of the time.
 inline double sharing(const Candidate& c, int64_t clusters, const Chip& chip) {
   const auto others = static_cast<double>(divide_up(clusters, apart(c, chip)) - 1);
   return 1 + (c.terms == 1 ? 0.9 : 0.1) * others;
 }
 
-// Whether a size can be what is forced; zeros leave it open.
+// Whether a size agrees with what is forced; zeros leave it open.
 inline bool meets(const Candidate& c, const Division& forced) {
   return c.exchange == forced.exchange && (forced.parts == 0 || forced.parts == c.blocks) &&
          (forced.sequences == 0 || forced.sequences == 8 * c.octets);
 }
 
-// Whether a size has room for the units, and for the features of x̂, of which there may be none.
+// Whether a size has room for the units, and for the features of x̂, if there are any.
 inline bool has_room(const Candidate& c, int64_t H, int64_t features) { return H <= c.K && features <= c.features; }
 
-// Why no candidate fits, in a sentence that ends with what there is or what is missing.
+// Why no candidate fits: a sentence that ends with what there is or what is missing.
 inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t H, int64_t features, const Chip& chip,
                               const Division& forced) {
   const auto number = [](int64_t value) { return std::to_string(value); };
   const bool by_messages = forced.exchange == ExchangeId::messages;
   std::string sizes;
-  const Candidate* smallest = nullptr;  // in shared memory, of those that the device has clusters for
+  const Candidate* smallest = nullptr;  // the least shared memory, of those that the device has clusters for
   int blocks = 0;
   for (const Candidate& c : candidates) {
     if (c.exchange != forced.exchange) continue;
@@ -117,7 +118,7 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
          " bytes of shared memory in each block, and this device has " + number(chip.shared_bytes);
 }
 
-// The fastest candidate that fits, of those with the exchange that is forced.
+// The fastest candidate that fits, among those with the forced exchange.
 inline Choice fastest(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B,
                       const Chip& chip, const Division& forced) {
   Choice best;
@@ -134,7 +135,7 @@ inline Choice fastest(const std::vector<Candidate>& candidates, int64_t H, int64
   return best;
 }
 
-// Likewise; where the exchange is left open a cluster, and messages where none fits.
+// Likewise; if the exchange is left open, messages are taken only where no cluster fits.
 inline Choice choose(const std::vector<Candidate>& candidates, int64_t H, int64_t features, int64_t B, const Chip& chip,
                      const Division& forced) {
   const bool may_be_cluster = forced.exchange != ExchangeId::messages,

@@ -1,4 +1,4 @@
-// Forward products of a warp: rows of weights, which stay in registers, with a state of the tile's sequences in shared
+// Forward products of a warp: rows of weights, which stay in registers, times a state of the tile's sequences in shared
 // memory. Rows are interleaved by gate, two gates to a matrix instruction, so that the sums hold all gates of a unit
 // and two sequences in one thread.
 #pragma once
@@ -7,9 +7,9 @@
 
 namespace fused_rnn::cuda::cluster {
 
-// The weights of a matrix instruction: 8 rows of a gate and 8 of the next one, 16 of K.
+// The weights of a matrix instruction: 8 rows of a gate and 8 of the next gate, 16 values of K.
 using Fragment = Vector<uint32_t, 4>;
-// Those of a gate that has no next one.
+// Likewise for a gate that has no next one.
 using HalfFragment = Vector<uint32_t, 2>;
 
 #if FUSED_RNN_SM90
@@ -23,14 +23,14 @@ FUSED_RNN_DEVICE Terms<Fragment> whole(const Terms<HalfFragment>& f) {
   return {whole(f.terms[0]), whole(f.terms[1]), whole(f.terms[2])};
 }
 
-// Two neighbours of a row of weights of which `left` are left, with zeros past its end.
+// The terms of two neighbours in a row of weights with `left` values left, and zeros past its end.
 FUSED_RNN_DEVICE Terms<uint32_t> weight_terms(const float* from, int left) {
   return split_pair(left > 0 ? from[0] : 0.0f, left > 1 ? from[1] : 0.0f);
 }
 
-// Call put(step, m, fragment) for `count` matrices from the `first` on and so many steps of K. Gates 2m and 2m + 1 of a
-// warp's 8 units are the rows of matrix m: row(gate) is where the lane's first value stands, and the row has `left`
-// values from there on. `pairs` says that every second K of a row stands at a multiple of 4 bytes.
+// Call put(step, m, fragment) for `count` matrices, from `first` on, and `steps` steps of K. Gates 2m and 2m + 1 of a
+// warp's 8 units are the rows of matrix m. row(gate) is the address of the lane's first value, and `left` values of the
+// row are left from there on. `pairs`: every second value of a row is aligned to 4 bytes.
 template <bool pairs, typename S, int gates, int first, int count, int steps, typename Row, typename F>
 FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
   FUSED_RNN_UNROLL
@@ -54,13 +54,13 @@ FUSED_RNN_DEVICE void load_gates(const Row& row, int left, const F& put) {
   }
 }
 
-// Add to the sums of `count` matrices and each octet the product of weights(step, m) with the rows of a state, each of
-// `row` values, from the lane's address on. Sums are added in `chains`, because instructions that wait for each other
-// are what takes time where there is little to multiply.
+// Add the product of weights(step, m) and the rows of a state to the sums of `count` matrices and each octet. `rows` is
+// the lane's address, and `row` the stride of rows in values. The sums are added up in `chains`, because dependent
+// instructions take the time where there is little to multiply.
 template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
 FUSED_RNN_DEVICE std::enable_if_t<terms_of<S> == 1> multiply(float (&sums)[count * octets][4], SharedAddress rows,
                                                              const Weights& weights) {
-  float more[chains][count * octets][4] = {};  // of the second chain on
+  float more[chains][count * octets][4] = {};  // all chains but the first
   FUSED_RNN_UNROLL
   for (int s = 0; s < steps; s += 2) {
     Fragment a[2][count];
@@ -89,7 +89,7 @@ FUSED_RNN_DEVICE std::enable_if_t<terms_of<S> == 1> multiply(float (&sums)[count
   }
 }
 
-// Likewise of floats, which have sums enough under way.
+// Likewise for floats, whose three accumulators keep enough instructions in flight.
 template <typename S, int count, int octets, int steps, int row, int chains, typename Weights>
 FUSED_RNN_DEVICE std::enable_if_t<(terms_of<S> > 1)> multiply(float (&sums)[count * octets][4], SharedAddress rows,
                                                               const Weights& weights) {

@@ -1,9 +1,9 @@
-// The number that the cells' equations compute with: a float, with nonlinearities that have no branches, so that those
-// of a step overlap. Where results are float32 they are those of ../../cells/math.h, but for a reciprocal in place of a
-// division, which is within 2^-23 too. Where results are 16-bit they take few instructions: for bfloat16 they are tanh
-// of the special function unit, which is within a relative error of 2^-11, less than what rounding leaves. That is as
-// much as what rounding to float16 does, whose nonlinearities are therefore of exponentials and reciprocals, within an
-// error of 2^-21.
+// The number type that the cells' equations compute with in warp kernels: a float whose nonlinearities have no
+// branches, so that those of a step overlap. For float32 results these are the ones of ../../cells/math.h, but with a
+// reciprocal, which is also within 2^-23, in place of a division. For 16-bit results they take few instructions. In
+// bfloat16 they use tanh of the special function unit, within a relative error of 2^-11, less than rounding to bfloat16
+// leaves. Rounding to float16 leaves no more than that, so its nonlinearities use exponentials and reciprocals, within
+// an error of 2^-21.
 #pragma once
 
 #include "../device.h"
@@ -25,7 +25,7 @@ struct Real {
   FUSED_RNN_DEVICE friend bool operator>(Real a, Real b) { return a.value > b.value; }
   FUSED_RNN_DEVICE friend bool operator<=(Real a, Real b) { return a.value <= b.value; }
 
-  // found by argument, from the namespace of the cells
+  // found by argument-dependent lookup from the namespace of the cells
   FUSED_RNN_DEVICE friend Real tanh(Real x) {
     if constexpr (std::is_same_v<S, float>)
       return Real(fused_rnn::tanh(x.value));

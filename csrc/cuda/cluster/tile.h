@@ -1,9 +1,9 @@
-// What the kernels of warps have in common, forward and backward: a team of blocks runs a tile of sequences at a
-// time, and what a warp reads of a step or writes of it are rows, the values of 8 units of a sequence.
+// What the forward and the backward warp kernels have in common: a team of blocks runs a tile of sequences at a time,
+// and a warp reads and writes rows, the values of 8 units for one sequence.
 //
-// A row that begins at a multiple of 16 bytes travels as one piece; where rows do not, because of H or of where a
-// tensor begins, they travel value by value, which is slow and as right. Rows of sequences that the tile lacks and of
-// units past H are never fetched nor stored: they compute with zeros.
+// A row that is aligned to 16 bytes travels as one piece. Where rows are not aligned, because of H or of a tensor's
+// address, they travel value by value, which is slow and just as right. Rows of sequences that the tile lacks, and
+// units past H, are never fetched nor stored: they compute with zeros.
 #pragma once
 
 #include "../api.h"
@@ -20,13 +20,13 @@ template <typename S, template <typename> class Arrays>
 struct Operands {
   int T, B, H;
   bool reverse;
-  bool whole_rows;         // every 8th unit and feature of every array stands at a multiple of 16 bytes
+  bool whole_rows;         // every 8th unit and feature of every array is aligned to 16 bytes
   const int64_t* lengths;  // [B] steps of each sequence, or null
   Arrays<S> arrays;
   float gradient_clip;  // backward: the largest magnitude of a gradient of a pre-activation
-  unsigned* timed_out;  // becomes 1 if a block timed out
-  int I;                // features of x̂, of cells that have it
-  Messages messages;    // of an exchange by these
+  unsigned* timed_out;  // set to 1 when a block times out
+  int I;                // features of x̂, in cells that have it
+  Messages messages;    // for the exchange by messages
 };
 
 constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix of 8 units and 8 sequences
@@ -34,7 +34,7 @@ constexpr int row_bytes = 16, matrix_bytes = 8 * row_bytes;  // 8 rows: a matrix
 template <typename S>
 using Row = Vector<S, 8>;
 
-// One of the two neighbours in a register.
+// One of the two neighbours that are packed in a register.
 template <typename S, typename T>
 FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
   return T(j ? high_of<S>(pair) : low_of<S>(pair));
@@ -42,8 +42,8 @@ FUSED_RNN_DEVICE T half_of(uint32_t pair, int j) {
 
 #if FUSED_RNN_SM90
 
-// The steps of a tile, and the sequences that a lane has to do with: as a thread of matrix products it has sequences
-// 2(lane % 4) and the next one of each octet, and unit lane / 4 of eight; of rows it has that of sequence lane % 8.
+// The steps of a tile, and a lane's sequences. In matrix products a lane has sequences 2(lane % 4) and the next one of
+// each octet, and unit lane / 4 of eight; in rows it has the row of sequence lane % 8.
 template <typename S, template <typename> class Arrays, int octets>
 class Tile {
   static_assert(octets <= 4, "a lane asks for the steps of one sequence");
@@ -53,7 +53,7 @@ class Tile {
 
   FUSED_RNN_DEVICE Tile() {}
 
-  // The `index`th tile. By whole warps, as the next.
+  // The `index`th tile. By whole warps, like the next one.
   FUSED_RNN_DEVICE Tile(const Q& q, int index) : first_(index * 8 * octets) {
     longest_ = take_steps(q);
     FUSED_RNN_UNROLL
@@ -62,11 +62,11 @@ class Tile {
       longest_ = other > longest_ ? other : longest_;
     }
   }
-  // The octets from sequence `first` on of a larger one.
+  // The octets of a larger tile from sequence `first` on.
   FUSED_RNN_DEVICE Tile(const Q& q, int first, int longest) : first_(first), longest_(longest) { take_steps(q); }
 
-  FUSED_RNN_DEVICE int first() const { return first_; }  // sequence
-  // Steps that some sequence of the whole tile has; all at times before it.
+  FUSED_RNN_DEVICE int first() const { return first_; }  // its first sequence
+  // The steps of the longest sequence of the whole tile; from this time on none has a step.
   FUSED_RNN_DEVICE int longest() const { return longest_; }
   // The time of a step; steps count in the order of computation.
   FUSED_RNN_DEVICE int time(const Q& q, int step) const { return q.reverse ? longest_ - 1 - step : step; }
@@ -77,7 +77,7 @@ class Tile {
   FUSED_RNN_DEVICE bool active_row(int n, int t) const { return t < row_limit_[n]; }
 
  private:
-  // Returns the steps of one sequence; -1 if there is none.
+  // Returns the steps of one of the sequences; -1 if there is none.
   FUSED_RNN_DEVICE int take_steps(const Q& q) {
     const int lane = threadIdx.x % 32, b = first_ + lane;
     int steps = -1;
@@ -98,18 +98,18 @@ class Tile {
   int limit_[octets][2], row_limit_[octets];
 };
 
-// Rows that a warp brings to shared memory some steps before it reads them, `stages` at a time: of each step `slots`
-// matrices for each octet. Every slot is an array [T, B, row], of which the warp wants 8 columns from `values` on; or
-// null, and then it reads as zero. Steps go upwards from 0 or downwards to it.
+// A ring buffer of rows that a warp brings to shared memory up to `stages` steps before it reads them: for each step
+// and octet, `slots` matrices. A slot is an array [T, B, row] of which the warp reads 8 columns, from `values` on; a
+// null slot reads as zero. Steps go upwards from 0 or downwards to it.
 template <typename S, int slots, int octets, bool upwards, int stages = 6>
 class RowRing {
   static constexpr int stage_bytes = octets * slots * matrix_bytes;
-  // Of a warp whose lanes copy a row each.
+  // Rounds in which a warp's lanes, with a row each, copy `some` slots.
   HOST_DEVICE static constexpr int rounds_of(int some) { return (some * 8 + 31) / 32; }
   static constexpr int rounds = rounds_of(slots);
 
  public:
-  static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
+  static constexpr int shared_bytes = stages * stage_bytes;  // per warp
 
   struct Source {
     const S* values;
@@ -122,13 +122,13 @@ class RowRing {
         lane_(kept(static_cast<int>(threadIdx.x % 32))),
         at_(kept(shared_address(shared) + threadIdx.x % 32 * row_bytes)) {}
 
-  // Once, before any tile.
+  // Zero the ring once, before any tile.
   FUSED_RNN_DEVICE void clear() const {
     for (int i = threadIdx.x % 32; i < shared_bytes / row_bytes; i += 32) at<Row<S>>(shared_, i * row_bytes)[0] = {};
     __syncwarp();
   }
 
-  // Start with a tile: fetch its first steps. `columns`: how many of the 8 there are, 0 or fewer if none.
+  // Start with a tile: fetch its first steps. `columns` says how many of the 8 columns exist; 0 or fewer: none.
   template <bool whole, int used, typename Tile, typename F>
   FUSED_RNN_DEVICE void begin(const typename Tile::Q& q, const Tile& tile, int columns, const F& source) {
     const int lane = threadIdx.x % 32, first_time = tile.time(q, upwards ? 0 : tile.longest() - 1);
@@ -159,8 +159,8 @@ class RowRing {
     }
   }
 
-  // Start to bring the rows of one step more, if there is one, to the place of those that were read last: `whole` ones,
-  // or value by value, of the first `used` slots.
+  // Start to fetch the rows of one more step, if there is one, to the place of those read last: `whole` rows, or value
+  // by value; of the first `used` slots.
   template <bool whole, int used = slots>
   FUSED_RNN_DEVICE void fetch() {
     FUSED_RNN_UNROLL
@@ -175,13 +175,13 @@ class RowRing {
     --left_;
   }
 
-  // Wait for the rows of the next step, which are then what load reads; downwards for the step after as well.
+  // Wait for the rows of the next step, which load reads then; downwards, also for those of the step after it.
   FUSED_RNN_DEVICE void wait() {
     copy_async_wait<upwards ? stages - 1 : stages - 2>();
     __syncwarp();
   }
-  // Four matrices from `slot` on: of unit lane / 4 the values of sequences 2(lane % 4) and the next one. Where there
-  // are fewer slots, what else is loaded says nothing.
+  // Load four matrices from `slot` on: for unit lane / 4, the values of sequences 2(lane % 4) and the next one. If
+  // there are fewer slots, the rest has no meaning.
   FUSED_RNN_DEVICE void load(uint32_t (&pairs)[4], int n, int slot) const {
     const int missing = 8 * slot + lane_ - (8 * slots - 1);
     const SharedAddress from = at_ + (n * slots + slot) * matrix_bytes;
@@ -190,12 +190,12 @@ class RowRing {
   FUSED_RNN_DEVICE void load(uint32_t (&pair)[1], int n, int slot) const {
     load_matrices_transposed(pair, at_ + (n * slots + slot) * matrix_bytes);
   }
-  // Of the step that follows in the order of these steps, downwards the step before in the order of computation; if
-  // there is none, it says nothing.
+  // Load from the step that follows in the ring; downwards, that is the step before in the order of computation. If
+  // there is none, the value has no meaning.
   FUSED_RNN_DEVICE void load_following(uint32_t (&pair)[1], int n, int slot) const {
     load_matrices_transposed(pair, at_ + stride() + (n * slots + slot) * matrix_bytes);
   }
-  // The rows of the step have been read, and those of one step more were fetched.
+  // Go on to the next step, when the rows of this one have been read and those of one more step are being fetched.
   FUSED_RNN_DEVICE void advance() {
     const int step = stride();
     stage_ += step;
@@ -214,7 +214,7 @@ class RowRing {
     }
   }
 
-  // From this stage to the one that follows.
+  // The distance from this stage to the next one.
   FUSED_RNN_DEVICE int stride() const {
     return stage_ == shared_bytes - stage_bytes ? stage_bytes - shared_bytes : stage_bytes;
   }
@@ -222,7 +222,7 @@ class RowRing {
   unsigned char* shared_;
   int lane_ = 0;
   int stage_ = 0;     // bytes
-  SharedAddress at_;  // there, the lane's row of the first matrices
+  SharedAddress at_;  // the lane's row of the first matrices there
   int left_ = 0, columns_ = 0, has_octets_ = 0;
   const S* from_[rounds];
   int row_[rounds];
@@ -230,14 +230,14 @@ class RowRing {
   bool wanted_[rounds];
 };
 
-// Rows that a warp stores time after time, one for each lane and octet, to arrays [T, B, row]: the lane's is `values`,
-// at its column, or null.
+// Rows that a warp stores step after step, one for each lane and octet, to arrays [T, B, row]. `values` is the lane's
+// array, at the warp's first column, or null.
 template <typename S, int octets>
 class RowSink {
  public:
   FUSED_RNN_DEVICE RowSink() {}
 
-  // From `time` on, in steps of `time_step`, 1 or -1. `any` is an array that there is.
+  // From `time` on, in steps of `time_step`, 1 or -1. `any` is an array that exists, in place of one that is null.
   template <typename Tile>
   FUSED_RNN_DEVICE RowSink(const typename Tile::Q& q, const Tile& tile, S* values, S* any, int row, int columns,
                            int time, int time_step)
@@ -249,7 +249,7 @@ class RowSink {
     for (int n = 0; n < octets; ++n) wanted_[n] = values && columns > 0 && tile.has_row(n);
   }
 
-  // The row at `from` in shared memory, or zeros: as a `whole`, or value by value.
+  // Store the row at `from` in shared memory, or zeros: as a `whole`, or value by value.
   template <bool whole>
   FUSED_RNN_DEVICE void store(int n, SharedAddress from, bool zeros) const {
     if (!wanted_[n]) return;
@@ -268,7 +268,7 @@ class RowSink {
       }
     }
   }
-  // Likewise where a row need not be stored, and is left out.
+  // Likewise, but only if `stored`.
   template <bool whole>
   FUSED_RNN_DEVICE void store_if(bool stored, int n, SharedAddress from) {
     const bool wanted = wanted_[n];
@@ -286,8 +286,8 @@ class RowSink {
   bool wanted_[octets];
 };
 
-// Two neighbours of a row of weights of which `left` are left, with zeros past its end. `pairs` says that they stand at
-// a multiple of 4 bytes and that their number is even.
+// Two neighbours in a row of weights with `left` values left, and zeros past its end. `pairs`: they are aligned to 4
+// bytes, and their number is even.
 template <bool pairs, typename S>
 FUSED_RNN_DEVICE uint32_t weight_pair(const S* from, int left) {
   uint32_t pair = 0;

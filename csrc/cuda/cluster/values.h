@@ -1,17 +1,17 @@
-// What a thread of the float32 kernels of warps reads and writes of a step: of its own unit the values of its own two
-// sequences, each by itself. A warp's are 8 units of 4 sequences at a time, which are whole sectors of memory, so that
-// rows (tile.h) would save nothing; and a float needs no alignment but its own.
+// The values that a thread of the float32 warp kernels reads and writes in a step: those of its own unit and its own
+// two sequences, each by itself. A warp's values are 8 units of 4 sequences at a time, which are whole sectors of
+// memory, so rows (tile.h) would save nothing; and a float needs only its own alignment.
 #pragma once
 
 #include "tile.h"
 
 namespace fused_rnn::cuda::cluster {
 
-// Whether threads do so, or warps row by row.
+// Whether threads access single values, or warps rows.
 template <typename S>
 constexpr bool by_values = std::is_same_v<S, float>;
 
-// Of a unit the values of two neighbouring sequences.
+// The values of a unit for two neighbouring sequences.
 template <typename S>
 using Pair = std::conditional_t<by_values<S>, Vector<float, 2>, uint32_t>;
 
@@ -30,9 +30,9 @@ FUSED_RNN_DEVICE Pair<S> pair_of(float first, float second) {
 
 #if FUSED_RNN_SM90
 
-// Values that a thread brings to shared memory some steps before it reads them, as RowRing does with rows. The first
-// `wide` slots are columns of one array [T, B, row], as far apart as the second is from the first; the others are of
-// arrays with another row. For this ring all rows are `whole`.
+// A ring buffer of values that a thread brings to shared memory some steps before it reads them, like RowRing with
+// rows. The first `wide` slots are columns of one array [T, B, row], at equal distances; the others are columns of
+// arrays with another row. All rows count as `whole` here.
 template <int slots, int wide, int octets, bool upwards, int stages>
 class ValueRing {
   static constexpr int slot_bytes = 32 * int{sizeof(Vector<float, 2>)}, stage_bytes = octets * slots * slot_bytes;
@@ -40,7 +40,7 @@ class ValueRing {
   HOST_DEVICE static constexpr int kind(int slot) { return kinds > 1 && slot >= wide; }
 
  public:
-  static constexpr int shared_bytes = stages * stage_bytes;  // of a warp
+  static constexpr int shared_bytes = stages * stage_bytes;  // per warp
 
   struct Source {
     const float* values;
@@ -51,13 +51,13 @@ class ValueRing {
   FUSED_RNN_DEVICE explicit ValueRing(unsigned char* shared)
       : shared_(shared), at_(kept(shared_address(shared) + threadIdx.x % 32 * unsigned{sizeof(Vector<float, 2>)})) {}
 
-  // Once, before any tile.
+  // Zero the ring once, before any tile.
   FUSED_RNN_DEVICE void clear() const {
     for (int i = threadIdx.x % 32; i < shared_bytes / 8; i += 32) at<Vector<float, 2>>(shared_, 8 * i)[0] = {};
     __syncwarp();
   }
 
-  // Start with a tile: fetch its first steps. `columns`: how many of the warp's 8 there are, 0 or fewer if none.
+  // Start with a tile: fetch its first steps. `columns` says how many of the warp's 8 columns exist; 0 or fewer: none.
   template <bool whole, int used, typename Tile, typename F>
   FUSED_RNN_DEVICE void begin(const typename Tile::Q& q, const Tile& tile, int columns, const F& source) {
     const int lane = threadIdx.x % 32, first_time = tile.time(q, upwards ? 0 : tile.longest() - 1);
@@ -83,7 +83,7 @@ class ValueRing {
     }
   }
 
-  // Start to bring the values of one step more, if there is one, to the place of those that were read last.
+  // Start to fetch the values of one more step, if there is one, to the place of those read last.
   template <bool whole, int used = slots>
   FUSED_RNN_DEVICE void fetch() {
     const unsigned wanted = left_ > 0 ? wanted_ : 0;
@@ -104,23 +104,23 @@ class ValueRing {
     --left_;
   }
 
-  // Wait for the values of the next step, which are then what load reads; downwards for the step after as well. Nobody
-  // else reads them.
+  // Wait for the values of the next step, which load reads then; downwards, also for those of the step after it. No
+  // other thread reads them, so this needs no barrier.
   FUSED_RNN_DEVICE void wait() { copy_async_wait<upwards ? stages - 1 : stages - 2>(); }
 
-  // Of `count` slots from `slot` on, as far as there are so many, the values of both sequences.
+  // Load the values of both sequences from `count` slots, from `slot` on, if there are that many.
   template <int count>
   FUSED_RNN_DEVICE void load(Vector<float, 2> (&pairs)[count], int n, int slot) const {
     FUSED_RNN_UNROLL
     for (int i = 0; i < count; ++i)
       if (slot + i < slots) pairs[i] = load_shared<Vector<float, 2>>(at_ + (n * slots + slot + i) * slot_bytes);
   }
-  // Of the step that follows in the order of these steps, downwards the step before in the order of computation; if
-  // there is none, it says nothing.
+  // Load from the step that follows in the ring; downwards, that is the step before in the order of computation. If
+  // there is none, the value has no meaning.
   FUSED_RNN_DEVICE void load_following(Vector<float, 2> (&pair)[1], int n, int slot) const {
     pair[0] = load_shared<Vector<float, 2>>(at_ + stride() + (n * slots + slot) * slot_bytes);
   }
-  // The values of the step have been read, and those of one step more were fetched.
+  // Go on to the next step, when the values of this one have been read and those of one more step are being fetched.
   FUSED_RNN_DEVICE void advance() {
     const int step = stride();
     stage_ += step;
@@ -128,28 +128,28 @@ class ValueRing {
   }
 
  private:
-  // Those that are `wide` have one address.
+  // The first `wide` slots have one address.
   static constexpr int places = wide > 0 ? slots - wide + 1 : slots;
   HOST_DEVICE static constexpr int place(int slot) { return wide == 0 ? slot : slot < wide ? 0 : slot - wide + 1; }
   HOST_DEVICE static constexpr int bit(int slot, int i) { return slot * 2 * octets + i; }
   static_assert(slots * 2 * octets <= 32, "they are the bits of a word");
 
-  // From this stage to the one that follows.
+  // The distance from this stage to the next one.
   FUSED_RNN_DEVICE int stride() const {
     return stage_ == shared_bytes - stage_bytes ? stage_bytes - shared_bytes : stage_bytes;
   }
 
   unsigned char* shared_;
   int stage_ = 0;     // bytes
-  SharedAddress at_;  // there, the lane's values of the first slot
+  SharedAddress at_;  // the lane's values of the first slot there
   int left_ = 0;
   unsigned wanted_ = 0;         // a bit for each slot and sequence
   const float* from_[places];   // of the lane's unit and its first sequence
-  int apart_ = 0, row_[kinds];  // columns
+  int apart_ = 0, row_[kinds];  // in columns
   int64_t step_[kinds];         // bytes
 };
 
-// Where a thread stores values time after time, in some arrays [T, B, row]: of its unit and two sequences of each
+// Values that a thread stores step after step, to some arrays [T, B, row]: those of its unit and two sequences of each
 // octet.
 template <int octets, int arrays = 1>
 class ValueSink {
@@ -157,7 +157,7 @@ class ValueSink {
   FUSED_RNN_DEVICE ValueSink() {}
 
   // From `time` on, in steps of `time_step`, 1 or -1. `values` are the warp's first column of each array, or null, and
-  // `columns` how many there are from it on; `any` an array that there is.
+  // `columns` exist from there on. `any` is an array that exists, in place of one that is null.
   template <typename Tile>
   FUSED_RNN_DEVICE ValueSink(const typename Tile::Q& q, const Tile& tile, float* values, float* any, int row,
                              int columns, int time, int time_step)
@@ -177,7 +177,7 @@ class ValueSink {
     }
   }
 
-  // A value of sequence j of octet n, so many columns further.
+  // Store a value of sequence j of octet n, `column` columns further on.
   FUSED_RNN_DEVICE void store(int n, int j, int column, float value, int array = 0) const {
     if (wanted_[array] >> (2 * n + j) & 1) to_[array][(8 * n + j) * row_ + column] = value;
   }
@@ -195,7 +195,7 @@ class ValueSink {
 };
 
 // Send floats of two sequences as the terms of a state, which pass through three matrices in shared memory; `turned` is
-// the lane's row of these.
+// the lane's row of the first one.
 template <typename State>
 FUSED_RNN_DEVICE void send_terms(const State& state, int octet, SharedAddress turned, int lane, float first,
                                  float second, bool sent) {

@@ -1,18 +1,18 @@
-// The exchange within a cluster: blocks push what they make into each other's shared memory, and barriers there, one
-// for each copy and share of K, count the bytes. No block waits for another but through what it reads. It needs sm_90,
-// and the blocks of a cluster are the team. See exchange.h for what the functions promise.
+// The exchange within a cluster: blocks push values into each other's shared memory, and barriers there, one for each
+// copy and share of K, count the bytes. A block waits for another one only through the data that it reads. The exchange
+// needs sm_90, and the blocks of a cluster are the team. exchange.h says what the functions promise.
 //
-// Both kinds of channel keep the turn in the number of the steps that were waited for: the copy of its parity is read,
-// the other is made, and a barrier ends a phase every second step. Nothing is under way when the kernel ends, because
-// every byte that is pushed is waited for. After a timeout that is not so: then the block stays until what may be under
-// way has come.
+// Both kinds of channel derive the turn from the number of steps that were waited for: the copy of its parity is read,
+// the other one is written, and each barrier completes a phase every second step. Every byte that is pushed is waited
+// for, so nothing is in flight when the kernel ends. After a timeout this does not hold, and the block stays until
+// everything in flight must have arrived.
 #pragma once
 
 #include "../device.h"
 #include "../terms.h"
 #include "exchange.h"
 
-// How many cycles a block stays after a timeout, which is far more than a push takes: about half a millisecond.
+// Cycles that a block stays after a timeout, far more than a push takes: about half a millisecond.
 #ifndef FUSED_RNN_DRAIN_CYCLES
 #  define FUSED_RNN_DRAIN_CYCLES (1 << 20)
 #endif
@@ -31,13 +31,13 @@ struct ClusterExchange {
 
   static Attributes attributes(int team, int threads) { return {.cluster = team, .threads = threads}; }
 
-  // Bytes of shared memory for partial sums of so many `values` of a block, of so many bytes each.
+  // Bytes of shared memory for partial sums, with `values` of `bytes` bytes each per block.
   static constexpr int sums_bytes(int blocks, int values, int bytes, int /*warps*/) {
     return 2 * blocks * values * bytes + 16;
   }
-  static constexpr int registers = 0;  // that a thread needs more than in a cluster
+  static constexpr int registers = 0;  // extra registers of a thread, compared with clusters
 
-  // No device memory.
+  // Channels need no device memory.
   static constexpr int64_t state_places(int /*values*/, int /*bytes*/) { return 0; }
   static constexpr int64_t sums_places(int /*blocks*/, int /*values*/, int /*bytes*/) { return 0; }
 
@@ -51,14 +51,14 @@ struct ClusterExchange {
 
 #if FUSED_RNN_SM90
 
-// The blocks of a cluster as one thread knows them.
+// The blocks of a cluster, as one thread sees them.
 template <int team>
 class ClusterTeam {
   static_assert(team >= 1 && team <= 16 && (team & (team - 1)) == 0, "clusters have 1, 2, 4, 8 or 16 blocks");
 
  public:
   static constexpr int size = team;
-  static constexpr bool ordered = true;  // who gets what another block pushed comes after all that this did before
+  static constexpr bool ordered = true;  // receiving a push comes after all that the pushing block did before it
 
   template <typename Q>
   FUSED_RNN_DEVICE explicit ClusterTeam(const Q& q) : failed_(q.timed_out) {}
@@ -82,7 +82,7 @@ class ClusterTeam {
 
   FUSED_RNN_DEVICE bool alive() const { return alive_; }
 
-  // For channels: the same for all lanes, which leave together. `failing` once, if this is the wait that fails.
+  // For channels: all lanes leave together, with the same result. Calls failing() if it is this wait that fails.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(SharedAddress barrier, unsigned parity, const F& failing) {
     if (!alive_) return false;
@@ -97,8 +97,8 @@ class ClusterTeam {
   int alive_ = true;  // no wait of this warp has failed
 };
 
-// What both kinds of channel have in common: `barriers` barriers for each of two copies, at a place of shared memory
-// that is the same in all blocks of the team.
+// The base of both kinds of channel: `barriers` barriers for each of two copies, at an address in shared memory that is
+// the same in all blocks of the team.
 template <typename Team, int barriers>
 class ClusterChannel {
  protected:
@@ -115,7 +115,7 @@ class ClusterChannel {
 
   FUSED_RNN_DEVICE void follow() { ++steps_; }
 
-  // Copy 1 is made first, and each has a phase every second step.
+  // Copy 1 is written first, and each copy has a phase every second step.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
     return team_.wait(barrier_of(read(), share), (steps_ - 1) / 2 % 2, failing);
@@ -131,19 +131,19 @@ class ClusterChannel {
  private:
   Team& team_;
   const SharedAddress barrier_;
-  // through a shuffle, or the assembler would read the special register anew in every step where registers are few
+  // through a shuffle: else the assembler, short of registers, rereads the special register in every step
   const int lane_ = __shfl_sync(~0u, static_cast<int>(threadIdx.x % 32), static_cast<int>(threadIdx.x % 32));
-  unsigned steps_ = 0;  // that were waited for
+  unsigned steps_ = 0;  // steps that were waited for
 };
 
-// A state of K values in `octets` times 8 sequences, in S = BFloat16, Half, or float, which travels as its terms: of
-// each the state has a plane.
+// A state of K values for each of 8 * `octets` sequences. S is BFloat16, Half, or float, which travels as its terms:
+// each has a plane of the state.
 template <typename Team, typename S, int K, int shares, int octets>
 class ClusterState : ClusterChannel<Team, shares> {
   using Base = ClusterChannel<Team, shares>;
   using Base::alive, Base::barrier_of, Base::made, Base::read;
   static_assert(sizeof(Term<S>) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
-  static constexpr int stride = K + 8;  // rows start in different banks
+  static constexpr int stride = K + 8;  // padding against bank conflicts
   static constexpr int plane_bytes = octets * 8 * stride * int{sizeof(Term<S>)}, copy_bytes = terms_of<S> * plane_bytes;
 
  public:
@@ -157,8 +157,8 @@ class ClusterState : ClusterChannel<Team, shares> {
     Base::expect(share, terms_of<S> * octets * 8 * (K / shares) * int{sizeof(Term<S>)});
   }
 
-  // Eight lanes push to one block, so that a warp reaches four at a time. Addresses in another block are as far apart
-  // as in this one.
+  // Eight lanes push to one block, so that a warp reaches four at a time. The distances between addresses are the same
+  // in every block, so one mapped address per block is enough.
   FUSED_RNN_DEVICE void own(int k) {
     const unsigned lane = threadIdx.x % 32, row = (lane % 8 * stride + k) * unsigned{sizeof(Term<S>)};
     FUSED_RNN_UNROLL
@@ -179,14 +179,14 @@ class ClusterState : ClusterChannel<Team, shares> {
     for (int i = 0; i < destinations; ++i) cuda::push(to_[i] + place, to_[i] + barrier, row);
   }
 
-  // `failing` once, if this is the wait that fails.
+  // Calls failing() if it is this wait that fails.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
     Base::follow();
     return Base::wait(share, failing);
   }
 
-  // A value of what the first step reads.
+  // Set a value of the state that the first step reads.
   FUSED_RNN_DEVICE void put(int r, int k, S value) const {
     put_terms(at<Term<S>>(shared_, read() * copy_bytes) + r * stride + k, octets * 8 * stride, value);
   }
@@ -201,8 +201,8 @@ class ClusterState : ClusterChannel<Team, shares> {
   int pushes_ = 0;
 };
 
-// Partial sums for `places` places of each block, four each, which travel as floats or rounded to bfloat16: half the
-// bytes, of which a block is sent 16 a cycle and no more. float16 would not have their range.
+// Partial sums: `places` places in each block, with four sums each, which travel as floats or rounded to bfloat16. That
+// is half the bytes, and a block receives at most 16 bytes a cycle. float16 would not have their range.
 template <typename Team, int places, typename Travelling>
 class ClusterSums : ClusterChannel<Team, 1> {
   using Base = ClusterChannel<Team, 1>;
@@ -217,7 +217,7 @@ class ClusterSums : ClusterChannel<Team, 1> {
   FUSED_RNN_DEVICE ClusterSums(Team& team, unsigned char* shared)
       : Base(team, shared_address(shared) + 2 * copy_bytes),
         shared_(shared),
-        // through a shuffle, or the compiler would read the special register anew in every step
+        // through a shuffle: else the compiler rereads the special register in every step
         own_part_(__shfl_sync(~0u, cluster_rank() * part_bytes, 0)) {}
 
   FUSED_RNN_DEVICE void expect() const { Base::expect(0, copy_bytes); }

@@ -1,4 +1,4 @@
-// One of two exchanges, as the division says: both in one kernel, so that a size costs no kernel more.
+// An exchange that is one of two, as the division says. One kernel contains both, so that the second costs no kernels.
 #pragma once
 
 #include "exchange.h"

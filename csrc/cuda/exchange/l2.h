@@ -1,7 +1,7 @@
-// The exchange through L2: states lie in global memory, in two copies that take turns, because a block may write one
-// while a slower one still reads the other. A counter for each team, which only grows, separates the phases of a step;
-// products read a state from shared memory, where it comes in segments. It works on every GPU and for every size, and
-// all blocks must run at the same time.
+// The exchange through L2. States lie in global memory, in two copies that take turns, because a block may write one
+// while a slower block still reads the other. A counter for each team, which only grows, separates the phases of a
+// step. Products read a state from shared memory, where it comes in segments. This works on every GPU and for every
+// size, and all blocks must run at the same time.
 #pragma once
 
 #include "exchange.h"
@@ -13,7 +13,7 @@ struct L2Exchange {
 
   // Host half -------------------------------------------------------------------------------------------------------
 
-  // Shared memory for two segments of the longest state, before weights take the rest.
+  // Reserve shared memory for two segments of the longest state, before weights take the rest.
   static void reserve_shared(Layout& layout, const Number& number, Arena& arena) {
     int64_t most = 0;
     for (const StateLayout& s : layout.states)
@@ -28,9 +28,9 @@ struct L2Exchange {
       if (s.k) s.exchanged = arena.take(int64_t{2} * layout.teams * s.segments * s.size * number.bytes);
   }
 
-  // Nanoseconds of a phase, of which counter_barrier of `python -m benchmarks.gpu.micro` explains 600 to 1000: stores
-  // that must be out, the barrier, loads that begin anew. And those of a byte of a state that a product fetches
-  // (tile_exchange, which loads in place of copying, has 0.047). See cost.h.
+  // Nanoseconds of a phase: stores that must drain, the barrier, and loads that begin anew. The micro-measurement
+  // counter_barrier explains 600 to 1000 of them. of_byte is for a byte of a state that a product fetches; the
+  // micro-measurement tile_exchange, which loads in place of copying, has 0.047. See cost.h.
   static double of_phase(int parts) { return parts == 1 ? 0 : parts < 64 ? 1660 : 2090; }
   static constexpr double of_byte = 0.0225;
 
@@ -39,8 +39,8 @@ struct L2Exchange {
   template <typename S>
   struct Operands {
     S* states[most_states];  // [copies, teams, segments, size]
-    unsigned* arrivals;      // [teams] zeros
-    unsigned* failed;        // zero; becomes 1 if a block did not come in time
+    unsigned* arrivals;      // [teams], zeroed
+    unsigned* failed;        // zero; set to 1 when a block times out
     unsigned* timed_out;     // likewise, for the host to read
   };
 
@@ -62,7 +62,7 @@ struct L2Exchange {
     FUSED_RNN_DEVICE Device(const Operands<S>& q, const Layout& layout, unsigned char* shared, int team)
         : q_(q), layout_(layout), shared_(shared), team_(team) {}
 
-    FUSED_RNN_DEVICE void clear() const {}  // the workspace is cleared before
+    FUSED_RNN_DEVICE void clear() const {}  // the workspace is zeroed before the kernel
 
     template <typename Channel>
     FUSED_RNN_DEVICE void put(Channel channel, int r, int k, Computed<S> value) const {
@@ -115,7 +115,7 @@ struct L2Exchange {
     FUSED_RNN_DEVICE const StateLayout& state(Channel channel) const {
       return layout_.states[static_cast<int>(channel)];
     }
-    // Which copy of a state is read; the other one is made.
+    // The copy of a state that is read; the other one is written.
     template <typename Channel>
     FUSED_RNN_DEVICE int turn(Channel channel) const {
       return turns_ >> static_cast<int>(channel) & 1u;
@@ -142,7 +142,7 @@ struct L2Exchange {
     const Layout& layout_;
     unsigned char* const shared_;
     const int team_;
-    unsigned target_ = 0;  // of the counter
+    unsigned target_ = 0;  // the value that the counter must reach
     unsigned turns_ = 0;   // a bit for each channel
   };
 };

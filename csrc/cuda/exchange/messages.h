@@ -1,38 +1,41 @@
-// The exchange through L2 by messages, for teams of any size: a message is a word of 32 bits, two values of 16 or a
-// float, that is its own flag. Its place in global memory holds a pattern that no message has; the block that makes the
-// word stores it, with others next to it, and who needs it looks until the pattern is gone. So a step has no barrier
-// between blocks, no fence and no flag beside the data, and words may come one by one in any order. All blocks must run
-// at the same time. See exchange.h for what the functions promise.
+// The exchange through L2 by messages, for teams of any size. Each word of a message, 32 bits with two 16-bit values or
+// a float, is its own flag. Its place in global memory holds a pattern that no message has; the block that makes the
+// word stores it, with its neighbours, and readers poll until the pattern is gone. So a step has no barrier between
+// blocks, no fence and no flag beside the data, and words may come one by one in any order. All blocks must run at the
+// same time. exchange.h says what the functions promise.
 //
 // Messages are counted, m = 0, 1, ... for every step that has one, through all tiles of a team; message m goes to slot
-// m modulo `slots`. The slots are three *thirds* of `third` messages, so that a third is used again after two others.
-// Messages p * third to (p + 1) * third - 1 are *phase* p, which has third p modulo 3. In phase p, when a block makes
-// message p * third + 1, it
+// m modulo `slots`. The slots are three *thirds* of `third` messages, so that a third is reused after two others.
+// Messages p * third to (p + 1) * third - 1 are *phase* p, which has third p modulo 3. In phase p, when it writes
+// message p * third + 1, a block
 //   fills  its own places of the third that phase p + 1 will use with the pattern again, and then
 //   says   so, by adding to the team's counter with release semantics;
-// and every warp, before it looks for the first message of phase p + 1,
+// and every warp, before it polls for the first message of phase p + 1,
 //   waits  until all blocks have said so in phases 0 to p, with acquire semantics.
-// Between saying and waiting lie at least third - 2 whole steps: the wait is over long before. It is right because
-//   who looks comes after the filling   A look in phase p + 1 comes after the wait, hence after what every block did
-//      before it said so in phase p: it finds the pattern or what was stored since, never the message of phase p - 2.
-//   filling comes after who looked      A block that says so in phase p - 1 has read whole messages up to that of the
-//      phase's first step, of which phase p - 2 is a part, and orders these reads before. Who fills that third in
-//      phase p has waited, before it read the first message of phase p, for all to have said so in phase p - 1.
-//   one thread has a place              The thread that fills a place is the one that stores messages there, so that
-//      its own order is the order of the place.
-// In each phase that is a chain of releases and acquires, not of words that came: plain stores fill, and
-// ThreadSanitizer sees if one of them is not ordered with a look. Two thirds would do if a block could conclude from
-// the words of others that these have read what was before; but words order nothing, which holds within a block, too
+// At least third - 2 whole steps lie between saying and waiting, so the wait ends at once. This is right because
+//   polls come after the filling
+//      A poll in phase p + 1 comes after the wait, hence after everything that each block did before it said so in
+//      phase p: it finds the pattern or what was stored since, never the message of phase p - 2.
+//   filling comes after the polls
+//      A block that says so in phase p - 1 has received whole messages up to the first one of that phase, hence all of
+//      phase p - 2, and orders these reads before that. A block that fills that third in phase p has waited, before it
+//      read the first message of phase p, for all to have said so in phase p - 1.
+//   a place has one writer
+//      The thread that fills a place is the one that stores messages there, so the order of the thread is the order of
+//      the place.
+// In each phase this is a chain of releases and acquires, and does not depend on words that came. So plain stores fill,
+// and ThreadSanitizer sees if one of them is not ordered with a poll. Two thirds would do if a block could conclude
+// from the words of others that they have read what came before; but words order nothing, not even within a block
 // (split.h).
 //
-// That no message has the pattern is seen to where it is sent: what equals it is NaN, and goes as another NaN. What a
-// timeout leaves missing is read as the pattern, hence as NaN.
+// The sender makes sure that no message has the pattern: a value that equals it is NaN, and is sent as another NaN.
+// What a timeout leaves missing is read as the pattern, hence as NaN.
 #pragma once
 
 #include "../terms.h"
 #include "exchange.h"
 
-// Messages in a third: of states; partial sums take more memory, and have half as many.
+// Messages in a third, for states; partial sums take more memory and have half as many.
 #ifndef FUSED_RNN_MESSAGE_STEPS
 #  define FUSED_RNN_MESSAGE_STEPS 8
 #endif
@@ -41,12 +44,12 @@ namespace fused_rnn::cuda {
 
 constexpr uint32_t no_message = 0xffffffff, message_of_nan = 0x7fff7fff;
 
-// Where the messages of a call are; a kernel has one channel.
+// The device memory of a call's messages; a kernel has one channel.
 struct Messages {
-  unsigned char* places;  // of each team, full of the pattern
-  unsigned* arrivals;     // of each team a counter, `Messages::line` after each other, zeros
+  unsigned char* places;  // for each team, full of the pattern
+  unsigned* arrivals;     // a counter for each team, `line` words apart, zeroed
 
-  static constexpr int line = 32;  // words
+  static constexpr int line = 32;  // words: a cache line
 };
 
 template <typename Team, typename S, int K, int shares, int octets>
@@ -65,7 +68,8 @@ struct MessageExchange {
 
   static Attributes attributes(int threads) { return {.cooperative = true, .threads = threads}; }
 
-  // Bytes of the places of a team: of a state of so many values, of partial sums of so many for each block.
+  // The bytes of a team's places: for a state with `values` values, and for partial sums with `values` values per
+  // block.
   static constexpr int64_t state_places(int values, int bytes) {
     return int64_t{thirds} * state_third * values * bytes;
   }
@@ -76,9 +80,9 @@ struct MessageExchange {
 
   // Device half -----------------------------------------------------------------------------------------------------
 
-  static constexpr int registers = 16;  // that a thread needs more than in a cluster, for a state
+  static constexpr int registers = 16;  // extra registers of a thread for a state, compared with clusters
 
-  // Warps that share the sums that a block is sent: each adds up what some of the blocks contributed.
+  // The warps that share the sums sent to a block; each adds up what some of the blocks contributed.
   HOST_DEVICE static constexpr int parts(int blocks, int warps) { return blocks < warps ? blocks : warps; }
   static constexpr int sums_bytes(int blocks, int values, int /*bytes*/, int warps) {
     return parts(blocks, warps) * values * int{sizeof(float)};
@@ -92,10 +96,11 @@ struct MessageExchange {
   using Sums = MessageSums<Team, places, Travelling, warps>;
 };
 
-// Before a call, the places and counters of all teams. A template, as all kernels are, for several files to have it.
+// What is initialised before a call: the places and counters of all teams. The kernel is a template, like all kernels,
+// so that several files can have it.
 struct MessagePreparation {
   Messages messages;
-  int64_t words;  // of places
+  int64_t words;  // the size of all places
   int teams;
 };
 
@@ -108,11 +113,11 @@ FUSED_RNN_KERNEL prepare_messages(const MessagePreparation p) {
 
 #if FUSED_RNN_SM90
 
-// The words of a message that are stored and loaded together.
+// Words of a message that are stored and loaded together.
 template <int count>
 using Words = Vector<uint32_t, count>;
 
-// Whether all of them have come.
+// Whether all words have come.
 template <int count>
 FUSED_RNN_DEVICE bool is_whole(const Words<count>& words) {
   bool whole = true;
@@ -121,7 +126,7 @@ FUSED_RNN_DEVICE bool is_whole(const Words<count>& words) {
   return whole;
 }
 
-// The same words, but for a NaN that looks like none.
+// The same words, with a NaN that equals the pattern replaced by another NaN.
 template <int count>
 FUSED_RNN_DEVICE Words<count> sendable(Words<count> words) {
   FUSED_RNN_UNROLL
@@ -137,12 +142,12 @@ FUSED_RNN_DEVICE Words<count> missing_words() {
   return words;
 }
 
-// The blocks of a team as one thread knows them: `team` blocks of the grid that follow each other.
+// The blocks of a team, as one thread sees them: `team` consecutive blocks of the grid.
 template <int team>
 class MessageTeam {
  public:
   static constexpr int size = team;
-  static constexpr bool ordered = false;  // words say nothing about what else was done
+  static constexpr bool ordered = false;  // words order no other memory
 
   template <typename Q>
   FUSED_RNN_DEVICE explicit MessageTeam(const Q& q) : failed_(q.timed_out), messages_(q.messages) {}
@@ -160,11 +165,11 @@ class MessageTeam {
   FUSED_RNN_DEVICE bool alive() const { return alive_; }
   FUSED_RNN_DEVICE void set_alive(bool alive) { alive_ = alive; }
 
-  // For channels: this team's part of places and its counter.
+  // For channels: this team's places and its counter.
   FUSED_RNN_DEVICE unsigned char* places(int64_t bytes) const { return messages_.places + blockIdx.x / team * bytes; }
   FUSED_RNN_DEVICE unsigned* arrivals() const { return messages_.arrivals + blockIdx.x / team * Messages::line; }
 
-  // Look until look() says yes to every lane; false if that takes too long. By the clock, as in clusters.
+  // Poll until look() is true for every lane. False after a timeout, by the clock as in clusters.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(const F& look) const {
     if (__all_sync(~0u, look())) return true;
@@ -175,8 +180,8 @@ class MessageTeam {
     return false;
   }
 
-  // Load messages until all their words have come: the `i`th one from from(i), if is_there(i). What is missing after a
-  // timeout has the pattern.
+  // Load messages until all their words have come: the `i`th one from from(i), if is_there(i). After a timeout missing
+  // words hold the pattern.
   template <int count, int words, typename Is, typename From>
   FUSED_RNN_DEVICE bool receive(Words<words> (&messages)[count], const Is& is_there, const From& from) const {
     FUSED_RNN_UNROLL
@@ -198,8 +203,8 @@ class MessageTeam {
   int alive_ = true;  // no wait of this warp has failed
 };
 
-// What both kinds of channel have in common: the count of messages, their slots, and the rule by which these are used
-// again. In every phase `arrivals` warps of the team say that they have filled their places.
+// The base of both kinds of channel: the count of messages, their slots, and the rule by which slots are reused. In
+// every phase the team's counter grows by `arrivals`.
 template <typename Team, int third, int arrivals>
 class MessageChannel {
  protected:
@@ -209,10 +214,10 @@ class MessageChannel {
 
   FUSED_RNN_DEVICE bool alive() const { return team_.alive(); }
   FUSED_RNN_DEVICE unsigned count() const { return count_; }
-  FUSED_RNN_DEVICE unsigned slot() const { return count_ % slots; }  // of the message that is made
+  FUSED_RNN_DEVICE unsigned slot() const { return count_ % slots; }  // the slot of the message that is written
   FUSED_RNN_DEVICE bool fills() const { return count_ % third == 1; }
 
-  // Fill the places of the lane that come `distance` after each other from `first` on.
+  // Fill this lane's places in the next third; `first` is its place in the first slot, and slots are `distance` apart.
   template <int words>
   FUSED_RNN_DEVICE void fill(Words<words>* first, int64_t distance) const {
     const unsigned next = (count_ / third + 1) % MessageExchange::thirds * third;
@@ -221,12 +226,12 @@ class MessageChannel {
   }
   FUSED_RNN_DEVICE void say_filled() const { add_release(counter_, 1); }
 
-  // The message that was made is now what is read. False if its places were not filled in time. By whole warps.
+  // The message that was written is read from now on. False if its places were not filled in time. By whole warps.
   FUSED_RNN_DEVICE bool take_turn() {
     const unsigned message = count_++;
     if (!alive()) return false;
     if (message % third != 0 || message == 0) return true;
-    const unsigned target = message / third * arrivals;  // which may be past the end of the numbers
+    const unsigned target = message / third * arrivals;  // may wrap around
     return team_.wait([&] { return static_cast<int>(load_acquire(counter_) - target) >= 0; });
   }
 
@@ -234,28 +239,28 @@ class MessageChannel {
 
  private:
   unsigned* const counter_;
-  unsigned count_ = 0;  // of messages that were waited for
+  unsigned count_ = 0;  // messages that were waited for
 };
 
-// A state of K values in `octets` times 8 sequences, in S = BFloat16, Half, or float, which travels as its terms. In a
-// slot [planes, K / 8] come the rows of 8 sequences, 16 bytes each, so that what a warp stores is a line, and what it
-// loads are lines.
+// A state of K values for each of 8 * `octets` sequences. S is BFloat16, Half, or float, which travels as its terms. A
+// slot is [planes, K / 8] groups of 8 rows, one for each sequence, of 16 bytes each, so that warps store and load whole
+// lines.
 //
-// Warps that follow each other share a share of K: each brings some of its rows to shared memory, and a barrier of
-// these warps makes them all readable. There are two copies, because a warp may still multiply with one when another
-// brings what follows. A block makes no part of a message before these barriers, and those of its sums, have told it
-// that all its warps have read the message before.
+// Consecutive warps share a share of K: each brings some of its rows to shared memory, and a barrier of these warps
+// makes them all readable. There are two copies, because a warp may still multiply with one when another warp brings
+// the next. A block writes no part of a message before these barriers, and those of its sums, have told it that all its
+// warps have read the message before.
 template <typename Team, typename S, int K, int shares, int octets>
 class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   using Base = MessageChannel<Team, MessageExchange::state_third, K / 8>;
   using Base::alive, Base::team_;
   static_assert(sizeof(Term<S>) == 2 && K % (8 * shares) == 0, "a share is of whole rows of eight units");
-  static constexpr int stride = K + 8;                 // rows start in different banks
-  static constexpr int planes = terms_of<S> * octets;  // of 8 sequences: all octets of a term, then those of the next
+  static constexpr int stride = K + 8;                 // padding against bank conflicts
+  static constexpr int planes = terms_of<S> * octets;  // 8 sequences each: all octets of a term, then of the next
   static constexpr int copy_bytes = planes * 8 * stride * int{sizeof(Term<S>)};
   static constexpr int64_t team_bytes = MessageExchange::state_places(planes * 8 * K, int{sizeof(Term<S>)});
-  static constexpr int slot_rows = planes * K, share_rows = K / shares;  // of a plane
-  // Threads that share a share, and rows that each brings, at most.
+  static constexpr int slot_rows = planes * K, share_rows = K / shares;  // the latter in each plane
+  // The threads that share a share, and the most rows that each of them brings.
   static constexpr int readers = K / Team::size / 8 * 32, rows_of_plane = (share_rows + readers - 1) / readers,
                        own_rows = planes * rows_of_plane;
   static constexpr int first_barrier = 16 - shares;
@@ -292,7 +297,7 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
     }
   }
 
-  // `failing` once, if this is the wait that fails.
+  // Calls failing() if it is this wait that fails.
   template <typename F>
   FUSED_RNN_DEVICE bool wait(int share, const F& failing) {
     const unsigned slot = Base::slot();
@@ -313,7 +318,7 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   FUSED_RNN_DEVICE SharedAddress address() const { return rows_ + Base::count() % 2 * copy_bytes; }
 
  private:
-  // Whether there is an `i`th row for this thread, and where in a slot and in shared memory, from its first row on.
+  // Whether this thread has an `i`th row, and its distance from the thread's first one in a slot and in shared memory.
   FUSED_RNN_DEVICE static bool is_there(int i) {
     const int before = i % rows_of_plane * readers;
     return before + readers <= share_rows || before + static_cast<int>(threadIdx.x % readers) < share_rows;
@@ -334,16 +339,16 @@ class MessageState : MessageChannel<Team, MessageExchange::state_third, K / 8> {
   Words<4>* const places_;
   unsigned char* const shared_;
   const SharedAddress rows_;
-  const int first_;         // row that this thread brings
-  const SharedAddress to_;  // where it brings it in the first copy
-  int own_ = 0;             // row that it makes
+  const int first_;         // the first row that this thread brings
+  const SharedAddress to_;  // its address in the first copy
+  int own_ = 0;             // the row that this thread writes
 };
 
-// Partial sums for `places` places of each block, four each, which travel as floats or rounded to bfloat16. In a slot
-// [owners, contributors, places] come the four sums of each.
+// Partial sums: `places` places in each block, with four sums each, which travel as floats or rounded to bfloat16. A
+// slot is [owners, contributors, places], with the four sums of each.
 //
 // In the block that owns them every warp adds up what some of the blocks contributed, and puts the result in shared
-// memory: so pairs are counted by `parts`. A barrier of the block makes them readable; another one lies between their
+// memory; so pairs are counted by `parts`. A barrier of the block makes them readable. Another one lies between their
 // use and the next wait, as between the use of an operand and the next product. All warps of the block wait.
 template <typename Team, int places, typename Travelling, int warps>
 class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size> {
@@ -375,7 +380,7 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
     if (Base::fills()) Base::fill(to, slot_sums);
   }
 
-  // False for all warps of the block if one of them has waited too long.
+  // False for all warps of the block if one of them timed out.
   FUSED_RNN_DEVICE bool wait() {
     const bool fills = Base::fills();
     const Sums* const slot = places_ + Base::slot() * slot_sums + Team::rank() * Team::size * places;
@@ -407,7 +412,7 @@ class MessageSums : MessageChannel<Team, MessageExchange::sums_third, Team::size
   }
 
  private:
-  // Blocks whose sums a warp adds up, and of those so many that are under way at a time.
+  // The blocks whose sums a warp adds up, and how many of these are in flight at a time.
   static constexpr int own = Team::size / parts, together = own < 8 ? own : 8;
   static_assert(Team::size % parts == 0 && own % together == 0 && places % 32 == 0);
 

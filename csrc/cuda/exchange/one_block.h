@@ -1,5 +1,5 @@
-// The exchange of a team of one block: states stay in its shared memory, whole, in one copy, and a barrier of the block
-// separates the phases of a step. It waits for nobody, and so takes whatever blocks the GPU runs at a time.
+// The exchange of a team of one block: whole states stay in its shared memory, in one copy, and a barrier of the block
+// separates the phases of a step. No block waits for another one, so they need not run at the same time.
 #pragma once
 
 #include "exchange.h"
@@ -33,7 +33,7 @@ struct OneBlockExchange {
     FUSED_RNN_DEVICE Device(const Operands<S>&, const Layout& layout, unsigned char* shared, int)
         : layout_(layout), shared_(shared) {}
 
-    // Places that no unit fills stay zero.
+    // Zero the padding, which no unit fills.
     FUSED_RNN_DEVICE void clear() const {
       for (const StateLayout& s : layout_.states)
         for (int i = threadIdx.x; i < s.size; i += threads) at<S>(shared_, s.local)[i] = S{};

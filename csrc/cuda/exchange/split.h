@@ -1,15 +1,16 @@
-// The sums of a product whose K is shared among warps of a block, added in an order that is always the same. Either all
-// but the first give theirs and the first takes them; or each has a part of the outputs to itself, and they trade. Two
-// buffers take turns, because who gives may be a step ahead.
+// The sums of a product whose K is shared by warps of a block, always added in the same order. Either all warps but the
+// first give their sums and the first takes them, or each has a part of the outputs to itself and they trade. Two
+// buffers take turns, because a giving warp may be a step ahead.
 #pragma once
 
 #include "../device.h"
 
 namespace fused_rnn::cuda {
 
-// A warp for each of `shares` shares of K in each of `groups` products; a lane holds `vectors` times four sums of each.
-// `ordered`: what the team's blocks hand each other orders what they did before, so that who has got the next step, to
-// which who took contributed, may give again. Else who gives waits for who takes, as long as it would for that step.
+// Each of `shares` shares of K in each of `groups` products has a warp, whose lanes hold four sums in each of `vectors`
+// vectors. `ordered` says that receiving data from a block comes after what that block did before: a giving warp that
+// has received the next step, to which the taking warp contributed, may then give again. Otherwise the giving warp
+// waits for the taking one, as it would for that step.
 template <int groups, int shares, int vectors, bool ordered = true>
 class SplitSums {
   using Sums = Vector<float, 4>;
@@ -18,14 +19,14 @@ class SplitSums {
  public:
   static constexpr int shared_bytes = 2 * buffer * int{sizeof(Sums)};
 
-  // `barrier` and the next one are used for nothing else.
+  // `barrier` and the next one must be used for nothing else.
   FUSED_RNN_DEVICE SplitSums(unsigned char* shared, int barrier, int group, int share)
       : lane_(reinterpret_cast<Sums*>(shared) + group * vectors * 32 + threadIdx.x % 32),
         barrier_(barrier),
         share_(share) {}
 
-  // One of the two, in every step. These sums are for the warp with share 0. A warp that is not alive has none to
-  // give; nothing but this barrier keeps it from running ahead, so that it stays until the other has come.
+  // Every warp calls either give or take in every step. These sums are for the warp with share 0. A warp that is not
+  // alive gives NaN. Nothing but this barrier keeps it from running ahead, so it stays until the other one has come.
   FUSED_RNN_DEVICE void give(const float (&sums)[vectors][4], bool alive) {
     Sums* const to = lane_ + turn_ * buffer + (share_ - 1) * groups * vectors * 32;
     FUSED_RNN_UNROLL
@@ -40,7 +41,7 @@ class SplitSums {
     turn_ ^= 1;
   }
 
-  // Add what the others gave.
+  // Add the sums that the others gave.
   FUSED_RNN_DEVICE void take(float (&sums)[vectors][4]) {
     const Sums* const from = lane_ + turn_ * buffer;
     barrier_sync(barrier_ + turn_, threads);
@@ -64,9 +65,9 @@ class SplitSums {
   int turn_ = 0;
 };
 
-// Likewise of two shares that have half of the outputs each, of `vectors`: both get the sums of their own. The shares
-// of a group wait for each other and for nobody else, so that each has seen whole what the step reads before it goes
-// on.
+// Likewise for two shares of K, each of which has half of the outputs, `vectors` vectors: both get the sums of their
+// own. The two warps of a group wait for each other and for no others, so that each knows the step's state to have come
+// as a whole before it goes on.
 template <int groups, int vectors>
 class TradedSums {
   using Sums = Vector<float, 4>;
@@ -75,13 +76,13 @@ class TradedSums {
  public:
   static constexpr int shared_bytes = 2 * buffer * int{sizeof(Sums)};
 
-  // `barrier` and those after it, one for each group, are used for nothing else.
+  // `barrier` and those after it, one for each group, must be used for nothing else.
   FUSED_RNN_DEVICE TradedSums(unsigned char* shared, int barrier, int group, int share)
       : lane_(reinterpret_cast<Sums*>(shared) + group * of_group + threadIdx.x % 32),
         barrier_(barrier + group),
         share_(share) {}
 
-  // Adds to `own` what both shares have for it. A warp that is not alive has nothing to give, and follows in step.
+  // Add both shares' sums for these outputs to `own`. A warp that is not alive gives NaN, and stays in step.
   FUSED_RNN_DEVICE void trade(const float (&sums)[2 * vectors][4], float (&own)[vectors][4], bool alive) {
     Sums* const given = lane_ + turn_ * buffer;
     FUSED_RNN_UNROLL
