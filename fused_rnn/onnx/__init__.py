@@ -17,12 +17,11 @@ ONNX has no operator for become one Scan for each layer and direction: multiplic
             output, (h, c) = self.lstm(x, (h, c))
             return self.head(output), h, c
 
-    x, state = torch.randn(1, 1, 8), torch.zeros(1, 1, 64)
-    names = {"input_names": ["x", "h", "c"], "output_names": ["y", "h_n", "c_n"]}
-    fused_rnn.onnx.export(Stream().eval(), (x, state, state), "stream.onnx", **names)
+    x, h, c = torch.randn(1, 1, 8), torch.zeros(1, 1, 64), torch.zeros(1, 1, 64)
+    fused_rnn.onnx.export(Stream().eval(), (x, h, c), "stream.onnx", input_names=["x", "h", "c"])
 
     session = onnxruntime.InferenceSession("stream.onnx")
-    h = c = state.numpy()
+    h, c = h.numpy(), c.numpy()
     for x in sensor:  # each (1, 1, 8), float32
         y, h, c = session.run(None, {"x": x, "h": h, "c": c})
 
@@ -38,6 +37,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from ..cell_based import CellBased
 from ..choice import choose_backend
@@ -78,7 +78,7 @@ def export(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: the opset is too old, or dynamo=False was asked for.
+        ValueError: the opset is too old, the example has one tensor in two places, or dynamo=False was asked for.
         CannotExport: a module or a call has no translation; the message says what to do.
     """
     translations = table()
@@ -90,9 +90,10 @@ def export(
         raise ValueError("dynamo=False is TorchScript's exporter, which does not know fused_rnn's operators: leave it")
     if isinstance(model, nn.Module):
         _check_fused(model)
+        _check_distinct(args, options.get("kwargs"))
     else:
         model = _saving_little(model)
-    from . import directions
+    from . import directions, scan
 
     program = _translated(
         model,
@@ -105,6 +106,8 @@ def export(
     if optimize:
         _fold_weights(program.model)
         program.optimize()
+    else:
+        scan.fix_names(program.model)
     if path is not None:
         how = {"include_initializers": export_params, "keep_initializers_as_inputs": keep_initializers_as_inputs}
         program.save(path, external_data=external_data, **how)
@@ -139,6 +142,18 @@ def _check_fused(model: nn.Module) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) would be unrolled, for {choice.reason}: export it in "
                 "float32, as model.float(), or with backend='reference' if that is what you want"
             )
+
+
+def _check_distinct(*examples: Any) -> None:
+    """Refuse what torch.export takes for a single input, to the loss of the other."""
+    seen: set[int] = set()
+    for tensor in tree_leaves(examples):
+        if isinstance(tensor, torch.Tensor) and id(tensor) in seen:
+            raise ValueError(
+                f"the example has one tensor, of shape {tuple(tensor.shape)}, in two places, which torch.export takes "
+                "for one input: make another, as tensor.clone()"
+            )
+        seen.add(id(tensor))
 
 
 def _translated(model: nn.Module | torch.export.ExportedProgram, args: tuple, **options: Any) -> torch.onnx.ONNXProgram:
