@@ -1,4 +1,4 @@
-"""Modules that AOTInductor compiles and packages run where there is no package fused_rnn, and where there is no Python."""
+"""Modules that AOTInductor compiles run where there is no package fused_rnn, and where there is no Python."""
 
 import os
 import subprocess

@@ -41,9 +41,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..cell_based import CellBased
 from ..choice import choose_backend
-from .errors import CannotExport
+from .errors import ExportError
 
-__all__ = ["CannotExport", "export", "table"]
+__all__ = ["ExportError", "export", "table"]
 
 OLDEST_OPSET = 18  # that torch.onnx makes graphs of; it only tries to convert them to older ones
 
@@ -79,7 +79,7 @@ def export(
     Raises:
         ImportError: onnx or onnxscript is not installed.
         ValueError: the opset is too old, the example has one tensor in two places, or dynamo=False was asked for.
-        CannotExport: a module or a call has no translation; the message says what to do.
+        ExportError: a module or a call has no translation; the message says what to do.
     """
     translations = table()
     if opset_version is not None and opset_version < OLDEST_OPSET:
@@ -138,7 +138,7 @@ def _check_fused(model: nn.Module) -> None:
         weight = next(module.parameters())
         choice = choose_backend(weight.device, weight.dtype)
         if choice.backend == "reference":
-            raise CannotExport(
+            raise ExportError(
                 f"{name or 'the model'} ({type(module).__name__}) would be unrolled, for {choice.reason}: export it in "
                 "float32, as model.float(), or with backend='reference' if that is what you want"
             )
@@ -164,7 +164,7 @@ def _translated(model: nn.Module | torch.export.ExportedProgram, args: tuple, **
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, CannotExport):
+            if isinstance(cause, ExportError):
                 raise cause from None
             cause = cause.__cause__
         raise

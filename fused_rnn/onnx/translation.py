@@ -15,7 +15,7 @@ from onnxscript import opset18 as op
 from ..operands import Operands, Results
 from ..ops import CELLS
 from . import scan
-from .errors import CannotExport
+from .errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def _translate(*arguments):  # without types, which torch.onnx would read
     *operands, save = arguments
     q = Operands(*operands)
     if save == "everything":
-        raise CannotExport(
+        raise ExportError(
             "a forward pass that saves what a backward pass reads has no translation: export with "
             "fused_rnn.onnx.export, or under torch.no_grad()"
         )
     if q.input.dtype == ir.DataType.BFLOAT16:
-        raise CannotExport(
-            f"{q.cell} computes in bfloat16 here, which onnxruntime's recurrent operators do not: export it in float32, "
+        raise ExportError(
+            f"{q.cell} computes in bfloat16 here, and onnxruntime's recurrent operators do not: export it in float32, "
             "as module.float()"
         )
     if q.cell in OPERATORS and save == "nothing" and not any(mask is not None for mask in q.masks):

@@ -2,7 +2,7 @@
 //
 //     run_package fused_rnn/_C.so module.pt2 T B I < input > results
 //
-// The input is T·B·I floats, then B lengths, int64; the results are those of the module, one after the other, as floats.
+// The input is T·B·I floats, then B lengths, int64; the results are those of the module, one after the other, floats.
 
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
