@@ -31,7 +31,7 @@ modules on a GPU export. A module that runs on the reference is unrolled, for th
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,7 +60,7 @@ def export(
     keep_initializers_as_inputs: bool = False,
     external_data: bool = True,
     **options: Any,
-) -> torch.onnx.ONNXProgram:
+) -> "torch.onnx.ONNXProgram":
     """Export a model that holds modules of this package, by torch.onnx.export, of which all options are.
 
     Args:
@@ -92,8 +92,8 @@ def export(
         _check_fused(model)
         _check_distinct(args, options.get("kwargs"))
     else:
-        model = _saving_little(model)
-    from . import directions, scan
+        model = _saving_little(model, translations)
+    from . import directions, scan, translation
 
     program = _translated(
         model,
@@ -104,7 +104,7 @@ def export(
     )
     directions.join(program.model)
     if optimize:
-        _fold_weights(program.model)
+        translation.fold_weights(program.model)
         program.optimize()
     else:
         scan.fix_names(program.model)
@@ -156,11 +156,13 @@ def _check_distinct(*examples: Any) -> None:
         seen.add(id(tensor))
 
 
-def _translated(model: nn.Module | torch.export.ExportedProgram, args: tuple, **options: Any) -> torch.onnx.ONNXProgram:
+def _translated(
+    model: nn.Module | torch.export.ExportedProgram, args: tuple, **options: Any
+) -> "torch.onnx.ONNXProgram":
     """By torch.onnx.export; what has no translation is raised as such, and not as the cause of other errors."""
     try:
         with torch.no_grad():  # so that nothing is saved for a backward pass
-            return torch.onnx.export(model, args, optimize=False, **options)
+            program = torch.onnx.export(model, args, optimize=False, **options)
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -168,22 +170,16 @@ def _translated(model: nn.Module | torch.export.ExportedProgram, args: tuple, **
                 raise cause from None
             cause = cause.__cause__
         raise
+    assert program is not None  # as it is from TorchScript's exporter
+    return program
 
 
-def _saving_little(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def _saving_little(program: torch.export.ExportedProgram, operators: Container) -> torch.export.ExportedProgram:
     """An equal program whose forward passes save no more than it reads."""
     program = program.run_decompositions({})  # a copy, with the same weights
     for node in program.graph.nodes:
-        if node.target in table():
+        if node.target in operators:
             read = {user.args[1] for user in node.users if user.users}
             *operands, _ = node.args
             node.args = (*operands, "everything" if 4 in read else "states" if 3 in read else "nothing")
     return program
-
-
-def _fold_weights(model: Any) -> None:
-    """Fold what makes operands of the operators of weights, which torch.onnx leaves alone where they are large."""
-    from onnxscript import optimizer
-
-    kinds = ("Slice", "Neg", "Concat", "Unsqueeze")
-    optimizer.fold_constants(model, should_fold=lambda node: True if node.op_type in kinds else None)

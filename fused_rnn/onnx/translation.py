@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from onnxscript import ir
+from onnxscript import ir, optimizer
 from onnxscript import opset18 as op
 
 from ..operands import Operands, Results
@@ -43,6 +43,12 @@ def table() -> dict[Callable, Callable]:
     return {space.forward.default: _translate for space in namespaces if hasattr(space, "forward")}
 
 
+def fold_weights(model: ir.Model) -> None:
+    """Make constants of what is made of weights alone, which torch.onnx leaves as it is where they are large."""
+    kinds = ("Slice", "Neg", "Expand", "Concat", "Unsqueeze")
+    optimizer.fold_constants(model, should_fold=lambda node: True if node.op_type in kinds else None)
+
+
 def _translate(*arguments):  # without types, which torch.onnx would read
     """The results of ``forward``, of its operands as torch.onnx has them: values, None, strings and numbers."""
     *operands, save = arguments
@@ -55,7 +61,7 @@ def _translate(*arguments):  # without types, which torch.onnx would read
     if q.input.dtype == ir.DataType.BFLOAT16:
         raise ExportError(
             f"{q.cell} computes in bfloat16 here, and onnxruntime's recurrent operators do not: export it in float32, "
-            "as module.float()"
+            "as module.float() and without autocast"
         )
     if q.cell in OPERATORS and save == "nothing" and not any(mask is not None for mask in q.masks):
         return _complete(_operator(q))
@@ -113,6 +119,6 @@ def _biases(operator: Operator, q: Operands) -> ir.Value | None:
     given = [bias for bias in (q.bias_ih, q.bias_hh) if bias is not None]
     if not given:
         return None
-    nothing = op.Mul(given[0], op.CastLike(0.0, given[0])) if len(given) == 1 else None
+    nothing = op.Expand(op.CastLike(0.0, given[0]), [len(operator.gates) * q.h_0.shape[1]])
     both = (nothing if bias is None else _ordered(operator, q, bias) for bias in (q.bias_ih, q.bias_hh))
     return op.Unsqueeze(op.Concat(*both, axis=0), [0])
