@@ -4,10 +4,10 @@
 cells that torch.nn lacks; ``RNNCell`` and so on are single steps. What all of them take and return stands in
 ``Recurrent`` and ``RecurrentCell``. ``replace`` exchanges torch.nn's modules inside a model, ``restore`` is the way
 back, ``from_keras`` takes the weights of one of Keras's. ``functional`` has the same with weights as arguments,
-``reference`` the plain PyTorch oracle, ``backends()`` what can run on this machine.
+``reference`` the plain PyTorch oracle, ``onnx`` the export to ONNX, ``backends()`` what can run on this machine.
 """
 
-from . import functional, reference
+from . import functional, onnx, reference
 from .cell_modules import GRUCell, LSTMCell, MultiplicativeGRUCell, MultiplicativeLSTMCell, RecurrentCell, RNNCell
 from .choice import backends, choose_backend
 from .keras import from_keras, to_keras
@@ -35,6 +35,7 @@ __all__ = [
     "choose_backend",
     "from_keras",
     "functional",
+    "onnx",
     "reference",
     "replace",
     "restore",

@@ -10,6 +10,7 @@ as T.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ import torch
 
 from . import products
 from .cells import CELLS
+from .operands import ForwardLoop, Results
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -37,6 +39,26 @@ def register() -> None:
     if hasattr(torch.ops.fused_rnn, "cuda_forward"):
         for operator in (products.forward, products.backward):
             torch.library.impl(f"fused_rnn::{operator.__name__}", "cuda", partial(operator, kernels=ON_GPU))
+        torch.library.register_fake("fused_rnn::cuda_forward", _loop_fake)
+
+
+def decompositions() -> dict[Callable, Callable]:
+    """For ``run_decompositions`` of an exported program: the forward pass as its products and the loop.
+
+    On a GPU what is around the loop is Python's. A program that was decomposed so needs the compiled library alone, as
+    a package of AOTInductor in a process without Python; it cannot be differentiated, and runs on CUDA devices only.
+    """
+    table = torch.export.default_decompositions()
+    table[torch.ops.fused_rnn.forward.default] = partial(products.forward, kernels=ON_GPU)
+    return table
+
+
+def _loop_fake(*arguments):
+    loop = ForwardLoop(*arguments)
+    (T, B, _), H, cell = loop.projected.shape, loop.h_0.shape[1], CELLS[loop.cell]
+    modulated = 0 if loop.input is None else loop.input.shape[2]
+    sizes = {"T": T, "B": B, "H": H, "S": cell.saved * H + modulated}
+    return Results.fake(loop.projected, cell, loop.save, sizes)
 
 
 # What can run here ------------------------------------------------------------------------------------------

@@ -106,14 +106,9 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
 def _forward_fake(*arguments):
     *operands, save = arguments
     q = Operands(*operands)
-    spec = q.spec
     if save not in SAVES:
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
-    there = {
-        **{"output": True, "h_n": True, "c_n": spec.has_cell_state},
-        **{"cells": spec.has_cell_state and save != "nothing", "saved": save == "everything"},
-    }
-    return tuple(q.input.new_empty(q.shape(name) if there[name] else (0,)) for name in Results._fields)
+    return Results.fake(q.input, q.spec, save, q.sizes)
 
 
 def _forward_setup(ctx, inputs, output):

@@ -94,12 +94,16 @@ class Operands(NamedTuple):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an operand, a result or a gradient of either in a call with these; the cell needs not have it."""
-        spec, (T, B, I), H = self.spec, self.input.shape, self.h_0.shape[1]
-        name = name.removeprefix("d_")
+        name, sizes = name.removeprefix("d_"), self.sizes
         if name in WEIGHTS:
-            return spec.weight_shape(name, I, H)
-        sizes = {"T": T, "B": B, "I": I, "H": H, "S": spec.saved * H + spec.modulated_size(I, H)}
+            return self.spec.weight_shape(name, sizes["I"], sizes["H"])
         return tuple(sizes[letter] for letter in SHAPES[name])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the letters of ``SHAPES``."""
+        spec, (T, B, I), H = self.spec, self.input.shape, self.h_0.shape[1]
+        return {"T": T, "B": B, "I": I, "H": H, "S": spec.saved * H + spec.modulated_size(I, H)}
 
     def by_reference(self, return_cells: bool) -> tuple:
         """What the reference makes of them: the outputs, the final state and, if asked for, the cell states."""
@@ -134,6 +138,14 @@ class Results(NamedTuple):
     c_n: Tensor
     cells: Tensor
     saved: Tensor
+
+    @staticmethod
+    def fake(like: Tensor, cell: Cell, save: str, sizes: dict[str, int]) -> tuple[Tensor, ...]:
+        """Empty tensors as the results are, sizes being those of the letters of ``SHAPES``."""
+        pair, states = cell.has_cell_state, save != "nothing"
+        there = {"output": True, "h_n": True, "c_n": pair, "cells": pair and states, "saved": save == "everything"}
+        shapes = {name: tuple(sizes[letter] for letter in SHAPES[name]) for name in Results._fields}
+        return tuple(like.new_empty(shapes[name] if there[name] else (0,)) for name in Results._fields)
 
 
 class ResultGradients(NamedTuple):
