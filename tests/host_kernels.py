@@ -81,7 +81,7 @@ def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, suffix: 
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / name).exists():
-            compile_calls(name, folder / name, "-O1", "-shared", *flags)
+            compile_calls(name, folder / name, "-O0", "-shared", *flags)
     loaded = ctypes.CDLL(str(folder / name))
     for direction in DIRECTIONS:
         for verb in ("run", "plan"):

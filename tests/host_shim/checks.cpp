@@ -391,7 +391,8 @@ void check(const std::string& name, unsigned seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 4) return 2;
+  fused_rnn::cuda::seeded_fault = argv[3];
   try {
     check(argv[1], static_cast<unsigned>(std::atoi(argv[2])));
   } catch (const std::exception& error) {

@@ -1,8 +1,9 @@
 // Small kernels that use all of csrc/cuda/sm90.h, as kernels.h does with device.h, and the words of messages. Each
-// FAULT_* macro leaves something out or puts something wrong, which the shim must report.
+// fault() leaves something out or puts something wrong, which the shim must report.
 #pragma once
 
 #include "../../csrc/cuda/exchange/messages.h"
+#include "faults.h"
 
 namespace fused_rnn::cuda {
 
@@ -29,9 +30,7 @@ FUSED_RNN_DEVICE void store_and_read(uint32_t* shared, uint32_t* out, const uint
     store_matrices_transposed(shared + 4 * threadIdx.x, stored);
   else
     store_matrices(shared + 4 * threadIdx.x, stored);
-#  ifndef FAULT_NO_SYNC_AFTER_STORE
-  __syncwarp();
-#  endif
+  if (!fault("NO_SYNC_AFTER_STORE")) __syncwarp();
   for (int m = 0; m < matrices; ++m) out[32 * m + threadIdx.x] = shared[32 * m + threadIdx.x];
 #endif
 }
@@ -60,18 +59,15 @@ FUSED_RNN_KERNEL add_over_cluster(const unsigned* in, unsigned* sums) {
   auto* const own = reinterpret_cast<unsigned*>(shared) + threadIdx.x;
   const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
   *own = in[place];
-#  ifdef FAULT_RELAXED_CLUSTER_BARRIER
-  cluster_barrier_relaxed();
-#  else
-  cluster_barrier();
-#  endif
+  if (fault("RELAXED_CLUSTER_BARRIER"))
+    cluster_barrier_relaxed();
+  else
+    cluster_barrier();
   unsigned sum = cluster_rank();
   for (unsigned rank = 0; rank < cluster_size(); ++rank)
     sum += load_cluster(address_in_block(shared_address(own), rank));
   sums[place] = sum;
-#  ifndef FAULT_NO_LAST_CLUSTER_BARRIER
-  cluster_barrier();
-#  endif
+  if (!fault("NO_LAST_CLUSTER_BARRIER")) cluster_barrier();
 #endif
 }
 
@@ -98,43 +94,27 @@ FUSED_RNN_KERNEL gather(Gathering<words> g) {
   const auto* const numbers = reinterpret_cast<const Numbers*>(shared);
   const SharedAddress base = shared_address(shared), barriers = base + 2 * all * sizeof(Numbers);
   if (threadIdx.x < 2) mbarrier_init(barriers + 8 * threadIdx.x);
-#  ifndef FAULT_NO_BARRIER_AFTER_INIT
-  cluster_barrier();
-#  endif
+  if (!fault("NO_BARRIER_AFTER_INIT")) cluster_barrier();
   uint32_t sum = 0;
   for (int t = 0; t < g.steps; ++t) {
     const uint32_t number = next_number(sum, place, t);
     g.numbers[t * all + place] = number;
-#  ifdef FAULT_LEAVE_EARLY
-    if (t == 2 && blockIdx.x == 0) return;
-#  endif
-#  ifndef FAULT_PUSH_IN_LAST_STEP
-    if (t == g.steps - 1) break;
-#  endif
-#  ifdef FAULT_ONE_COPY
-    const unsigned copy = 0;
-#  else
-    const unsigned copy = t % 2;
-#  endif
+    if (t == 2 && blockIdx.x == 0 && fault("LEAVE_EARLY")) return;
+    if (t == g.steps - 1 && !fault("PUSH_IN_LAST_STEP")) break;
+    const unsigned copy = fault("ONE_COPY") ? 0 : t % 2;
     const SharedAddress barrier = barriers + 8 * (t % 2);
     Numbers message;
     for (int i = 0; i < words; ++i) message.values[i] = number + i;
     for (unsigned rank = 0; rank < cluster_size(); ++rank)
       push(address_in_block(base + (copy * all + place) * sizeof(Numbers), rank), address_in_block(barrier, rank),
            message);
-#  ifdef FAULT_PUSH_IN_LAST_STEP
     if (t == g.steps - 1) break;
-#  endif
-#  ifdef FAULT_WRONG_BYTES
-    if (threadIdx.x == 0) mbarrier_expect(barrier, (all - 1) * sizeof(Numbers));
-#  else
-    if (threadIdx.x == 0) mbarrier_expect(barrier, all * sizeof(Numbers));
-#  endif
-#  ifdef FAULT_WAIT_IN_BLOCK_SCOPE
-    if (!wait_for_phase<false>(barrier, t / 2 % 2, g.failed)) break;
-#  elif !defined(FAULT_NO_PHASE_WAIT)
-    if (!wait_for_phase(barrier, t / 2 % 2, g.failed)) break;
-#  endif
+    if (threadIdx.x == 0) mbarrier_expect(barrier, (fault("WRONG_BYTES") ? all - 1 : all) * sizeof(Numbers));
+    if (fault("WAIT_IN_BLOCK_SCOPE")) {
+      if (!wait_for_phase<false>(barrier, t / 2 % 2, g.failed)) break;
+    } else if (!fault("NO_PHASE_WAIT")) {
+      if (!wait_for_phase(barrier, t / 2 % 2, g.failed)) break;
+    }
     sum = 0;
     for (unsigned i = 0; i < all; ++i) sum += numbers[copy * all + i].values[i % words];
     __syncthreads();  // all have read before one pushes, which lets others write here again

@@ -1,8 +1,9 @@
 // Small kernels that use all of csrc/cuda/device.h, in one source for the host shim and for nvcc. The recurrence is a
-// model of the real ones. Each FAULT_* macro leaves something out or puts something wrong, which the shim must report.
+// model of the real ones. Each fault() leaves something out or puts something wrong, which the shim must report.
 #pragma once
 
 #include "../../csrc/cuda/device.h"
+#include "faults.h"
 
 namespace fused_rnn::cuda {
 
@@ -23,25 +24,20 @@ inline size_t shared_bytes(const Recurrence& r, int blocks) {
 }
 
 FUSED_RNN_DEVICE bool wait_for_others(const Recurrence& r, unsigned target) {
-#ifdef FAULT_RELAXED_WAIT
+  if (!fault("RELAXED_WAIT")) return wait_for(r.arrivals, target, r.failed);
   while (load_relaxed(r.arrivals) < target) {
   }
   return true;
-#else
-  return wait_for(r.arrivals, target, r.failed);
-#endif
 }
 
 // False if another block did not arrive in time.
 FUSED_RNN_DEVICE bool grid_barrier(const Recurrence& r, unsigned target) {
   bool arrived = true;
   __syncthreads();
-#ifndef FAULT_NO_GRID_BARRIER
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && !fault("NO_GRID_BARRIER")) {
     add_release(r.arrivals, 1);
     arrived = wait_for_others(r, target);
   }
-#endif
   return __syncthreads_and(arrived);
 }
 
@@ -49,9 +45,7 @@ FUSED_RNN_DEVICE void load_weight(const Recurrence& r, int first_unit, int own_u
   for (int i = 4 * threadIdx.x; i < own_units * r.units; i += 4 * blockDim.x)
     copy_async<16>(weight + i, r.weight + first_unit * r.units + i);
   copy_async_commit();
-#ifndef FAULT_NO_COPY_WAIT
-  copy_async_wait<0>();
-#endif
+  if (!fault("NO_COPY_WAIT")) copy_async_wait<0>();
 }
 
 FUSED_RNN_KERNEL recur(Recurrence r) {
@@ -61,20 +55,12 @@ FUSED_RNN_KERNEL recur(Recurrence r) {
   float* const y_prev = weight + own_units * r.units;      // [batch, units]
   load_weight(r, first_unit, own_units, weight);
   for (int t = 0; t < r.steps; ++t) {
-#ifdef FAULT_SINGLE_BUFFER
-    const float* const from = r.exchanged;
-    float* const to = r.exchanged;
-#else
-    const float* const from = r.exchanged + t % 2 * size;
-    float* const to = r.exchanged + (t + 1) % 2 * size;
-#endif
+    const int turn = fault("SINGLE_BUFFER") ? 0 : t % 2;
+    const float* const from = r.exchanged + turn * size;
+    float* const to = r.exchanged + (fault("SINGLE_BUFFER") ? 0 : 1 - turn) * size;
     for (int i = threadIdx.x; i < size; i += blockDim.x) y_prev[i] = load_l2(from + i);
-#ifdef FAULT_SHARED_OVERRUN
-    if (threadIdx.x == 0) y_prev[size] = 0;
-#endif
-#ifndef FAULT_NO_SYNCTHREADS
-    __syncthreads();
-#endif
+    if (threadIdx.x == 0 && fault("SHARED_OVERRUN")) y_prev[size] = 0;
+    if (!fault("NO_SYNCTHREADS")) __syncthreads();
     for (int i = threadIdx.x; i < r.batch * own_units; i += blockDim.x) {
       const int b = i / own_units, j = i % own_units, place = b * r.units + first_unit + j;
       float sum = r.x[t * size + place];
@@ -98,22 +84,17 @@ FUSED_RNN_KERNEL hand_over(HandOver h) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int t = 0; t < h.steps; ++t) {
     float* const buffer = reinterpret_cast<float*>(shared) + t % 2 * blockDim.x;
-#ifdef FAULT_ONE_NAMED_BARRIER
-    const int full = 1, empty = 3;
-#else
-    const int full = 1 + t % 2, empty = 3 + t % 2;
-#endif
+    const int turn = fault("ONE_NAMED_BARRIER") ? 0 : t % 2, full = 1 + turn, empty = 3 + turn;
     if (warp > 0) {
       if (t >= 2) barrier_sync(empty, blockDim.x);
       buffer[threadIdx.x] = static_cast<float>(t * 100 + warp * 10 + lane);
       barrier_arrive(full, blockDim.x);
       continue;
     }
-#ifdef FAULT_NO_NAMED_WAIT
-    barrier_arrive(full, blockDim.x);
-#else
-    barrier_sync(full, blockDim.x);
-#endif
+    if (fault("NO_NAMED_WAIT"))
+      barrier_arrive(full, blockDim.x);
+    else
+      barrier_sync(full, blockDim.x);
     float sum = 0;
     for (int w = 1; w < warps; ++w) sum += buffer[32 * w + 31 - lane];
     h.sums[32 * t + lane] = sum;
@@ -151,9 +132,7 @@ FUSED_RNN_KERNEL __launch_bounds__(32) multiply(Product<S> p) {
   load_rows<16>(a_rows, p.a, 16, p.depth);
   copy_async_wait<1>();
   copy_async_wait<0>();
-#ifndef FAULT_NO_SYNCWARP
-  __syncwarp();
-#endif
+  if (!fault("NO_SYNCWARP")) __syncwarp();
   float sum[4] = {};
   FUSED_RNN_UNROLL
   for (int k = 0; k < p.depth; k += 16) {
