@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,8 +217,9 @@ def test_list_shows_the_points_and_measures_nothing(capsys):
         (["--single-steps", "--device", "cuda"], "--single-steps measures a CPU, and --device is cuda"),
         (["--points", "honest", "--batch", "3"], "give one of them, not 2"),
         (["--fills", "--sweep"], "give one of them, not 2"),
-        (["--dtypes", "float32", "bfloat16"], "--dtypes float32, bfloat16 is too many"),
-        (["--backends", "cpu", "reference"], "--backends cpu, reference is too many"),
+        (["--dtypes", "float32", "bfloat16"], "--dtypes float32 bfloat16 is too many"),
+        (["--backends", "cpu", "reference"], "--backends cpu reference is too many"),
+        (["--sweep", "--threads", "1", "2"], "--threads 1 2 is too many"),
     ],
     ids=" ".join,
 )
@@ -259,7 +261,7 @@ RUNS = speed.ROOT / "runs"
 )
 def test_only_what_is_whole_goes_where_the_report_looks(monkeypatch, arguments, path):
     monkeypatch.setattr(speed, "CORES", max(2, CORES))
-    monkeypatch.setattr(speed, "the_backend", lambda *_: "cpu")
+    monkeypatch.setattr(common, "check_backend", lambda *_: SimpleNamespace(backend="cpu"))
     assert speed.output_path(speed.plan_from(speed.parse(arguments.split()))) == path
 
 
@@ -280,5 +282,5 @@ def test_only_what_is_whole_goes_where_the_report_looks(monkeypatch, arguments, 
 def test_on_a_gpu_whole_groups_go_where_the_report_looks(monkeypatch, arguments, path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (test)")
     monkeypatch.setattr(common, "open_device", torch.device)
-    monkeypatch.setattr(speed, "the_backend", lambda *_: "cuda")
+    monkeypatch.setattr(common, "check_backend", lambda *_: SimpleNamespace(backend="cuda"))
     assert speed.output_path(speed.plan_from(speed.parse(["--device", "cuda:1", *arguments.split()]))) == path

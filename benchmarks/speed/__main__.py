@@ -41,6 +41,7 @@ from .plan import (
     Plan,
     cost,
 )
+from .records import problem_of
 
 TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 CPU_KINDS = {"steps": "--single-steps", "rivals": "--all-rivals", "fills": "--fills"}
@@ -60,12 +61,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     axes = f"how cost grows with each of {listed(AXES)}; with all if none is named"
     kind("--sweep", nargs="*", choices=AXES, metavar="AXIS", help=axes)
     kind("--points", nargs="+", choices=POINTS, metavar="GROUP", help=f"groups of a GPU, of {listed(POINTS)}")
-    sizes = "every combination of --hidden, --batch and --steps"
-    kind(
-        "--hidden", nargs="+", type=common.positive, metavar="H", help=f"{sizes}; H of {listed(GPU_HIDDEN)} if left out"
-    )
-    kind("--batch", nargs="+", type=common.positive, metavar="B", help=f"of {listed(GPU_BATCHES)} if left out")
-    kind("--steps", type=common.positive, metavar="T", help=f"time steps, {GPU_STEPS} if left out")
+    sizes = f"every combination of --hidden, --batch and --steps on a GPU; {listed(GPU_HIDDEN)} if left out"
+    kind("--hidden", nargs="+", type=common.positive, metavar="H", help=sizes)
+    kind("--batch", nargs="+", type=common.positive, metavar="B", help=f"{listed(GPU_BATCHES)} if left out")
+    kind("--steps", type=common.positive, metavar="T", help=f"{GPU_STEPS} if left out")
     part = parser.add_argument_group("part of it", "all if left out").add_argument
     part("--cells", nargs="+", choices=TITLES, metavar="CELL", help=f"of {listed(TITLES)}")
     every_shape = {**SHAPES, **STEP_SHAPES}
@@ -73,11 +72,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     part("--shapes", nargs="+", choices=every_shape, metavar="SHAPE", help=f"of the tables of a CPU: {shapes}")
     dtypes = f"of weights and operands, of {listed(GPU_DTYPES)}; several only with groups or sizes of a GPU"
     part("--dtypes", "--dtype", nargs="+", choices=GPU_DTYPES, metavar="DTYPE", help=dtypes)
-    ours = "what runs the fused cells; cpu, or with groups or sizes of a GPU all that run there, if left out"
-    part("--backends", "--backend", nargs="+", choices=("auto", *fused_rnn.backends()), metavar="NAME", help=ours)
+    backends = fused_rnn.backends()
+    ours = f"what runs the fused cells, of {listed(backends)}; several only with groups or sizes of a GPU"
+    part("--backends", "--backend", nargs="+", choices=backends, metavar="NAME", help=ours)
     beside = f"what is timed beside them, of {listed(OPTIONAL)}; what a case is for if left out"
     part("--candidates", nargs="+", choices=OPTIONAL, metavar="NAME", help=beside)
-    threads = "numbers of threads of the CPU; 1 and 2 for its tables, else 1, if left out"
+    threads = "numbers of threads of the CPU; several only for its tables, which have 1 and 2 if left out"
     part("--threads", nargs="+", type=common.positive, metavar="N", help=threads)
     add("--rounds", type=common.positive, help="timed calls per candidate, in each pass")
     add("--minutes", type=common.positive_number, help="until which anything is begun")
@@ -127,27 +127,26 @@ def plan_from(options: argparse.Namespace) -> Plan:
     if options.list:
         return plan
     device = common.open_device(plan.device)
-    return plan if kind == "gpu" else replace(plan, backends=(the_backend(plan, device, options.backends),))
+    if kind == "gpu":
+        return plan
+    backend = plan.backends[0] if options.backends or device.type == "cpu" else "auto"
+    return replace(plan, backends=(common.check_backend(plan.device, plan.dtypes[0], backend).backend,))
 
 
 def check(plan: Plan) -> None:
-    """Raise InputError for names of another kind, and for too many threads."""
+    """Raise InputError for names of another kind, for several of what a kind has one of, and for too many threads."""
     cells = {"steps": STEP_CELLS, "fills": PLANS["fills"].cells}.get(plan.kind, CELLS)
     shapes = {"steps": STEP_SHAPES, "speed": SHAPES, "rivals": SHAPES}.get(plan.kind, plan.names)
     for option, chosen, known in (("--cells", plan.cells, cells), ("--shapes", plan.names, shapes)):
         if others := [name for name in chosen if name not in known]:
             raise common.InputError(f"{option} {others[0]} is not measured there: here are {listed(known)}")
+    single = [] if plan.kind == "gpu" else [("--dtypes", plan.dtypes), ("--backends", plan.backends)]
+    single += [] if plan.kind in TABLES else [("--threads", plan.threads)]
+    for option, values in single:
+        if len(values) > 1:
+            raise common.InputError(f"{option} {' '.join(map(str, values))} is too many: here is one at a time")
     if max(plan.threads, default=1) > CORES:
         raise common.InputError(f"--threads {max(plan.threads)} is too many: there are {CORES} cores")
-
-
-def the_backend(plan: Plan, device: torch.device, asked: list[str] | None) -> str:
-    """The only one of a plan that compares one with its rivals."""
-    for option, values in (("--dtypes", plan.dtypes), ("--backends", plan.backends)):
-        if len(values) > 1:
-            raise common.InputError(f"{option} {listed(values)} is too many: one at a time is held against its rivals")
-    backend = plan.backends[0] if asked or device.type == "cpu" else "auto"
-    return common.check_backend(plan.device, plan.dtypes[0], backend).backend
 
 
 def output_path(plan: Plan) -> Path:
@@ -164,7 +163,7 @@ class Run:
 
     def __init__(self, path: Path, plan: Plan, command: str) -> None:
         device = torch.device(plan.device)
-        self.path, self.plan, self.begun = path, plan, time.monotonic()
+        self.path, self.plan, self.begun, self.done = path, plan, time.monotonic(), 0
         self.threads = plan.threads or (torch.get_num_threads(),)
         self.cases = [(case, threads) for threads in self.threads for case in plan.cases()]
         self.records = [{**case.record, "threads": threads, "skipped": NOT_REACHED} for case, threads in self.cases]
@@ -187,25 +186,28 @@ class Run:
 
     def measure(self) -> None:
         """Times, by one process for each number of threads; then memory."""
-        total, grows = sum(cost(case, self.plan.device) for case, _ in self.cases), self.plan.device != "cpu"
-        place = 0
+        total = sum(cost(case, self.plan.device) for case, _ in self.cases)
         with tqdm(total=total, desc="time", bar_format=TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
             for threads in self.threads:
                 for part in records("speed.measure", self.plan.allocator, threads, self.plan):
                     self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
                     for found in part.get("cases", []):
-                        case, _ = self.cases[place]
-                        self.records[place] = {**case.record, "threads": threads, **found}
-                        place += 1
-                        bar.update(cost(case, self.plan.device))
-                        if self.plan.kind == "gpu":
-                            print(line(case, found, part["seconds"]), flush=True)
-                    if grows or self.plan.kind == "gpu":
+                        bar.update(self.take(found, part["seconds"]))
+                    if self.plan.kind == "gpu" or self.plan.device != "cpu":
                         self.write()
         self.measure_memory()
         seconds, state = time.monotonic() - self.begun, machine.state(torch.device(self.plan.device))
         self.result |= {"finished": True, "seconds": round(seconds, 1), "state": state}
         self.write()
+
+    def take(self, found: dict, seconds: float) -> float:
+        """Keep what was found of the next case; its cost."""
+        case, threads = self.cases[self.done]
+        self.records[self.done] = {**case.record, "threads": threads, **found}
+        self.done += 1
+        if self.plan.kind == "gpu":
+            print(line(case, found, seconds), flush=True)
+        return cost(case, self.plan.device)
 
     def measure_memory(self) -> None:
         """Peak memory of every candidate that is right, with malloc as it is by default."""
@@ -224,23 +226,22 @@ class Run:
     def problems(self) -> Iterator[str]:
         """What was wrong or raised, in a sentence each."""
         for (case, _), record in zip(self.cases, self.records):
-            if "failed" in record:
-                yield f"{case}, {case.mode}: {record['failed']}"
-            for found in record.get("times", []):
-                for reason in {"wrong", "failed"} & found.keys():
-                    yield f"{case}, {case.mode}, {found['title']}: {found[reason]}"
+            for found in (record, *record.get("times", [])):
+                if problem := problem_of(found):
+                    of = f", {found['title']}" if "title" in found else ""
+                    yield f"{case}, {case.mode}{of}: {found[problem]}"
 
 
-def line(case: Case, record: dict, seconds: float) -> str:
+def line(case: Case, found: dict, seconds: float) -> str:
     """A case in a line: µs per step of every candidate."""
     for reason in ("skipped", "failed"):
-        if reason in record:
-            return f"{case}, {case.mode}: {reason}: {record[reason]}"
-    parts = []
-    for found in record["times"]:
-        problem = next((reason for reason in ("wrong", "failed") if reason in found), None)
-        parts.append(f"{found['candidate']} {problem or format(1000 * found['median_ms'] / case.shape.steps, '.3g')}")
-    return f"{case}, {case.mode}: {', '.join(parts)}  ({seconds} s)"
+        if reason in found:
+            return f"{case}, {case.mode}: {reason}: {found[reason]}"
+    times = (
+        f"{time['candidate']} {problem_of(time) or format(1000 * time['median_ms'] / case.shape.steps, '.3g')}"
+        for time in found["times"]
+    )
+    return f"{case}, {case.mode}: {', '.join(times)}  ({seconds} s)"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -259,4 +260,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; of a GPU the cases that were finished are written, else nothing")
+    common.run_command(main, interrupted="interrupted; of a GPU, what was finished is written, of a CPU nothing")

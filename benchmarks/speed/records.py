@@ -66,9 +66,7 @@ class Measured:
         return self.memory if kind == "memory" else self.times
 
     def problem(self, kind: str, candidate: str) -> str:
-        """Whether it was ``wrong`` or ``failed``; empty if neither."""
-        record = self.records(kind).get(candidate, {})
-        return next((problem for problem in ("wrong", "failed") if problem in record), "")
+        return problem_of(self.records(kind).get(candidate, {}))
 
 
 class Results:
@@ -136,6 +134,11 @@ def found_at(found: Results, cell: str, threads: int, place: Column) -> Measured
         if (case.cell, measured.threads, case.shape.name, case.mode) == (cell, threads, *place):
             return measured
     return None
+
+
+def problem_of(record: dict) -> str:
+    """Whether a record says that something was ``wrong`` or ``failed``; empty if neither."""
+    return next((problem for problem in ("wrong", "failed") if problem in record), "")
 
 
 def is_fused(record: dict) -> bool:

@@ -1,19 +1,14 @@
 """Sequences of different lengths on a CPU, by how much of T·B they fill. Entries read *ours / theirs = ratio*."""
 
-from benchmarks.common import NOT_MEASURED, digits, table
+from benchmarks.common import digits, table
 from benchmarks.speed.cases import CELLS, MODES
 from benchmarks.speed.records import Column, Results, found_at
 
-from . import MALLOC
+from . import MALLOC, block_of
 from .tables import entry
 
 WAYS = {"packed": "packed", "lengths": "padded with `lengths`"}
 THEIRS = "torch"
-
-
-def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join(section(Results(result)) for result in results) if results else NOT_MEASURED
 
 
 def section(found: Results) -> str:
@@ -69,3 +64,6 @@ def memory(found: Results) -> str:
     rows = ([case.case.shape.name, *(entry(case, way, THEIRS, "memory") for way in WAYS)] for case in cases)
     of = " and the ".join(dict.fromkeys(CELLS[measured.case.cell] for measured in cases))
     return table(["fill", *(f"{title} / torch.nn" for title in WAYS.values())], rows) + f"\n\nOf the {of}."
+
+
+block = block_of(section)

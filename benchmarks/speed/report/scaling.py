@@ -1,16 +1,13 @@
 """How cost grows with T, B, H and the number of layers: what is held to, and plainly where it does not hold."""
 
 from benchmarks import pictures as shown
-from benchmarks.common import NOT_MEASURED, digits, folded, table
+from benchmarks.common import digits, folded, table
 from benchmarks.speed.cases import AXES, CELLS, MODES
 from benchmarks.speed.findings import CLIFF, STRAIGHT, Curve, curves, deviation, failures, leap
 from benchmarks.speed.pictures import scaling_pictures
 from benchmarks.speed.records import Results
 
-
-def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join(section(Results(result)) for result in results) if results else NOT_MEASURED
+from . import block_of
 
 
 def section(found: Results) -> str:
@@ -73,3 +70,6 @@ def leaps(found: Results) -> str:
 def _leap(curve: Curve | None) -> str:
     found = leap(curve) if curve else None
     return f"{found.ratio:.2f}× ({found.smaller} to {found.larger})" if found else "–"
+
+
+block = block_of(section)

@@ -6,12 +6,12 @@ Entries read *ours / theirs = ratio*, more than 1 being in our favour.
 from collections.abc import Iterator
 
 from benchmarks import pictures as shown
-from benchmarks.common import NOT_MEASURED, digits, folded, table
+from benchmarks.common import digits, folded, table
 from benchmarks.speed.cases import CELLS, STEP_MODES, TITLES
 from benchmarks.speed.pictures import pictures
 from benchmarks.speed.records import Measured, Results, columns, found_at, titles
 
-from . import MALLOC
+from . import MALLOC, block_of
 
 HEADINGS = {
     "training": ("training", "Training step (forward and backward), ms"),
@@ -25,11 +25,6 @@ STEP_HEADINGS = {
     "stream_recording": "Forward with a call for each step that records a gradient, ms for all",
     "stream_training": "Forward with a call for each step and backward through all, ms for all",
 }
-
-
-def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
-    return "\n\n".join(section(Results(result)) for result in results) if results else NOT_MEASURED
 
 
 def section(found: Results) -> str:
@@ -165,11 +160,6 @@ def entry(measured: Measured | None, ours: str, theirs: str, kind: str = "time")
     return f"{digits(mine)} / {digits(other)} = {ratio}"
 
 
-def steps_block(results: list[dict]) -> str:
-    """What ``python -m benchmarks.speed --single-steps`` found; one sentence where it has not been run."""
-    return "\n\n".join(steps_section(Results(result)) for result in results) if results else NOT_MEASURED
-
-
 def steps_section(found: Results) -> str:
     """One file of results: a table for each mode."""
     machine = found.machine
@@ -182,11 +172,6 @@ def steps_section(found: Results) -> str:
     of_mode = {mode: [measured for measured in found.cases if measured.case.mode == mode] for mode in STEP_MODES}
     parts = [part for mode, cases in of_mode.items() if cases for part in (f"{STEP_HEADINGS[mode]}:", entries(cases))]
     return "\n\n".join([intro, *parts])
-
-
-def rivals_block(results: list[dict]) -> str:
-    """What ``python -m benchmarks.speed --all-rivals`` found; one sentence where it has not been run."""
-    return "\n\n".join(rivals_section(Results(result)) for result in results) if results else NOT_MEASURED
 
 
 def rivals_section(found: Results) -> str:
@@ -222,3 +207,6 @@ def _time(measured: Measured, name: str) -> str:
 def _multiple(measured: Measured, name: str) -> str:
     ours, theirs = measured.ms("fused"), measured.ms(name)
     return f"{digits(theirs)} = **{theirs / ours:.2f}×**" if ours and theirs else _time(measured, name)
+
+
+block, steps_block, rivals_block = map(block_of, (section, steps_section, rivals_section))
