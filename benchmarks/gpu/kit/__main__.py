@@ -27,7 +27,7 @@ from . import processes
 from .harness import check_corpus
 
 KIT = "benchmarks.gpu.kit"
-TESTS = ("tests/gpu", "tests/test_gpu_benchmarks.py")
+TESTS = ("tests/gpu", "tests/test_speed_command.py")
 KILL_AFTER = 5  # seconds between asking a part to end and ending it
 LEAST = 5  # seconds without which a part is not begun
 
