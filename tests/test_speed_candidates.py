@@ -92,6 +92,17 @@ def test_the_compiled_loop_takes_few_steps_at_a_time(monkeypatch, steps, at_once
     assert set(lengths) == {at_once}
 
 
+def test_on_a_gpu_the_compiled_loop_is_whole(monkeypatch):
+    monkeypatch.setattr("benchmarks.speed.candidates.COMPILER", "aot_eager")
+    shape = replace(SMALL, steps=2)
+    case = Case("lstm", shape, "training", group="compiled")
+    _, candidate = candidates(case, ["reference"], "cuda")
+    bench = Bench(shape, torch.float32)
+    ready = bench.ready(candidate, case)
+    assert ready.module.at_once is None
+    assert not bench.error(candidate, ready).wrong
+
+
 def test_a_training_step_differentiates_input_and_every_parameter():
     candidate = fused("multiplicative_lstm", "reference")
     bench = Bench(SMALL, torch.float32)

@@ -219,6 +219,7 @@ def test_list_shows_the_points_and_measures_nothing(capsys):
         (["--fills", "--sweep"], "give one of them, not 2"),
         (["--dtypes", "float32", "bfloat16"], "--dtypes float32 bfloat16 is too many"),
         (["--backends", "cpu", "reference"], "--backends cpu reference is too many"),
+        (["--fills", "--candidates", "eager"], "--candidates does not go with --fills, which has its own rivals"),
         (["--sweep", "--threads", "1", "2"], "--threads 1 2 is too many"),
     ],
     ids=" ".join,

@@ -26,7 +26,7 @@ from . import RESULTS, ROOT
 from .candidates import OPTIONAL
 from .cases import AXES, CELLS, STEP_CELLS, TITLES, Case
 from .child import ALLOCATORS, records
-from .clock import clock_for
+from .clock import clock_type
 from .plan import (
     CORES,
     GPU_BATCHES,
@@ -145,6 +145,8 @@ def check(plan: Plan) -> None:
     for option, values in single:
         if len(values) > 1:
             raise common.InputError(f"{option} {' '.join(map(str, values))} is too many: here is one at a time")
+    if plan.candidates and plan.kind in ("steps", "fills"):
+        raise common.InputError(f"--candidates does not go with {CPU_KINDS[plan.kind]}, which has its own rivals")
     if max(plan.threads, default=1) > CORES:
         raise common.InputError(f"--threads {max(plan.threads)} is too many: there are {CORES} cores")
 
@@ -162,17 +164,17 @@ class Run:
     """A file of results: what each case of a plan took with each number of threads."""
 
     def __init__(self, path: Path, plan: Plan, command: str) -> None:
-        device = torch.device(plan.device)
-        self.path, self.plan, self.begun, self.done = path, plan, time.monotonic(), 0
+        self.path, self.plan, self.device = path, plan, common.open_device(plan.device)
+        self.begun, self.done = time.monotonic(), 0
         self.threads = plan.threads or (torch.get_num_threads(),)
         self.cases = [(case, threads) for threads in self.threads for case in plan.cases()]
         self.records = [{**case.record, "threads": threads, "skipped": NOT_REACHED} for case, threads in self.cases]
-        clock = clock_for(device)
+        clock = clock_type(self.device)
         self.result = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": command,
             "finished": False,
-            "hardware": {**machine.description(device), "threads": self.threads},
+            "hardware": {**machine.description(self.device), "threads": self.threads},
             "digests": machine.digests(),
             "allocator": {"name": plan.allocator, "environment": ALLOCATORS[plan.allocator]},
             "plan": {**asdict(plan), "clock": clock.name, "cold": clock.cold, "tf32": False},
@@ -196,8 +198,8 @@ class Run:
                     if self.plan.kind == "gpu" or self.plan.device != "cpu":
                         self.write()
         self.measure_memory()
-        seconds, state = time.monotonic() - self.begun, machine.state(torch.device(self.plan.device))
-        self.result |= {"finished": True, "seconds": round(seconds, 1), "state": state}
+        seconds = round(time.monotonic() - self.begun, 1)
+        self.result |= {"finished": True, "seconds": seconds, "state": machine.state(self.device)}
         self.write()
 
     def take(self, found: dict, seconds: float) -> float:

@@ -121,6 +121,10 @@ class Instant:
         return earlier._event.elapsed_time(self._event) / 1000
 
 
+def clock_type(device: torch.device) -> type[HostClock]:
+    return CudaClock if device.type == "cuda" else HostClock
+
+
 def clock_for(device: torch.device) -> HostClock:
     return CudaClock(device) if device.type == "cuda" else HostClock()
 

@@ -149,7 +149,7 @@ def _plain_logarithms(axes: Axes) -> None:
 def _plot(axes: Axes, curve: Curve, values: list[float]) -> None:
     name = CELLS[curve.cell] if curve.candidate == "fused" else None
     style = {"color": COLOURS[curve.cell], "linewidth": 1.6 if name else 1.0, "marker": "." if name else None}
-    axes.plot(curve.sizes, values, LINES[curve.candidate], label=name, **style)
+    axes.plot(curve.sizes, values, LINES.get(curve.candidate, "-."), label=name, **style)
 
 
 def _finish(figure: Figure, axes: Axes, caption: str) -> Figure:

@@ -37,7 +37,7 @@ class Measured:
     kernels: dict | None = None  # µs per step of the fused cell's kernels, where a profiler watched
 
     @property
-    def place(self) -> tuple[str, str, tuple]:
+    def place(self) -> tuple[str, str, Shape]:
         """What it has in common with its other modes."""
         return self.case.cell, self.case.dtype, self.case.shape
 
@@ -95,9 +95,7 @@ class Results:
     def command(self) -> str:
         """What wrote it, or would write it now."""
         if "command" in self.raw:
-            return re.sub(
-                r"^python -m benchmarks\.gpu\b", "python -m benchmarks.speed --device cuda", self.raw["command"]
-            )
+            return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
         dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
         return f"python -m benchmarks.speed{OPTIONS[self.raw['file'].partition('-')[0]]}{dtype}"
 
