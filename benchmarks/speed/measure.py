@@ -124,6 +124,7 @@ class Loop:
         return records
 
     def fill(self, records: list[dict], cases: Sequence[Case]) -> None:
+        """Let the candidates of all cases be ready at once, and pass over the cases as often as is planned."""
         prepared = [self.prepare(case, record) for case, record in zip(cases, records)]
         for _ in range(self.plan.passes):
             for entries in prepared:

@@ -26,6 +26,24 @@ def times_faster(measured: Measured) -> float | None:
     return min(theirs) / min(ours) if ours and theirs else None
 
 
+def _maps(
+    panels: dict[str, list[list[Measured | None]]],
+    value: Callable[[Measured], float | None],
+    rows: list[str],
+    columns: list[str],
+    caption: str,
+    text: str,
+    **layout: object,
+) -> Figure:
+    """A heat map for each of ``panels``, of a value of each of its cases."""
+    figure, axes = plt.subplots(squeeze=False, **layout)
+    for panel, (title, cases) in zip(axes.flat, panels.items()):
+        heat_map(panel, rows, columns, [[case and value(case) for case in row] for row in cases], text)
+        panel.set_title(title)
+    figure.suptitle(caption)
+    return figure
+
+
 # Tables of a CPU ----------------------------------------------------------------------------------------------
 
 
@@ -51,15 +69,13 @@ def _map_figure(found: Results, value: Callable[[Measured], float | None], capti
     threads = sorted({measured.threads for measured in found.cases})
     cells = [cell for cell in CELLS if cell in found.plan["cells"]]
     places = columns(found)
-    figure, panels = plt.subplots(len(threads), 1, figsize=(11, 0.6 + 3 * len(threads)), squeeze=False)
-    for axes, count in zip(panels[:, 0], threads):
-        cases = [[found_at(found, cell, count, place) for place in places] for cell in cells]
-        values = [[measured and value(measured) for measured in row] for row in cases]
-        names = [f"({place.shape})\n{place.mode}" for place in places]
-        heat_map(axes, [CELLS[cell] for cell in cells], names, values, text)
-        axes.set_title(f"threads: {count}")
-    figure.suptitle(caption)
-    return figure
+    cases = {
+        f"threads: {count}": [[found_at(found, cell, count, place) for place in places] for cell in cells]
+        for count in threads
+    }
+    names = [f"({place.shape})\n{place.mode}" for place in places]
+    layout = {"nrows": len(threads), "figsize": (11, 0.6 + 3 * len(threads))}
+    return _maps(cases, value, [CELLS[cell] for cell in cells], names, caption, text, **layout)
 
 
 def _memory_figure(found: Results, caption: str) -> Figure:
@@ -180,13 +196,10 @@ def gpu_pictures(result: dict) -> list[Picture]:
 
 def _gpu_figure(cases: dict[tuple, Measured], dtype: str, caption: str) -> Figure:
     sizes = [size for size in GPU_SIZES if any((of, *place[-2:]) == (dtype, *size) for of, *place in cases)]
-    modes = ("forward", "training")
-    figure, panels = plt.subplots(1, len(modes), figsize=(12, 4), sharey=True)
-    for axes, mode in zip(panels, modes):
-        found = [[cases.get((dtype, mode, cell, *size)) for size in sizes] for cell in CELLS]
-        values = [[measured and times_faster(measured) for measured in row] for row in found]
-        columns = [f"H={hidden}\nB={batch}" for hidden, batch in sizes]
-        heat_map(axes, list(CELLS.values()), columns, values, "{:.2f}×")
-        axes.set_title(mode)
-    figure.suptitle(caption)
-    return figure
+    panels = {
+        mode: [[cases.get((dtype, mode, cell, *size)) for size in sizes] for cell in CELLS]
+        for mode in ("forward", "training")
+    }
+    names = [f"H={hidden}\nB={batch}" for hidden, batch in sizes]
+    layout = {"ncols": 2, "figsize": (12, 4), "sharey": True}
+    return _maps(panels, times_faster, list(CELLS.values()), names, caption, "{:.2f}×", **layout)
