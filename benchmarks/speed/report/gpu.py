@@ -112,13 +112,10 @@ def preamble(found: Results) -> str:
 
 
 def _ceilings(found: dict) -> str:
-    rates = ", ".join(
-        f"{dtype} products at {digits(found.get(f'product_{dtype}_tflops'))} TFLOP/s"
-        for dtype in ("bfloat16", "float32")
-        if f"product_{dtype}_tflops" in found
-    )
+    rates = {dtype: found.get(f"product_{dtype}_tflops") for dtype in ("bfloat16", "float32")}
+    products = "".join(f"{dtype} products at {digits(rate)} TFLOP/s, " for dtype, rate in rates.items() if rate)
     return (
-        f"The same run measured {rates}, copies at {digits(found.get('copy_tb_per_s'))} TB/s and "
+        f"The same run measured {products}copies at {digits(found.get('copy_tb_per_s'))} TB/s and "
         f"{digits(found.get('launch_us'))} µs per launch."
     )
 
