@@ -59,8 +59,8 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.speed --single-steps
 	$(BIN)/python -m benchmarks.speed --all-rivals
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.fills
+	$(BIN)/python -m benchmarks.speed --sweep
+	$(BIN)/python -m benchmarks.speed --fills
 	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/linters

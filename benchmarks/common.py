@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.choice.Cho
     """The backend that will run, and why; InputError if this machine lacks the device or the backend."""
     open_device(device)
     try:
-        return fused_rnn.choose_backend(device, DTYPES[dtype], backend)
+        return fused_rnn.choose_backend(device, getattr(torch, dtype), backend)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {device} --backend {backend} cannot run here: {reason}") from None
@@ -184,6 +184,13 @@ def digits(number: float | None) -> str:
 def folded(title: str, *parts: str) -> str:
     """Paragraphs of Markdown that are shown when the reader opens them."""
     return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    head = list(head)
+    lines = ["".join(f"| {cell} " if cell else "| " for cell in row) + "|" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def file_name(kind: str, *parts: str) -> str:

@@ -12,18 +12,14 @@ from pathlib import Path
 
 from benchmarks import common, pictures, summary
 from benchmarks.copy_task import published as copy_task
-from benchmarks.fills import report as fills
-from benchmarks.gpu import pictures as gpu_pictures
-from benchmarks.gpu import report as gpu
 from benchmarks.gpu.choice import report as choice
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
 from benchmarks.language_model import published as language_model
-from benchmarks.scaling import pictures as scaling_pictures
-from benchmarks.scaling import report as scaling
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import pictures as speed_pictures
-from benchmarks.speed import report as speed
+from benchmarks.speed.report import fills, gpu, scaling
+from benchmarks.speed.report import tables as speed
 
 Block = Callable[[list[dict]], str]
 DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each, by kind
@@ -45,8 +41,8 @@ BLOCKS = {kind: block for blocks in DOCUMENTS.values() for kind, block in blocks
 SOURCES = {"summary": ("speed", "gpu")}  # the results of a block that shows those of other kinds
 PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
     "speed": speed_pictures.pictures,
-    "scaling": scaling_pictures.pictures,
-    "gpu": gpu_pictures.pictures,
+    "scaling": speed_pictures.scaling_pictures,
+    "gpu": speed_pictures.gpu_pictures,
 }
 OTHER_KERNELS: dict[str, Callable[[dict], bool]] = {"gpu": other_kernels, "choice": choice.other_kernels}
 

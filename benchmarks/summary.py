@@ -1,14 +1,14 @@
 """The picture and the table at the top of README.md: how many times faster a training step is, cell by cell.
 
-Both are made of the results of ``benchmarks.speed`` and ``benchmarks.gpu``, all sizes together: the geometric mean, and
-the least and the greatest ratio. Where a size was measured more than once, the last time counts.
+Both are made of what ``benchmarks.speed`` measured on CPUs and GPUs, all sizes together: the geometric mean, and the
+least and the greatest ratio. Where a size was measured more than once, the last time counts.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from statistics import geometric_mean
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -16,38 +16,44 @@ from benchmarks.common import NOT_MEASURED
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.pictures import PALETTE, Picture, markdown, plt
 from benchmarks.speed.cases import CELLS
+from benchmarks.speed.records import Results
 
 # What a cell is held against: torch.nn's module of the same equations, or the loop over steps where there is none.
 TORCH = {"rnn": "torch.nn.RNN", "lstm": "torch.nn.LSTM", "gru_reset_after": "torch.nn.GRU"}
-LOOP = {"CPU": "eager", "GPU": "graphed"}
 DTYPES = ("float32", "bfloat16", "float16 and float32")  # in the order of the columns
 NAMED = {"file": "summary"}  # as the pictures of a file of results are named by it
 CAPTION = "Training step: how many times as fast as torch.nn, or as a loop over steps"
 EARLIER = "kernels that were earlier than those here"
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     chip: str
     dtype: str
 
     def __str__(self) -> str:
         return f"{self.chip}, {self.dtype}"
 
+    @property
+    def place(self) -> tuple:
+        """What columns are sorted by: CPUs come first."""
+        return self.chip != "CPU", self.chip, DTYPES.index(self.dtype)
+
 
 Ratios = dict[Column, dict[str, list[float]]]  # by column and cell: theirs / ours
 
 
 def block(results: list[dict]) -> str:
-    """The table, and where it was measured; one sentence where nothing has been measured."""
+    """The picture, the table, and where it was measured; one sentence where nothing has been."""
     found = ratios(results)
     if not found:
         return NOT_MEASURED
-    head = ["| training step | beside | " + " | ".join(map(str, found)) + " |", "|---" * (2 + len(found)) + "|"]
+    lines = ["| training step | beside | " + " | ".join(map(str, found)) + " |", "|---" * (2 + len(found)) + "|"]
     for cell, title in CELLS.items():
         entries = " | ".join(entry(of_cell.get(cell)) for of_cell in found.values())
-        head.append(f"| {title} | {TORCH.get(cell, 'loop')} | {entries} |")
+        lines.append(f"| {title} | {TORCH.get(cell, 'loop')} | {entries} |")
     drawn = markdown(pictures(results), NAMED, "benchmarks/results")
-    return "\n\n".join([drawn, "\n".join(head), preamble(results)])
+    return "\n\n".join([drawn, "\n".join(lines), preamble(results)])
 
 
 def entry(ratios: list[float] | None) -> str:
@@ -66,70 +72,44 @@ def preamble(results: list[dict]) -> str:
 
 def machines(results: list[dict]) -> Iterator[str]:
     """What was measured where and when, once each."""
-    for kind in ("CPU", "GPU"):
-        files = [result for result in results if device(result) == kind and any(points(result))]
-        for name in dict.fromkeys(_machine(result) for result in files):
-            days = sorted({result["date"][:10] for result in files if _machine(result) == name})
-            earlier = f", with {EARLIER}" if kind == "GPU" and any(map(other_kernels, files)) else ""
+    for of_gpu in (False, True):
+        files = [found for found in map(Results, results) if on_gpu(found) == of_gpu and any(points(found))]
+        for name in dict.fromkeys(map(machine, files)):
+            days = sorted({found.day for found in files if machine(found) == name})
+            earlier = f", with {EARLIER}" if of_gpu and any(other_kernels(found.raw) for found in files) else ""
             yield f"{name} ({' to '.join(dict.fromkeys((days[0], days[-1])))}{earlier})"
 
 
-def _machine(result: dict) -> str:
-    hardware = result["hardware"]
-    return hardware["gpu"] if device(result) == "GPU" else f"{hardware['cpu']}, {hardware['cores']} cores"
+def machine(found: Results) -> str:
+    return found.machine["gpu"] if on_gpu(found) else f"{found.machine['cpu']}, {found.machine['cores']} cores"
 
 
-def device(result: dict) -> str:
-    return "GPU" if "points" in result else "CPU"
+def on_gpu(found: Results) -> bool:
+    return found.raw["file"].startswith("gpu-")
 
 
 def ratios(results: list[dict]) -> Ratios:
     """Theirs / ours, by column and cell, of the last measurement of each size."""
-    latest = {place: ratio for result in sorted(results, key=lambda r: r["date"]) for place, ratio in points(result)}
-    found: Ratios = defaultdict(lambda: defaultdict(list))
-    for (column, cell, _), ratio in latest.items():
-        found[column][cell].append(ratio)
-    return dict(
-        sorted(found.items(), key=lambda item: (item[0].chip != "CPU", item[0].chip, DTYPES.index(item[0].dtype)))
-    )
+    files = sorted(map(Results, results), key=lambda found: found.raw["date"])
+    latest = {place: ratio for found in files for place, ratio in points(found)}
+    by_column: Ratios = defaultdict(lambda: defaultdict(list))
+    for (column, cell, *_), ratio in latest.items():
+        by_column[column][cell].append(ratio)
+    return dict(sorted(by_column.items(), key=lambda item: item[0].place))
 
 
-def points(result: dict) -> Iterator[tuple[tuple[Column, str, tuple], float]]:
-    """What was measured, as column, cell and size, and how many times as fast the fused cell was there."""
-    kind = device(result)
-    for (column, cell, size), times in _on_gpu(result) if kind == "GPU" else _on_cpu(result).items():
-        ours, theirs = times.get("fused"), times.get("torch" if cell in TORCH else LOOP[kind])
-        if ours and theirs:
-            yield (column, cell, size), theirs / ours
-
-
-def _on_gpu(result: dict) -> Iterator[tuple[tuple, dict[str, float]]]:
-    """Each size with the times of a training step by candidate; what was wrong has none."""
-    chip = result["hardware"]["gpu"].removeprefix("NVIDIA ")
-    for point in result["points"]:
-        if "times" not in point or point.get("ragged"):
+def points(found: Results) -> Iterator[tuple[tuple[Column, str, str, int], float]]:
+    """Column, cell, sizes and threads of all that was measured, and how many times as fast the fused cell was there."""
+    of_gpu = on_gpu(found)
+    chip = found.machine["gpu"].removeprefix("NVIDIA ") if of_gpu else "CPU"
+    ours, loop = ("cuda", "graphed") if of_gpu else ("fused", "eager")
+    for measured in found.cases:
+        case, theirs = measured.case, "torch" if measured.case.cell in TORCH else loop
+        if case.mode != "training" or case.shape.last_only or case.shape.lengths:
             continue
-        dtype = point["dtype"] if point["dtype"] == "bfloat16" else "float16 and float32"
-        names = ("dtype", "hidden", "batch", "steps", "input_size", "layers", "directions")
-        training = [time for time in point["times"] if time["mode"] == "training" and time.get("us_per_step")]
-        times = {_name(time): time["us_per_step"] for time in training}
-        yield (Column(chip, dtype), point["cell"], tuple(point.get(name) for name in names)), times
-
-
-def _on_cpu(result: dict) -> dict[tuple, dict[str, float]]:
-    """The same of a file of ``benchmarks.speed``."""
-    found: dict[tuple, dict[str, float]] = defaultdict(dict)
-    column = Column("CPU", result["plan"].get("dtype", "float32"))
-    for record in result["times"]:
-        last_only = result["shapes"][record["shape"]]["last_only"]
-        if record["mode"] == "training" and not last_only and "median_ms" in record:
-            place = column, record["cell"], (record["shape"], record["threads"])
-            found[place][record["candidate"]] = record["median_ms"]
-    return found
-
-
-def _name(time: dict) -> str:
-    return "fused" if time["candidate"] == "cuda" else time["candidate"]
+        if measured.ms(ours) and measured.ms(theirs):
+            dtype = DTYPES[-1] if of_gpu and case.dtype != "bfloat16" else case.dtype
+            yield (Column(chip, dtype), case.cell, str(case), measured.threads), measured.ms(theirs) / measured.ms(ours)
 
 
 def pictures(results: list[dict]) -> list[Picture]:
@@ -154,9 +134,8 @@ def _figure(found: Ratios) -> Figure:
     axes.margins(x=0.05)
     axes.use_sticky_edges = False
     axes.xaxis.set_major_formatter("{x:g}×")
-    axes.set_yticks(
-        range(len(CELLS)), [f"{title}\nbeside {TORCH.get(cell, 'a loop')}" for cell, title in CELLS.items()]
-    )
+    names = [f"{title}\nbeside {TORCH.get(cell, 'a loop')}" for cell, title in CELLS.items()]
+    axes.set_yticks(range(len(CELLS)), names)
     axes.invert_yaxis()
     axes.set_title(CAPTION)
     figure.legend(loc="outside lower center", ncols=len(found))

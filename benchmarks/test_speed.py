@@ -2,47 +2,49 @@
 
     pytest benchmarks --benchmark-enable -k "multiplicative_gru and on_cpu and -a- and float32 and training"
 
-An id reads cell-candidate-device-shape-dtype-mode; sizes are those of ``speed/cases.py``. The input product is always
+An id reads cell-candidate-device-shape-dtype-mode; sizes are those of ``speed/plan.py``. The input product is always
 included. What cannot run on a machine is skipped with the reason, what is wrong fails and is not timed. Without
 ``--benchmark-enable`` each case runs once: that it is right is then all that is tested. Nothing here asserts a time.
 
 On a GPU each round has other operands, starts with cold caches and is timed by CUDA events. torch.compile gets the
 loop in pieces here (``STEPS_AT_ONCE``): whole, it takes many minutes. pytest-benchmark measures one candidate after the
-other; in the README's figures they take turns: those come from ``python -m benchmarks.speed`` and ``benchmarks.gpu``.
+other; in the README's figures they take turns: those come from ``python -m benchmarks.speed``.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pytest
 import torch
 
 import fused_rnn
 
-from .speed.candidates import LIBRARIES, ON_CPU, RIVALS, Candidate, fused, obstacle
-from .speed.cases import CELLS, CPU_DTYPES, GPU_DTYPES, GPU_SHAPES, SHAPES, Case, Plan
-from .speed.check import bench_for
-from .speed.clock import Instant, clock_for, saved_bytes
+from .speed.candidates import RIVALS, Candidate, fused, obstacle, worthwhile
+from .speed.cases import CELLS, Case
+from .speed.clock import Instant, clock_for
+from .speed.measure import Entry, Loop
+from .speed.plan import CPU_DTYPES, GPU_DTYPES, GPU_SHAPES, PLANS, SHAPES
 
 DEVICES = {
-    "on_cpu": ("cpu", SHAPES, CPU_DTYPES, ("cpu", *ON_CPU)),
+    "on_cpu": ("cpu", SHAPES, CPU_DTYPES, ("cpu", "torch", "eager", "script", "compiled")),
     "on_gpu": ("cuda", GPU_SHAPES, GPU_DTYPES, ("cuda", "triton", *RIVALS)),
 }
+PLAN = replace(PLANS["speed"], sets=2)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A case with the way to run it, its dtype and its device."""
+    """A case with the way to run it, and its device."""
 
     case: Case
     name: str
-    dtype: str
     device: str
 
     def candidate(self) -> Candidate | None:
         if self.name in RIVALS:
-            return RIVALS[self.name](self.case.cell)
+            return RIVALS[self.name](self.case.cell) if worthwhile(self.name, self.case) else None
         return replace(fused(self.case.cell, self.name), name=self.name)
 
     def obstacle(self) -> str | None:
@@ -52,7 +54,7 @@ class Point:
         if self.name in RIVALS:
             return obstacle(self.name, self.device)
         try:
-            fused_rnn.choose_backend(self.device, getattr(torch, self.dtype), self.name)
+            fused_rnn.choose_backend(self.device, getattr(torch, self.case.dtype), self.name)
         except RuntimeError as error:
             return str(error)
         return None
@@ -64,36 +66,36 @@ def parameters() -> Iterator:
         marks = [pytest.mark.gpu, pytest.mark.benchmark(timer=Instant)] if device == "cuda" else []
         for shape in shapes.values():
             for dtype in dtypes:
-                cases = [Case(cell, shape, mode) for cell in CELLS for mode in shape.modes]
+                cases = [Case(cell, shape, mode, dtype) for cell in CELLS for mode in shape.modes]
                 for case, name in [(case, name) for case in cases for name in names]:
-                    point = Point(case, name, dtype, device)
-                    if name in LIBRARIES and (case.mode == "stream" or dtype not in LIBRARIES[name].dtypes):
-                        continue  # their adapters take no states
+                    point = Point(case, name, device)
                     if point.candidate():
                         id = "-".join([case.cell, name, place, shape.name, dtype, case.mode])
                         yield pytest.param(point, id=id, marks=marks)
+
+
+@lru_cache
+def loop_for(device: str) -> Loop:
+    return Loop(PLAN, clock_for(torch.device(device)))
 
 
 @pytest.mark.parametrize("point", list(parameters()))
 def test_speed(benchmark, point: Point) -> None:
     if reason := point.obstacle():
         pytest.skip(reason)
-    clock, candidate = clock_for(torch.device(point.device)), point.candidate()
-    bench = bench_for(point.case.shape, getattr(torch, point.dtype), clock.device, sets=2)
-    ready = bench.ready(candidate, point.case)
-    error = bench.error(candidate, ready)
-    assert not error.wrong, str(error)
+    loop, case, candidate = loop_for(point.device), point.case, point.candidate()
+    entry = Entry(candidate, case, loop.bench(case), {"candidate": candidate.name, "title": candidate.title})
+    loop.make_ready(entry)
+    assert entry.runs, entry.record["wrong"]
 
     rounds = itertools.count(1)
 
     def next_round() -> None:
-        ready.load(next(rounds))
-        clock.chill()
+        entry.ready.load(next(rounds))
+        loop.clock.chill()
 
     threads = f", threads: {torch.get_num_threads()}" if point.device == "cpu" else ""
-    benchmark.group = f"{point.case.cell} {point.case.shape} {point.dtype} {point.case.mode}{threads}"
-    benchmark.extra_info |= {"threads": torch.get_num_threads(), "error": error.record()}
-    benchmark.extra_info["peak_bytes"] = clock.peak_bytes(ready.run)
-    if point.name not in ("compiled", "graphed"):  # hooks would have a loop compiled again, a graph has none
-        benchmark.extra_info["saved_bytes"] = saved_bytes(ready.module, bench.sets[0][0])
-    benchmark.pedantic(ready.run, setup=next_round, rounds=Plan.rounds, warmup_rounds=Plan.warm_up)
+    benchmark.group = f"{case.cell} {case.shape} {case.dtype} {case.mode}{threads}"
+    benchmark.extra_info |= {"threads": torch.get_num_threads(), **entry.record, **loop.memory(entry)}
+    assert "failed" not in benchmark.extra_info, benchmark.extra_info["failed"]
+    benchmark.pedantic(entry.ready.run, setup=next_round, rounds=PLAN.rounds, warmup_rounds=PLAN.warm_up)

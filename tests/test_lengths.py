@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed.memory import peak_growth
+from benchmarks.speed.clock import peak_growth
 from fused_rnn import ops
 
 from .conftest import FUSED, LENGTHS, Shape, operands, random_like, regularised, relative_error, threads

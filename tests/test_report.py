@@ -4,11 +4,16 @@ import json
 import re
 import subprocess
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import common, report, summary
+from benchmarks.speed.cases import Case
+from benchmarks.speed.plan import SHAPES
+
+from .results import POINT, measured, results, us
 
 DOCUMENTS = [
     path.relative_to(report.ROOT)
@@ -20,39 +25,16 @@ DOCUMENTS = [
     )
     if path.exists()
 ]
-SHAPE = {"batch": 32, "input_size": 11, "hidden_size": 128, "steps": 200, "modes": ["training"], "memory": True}
+TRAINING = Case("lstm", SHAPES["a"], "training")
+MACHINE = {**common.hardware(), "cpu": "A CPU", "cores": 2, "threads": [1, 2]}
+SPEED = results("speed", measured(TRAINING, fused=12.5, torch=50.0), hardware=MACHINE)
 
 
-def record(candidate: str, title: str, **values) -> dict:
-    place = {"cell": "lstm", "shape": "a", "mode": "training", "threads": 1}
-    return {**place, "candidate": candidate, "title": title, **values}
-
-
-def speed(**values) -> dict:
-    """What ``benchmarks.speed`` writes of a single case."""
-    fused = record("fused", "fused_rnn", median_ms=12.5, spread_ms=0.5)
-    return {
-        "file": "speed-resident",
-        "date": "2026-01-02T03:04:05+00:00",
-        "hardware": {**common.hardware(), "cpu": "A CPU", "cores": 2, "threads": [1]},
-        "allocator": {"name": "resident"},
-        "plan": {"cells": ["lstm"], "backend": "cpu", "rounds": 15, "warm_up": 5, "dtype": "float32"},
-        "shapes": {"a": {"name": "a", **SHAPE, "layers": 1, "last_only": False}},
-        "times": [fused, record("torch", "torch.nn.LSTM", median_ms=50.0, spread_ms=1.0)],
-        "memory": [],
-        **values,
-    }
-
-
-def gpu(date: str, dtype: str = "bfloat16", **us_per_step: float) -> dict:
-    """What ``benchmarks.gpu`` writes of a single point."""
-    times = [
-        {"mode": "training", "candidate": name, "title": name, "us_per_step": time}
-        for name, time in us_per_step.items()
-    ]
-    sizes = {"hidden": 512, "batch": 64, "steps": 256, "input_size": None, "layers": 1, "directions": 1}
-    point = {"cell": "lstm", "dtype": dtype, **sizes, "ragged": False, "group": "main", "times": times}
-    return {"date": date, "hardware": {"gpu": "NVIDIA A1"}, "digests": {"kernels": "0" * 64}, "points": [point]}
+def gpu(day: int, **us_per_step: float) -> dict:
+    """What is measured of one point on a GPU."""
+    case = measured(replace(POINT, mode="training"), **{name: us(time) for name, time in us_per_step.items()})
+    machine = {**common.hardware(), "gpu": "NVIDIA A1"}
+    return results("gpu", case, hardware=machine, date=f"2026-01-{day:02}", digests={"kernels": "0" * 64})
 
 
 @pytest.mark.parametrize("kind", ["speed", "rivals", "scaling", "fills", "summary"])
@@ -61,9 +43,9 @@ def test_the_report_says_what_has_not_been_measured(kind):
 
 
 def test_pictures_are_drawn_beside_the_results_always_the_same(tmp_path):
-    memory = [record("fused", "fused_rnn", peak_mib=3.0), record("torch", "torch.nn.LSTM", peak_mib=9.0)]
+    case = measured(TRAINING, memory={"fused": 3.0, "torch": 9.0}, fused=12.5, torch=50.0)
     ceilings = [{"threads": 1, "product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}]
-    common.write_json(tmp_path / "speed-resident.json", speed(memory=memory, ceilings=ceilings))
+    common.write_json(tmp_path / "speed-resident.json", results("speed", case, ceilings=ceilings))
     stale = tmp_path / "speed-default-faster.svg"
     stale.write_text("of results that are gone")
     drawn = []
@@ -93,11 +75,11 @@ def root(tmp_path) -> Path:
 
 
 def test_the_report_replaces_its_blocks_and_nothing_else(root):
-    common.write_json(root / "results" / "speed-resident.json", speed())
+    common.write_json(root / "results" / "speed-resident.json", SPEED)
     for _ in range(2):  # a second run finds what the first one wrote
         report.main(root, root / "results")
         for name, kinds in report.DOCUMENTS.items():
-            blocks = [report.block(kind, [speed()] if kind in ("speed", "summary") else []) for kind in kinds]
+            blocks = [report.block(kind, [SPEED] if kind in ("speed", "summary") else []) for kind in kinds]
             assert (root / name).read_text() == "\n".join(["before", *blocks, "after\n"])
 
 
@@ -119,10 +101,10 @@ def test_the_report_says_which_document_is_missing(root):
 
 
 def test_the_summary_takes_the_last_measurement_of_each_size_and_the_mean_of_all():
-    other_threads = [{**each, "threads": 2, "median_ms": 10.0} for each in speed()["times"]]
-    of_cpu = speed(times=[*speed()["times"], *other_threads])
-    results = [of_cpu, gpu("2026-01-05", cuda=2, torch=4, graphed=8), gpu("2026-01-03", cuda=2, torch=40)]
-    lines = summary.block(results).splitlines()
+    two_threads = measured(TRAINING, threads=2, fused=10.0, torch=10.0)
+    of_cpu = results("speed", *SPEED["cases"], two_threads, hardware=MACHINE)
+    found = [of_cpu, gpu(5, cuda=2, torch=4, graphed=8), gpu(3, cuda=2, torch=40)]
+    lines = summary.block(found).splitlines()
     assert "| training step | beside | CPU, float32 | A1, bfloat16 |" in lines
     assert "| LSTM | torch.nn.LSTM | **2.0×** (1.00 to 4.00) | **2.0×** (2.00 to 2.00) |" in lines
     assert "| RNN | torch.nn.RNN | – | – |" in lines
@@ -131,7 +113,7 @@ def test_the_summary_takes_the_last_measurement_of_each_size_and_the_mean_of_all
 
 @pytest.mark.parametrize("times", [{}, {"cuda": 2}, {"torch": 2}, {"cuda": 2, "graphed": 3}], ids=str)
 def test_the_summary_shows_no_ratio_where_one_of_the_two_has_no_time(times):
-    assert summary.block([gpu("2026-01-05", **times)]) == common.NOT_MEASURED
+    assert summary.block([gpu(5, **times)]) == common.NOT_MEASURED
 
 
 @pytest.mark.parametrize("name", report.DOCUMENTS)

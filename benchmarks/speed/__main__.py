@@ -1,160 +1,265 @@
-"""``python -m benchmarks.speed``: measure every case of ``cases`` and write one file of results.
+"""``python -m benchmarks.speed``: measure the fused cells beside their rivals, and write one file of results.
 
-Times come from one process per thread count, memory from one process per candidate. The whole table of a dtype goes
-to benchmarks/results/, where ``python -m benchmarks.report`` finds it, and so does what --all-rivals or --single-steps
-measures by itself; part of that, or a smoke run, goes to runs/.
+Without options: every cell at the shapes of the tables, on the CPU; with --device cuda, the groups of a GPU. What is
+whole goes to benchmarks/results/, where ``python -m benchmarks.report`` finds it; part of it, or a smoke run, to runs/.
+Times come from one process per number of threads, and a CPU's memory from one per candidate. What does not fit
+--minutes is recorded as skipped. On a GPU the file is rewritten after every case. float32 means float32: TF32 is off.
 """
 
 import argparse
-import os
+import shlex
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import fused_rnn
 from benchmarks import common
+from benchmarks.gpu import machine
 
 from . import RESULTS, ROOT
-from .candidates import candidates
-from .cases import CPU_DTYPES, SHAPES, STEP_CELLS, STEP_SHAPES, TITLES, Plan
-from .child import ALLOCATORS, TIME_LEFT, records
-
-CORES = len(os.sched_getaffinity(0))
-THREADS = tuple(count for count in (1, 2) if count <= CORES)
-# Compiling a loop takes a minute, so few points have all rivals.
-ALL_RIVALS = Plan(
-    cells=("lstm", "gru", "multiplicative_lstm", "multiplicative_gru"), shapes=("a", "d"), all_rivals=True
+from .candidates import OPTIONAL
+from .cases import AXES, CELLS, STEP_CELLS, TITLES, Case
+from .child import ALLOCATORS, records
+from .clock import clock_type
+from .plan import (
+    CORES,
+    GPU_BATCHES,
+    GPU_DTYPES,
+    GPU_HIDDEN,
+    GPU_STEPS,
+    PLANS,
+    POINTS,
+    SHAPES,
+    STEP_SHAPES,
+    TABLES,
+    Plan,
+    cost,
 )
-# Python and dispatch are most of a single step, and know nothing of threads.
-SINGLE_STEPS = Plan(cells=tuple(STEP_CELLS), shapes=tuple(STEP_SHAPES), ceilings=False)
+from .records import problem_of
+
+TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
+CPU_KINDS = {"steps": "--single-steps", "rivals": "--all-rivals", "fills": "--fills"}
+NOT_REACHED = "the run ended before it"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.speed", description=__doc__)
+    add = parser.add_argument
+    add("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+    few = PLANS["rivals"]
+    kind = parser.add_argument_group("what is measured", "one of these, or the tables of the device").add_argument
+    kind("--single-steps", action="store_true", help=f"a call for each step, also of {listed(list(STEP_CELLS)[3:])}")
+    rivals = f"every other way to run a cell, at {listed(few.cells)} and {listed(few.names)}"
+    kind("--all-rivals", action="store_true", help=f"{rivals} if nothing else is said")
+    kind("--fills", action="store_true", help="sequences of different lengths, by how much of T·B they fill")
+    axes = f"how cost grows with each of {listed(AXES)}; with all if none is named"
+    kind("--sweep", nargs="*", choices=AXES, metavar="AXIS", help=axes)
+    kind("--points", nargs="+", choices=POINTS, metavar="GROUP", help=f"groups of a GPU, of {listed(POINTS)}")
+    sizes = f"every combination of --hidden, --batch and --steps on a GPU; {listed(GPU_HIDDEN)} if left out"
+    kind("--hidden", nargs="+", type=common.positive, metavar="H", help=sizes)
+    kind("--batch", nargs="+", type=common.positive, metavar="B", help=f"{listed(GPU_BATCHES)} if left out")
+    kind("--steps", type=common.positive, metavar="T", help=f"{GPU_STEPS} if left out")
+    part = parser.add_argument_group("part of it", "all if left out").add_argument
+    part("--cells", nargs="+", choices=TITLES, metavar="CELL", help=f"of {listed(TITLES)}")
     every_shape = {**SHAPES, **STEP_SHAPES}
     shapes = "; ".join(f"{name}: {shape}" for name, shape in every_shape.items())
-    parser.add_argument(
-        "--cells", nargs="+", choices=TITLES, metavar="CELL", help=f"of {', '.join(TITLES)}; all if left out"
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", choices=every_shape, metavar="SHAPE", help=f"of {shapes}; all if left out"
-    )
-    counts = ", ".join(map(str, THREADS))
-    parser.add_argument(
-        "--threads", nargs="+", type=common.positive, metavar="N", help=f"thread counts; {counts} if left out"
-    )
-    parser.add_argument("--dtype", choices=CPU_DTYPES, default=Plan.dtype, help="of weights and operands")
-    few = f"{', '.join(ALL_RIVALS.cells)} at {', '.join(ALL_RIVALS.shapes)} by 1 thread"
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--single-steps",
-        action="store_true",
-        help=f"a call for each step, without and with gradients, of {', '.join(STEP_CELLS)} at "
-        f"{', '.join(STEP_SHAPES)} by 1 thread, times alone",
-    )
-    kind.add_argument(
-        "--all-rivals",
-        action="store_true",
-        help=f"compare with every other way to run a cell, times alone; the points that are left out are then {few}",
-    )
-    parser.add_argument("--rounds", type=common.positive, help="timed steps per candidate")
-    parser.add_argument("--backend", choices=fused_rnn.backends(), help="what runs the fused cells")
-    parser.add_argument("--allocator", choices=ALLOCATORS, default="resident", help="settings of malloc, for times")
-    parser.add_argument("--quick", action="store_true", help="smoke run: 8 time steps, 1 round to warm up, 2 timed")
-    parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
-    parser.set_defaults(rounds=Plan.rounds, backend=Plan.backend)
-    return parser.parse_args(arguments)
+    part("--shapes", nargs="+", choices=every_shape, metavar="SHAPE", help=f"of the tables of a CPU: {shapes}")
+    dtypes = f"of weights and operands, of {listed(GPU_DTYPES)}; several only with groups or sizes of a GPU"
+    part("--dtypes", "--dtype", nargs="+", choices=GPU_DTYPES, metavar="DTYPE", help=dtypes)
+    backends = fused_rnn.backends()
+    ours = f"what runs the fused cells, of {listed(backends)}; several only with groups or sizes of a GPU"
+    part("--backends", "--backend", nargs="+", choices=backends, metavar="NAME", help=ours)
+    beside = f"what is timed beside them, of {listed(OPTIONAL)}; what a case is for if left out"
+    part("--candidates", nargs="+", choices=OPTIONAL, metavar="NAME", help=beside)
+    threads = "numbers of threads of the CPU; several only for its tables, which have 1 and 2 if left out"
+    part("--threads", nargs="+", type=common.positive, metavar="N", help=threads)
+    add("--rounds", type=common.positive, help="timed calls per candidate, in each pass")
+    add("--minutes", type=common.positive_number, help="until which anything is begun")
+    add("--allocator", choices=ALLOCATORS, help="settings of malloc, for times; resident on a CPU if left out")
+    add("--quick", "--tiny", action="store_true", help="smoke run: tiny sizes, 2 rounds")
+    add("--list", action="store_true", help="show what would be measured, in its order, and measure nothing")
+    add("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
+    options = parser.parse_args(arguments)
+    options.kind = kind_of(options)
+    return options
 
 
-def whole_run(options: argparse.Namespace) -> tuple[str, Plan, tuple[int, ...]]:
-    """The kind of results that are asked for, with the plan and the thread counts of its whole table."""
-    if options.single_steps:
-        return "steps", SINGLE_STEPS, (1,)
-    return ("rivals", ALL_RIVALS, (1,)) if options.all_rivals else ("speed", Plan(), THREADS)
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def kind_of(options: argparse.Namespace) -> str:
+    """The one that is asked for, or the tables of the device."""
+    sizes = any((options.hidden, options.batch, options.steps))
+    asked = [("steps", options.single_steps), ("rivals", options.all_rivals), ("fills", options.fills)]
+    asked += [("scaling", options.sweep is not None), ("gpu", options.points), ("gpu", sizes)]
+    kinds = [kind for kind, wanted in asked if wanted]
+    if len(kinds) > 1:
+        raise common.InputError(
+            "--single-steps, --all-rivals, --fills, --sweep, --points, and --hidden, --batch or --steps each say what "
+            f"is to be measured: give one of them, not {len(kinds)}"
+        )
+    return (kinds or ["speed" if options.device == "cpu" else "gpu"])[0]
 
 
 def plan_from(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for; raises InputError for what cannot run here."""
-    common.check_backend("cpu", options.dtype, options.backend)
-    _, base, threads = whole_run(options)
-    options.threads = tuple(dict.fromkeys(options.threads or threads))
-    if max(options.threads) > CORES:
-        raise common.InputError(f"--threads {max(options.threads)} is too many: there are {CORES} cores")
-    known = SINGLE_STEPS if options.single_steps else Plan()
-    for option, chosen, possible in (
-        ("--cells", options.cells, known.cells),
-        ("--shapes", options.shapes, known.shapes),
-    ):
-        if others := [name for name in chosen or () if name not in possible]:
-            goes = "does not go" if options.single_steps else "goes only"
-            raise common.InputError(f"{option} {others[0]} {goes} with --single-steps: here are {', '.join(possible)}")
-    cells = tuple(dict.fromkeys(options.cells or base.cells))
-    shapes = tuple(dict.fromkeys(options.shapes or base.shapes))
-    chosen = {"cells": cells, "shapes": shapes, "backend": options.backend, "rounds": options.rounds}
-    plan = replace(base, dtype=options.dtype, **chosen)
-    return replace(plan, most_steps=8, warm_up=1, rounds=2) if options.quick else plan
+    kind, base = options.kind, PLANS[options.kind]
+    if options.device != "cpu" and kind in CPU_KINDS:
+        raise common.InputError(f"{CPU_KINDS[kind]} measures a CPU, and --device is {options.device}: leave one out")
+    if options.shapes and kind not in TABLES:
+        raise common.InputError("--shapes names shapes of the tables of a CPU, and something else is to be measured")
+    several = ("cells", "dtypes", "threads", "backends", "candidates", "hidden", "batch")
+    given = {name: getattr(options, name) for name in several}
+    given["names"] = options.shapes or options.sweep or options.points
+    given = {name: tuple(dict.fromkeys(values)) for name, values in given.items() if values}
+    given |= {name: value for name in ("steps", "rounds", "minutes", "allocator") if (value := getattr(options, name))}
+    plan = replace(base, device=options.device, **given)
+    check(plan)
+    if options.quick:
+        plan = replace(plan, quick=True, passes=1, warm_up=1, rounds=2)
+    if options.list:
+        return plan
+    device = common.open_device(plan.device)
+    if kind == "gpu":
+        return plan
+    backend = plan.backends[0] if options.backends or device.type == "cpu" else "auto"
+    return replace(plan, backends=(common.check_backend(plan.device, plan.dtypes[0], backend).backend,))
 
 
-def output_path(options: argparse.Namespace, plan: Plan) -> Path:
-    """Only the whole table belongs with the results that the report reads."""
-    kind, base, threads = whole_run(options)
-    whole = plan == replace(base, rounds=plan.rounds, dtype=plan.dtype) and options.threads == threads
-    dtype = "" if plan.dtype == Plan.dtype else f"-{plan.dtype}"
-    return options.out or (RESULTS if whole else ROOT / "runs") / f"{kind}-{options.allocator}{dtype}.json"
+def check(plan: Plan) -> None:
+    """Raise InputError for names of another kind, for several of what a kind has one of, and for too many threads."""
+    cells = {"steps": STEP_CELLS, "fills": PLANS["fills"].cells}.get(plan.kind, CELLS)
+    shapes = {"steps": STEP_SHAPES, "speed": SHAPES, "rivals": SHAPES}.get(plan.kind, plan.names)
+    for option, chosen, known in (("--cells", plan.cells, cells), ("--shapes", plan.names, shapes)):
+        if others := [name for name in chosen if name not in known]:
+            raise common.InputError(f"{option} {others[0]} is not measured there: here are {listed(known)}")
+    single = [] if plan.kind == "gpu" else [("--dtypes", plan.dtypes), ("--backends", plan.backends)]
+    single += [] if plan.kind in TABLES else [("--threads", plan.threads)]
+    for option, values in single:
+        if len(values) > 1:
+            raise common.InputError(f"{option} {' '.join(map(str, values))} is too many: here is one at a time")
+    if plan.candidates and plan.kind in ("steps", "fills"):
+        raise common.InputError(f"--candidates does not go with {CPU_KINDS[plan.kind]}, which has its own rivals")
+    if max(plan.threads, default=1) > CORES:
+        raise common.InputError(f"--threads {max(plan.threads)} is too many: there are {CORES} cores")
 
 
-def measure_times(plan: Plan, options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """Records of the candidates, and the ceilings of the machine at each number of threads."""
-    total = len(options.threads) * sum(case.cost for case in plan.cases())
-    times, ceilings = [], []
-    with tqdm(total=total, desc="time", bar_format=TIME_LEFT) as bar:
-        for threads in options.threads:
-            for part in records("speed.timing", options.allocator, threads, plan):
-                times += part.get("records", [])
-                ceilings += [{"threads": threads, **part["ceilings"]}] if "ceilings" in part else []
-                bar.update(part["cost"])
-    return times, ceilings
+def output_path(plan: Plan) -> Path:
+    name = plan.allocator if plan.kind in TABLES else "cpu"
+    name = name if plan.device == "cpu" else torch.cuda.get_device_name(plan.device)
+    more = [dtype for dtype in plan.dtypes if dtype != "float32"]
+    if plan.kind == "gpu":
+        more = plan.names if plan.names != PLANS["gpu"].names else ()
+    return (RESULTS if plan.whole else ROOT / "runs") / common.file_name(plan.kind, name, *more)
 
 
-def measure_memory(plan: Plan, threads: int, times: list[dict]) -> list[dict]:
-    """Peak memory of every candidate that is right, with malloc as it is by default."""
-    wrong = {(time["cell"], time["shape"], time["candidate"]) for time in times if "wrong" in time}
-    runs = [
-        (replace(plan, cells=(cell,), shapes=(shape,)), candidate.name)
-        for shape in plan.shapes
-        if plan.shape(shape).memory and not plan.all_rivals
-        for cell in plan.cells
-        for candidate in candidates(cell, plan.backend)
-        if (cell, shape, candidate.name) not in wrong
-    ]
-    bar = tqdm(runs, desc="memory", bar_format=TIME_LEFT)
-    return [record for run in bar for record in records("speed.memory", "default", threads, *run)]
+class Run:
+    """A file of results: what each case of a plan took with each number of threads."""
+
+    def __init__(self, path: Path, plan: Plan, command: str) -> None:
+        self.path, self.plan, self.device = path, plan, common.open_device(plan.device)
+        self.begun, self.done = time.monotonic(), 0
+        self.threads = plan.threads or (torch.get_num_threads(),)
+        self.cases = [(case, threads) for threads in self.threads for case in plan.cases()]
+        self.records = [{**case.record, "threads": threads, "skipped": NOT_REACHED} for case, threads in self.cases]
+        clock = clock_type(self.device)
+        self.result = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": command,
+            "finished": False,
+            "hardware": {**machine.description(self.device), "threads": self.threads},
+            "digests": machine.digests(),
+            "allocator": {"name": plan.allocator, "environment": ALLOCATORS[plan.allocator]},
+            "plan": {**asdict(plan), "clock": clock.name, "cold": clock.cold, "tf32": False},
+            "ceilings": [],
+        }
+        if plan.kind == "scaling":
+            self.result["base"] = plan.base
+
+    def write(self) -> None:
+        common.write_json(self.path, {**self.result, "cases": self.records})
+
+    def measure(self) -> None:
+        """Times, by one process for each number of threads; then memory."""
+        total = sum(cost(case, self.plan.device) for case, _ in self.cases)
+        with tqdm(total=total, desc="time", bar_format=TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
+            for threads in self.threads:
+                for part in records("speed.measure", self.plan.allocator, threads, self.plan):
+                    self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
+                    for found in part.get("cases", []):
+                        bar.update(self.take(found, part["seconds"]))
+                    if self.plan.kind == "gpu" or self.plan.device != "cpu":
+                        self.write()
+        self.measure_memory()
+        seconds = round(time.monotonic() - self.begun, 1)
+        self.result |= {"finished": True, "seconds": seconds, "state": machine.state(self.device)}
+        self.write()
+
+    def take(self, found: dict, seconds: float) -> float:
+        """Keep what was found of the next case; its cost."""
+        case, threads = self.cases[self.done]
+        self.records[self.done] = {**case.record, "threads": threads, **found}
+        self.done += 1
+        if self.plan.kind == "gpu":
+            print(line(case, found, seconds), flush=True)
+        return cost(case, self.plan.device)
+
+    def measure_memory(self) -> None:
+        """Peak memory of every candidate that is right, with malloc as it is by default."""
+        runs = [
+            (number, record["candidate"], case)
+            for number, (case, threads) in enumerate(self.cases)
+            if case.shape.memory and case.mode == "training" and threads == max(self.threads)
+            for record in self.records[number].get("times", [])
+            if self.plan.kind != "rivals" and "median_ms" in record
+        ]
+        for number, candidate, case in tqdm(runs, desc="memory", bar_format=TIME_LEFT, disable=not runs):
+            plan = replace(self.plan, cells=(case.cell,), names=(case.shape.name,))
+            for found in records("speed.measure", "default", self.cases[number][1], plan, candidate):
+                self.records[number].setdefault("memory", []).append(found["memory"])
+
+    def problems(self) -> Iterator[str]:
+        """What was wrong or raised, in a sentence each."""
+        for (case, _), record in zip(self.cases, self.records):
+            for found in (record, *record.get("times", [])):
+                if problem := problem_of(found):
+                    of = f", {found['title']}" if "title" in found else ""
+                    yield f"{case}, {case.mode}{of}: {found[problem]}"
+
+
+def line(case: Case, found: dict, seconds: float) -> str:
+    """A case in a line: µs per step of every candidate."""
+    for reason in ("skipped", "failed"):
+        if reason in found:
+            return f"{case}, {case.mode}: {reason}: {found[reason]}"
+    times = (
+        f"{time['candidate']} {problem_of(time) or format(1000 * time['median_ms'] / case.shape.steps, '.3g')}"
+        for time in found["times"]
+    )
+    return f"{case}, {case.mode}: {', '.join(times)}  ({seconds} s)"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     plan = plan_from(options)
-    path = output_path(options, plan)
-    times, ceilings = measure_times(plan, options)
-    results = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": {**common.hardware(), "threads": options.threads},
-        "allocator": {"name": options.allocator, "environment": ALLOCATORS[options.allocator]},
-        "plan": asdict(plan),
-        "shapes": {name: asdict(plan.shape(name)) for name in plan.shapes},
-        "ceilings": ceilings,
-        "times": times,
-        "memory": measure_memory(plan, max(options.threads), times),
-    }
-    common.write_json(path, results)
-    print(f"wrote {path}")
-    wrong = [f"{time['cell']}-{time['shape']}-{time['mode']}: {time['wrong']}" for time in times if "wrong" in time]
-    if wrong:
-        sys.exit("error: these candidates are wrong and were not timed:\n" + "\n".join(dict.fromkeys(wrong)))
+    if options.list:
+        print("\n".join(dict.fromkeys(map(str, plan.cases()))))
+        return
+    command = shlex.join(["python", "-m", "benchmarks.speed", *(sys.argv[1:] if arguments is None else arguments)])
+    run = Run(options.out or output_path(plan), plan, command)
+    run.measure()
+    skipped = sum("skipped" in record for record in run.records)
+    print(f"wrote {run.path}: {len(run.records) - skipped} cases measured, {skipped} skipped")
+    if problems := dict.fromkeys(run.problems()):
+        sys.exit("error: these were not timed:\n" + "\n".join(problems))
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; nothing was written")
+    common.run_command(main, interrupted="interrupted; of a GPU, what was finished is written, of a CPU nothing")

@@ -9,7 +9,7 @@ import importlib.util
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,6 +29,7 @@ Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
 FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
 RIVAL_LEAST = 2.0**-16
 COMPILER = "inductor"
+FUSED = tuple(backend for backend in fused_rnn.backends() if backend != "reference")
 # torch.compile unrolls a loop: many minutes at T=200, and again for each T. So on a CPU it gets the loop in pieces, of
 # as many steps as divide T, which are called one after the other. It gains by fusing what lies between two products;
 # pieces twice as long run a little faster still.
@@ -81,6 +82,14 @@ class Packed(Ready):
 
         rows = ("output", "gradient of input")
         return {name: padded(result) if name in rows else result for name, result in results.items()}
+
+
+class Padded(Ready):
+    """Padded sequences and their lengths; results are padded too."""
+
+    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
+        lengths = torch.tensor(case.shape.lengths)
+        super().__init__(module, case, sets, lambda input: module(input, lengths=lengths))
 
 
 class SingleSteps(nn.Module):
@@ -144,7 +153,7 @@ class Candidate:
     factor: float = RIVAL_FACTOR
     least: float = RIVAL_LEAST
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
-    training_only: bool = False
+    backend: str | None = None  # of a fused cell
     translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict  # its results by the names of the reference
 
 
@@ -189,15 +198,13 @@ STEP_MODULES = {  # ours and torch.nn's
 }
 
 
-def single_steps(cell: str, backend: str) -> tuple[Candidate, Candidate]:
+def single_steps(cell: str, backend: str) -> list[Candidate]:
     """A module of single steps and torch.nn's, which are held to the layer of the same cell."""
     ours, theirs = STEP_MODULES[cell]
     equations = cell.removesuffix("_cell")
+    stepped = replace(fused(equations, backend), build=_stepped(ours, backend=backend), ready=Stepped)
     title = f"torch.nn.{theirs.__name__}"
-    return (
-        Candidate("fused", "fused_rnn", equations, _stepped(ours, backend=backend), FUSED_FACTOR, 0.0, Stepped),
-        Candidate("torch", title, equations, _stepped(theirs), ready=Stepped),
-    )
+    return [stepped, Candidate("torch", title, equations, _stepped(theirs), ready=Stepped)]
 
 
 def _stepped(module: Callable[..., nn.Module], **options) -> Callable[..., SingleSteps]:
@@ -205,7 +212,8 @@ def _stepped(module: Callable[..., nn.Module], **options) -> Callable[..., Singl
 
 
 def fused(cell: str, backend: str) -> Candidate:
-    return Candidate("fused", "fused_rnn", cell, partial(MODULES[cell], backend=backend), FUSED_FACTOR, least=0.0)
+    build = partial(MODULES[cell], backend=backend)
+    return Candidate("fused", "fused_rnn", cell, build, FUSED_FACTOR, least=0.0, backend=backend)
 
 
 def torch_nn(cell: str) -> Candidate | None:
@@ -282,21 +290,86 @@ LIBRARIES = {
     "flashrnn": Library("flashrnn", ("float32", "float16", "bfloat16")),
 }
 ON_GPU_ONLY = ("graphed", *LIBRARIES)
-ON_CPU = tuple(name for name in RIVALS if name not in ON_GPU_ONLY)
+GRAPHED_UP_TO = 1024 * 64  # H * B, beyond which the launches that a graph saves are not what takes the time
+LOOPS = ("recompute", "torch", "eager", "graphed")  # TorchScript takes longer to compile than all the rest of a case
+WANTED = {  # by group of a GPU, beside every fused backend
+    **dict.fromkeys(("honest", "people", "ragged"), ("torch",)),
+    **dict.fromkeys(("main", "single", "grid", "chosen"), LOOPS),
+    "rivals": ("torch", *LIBRARIES),
+    "compiled": ("compiled",),
+}
+OPTIONAL = ("recompute", *RIVALS)
 
 
-def candidates(cell: str, backend: str, all_rivals: bool = False) -> tuple[Candidate, ...]:
-    """The fused cell on ``backend``, then its rivals on a CPU.
+def candidates(
+    case: Case, backends: Sequence[str], device: torch.device | str = "cpu", asked: Sequence[str] | None = None
+) -> list[Candidate]:
+    """The fused cell on each of ``backends``, or all that run there if there are none, then rivals.
 
-    Those of the main tables are torch.nn where it has the cell, and the eager loop where it has not.
+    Those are what is ``asked`` for, of what can run the case. If nothing is: on a GPU what the case's group is for;
+    elsewhere torch.nn where it has the cell, and the eager loop where it has not.
     """
-    if cell in STEP_MODULES:
-        return single_steps(cell, backend)
-    found = {name: RIVALS[name](cell) for name in ON_CPU}
-    if not all_rivals:
-        same = found["torch"] is not None and found["torch"].equations == cell
-        found = {"torch": found["torch"], "eager": None if same else found["eager"]}
-    return fused(cell, backend), *(rival for rival in found.values() if rival is not None)
+    if case.cell in STEP_MODULES:
+        return single_steps(case.cell, *backends)
+    wanted = wanted_at(case) if asked is None else asked
+    found = []
+    for backend in backends or FUSED:
+        if runs(backend, device, case.dtype):
+            ours = fused(case.cell, backend)
+            if case.group in WANTED:
+                ours = replace(ours, name=backend, title=f"{ours.title}, {backend}")
+            found.append(ours)
+            if "recompute" in wanted and case.mode == "training":
+                saving, title = partial(ours.build, recompute=True), f"{ours.title}, recompute"
+                found.append(replace(ours, name=f"{ours.name}-recompute", title=title, build=saving))
+    for name in RIVALS:
+        if name in wanted and worthwhile(name, case) and obstacle(name, device) is None:
+            on_gpu = torch.device(device).type == "cuda"
+            rival = (unrolled if name == "compiled" and on_gpu else RIVALS[name])(case.cell)
+            found += [rival] if rival else []
+    return [way for candidate in found for way in ways(candidate, case)] if case.shape.lengths else found
+
+
+def wanted_at(case: Case) -> Sequence[str]:
+    """The rivals of a case where none are asked for."""
+    theirs = torch_nn(case.cell)
+    return WANTED.get(case.group) or (("torch",) if theirs and theirs.equations == case.cell else ("torch", "eager"))
+
+
+def ways(candidate: Candidate, case: Case) -> list[Candidate]:
+    """To run sequences of different lengths: packed, and padded with their lengths or as if all were of full length."""
+    packed = replace(
+        candidate,
+        title=f"{candidate.title}, packed",
+        ready=Packed,
+        translate=partial(Packed.translate, case.shape),
+    )
+    if case.group in WANTED:
+        return [packed, replace(candidate, name=f"{candidate.name}-padded", title=f"{candidate.title}, padded")]
+    if not candidate.backend:
+        return [packed]
+    padded = replace(candidate, name="lengths", title=f"{candidate.title}, padded with lengths", ready=Padded)
+    return [replace(packed, name="packed"), padded]
+
+
+def worthwhile(rival: str, case: Case) -> bool:
+    """Whether a rival can run a case, and is worth its time there."""
+    shape = case.shape
+    if rival != "torch" and (shape.lengths or shape.directions > 1):
+        return False
+    if rival in LIBRARIES:  # whose adapters take no states
+        return shape.layers == 1 and case.mode != "stream" and case.dtype in LIBRARIES[rival].dtypes
+    if rival == "compiled":
+        return shape.layers == 1
+    return rival != "graphed" or shape.hidden_size * shape.batch <= GRAPHED_UP_TO
+
+
+def runs(backend: str, device: torch.device | str, dtype: str) -> bool:
+    try:
+        fused_rnn.choose_backend(device, getattr(torch, dtype), backend)
+    except RuntimeError:
+        return False
+    return True
 
 
 def obstacle(rival: str, device: torch.device | str) -> str | None:

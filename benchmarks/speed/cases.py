@@ -1,13 +1,13 @@
-"""The one table of what is measured: cells, shapes, and what is done at each of them.
+"""What a case is, and how a module runs it.
 
-A *case* is a cell at a shape in one mode: training, forward and backward; forward, no gradients; stream, the same with
-a call for each step, which is handed the state of the one before; stream_recording, such calls that record a gradient;
-stream_training, these with the backward pass through all of them. The ways to run a case are in ``candidates``. The
-commands, the pytest-benchmark suite and the report all read this file.
+A *case* is a cell at a shape, in a dtype and one mode: training, forward and backward; forward, no gradients; stream,
+the same with a call for each step, which is handed the state of the one before; stream_recording, such calls that
+record a gradient; stream_training, these with the backward pass through all of them. Which cases are measured stands
+in ``plan``, the ways to run them in ``candidates``.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -38,44 +38,28 @@ class Shape:
         both = {"bidirectional": True} if self.directions > 1 else {}
         return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several, **both}
 
+    @property
+    def record(self) -> dict:
+        """What a file of results says of it: what is not as it mostly is."""
+        kept = (field for field in fields(self) if field.name not in ("modes", "memory"))
+        return {field.name: value for field in kept if (value := getattr(self, field.name)) != field.default}
+
+    @property
+    def sizes(self) -> str:
+        """In short, without what is as it mostly is."""
+        input = f"I={self.input_size} " if self.input_size != self.hidden_size else ""
+        layers = f" {self.layers} layers" if self.layers > 1 else ""
+        directions = " bidirectional" if self.directions > 1 else ""
+        lengths = f" lengths {self.lengths[-1]} to {self.steps}" if self.lengths else ""
+        return f"{input}H={self.hidden_size} B={self.batch} T={self.steps}{layers}{directions}{lengths}"
+
     def __str__(self) -> str:
         sizes = f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"
         return f"{sizes}, a gradient of the last output alone" if self.last_only else sizes
 
 
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("a", batch=32, input_size=11, hidden_size=128, steps=200, memory=True),
-        Shape("b", batch=64, input_size=128, hidden_size=256, steps=128, memory=True),
-        Shape("c", batch=20, input_size=650, hidden_size=650, steps=35),
-        Shape("d", batch=1, input_size=128, hidden_size=256, steps=100, modes=("forward", "stream")),
-        Shape("e", batch=32, input_size=11, hidden_size=128, steps=200, modes=("training",), last_only=True),
-    )
-}
-
-# On a GPU, where I = H: (H, B) of the tables, then what else may be asked for.
-GPU_SIZES = ((512, 64), (1024, 16), (128, 16), (256, 64))
-GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)
-GPU_BATCHES = (1, 16, 64, 256)
-GPU_STEPS = 256
-GPU_DTYPES = ("bfloat16", "float32", "float16")
-
-GPU_SHAPES = {
-    shape.name: shape
-    for shape in (
-        *(Shape(f"H{hidden}B{batch}", batch, hidden, hidden, GPU_STEPS) for hidden, batch in GPU_SIZES),
-        Shape("H512B1", 1, 512, 512, GPU_STEPS, modes=("forward", "stream")),
-    )
-}
-# Single steps, in which the host's part of a call is most of its time: their sizes are those of decoders and policies.
-STEP_MODES = ("stream", "stream_recording", "stream_training")
-STEP_SHAPES = {
-    f"H{hidden}B{batch}": Shape(f"H{hidden}B{batch}", batch, hidden, hidden, steps=50, modes=STEP_MODES)
-    for hidden, batch in ((64, 1), (64, 8), (256, 1), (256, 8))
-}
-CPU_DTYPES = ("float32", "bfloat16")
-
+AXES = {"steps": "T", "batch": "B", "hidden_size": "H", "layers": "layers"}  # of what grows
+MODES = ("training", "forward")
 CELLS = {
     "rnn": "RNN",
     "lstm": "LSTM",
@@ -94,6 +78,7 @@ STEP_CELLS = {
     "lstm_cell": "LSTMCell",
     "gru_reset_after_cell": "GRUCell, reset after",
 }
+STEP_MODES = ("stream", "stream_recording", "stream_training")
 TITLES = {**CELLS, **STEP_CELLS}
 NAMES = {cell: "rnn_tanh" if cell == "rnn" else cell for cell in CELLS}  # as functions and kernels have them
 EQUATIONS = {cell: ops.CELLS[name] for cell, name in NAMES.items()}
@@ -104,39 +89,19 @@ class Case:
     cell: str
     shape: Shape
     mode: str
+    dtype: str = "float32"
+    group: str = ""  # of cases that are shown together
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.dtype} {self.shape.sizes}"
 
     @property
-    def cost(self) -> int:
-        """About how long a step takes, in arbitrary units, for the time left of a progress bar."""
-        shape = self.shape
-        products = shape.batch * shape.hidden_size * (shape.input_size + shape.hidden_size)
-        overhead = 500_000  # of launching the operations of one time step
-        return shape.steps * (products + overhead) * (3 if self.mode.endswith("training") else 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run measures and how; travels to the child processes as JSON."""
-
-    cells: tuple[str, ...] = tuple(CELLS)
-    shapes: tuple[str, ...] = tuple(SHAPES)
-    backend: str = "cpu"
-    warm_up: int = 5
-    rounds: int = 15
-    most_steps: int | None = None  # cuts every shape's T, for a smoke run
-    dtype: str = "float32"
-    all_rivals: bool = False  # every other way to run a cell, not only those of the main tables
-    ceilings: bool = True  # whether times are held against what the machine can do at all
-
-    def shape(self, name: str) -> Shape:
-        shape = {**SHAPES, **STEP_SHAPES}[name]
-        return replace(shape, steps=min(shape.steps, self.most_steps or shape.steps))
-
-    def cases(self) -> Iterator[Case]:
-        for shape in map(self.shape, self.shapes):
-            for cell in self.cells:
-                for mode in shape.modes:
-                    yield Case(cell, shape, mode)
+    def record(self) -> dict:
+        """What a file of results says of it."""
+        return {
+            **{name: getattr(self, name) for name in ("cell", "dtype", "group", "mode")},
+            "shape": self.shape.record,
+        }
 
 
 def random_operands(

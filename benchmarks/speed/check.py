@@ -7,7 +7,7 @@ the rounding errors of a sum in float32 over all T·B rows, as gradients of weig
 
 import math
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,3 @@ class Bench:
             torch.manual_seed(0)
             module = MODULES[cell](**self.shape.module_sizes)
         return module.to(self.dtype).state_dict()
-
-
-bench_for = lru_cache(maxsize=1)(Bench)  # the cases of a shape follow each other

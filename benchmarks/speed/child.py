@@ -1,7 +1,7 @@
-"""Both ends of the pipe between the driver and the processes that measure.
+"""Both ends of the pipe between the command and the processes that measure.
 
 Each measurement runs in a process of its own, because an allocator reads its settings when a process starts.
-``records`` starts one, with the thread count and a plan (a dataclass) as its arguments, and yields what it prints, one
+``records`` starts one, with the thread count and a plan (a dataclass) as its arguments, and yields what it writes, one
 JSON object a line; ``serve`` is what runs in it.
 """
 
@@ -27,18 +27,17 @@ RESIDENT = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 ALLOCATORS = {"resident": RESIDENT, "default": {}}
-TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 
 
 def records(module: str, allocator: str, threads: int, plan: object, *arguments: str) -> Iterator[dict]:
-    """Run ``benchmarks.<module>`` in a new process and yield the objects that it prints."""
+    """Run ``benchmarks.<module>`` in a new process and yield the objects that it writes."""
     command = [sys.executable, "-m", f"benchmarks.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in RESIDENT}
     environment |= ALLOCATORS[allocator]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         try:
             yield from map(json.loads, process.stdout)
-        except BaseException:  # the driver is interrupted, or no longer listens
+        except BaseException:  # the command is interrupted, or no longer listens
             process.kill()
             raise
     if process.returncode:
@@ -46,10 +45,12 @@ def records(module: str, allocator: str, threads: int, plan: object, *arguments:
 
 
 def serve(measure: Callable[..., Iterable[dict]], plan_type: type) -> None:
-    """Call ``measure`` with the plan and further arguments of the command line, and print what it yields."""
+    """Call ``measure`` with the plan and further arguments of the command line, and write what it yields."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it, and so does this
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the driver's to explain
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the command's to explain
     threads, plan, *arguments = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    for record in measure(plan_type(**json.loads(plan)), *arguments):
-        print(json.dumps(record), flush=True)
+    with os.fdopen(os.dup(1), "w") as pipe:
+        os.dup2(2, 1)  # what other people's kernels print while they compile is no record
+        for record in measure(plan_type(**json.loads(plan)), *arguments):
+            print(json.dumps(record), file=pipe, flush=True)

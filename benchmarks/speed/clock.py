@@ -1,5 +1,8 @@
 """Time and memory of a call: by CUDA events and PyTorch's allocator on a GPU, by the host's clock on the CPU.
 
+A CPU's memory is that of a process, whose peak the kernel keeps (VmHWM) and lets it reset. Allocators keep what an
+earlier call has freed, so such a process measures one call only.
+
 On a GPU, a buffer of twice the second-level cache is overwritten in front of every timed call, outside the events: no
 call finds its operands there because the one before left them. The call is queued behind that write, as in a program
 that keeps its GPU busy, so host work at its beginning is hidden as far as the write is long. How long the host is
@@ -10,6 +13,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +121,10 @@ class Instant:
         return earlier._event.elapsed_time(self._event) / 1000
 
 
+def clock_type(device: torch.device) -> type[HostClock]:
+    return CudaClock if device.type == "cuda" else HostClock
+
+
 def clock_for(device: torch.device) -> HostClock:
     return CudaClock(device) if device.type == "cuda" else HostClock()
 
@@ -125,6 +133,21 @@ def summary(times: list[float]) -> dict[str, float]:
     """Median and interquartile range."""
     quarter, median, three_quarters = torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return {"median_ms": round(median, 4), "spread_ms": round(three_quarters - quarter, 4)}
+
+
+def peak_growth(step: Callable[[], object]) -> float:
+    """MiB that the resident set grew by, at its peak, over its level just before the step."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    step()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def saved_bytes(module: nn.Module, input: Tensor, call: Callable[[Tensor], object] | None = None) -> int:

@@ -1,70 +1,205 @@
-"""The tables of speed and memory on a CPU as pictures: ratios to the fastest rival, memory, share of the floor."""
+"""The tables as pictures: how many times faster, memory, the share of the floor, and how cost grows."""
 
 from collections.abc import Callable
 from functools import partial
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.pictures import PALETTE, Picture, heat_map, plt
 
-from .cases import CELLS
-from .records import Column, columns, fastest_rival, shares, timed_at
+from .cases import AXES, CELLS, MODES
+from .findings import Curve, curves, line
+from .plan import GPU_SIZES, GPU_STEPS
+from .records import Measured, Results, columns, found_at, is_fused
 
-COLOURS = {"fused": PALETTE[1], "torch": PALETTE[4], "eager": PALETTE[0]}
-LABELS = {"fused": "fused", "torch": "torch.nn", "eager": "eager loop"}
-
-
-def pictures(result: dict) -> list[Picture]:
-    faster = "How many times faster than the fastest rival"
-    found = [Picture("faster", faster, partial(_map_figure, result, _times_faster, faster, "{:.2f}×"))]
-    if result["memory"]:
-        memory = "Peak memory of a training step, MiB"
-        found.append(Picture("memory", memory, partial(_memory_figure, result, memory)))
-    if result.get("ceilings"):
-        floor = "Share of the physical floor in the time"
-        found.append(Picture("floor", floor, partial(_map_figure, result, _share, floor, "{:.0%}")))
-    return found
+BARS = {"fused": ("fused", PALETTE[1]), "torch": ("torch.nn", PALETTE[4]), "eager": ("eager loop", PALETTE[0])}
+COLOURS = {cell: PALETTE[position % len(PALETTE)] for position, cell in enumerate(CELLS)}
+LINES = {"fused": "-", "torch": "--", "eager": ":"}
 
 
-def _map_figure(
-    result: dict, value: Callable[[dict, str, int, Column], float | None], caption: str, text: str
+def times_faster(measured: Measured) -> float | None:
+    """The time of the fastest rival by that of the fastest fused candidate."""
+    times = [(is_fused(record), measured.us_per_step(name)) for name, record in measured.times.items()]
+    ours, theirs = ([us for fused, us in times if us and fused == side] for side in (True, False))
+    return min(theirs) / min(ours) if ours and theirs else None
+
+
+def _maps(
+    panels: dict[str, list[list[Measured | None]]],
+    value: Callable[[Measured], float | None],
+    rows: list[str],
+    columns: list[str],
+    caption: str,
+    text: str,
+    **layout: object,
 ) -> Figure:
-    """A panel for each number of threads: a row for each cell, a column for each shape and mode."""
-    threads = sorted({record["threads"] for record in result["times"]})
-    cells = [cell for cell in CELLS if cell in result["plan"]["cells"]]
-    places = columns(result)
-    figure, panels = plt.subplots(len(threads), 1, figsize=(11, 0.6 + 3 * len(threads)), squeeze=False)
-    for axes, count in zip(panels[:, 0], threads):
-        values = [[value(result, cell, count, place) for place in places] for cell in cells]
-        names = [f"({place.shape})\n{place.mode}" for place in places]
-        heat_map(axes, [CELLS[cell] for cell in cells], names, values, text)
-        axes.set_title(f"threads: {count}")
+    """A heat map for each of ``panels``, of a value of each of its cases."""
+    figure, axes = plt.subplots(squeeze=False, **layout)
+    for panel, (title, cases) in zip(axes.flat, panels.items()):
+        heat_map(panel, rows, columns, [[case and value(case) for case in row] for row in cases], text)
+        panel.set_title(title)
     figure.suptitle(caption)
     return figure
 
 
-def _times_faster(result: dict, cell: str, threads: int, place: Column) -> float | None:
-    ours, theirs = timed_at(result, cell, threads, place).get("fused"), fastest_rival(result, cell, threads, place)
-    return theirs["median_ms"] / ours["median_ms"] if ours and theirs else None
+# Tables of a CPU ----------------------------------------------------------------------------------------------
 
 
-def _share(result: dict, cell: str, threads: int, place: Column) -> float | None:
-    return shares(result, cell, threads, place).get("fused")
+def pictures(result: dict) -> list[Picture]:
+    found = Results(result)
+    faster, memory = "How many times faster than the fastest rival", "Peak memory of a training step, MiB"
+    floor = "Share of the physical floor in the time"
+    drawn = [Picture("faster", faster, partial(_map_figure, found, times_faster, faster, "{:.2f}×"))]
+    if any(measured.memory for measured in found.cases):
+        drawn.append(Picture("memory", memory, partial(_memory_figure, found, memory)))
+    if found.ceilings:
+        share = partial(_share, found)
+        drawn.append(Picture("floor", floor, partial(_map_figure, found, share, floor, "{:.0%}")))
+    return drawn
 
 
-def _memory_figure(result: dict, caption: str) -> Figure:
-    shapes = list(dict.fromkeys(record["shape"] for record in result["memory"]))
+def _share(found: Results, measured: Measured) -> float | None:
+    return found.shares(measured).get("fused")
+
+
+def _map_figure(found: Results, value: Callable[[Measured], float | None], caption: str, text: str) -> Figure:
+    """A panel for each number of threads: a row for each cell, a column for each shape and mode."""
+    threads = sorted({measured.threads for measured in found.cases})
+    cells = [cell for cell in CELLS if cell in found.plan["cells"]]
+    places = columns(found)
+    cases = {
+        f"threads: {count}": [[found_at(found, cell, count, place) for place in places] for cell in cells]
+        for count in threads
+    }
+    names = [f"({place.shape})\n{place.mode}" for place in places]
+    layout = {"nrows": len(threads), "figsize": (11, 0.6 + 3 * len(threads))}
+    return _maps(cases, value, [CELLS[cell] for cell in cells], names, caption, text, **layout)
+
+
+def _memory_figure(found: Results, caption: str) -> Figure:
+    cases = [measured for measured in found.cases if measured.memory]
+    shapes = list(dict.fromkeys(measured.case.shape.name for measured in cases))
     figure, panels = plt.subplots(1, len(shapes), figsize=(11, 4.2), sharey=True, squeeze=False)
-    cells = [cell for cell in CELLS if any(record["cell"] == cell for record in result["memory"])]
+    cells = [cell for cell in CELLS if any(measured.case.cell == cell for measured in cases)]
     for axes, shape in zip(panels[0], shapes):
-        for position, (name, colour) in enumerate(COLOURS.items()):
-            records = [r for r in result["memory"] if (r["shape"], r["candidate"]) == (shape, name)]
-            rows = [cells.index(record["cell"]) + (position - 1) * 0.27 for record in records]
-            sizes = [record["peak_mib"] for record in records]
-            axes.barh(rows, sizes, height=0.25, color=colour, label=LABELS[name])
+        for position, (name, (label, colour)) in enumerate(BARS.items()):
+            there = [m for m in cases if m.case.shape.name == shape and m.mib(name) is not None]
+            rows = [cells.index(measured.case.cell) + (position - 1) * 0.27 for measured in there]
+            axes.barh(rows, [measured.mib(name) for measured in there], height=0.25, color=colour, label=label)
         axes.set(title=f"({shape})", xlabel="MiB")
         axes.set_yticks(range(len(cells)), [CELLS[cell] for cell in cells])
     panels[0][0].invert_yaxis()
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center")
     figure.suptitle(caption)
     return figure
+
+
+# How cost grows: solid lines are the fused cells, dashed torch.nn, dotted the eager loop ------------------------
+
+
+def scaling_pictures(result: dict) -> list[Picture]:
+    """A picture for each axis that was measured, and one of the share of the floor."""
+    found = Results(result)
+    lines = curves(found)
+    axes = [axis for axis in AXES if any(curve.axis == axis for curve in lines)]
+    drawn = [Picture(AXES[axis], _caption(axis), partial(_growth_figure, lines, axis, found)) for axis in axes]
+    if any(share for curve in lines if curve.axis == "hidden_size" for share in curve.shares):
+        caption = "Share of the physical floor in the time, against H"
+        drawn.append(Picture("floor", caption, partial(_floor_figure, lines, caption)))
+    return drawn
+
+
+def _caption(axis: str) -> str:
+    return f"{_quantity(axis)[0].upper()}{_quantity(axis)[1:]} against {_name(axis)}"
+
+
+def _name(axis: str) -> str:
+    return "the number of layers" if axis == "layers" else AXES[axis]
+
+
+def _quantity(axis: str) -> str:
+    return "milliseconds" if axis in ("steps", "layers") else "microseconds per step"
+
+
+def _growth_figure(lines: list[Curve], axis: str, found: Results) -> Figure:
+    scale = 1 if axis in ("steps", "layers") else 1000 / found.base["steps"]
+    figure, panels = plt.subplots(1, len(MODES), figsize=(11, 4.2))
+    for axes, mode in zip(panels, MODES):
+        for curve in (curve for curve in lines if (curve.axis, curve.mode) == (axis, mode)):
+            _plot(axes, curve, [scale * ms for ms in curve.ms])
+            if axis == "steps" and curve.candidate == "fused" and len(curve.sizes) > 1:
+                intercept, slope = line(curve)
+                ends = [curve.sizes[0], curve.sizes[-1]]
+                axes.plot(ends, [intercept + slope * end for end in ends], color="black", linewidth=0.6, zorder=0)
+        axes.set(title=mode, xlabel=_name(axis))
+        if axis in ("batch", "hidden_size"):
+            _plain_logarithms(axes)
+        else:
+            axes.set(xlim=(0, None), ylim=(0, None))
+    panels[0].set_ylabel(_quantity(axis))
+    return _finish(figure, panels[0], _caption(axis))
+
+
+def _floor_figure(lines: list[Curve], caption: str) -> Figure:
+    figure, panels = plt.subplots(1, len(MODES), figsize=(11, 4.2), sharey=True)
+    for axes, mode in zip(panels, MODES):
+        for curve in (curve for curve in lines if (curve.axis, curve.mode) == ("hidden_size", mode)):
+            _plot(axes, curve, [100 * (share or 0) for share in curve.shares])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(title=mode, xlabel="H", ylim=(0, None))
+    panels[0].set_ylabel("% of the time")
+    return _finish(figure, panels[0], caption)
+
+
+def _plain_logarithms(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for scale in (axes.xaxis, axes.yaxis):
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_formatter(NullFormatter())
+
+
+def _plot(axes: Axes, curve: Curve, values: list[float]) -> None:
+    name = CELLS[curve.cell] if curve.candidate == "fused" else None
+    style = {"color": COLOURS[curve.cell], "linewidth": 1.6 if name else 1.0, "marker": "." if name else None}
+    axes.plot(curve.sizes, values, LINES.get(curve.candidate, "-."), label=name, **style)
+
+
+def _finish(figure: Figure, axes: Axes, caption: str) -> Figure:
+    title = "solid: fused\ndashed: torch.nn\ndotted: eager loop"
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title=title)
+    figure.suptitle(caption)
+    return figure
+
+
+# A GPU, at the sizes of the tables ----------------------------------------------------------------------------
+
+
+def gpu_pictures(result: dict) -> list[Picture]:
+    """How many times faster the fused cells are than the fastest rival, dtype by dtype."""
+    cases = {
+        (case.dtype, case.mode, case.cell, case.shape.hidden_size, case.shape.batch): measured
+        for measured in Results(result).cases
+        if (case := measured.case).group in ("main", "grid", "chosen") and measured.times
+        if (case.shape.hidden_size, case.shape.batch) in GPU_SIZES and case.shape.steps == GPU_STEPS
+    }
+    dtypes = dict.fromkeys(dtype for dtype, *_ in cases)
+    captions = {dtype: f"{dtype}: how many times faster than the fastest rival" for dtype in dtypes}
+    return [
+        Picture(f"faster-{dtype}", caption, partial(_gpu_figure, cases, dtype, caption))
+        for dtype, caption in captions.items()
+    ]
+
+
+def _gpu_figure(cases: dict[tuple, Measured], dtype: str, caption: str) -> Figure:
+    sizes = [size for size in GPU_SIZES if any((of, *place[-2:]) == (dtype, *size) for of, *place in cases)]
+    panels = {
+        mode: [[cases.get((dtype, mode, cell, *size)) for size in sizes] for cell in CELLS]
+        for mode in ("forward", "training")
+    }
+    names = [f"H={hidden}\nB={batch}" for hidden, batch in sizes]
+    layout = {"ncols": 2, "figsize": (12, 4), "sharey": True}
+    return _maps(panels, times_faster, list(CELLS.values()), names, caption, "{:.2f}×", **layout)

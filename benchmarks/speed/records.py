@@ -1,9 +1,117 @@
-"""What the tables and the pictures read of a file of results of ``python -m benchmarks.speed``."""
+"""What the tables and the pictures read of a file of results, in whichever form it is.
 
+``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates. Older files have lists
+of three other forms, which this file alone knows: ``times`` and ``memory`` of a CPU, ``records`` of sizes that grow,
+and ``points`` of a GPU, whose times are in µs per step.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .cases import Case, Shape
 from .ceilings import floor_ms
+from .plan import filled
+
+Records = dict[str, dict]  # by the name of the candidate
+OPTIONS = {
+    "speed": "",
+    "steps": " --single-steps",
+    "rivals": " --all-rivals",
+    "scaling": " --sweep",
+    "fills": " --fills",
+}
+
+
+@dataclass
+class Measured:
+    """A case, and what was found of it: records of times and of memory, of which one that was skipped has none."""
+
+    case: Case
+    threads: int
+    times: Records = field(default_factory=dict)
+    memory: Records = field(default_factory=dict)
+    skipped: str = ""  # why it was not measured
+    failed: str = ""  # why nothing of it could be
+    kernels: dict | None = None  # µs per step of the fused cell's kernels, where a profiler watched
+
+    @property
+    def place(self) -> tuple[str, str, Shape]:
+        """What it has in common with its other modes."""
+        return self.case.cell, self.case.dtype, self.case.shape
+
+    def ms(self, candidate: str) -> float | None:
+        """Of a candidate that was right, and so was timed."""
+        record = self.times.get(candidate, {})
+        if "us_per_step" in record:
+            return record["us_per_step"] * self.case.shape.steps / 1000
+        return record.get("median_ms")
+
+    def us_per_step(self, candidate: str) -> float | None:
+        record, ms = self.times.get(candidate, {}), self.ms(candidate)
+        return record.get("us_per_step", ms and 1000 * ms / self.case.shape.steps)
+
+    def mib(self, candidate: str) -> float | None:
+        """Peak memory of a training step."""
+        record = self.memory.get(candidate, {})
+        peak = record.get("peak_bytes")
+        return record.get("peak_mib", peak and peak / 2**20)
+
+    def quantity(self, kind: str, candidate: str) -> float | None:
+        """Its time in ms, or its ``memory`` in MiB."""
+        return self.mib(candidate) if kind == "memory" else self.ms(candidate)
+
+    def records(self, kind: str) -> Records:
+        return self.memory if kind == "memory" else self.times
+
+    def problem(self, kind: str, candidate: str) -> str:
+        return problem_of(self.records(kind).get(candidate, {}))
+
+
+class Results:
+    """A file of results; ``raw`` is what it holds."""
+
+    def __init__(self, raw: dict) -> None:
+        self.raw, self.plan, self.machine = raw, raw["plan"], raw["hardware"]
+        self.day = raw["date"][:10]
+        self.base: dict[str, int] = raw.get("base", {})  # the size from which others grow, one at a time
+        self.cases = list(_cases(raw))
+        threads, ceilings = self.machine["threads"], raw.get("ceilings", {})
+        self.threads: list[int] = threads if isinstance(threads, list) else [threads]
+        by_threads = ceilings if isinstance(ceilings, list) else [{"threads": self.threads[0], **ceilings}]
+        self.ceilings: dict[int, dict] = {found["threads"]: found for found in by_threads if len(found) > 1}
+
+    @property
+    def dtype(self) -> str:
+        """Of a file that has one only."""
+        return self.plan["dtypes"][0] if "dtypes" in self.plan else self.plan.get("dtype", "float32")
+
+    @property
+    def backend(self) -> str:
+        return self.plan["backends"][0] if "backends" in self.plan else self.plan["backend"]
+
+    @property
+    def command(self) -> str:
+        """What wrote it, or would write it now."""
+        if "command" in self.raw:
+            return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
+        dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
+        return f"python -m benchmarks.speed{OPTIONS[self.raw['file'].partition('-')[0]]}{dtype}"
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {measured.case.shape.name: measured.case.shape for measured in self.cases}
+
+    def floor_ms(self, measured: Measured) -> float | None:
+        """The least time that a case can take; None where the ceilings were not measured."""
+        return floor_ms(measured.case, measured.case.dtype, self.ceilings.get(measured.threads, {}))
+
+    def shares(self, measured: Measured) -> dict[str, float]:
+        """The share of the floor in the time of every candidate."""
+        floor = self.floor_ms(measured)
+        times = {name: measured.ms(name) for name in measured.times}
+        return {name: floor / ms for name, ms in times.items() if floor and ms}
 
 
 class Column(NamedTuple):
@@ -11,38 +119,85 @@ class Column(NamedTuple):
     mode: str
 
 
-def columns(result: dict) -> list[Column]:
+def columns(found: Results) -> list[Column]:
     """What was timed, mode by mode."""
-    modes = dict.fromkeys(record["mode"] for record in result["times"])
-    found = dict.fromkeys(Column(record["shape"], record["mode"]) for record in result["times"])
-    return [column for mode in modes for column in found if column.mode == mode]
+    modes = dict.fromkeys(measured.case.mode for measured in found.cases)
+    places = dict.fromkeys(Column(measured.case.shape.name, measured.case.mode) for measured in found.cases)
+    return [place for mode in modes for place in places if place.mode == mode]
 
 
-def found_at(result: dict, cell: str, threads: int, column: Column) -> dict[str, dict]:
-    """The records of all candidates there, by their names."""
-    place = (cell, threads, *column)
-    return {
-        record["candidate"]: record
-        for record in result["times"]
-        if (record["cell"], record["threads"], record["shape"], record["mode"]) == place
-    }
+def found_at(found: Results, cell: str, threads: int, place: Column) -> Measured | None:
+    for measured in found.cases:
+        case = measured.case
+        if (case.cell, measured.threads, case.shape.name, case.mode) == (cell, threads, *place):
+            return measured
+    return None
 
 
-def timed_at(result: dict, cell: str, threads: int, column: Column) -> dict[str, dict]:
-    """Those of the candidates that were right, and so were timed."""
-    records = found_at(result, cell, threads, column)
-    return {name: record for name, record in records.items() if record.get("median_ms")}
+def problem_of(record: dict) -> str:
+    """Whether a record says that something was ``wrong`` or ``failed``; empty if neither."""
+    return next((problem for problem in ("wrong", "failed") if problem in record), "")
 
 
-def fastest_rival(result: dict, cell: str, threads: int, column: Column) -> dict | None:
-    rivals = [record for name, record in timed_at(result, cell, threads, column).items() if name != "fused"]
-    return min(rivals, key=lambda record: record["median_ms"], default=None)
+def is_fused(record: dict) -> bool:
+    return record["title"].startswith("fused_rnn")
 
 
-def shares(result: dict, cell: str, threads: int, column: Column) -> dict[str, float]:
-    """The share of the floor in the time of every candidate; none where the ceilings were not measured."""
-    ceilings = next((found for found in result.get("ceilings", []) if found["threads"] == threads), {})
-    case = Case(cell, Shape(**result["shapes"][column.shape]), column.mode)
-    floor = floor_ms(case, result["plan"].get("dtype", "float32"), ceilings)
-    records = timed_at(result, cell, threads, column) if floor else {}
-    return {name: floor / record["median_ms"] for name, record in records.items()}
+def titles(cases: list[Measured], kind: str = "times") -> dict[str, str]:
+    """The candidates of some cases, and what they are called."""
+    return {name: record["title"] for measured in cases for name, record in getattr(measured, kind).items()}
+
+
+def _cases(raw: dict) -> Iterator[Measured]:
+    if "points" in raw:
+        return (measured for point in raw["points"] for measured in _of_point(point))
+    if "records" in raw:
+        return iter(_of_sweeps(raw))
+    return map(_of_case, raw["cases"]) if "cases" in raw else iter(_of_tables(raw))
+
+
+def _of_case(found: dict) -> Measured:
+    shape = {**found["shape"], "lengths": tuple(found["shape"].get("lengths", ())) or None}
+    case = Case(found["cell"], Shape(**shape), found["mode"], found["dtype"], found["group"])
+    times, memory = ({r["candidate"]: r for r in found.get(kind, [])} for kind in ("times", "memory"))
+    return Measured(case, found["threads"], times, memory, found.get("skipped", ""), found.get("failed", ""))
+
+
+def _of_tables(raw: dict) -> list[Measured]:
+    plan, found = raw["plan"], {}
+    for kind in ("times", "memory"):
+        for record in raw[kind]:
+            name, mode = record["shape"], record.get("mode", "training")
+            threads = record.get("threads", raw["hardware"]["threads"])
+            sizes = {size: plan.get(size) for size in ("steps", "batch", "size")}
+            shape = Shape(**raw["shapes"][name]) if "shapes" in raw else filled(name, **sizes)
+            case = Case(record["cell"], shape, mode, plan.get("dtype", "float32"))
+            measured = found.setdefault((record["cell"], name, mode, threads), Measured(case, threads))
+            getattr(measured, kind)[record["candidate"]] = record
+    return list(found.values())
+
+
+def _of_sweeps(raw: dict) -> list[Measured]:
+    found, threads = {}, raw["hardware"]["threads"]
+    for record in raw["records"]:
+        axis, value, mode = record["axis"], record["value"], record["mode"]
+        sizes = {name: record[name] for name in ("batch", "hidden_size", "steps", "layers")}
+        shape = Shape(str(value), input_size=sizes["hidden_size"], **sizes)
+        case = Case(record["cell"], shape, mode, raw["plan"]["dtype"], axis)
+        measured = found.setdefault((record["cell"], axis, value, mode), Measured(case, threads))
+        measured.times[record["candidate"]] = record
+    return list(found.values())
+
+
+def _of_point(point: dict) -> Iterator[Measured]:
+    steps, batch, hidden = point["steps"], point["batch"], point["hidden"]
+    lengths = tuple(steps - number * steps // batch for number in range(batch)) if point.get("ragged") else None
+    sides = {name: point.get(name, 1) for name in ("layers", "directions")}
+    shape = Shape("", batch, point.get("input_size") or hidden, hidden, steps, lengths=lengths, **sides)
+    modes: dict[str, Records] = {}
+    for record in point.get("times", []):
+        modes.setdefault(record["mode"], {})[record["candidate"]] = record
+    for mode, times in modes.items() or [("forward", {})]:
+        case = Case(point["cell"], shape, mode, point["dtype"], point.get("group", "chosen"))
+        memory = {record["candidate"]: record for record in point.get("memory", [])} if mode == "training" else {}
+        yield Measured(case, 0, times, memory, point.get("skipped", ""), kernels=point.get("kernels_us_per_step"))

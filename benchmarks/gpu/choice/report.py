@@ -9,8 +9,8 @@ from itertools import product
 from statistics import median
 
 from benchmarks.common import digits
-from benchmarks.gpu.report import OTHER_KERNELS, spread
 from benchmarks.speed import RESULTS
+from benchmarks.speed.report.gpu import OTHER_KERNELS, spread
 
 from . import header
 from .results import CELLS, DTYPES, Outcome, Results, parse

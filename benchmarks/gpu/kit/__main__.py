@@ -27,7 +27,7 @@ from . import processes
 from .harness import check_corpus
 
 KIT = "benchmarks.gpu.kit"
-TESTS = ("tests/gpu", "tests/test_gpu_benchmarks.py")
+TESTS = ("tests/gpu", "tests/test_speed_command.py")
 KILL_AFTER = 5  # seconds between asking a part to end and ending it
 LEAST = 5  # seconds without which a part is not begun
 
@@ -90,8 +90,8 @@ def sanitizer(settings: Settings, seconds: float) -> list[str]:
 
 
 def benchmark(settings: Settings, seconds: float) -> list[str]:
-    size = ["--tiny", "--candidates", "eager"] if settings.on_cpu else []
-    return module("benchmarks.gpu", settings, seconds, "gpu.json", *size)
+    size = ["--quick", "--points", "main", "people", "ragged", "--candidates", "eager"] if settings.on_cpu else []
+    return speed(settings, seconds, "gpu.json", *size)
 
 
 def micro(settings: Settings, seconds: float) -> list[str]:
@@ -102,7 +102,7 @@ def micro(settings: Settings, seconds: float) -> list[str]:
 
 def scaling(settings: Settings, seconds: float) -> list[str]:
     size = ["--quick", "--cells", "lstm"] if settings.on_cpu else ["--dtype", "bfloat16"]
-    return module("benchmarks.scaling", settings, seconds, "scaling.json", *size)
+    return speed(settings, seconds, "scaling.json", "--sweep", *size)
 
 
 def harness(settings: Settings, seconds: float) -> list[str]:
@@ -115,20 +115,20 @@ def harness(settings: Settings, seconds: float) -> list[str]:
     return [*command, *budget, *size, *given, str(settings.out)]
 
 
-def module(name: str, settings: Settings, seconds: float, file: str, *options: str) -> list[str]:
+def speed(settings: Settings, seconds: float, file: str, *options: str) -> list[str]:
     """A command with a budget of its own, three quarters of what it has: its last measurement may take longer."""
     budget = ["--device", settings.device, "--minutes", f"{0.75 * seconds / 60:.3f}"]
-    return [sys.executable, "-m", name, *budget, *options, "--out", str(settings.out / file)]
+    return [sys.executable, "-m", "benchmarks.speed", *budget, *options, "--out", str(settings.out / file)]
 
 
 PARTS = {  # the most telling first
     "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
     "exit": Part(100, "how long processes that used a backend take to end", exit),
     "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
-    "benchmark": Part(110, "python -m benchmarks.gpu", benchmark),
+    "benchmark": Part(110, "python -m benchmarks.speed --device cuda", benchmark),
     "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
     "sanitizer": Part(65, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
-    "scaling": Part(300, "python -m benchmarks.scaling", scaling, by_default=False),
+    "scaling": Part(300, "python -m benchmarks.speed --device cuda --sweep", scaling, by_default=False),
     "harness": Part(300, "the copy task and the language model, trained side by side", harness, by_default=False),
 }
 VARIABLES = {

@@ -1,4 +1,4 @@
-"""What a sweep shows: how straight time is against T, and where the cost of a unit of work leaps.
+"""What sizes that grow show: how straight time is against T, and where the cost of a unit of work leaps.
 
 A unit of work is a multiplication of the cell's products. Between two neighbouring sizes its cost may fall as far as it
 likes, since overhead is shared by more of it. Where it rises, the larger size is served worse: a cliff.
@@ -6,7 +6,9 @@ likes, since overhead is shared by more of it. Where it rises, the larger size i
 
 from dataclasses import dataclass
 
-from .sweeps import AXES
+from .cases import AXES
+from .ceilings import work
+from .records import Measured, Results
 
 CLIFF = 2.0  # times as much for a unit of work as at the next smaller size
 STRAIGHT = 0.1  # as part of the time that the line gives
@@ -40,19 +42,26 @@ class Leap:
         return self.ratio > CLIFF
 
 
-def curves(result: dict) -> list[Curve]:
+def curves(found: Results) -> list[Curve]:
     """Every curve of a file of results that has a point; what was wrong or failed has none."""
-    groups: dict[tuple, list[dict]] = {}
-    for record in result["records"]:
-        key = tuple(record[name] for name in ("cell", "axis", "mode", "candidate", "title"))
-        groups.setdefault(key, []).extend([record] if record.get("median_ms") else [])
-    found = []
-    for key, records in groups.items():
-        points = sorted(records, key=lambda record: record["value"])
-        values = ([record[name] for record in points] for name in ("value", "median_ms", "flops"))
-        shares = [record["floor_ms"] and record["floor_ms"] / record["median_ms"] for record in points]
-        found += [Curve(*key, *values, shares)] if points else []
-    return found
+    groups: dict[tuple, list[Measured]] = {}
+    for measured in found.cases:
+        for name, record in measured.times.items():
+            case = measured.case
+            groups.setdefault((case.cell, case.group, case.mode, name, record["title"]), []).append(measured)
+    lines = []
+    for key, cases in groups.items():
+        cell, axis, mode, candidate, title = key
+        points = sorted((m for m in cases if m.ms(candidate)), key=size)
+        sizes, ms = [size(m) for m in points], [m.ms(candidate) for m in points]
+        flops, shares = [work(m.case)[0] for m in points], [found.shares(m).get(candidate) for m in points]
+        lines += [Curve(cell, axis, mode, candidate, title, sizes, ms, flops, shares)] if points else []
+    return lines
+
+
+def size(measured: Measured) -> int:
+    """What grows in its group."""
+    return getattr(measured.case.shape, measured.case.group)
 
 
 def leap(curve: Curve) -> Leap | None:
@@ -79,21 +88,23 @@ def deviation(curve: Curve) -> float | None:
     return max(abs(ms / (intercept + slope * size) - 1) for size, ms in zip(curve.sizes, curve.ms))
 
 
-def failures(result: dict) -> list[str]:
+def failures(found: Results) -> list[str]:
     """Whatever the fused cells do not hold, in a sentence each: straight lines, no cliffs, all points measured."""
-    found = []
-    for curve in curves(result):
+    sentences = []
+    for curve in curves(found):
         if curve.candidate != "fused":
             continue
         bend, rise, of = deviation(curve), leap(curve), f"{curve.cell}, {curve.mode}"
         if curve.axis == "steps" and bend is not None and bend > STRAIGHT:
-            found.append(f"{of}: time against T is off a straight line by {bend:.0%}")
+            sentences.append(f"{of}: time against T is off a straight line by {bend:.0%}")
         if rise and rise.cliff:
             sizes = f"{AXES[curve.axis]}={rise.smaller} to {rise.larger}"
-            found.append(f"{of}: from {sizes} a unit of work costs {rise.ratio:.2f} times as much")
-    for record in result["records"]:
-        if problem := record.get("wrong") or record.get("failed"):
-            size = f"{AXES[record['axis']]}={record['value']}"
-            found.append(f"{record['cell']}, {record['mode']}, {record['title']}, {size}: {problem}")
-    skipped = result["skipped"]
-    return found + [f"{skip['cell']} against {AXES[skip['axis']]} was skipped: {skip['reason']}" for skip in skipped]
+            sentences.append(f"{of}: from {sizes} a unit of work costs {rise.ratio:.2f} times as much")
+    for measured in found.cases:
+        of, at = f"{measured.case.cell}, {measured.case.mode}", f"{AXES[measured.case.group]}={size(measured)}"
+        sentences += [f"{of}, {at}: {measured.failed}"] if measured.failed else []
+        for record in measured.times.values():
+            if problem := record.get("wrong") or record.get("failed"):
+                sentences.append(f"{of}, {record['title']}, {at}: {problem}")
+    skipped = {(m.case.cell, m.case.group): m.skipped for m in found.cases if m.skipped}
+    return sentences + [f"{cell} against {AXES[axis]} was skipped: {why}" for (cell, axis), why in skipped.items()]

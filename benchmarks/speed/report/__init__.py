@@ -1,0 +1,24 @@
+"""The blocks of tables that ``benchmarks.report`` writes of what ``python -m benchmarks.speed`` measured.
+
+Every number, name and date comes from files of results. ``tables`` shows those of a CPU, ``scaling`` how cost grows,
+``fills`` sequences of different lengths, ``gpu`` those of a GPU.
+"""
+
+from collections.abc import Callable
+
+from benchmarks.common import NOT_MEASURED
+from benchmarks.speed.records import Results
+
+MALLOC = {
+    "resident": "malloc told to keep what is freed, in huge pages: least noise, kindest to code that allocates a lot",
+    "default": "malloc as it is by default",
+}
+
+
+def block_of(section: Callable[[Results], str]) -> Callable[[list[dict]], str]:
+    """What makes one section per file of results, or one sentence where there is none."""
+
+    def block(results: list[dict]) -> str:
+        return "\n\n".join(section(Results(result)) for result in results) if results else NOT_MEASURED
+
+    return block

@@ -1,0 +1,194 @@
+"""How fast the cells are on a GPU.
+
+First stands, for each dtype, where the fused cells are ahead of torch.nn and where behind; the tables by group of cases
+are folded. Files that were measured otherwise, but have the same form, say themselves how.
+"""
+
+import re
+from collections.abc import Iterator
+
+from benchmarks import pictures as shown
+from benchmarks.common import digits, folded
+from benchmarks.common import table as markdown
+from benchmarks.gpu import machine
+from benchmarks.speed.cases import CELLS
+from benchmarks.speed.pictures import gpu_pictures
+from benchmarks.speed.plan import GROUPS
+from benchmarks.speed.records import Measured, Results, is_fused, titles
+
+NOT_RUN = "Not yet run on a GPU."
+COMMON = (
+    "I=H where no I is given; the input product is included; TF32 is off. In float16 and float32 the weights of "
+    "torch.nn were laid out for cuDNN before; in bfloat16 PyTorch cannot do that, and copies them in every call. "
+    "Beside the reset-before GRU stands torch.nn's, which resets after. Entries: what it takes = how many times as "
+    "much as the best fused backend."
+)
+OTHER_KERNELS = "These were earlier kernels than those here."
+OWN_EQUATIONS = ("gru",)  # torch.nn has no such cell: beside it stands its GRU, which resets after
+HEADINGS = {
+    "forward": "Forward, µs per step",
+    "training": "Training step, µs per step",
+    "host forward": "Time that the host is busy with a forward call, µs",
+    "host training": "Time that the host is busy with a training step, µs",
+    "memory": "Peak memory of a training step, MiB",
+}
+
+
+def block(results: list[dict]) -> str:
+    """One section per file of results, or one sentence where there is none."""
+    return "\n\n".join([COMMON, *(section(Results(result)) for result in results)]) if results else NOT_RUN
+
+
+def section(found: Results) -> str:
+    lines = verdict(found.cases)
+    parts = [f"**{found.machine['gpu']}, {found.day}**", *(["\n".join(lines)] if lines else []), preamble(found)]
+    for group, title in GROUPS.items():
+        cases = [measured for measured in found.cases if measured.case.group == group]
+        tables = [f"**{heading}**\n\n{rows}" for name, heading in HEADINGS.items() if (rows := table(cases, name))]
+        if tables:
+            parts.append(folded(title, *tables))
+    if watched := {measured.place: measured for measured in found.cases if measured.kernels}:
+        parts.append(folded("The kernels alone", kernels(list(watched.values()))))
+    drawn = shown.markdown(gpu_pictures(found.raw), found.raw)
+    return "\n\n".join([*parts, folded("Pictures", drawn)] if drawn else parts)
+
+
+def verdict(cases: list[Measured]) -> list[str]:
+    """A list: who is faster in each dtype, the best fused backend or torch.nn, and by how much; memory and the host."""
+    cases = [measured for measured in cases if measured.case.cell not in OWN_EQUATIONS]
+    lines = [line for dtype in dict.fromkeys(m.case.dtype for m in cases) for line in _speed(cases, dtype)]
+    if memory := [ratio for measured in cases if (ratio := over_torch(measured, "memory"))]:
+        lines.append(f"- memory of a training step: torch.nn takes {spread(memory)} times as much as the fused cells.")
+    if ours := [busy for measured in cases if (busy := least_of_ours(measured, "host forward"))]:
+        theirs = [busy for measured in cases if (busy := value(measured, "host forward", "torch"))]
+        beside = f", with one of torch.nn for {spread(theirs)}" if theirs else ""
+        lines.append(f"- the host is busy with a forward call of the fused cells for {spread(ours)} µs{beside}.")
+    return lines
+
+
+def _speed(cases: list[Measured], dtype: str) -> Iterator[str]:
+    ratios: dict[tuple, dict[str, float]] = {}
+    for measured in cases:
+        if measured.case.dtype == dtype and (ratio := over_torch(measured, measured.case.mode)):
+            ratios.setdefault((measured.case.group, *measured.place), {})[measured.case.mode] = ratio
+    ahead, behind = [], []
+    for (_, cell, _, shape), times in ratios.items():
+        ahead += [ratio for ratio in times.values() if ratio >= 1]
+        slower = ", ".join(f"{mode} {digits(1 / ratio)}" for mode, ratio in times.items() if ratio < 1)
+        behind += [f"{CELLS[cell]} {shape.sizes} ({slower} times)"] if slower else []
+    if behind:
+        yield f"- {dtype}: **torch.nn is faster** at {'; '.join(behind)}."
+    if ahead:
+        elsewhere = "elsewhere " if behind else ""
+        yield f"- {dtype}: {elsewhere}the fused cells are {spread(ahead)} times as fast as torch.nn."
+
+
+def spread(numbers: list[float]) -> str:
+    least, most = digits(min(numbers)), digits(max(numbers))
+    return least if least == most else f"{least} to {most}"
+
+
+def over_torch(measured: Measured, quantity: str) -> float | None:
+    """How many times as much torch.nn takes as the best fused backend."""
+    ours, theirs = least_of_ours(measured, quantity), value(measured, quantity, "torch")
+    return theirs / ours if ours and theirs else None
+
+
+def preamble(found: Results) -> str:
+    hardware = found.machine
+    driver = hardware.get("state", {}).get("driver_version", "unknown")
+    method = found.raw.get("method") or f"with `{found.command}`"
+    skipped = len({(measured.case.group, *measured.place) for measured in found.cases if measured.skipped})
+    sentences = [
+        f"Measured on {found.day} {method}: {hardware['gpu']}, driver {driver}, torch {hardware['torch']}, "
+        f"cuDNN {hardware.get('cudnn')}, fused_rnn {hardware['fused_rnn']}.",
+        *([OTHER_KERNELS] if machine.other_kernels(found.raw) else []),
+        *map(_ceilings, found.ceilings.values()),
+        *_clock(found.plan),
+        *([f"Points skipped for lack of time: {skipped}."] if skipped else []),
+        *_failures(found.cases),
+    ]
+    return " ".join(sentences)
+
+
+def _ceilings(found: dict) -> str:
+    rates = {dtype: found.get(f"product_{dtype}_tflops") for dtype in ("bfloat16", "float32")}
+    products = "".join(f"{dtype} products at {digits(rate)} TFLOP/s, " for dtype, rate in rates.items() if rate)
+    return (
+        f"The same run measured {products}copies at {digits(found.get('copy_tb_per_s'))} TB/s and "
+        f"{digits(found.get('launch_us'))} µs per launch."
+    )
+
+
+def _clock(plan: dict) -> Iterator[str]:
+    if "rounds" in plan:
+        clock = plan["clock"][0].upper() + plan["clock"][1:]
+        yield f"{clock}, medians of up to {plan['rounds']} interleaved rounds; {plan['cold']}."
+
+
+def _failures(cases: list[Measured]) -> Iterator[str]:
+    """What was never timed, though it was to be."""
+    names = [(measured, name, record["title"]) for measured in cases for name, record in measured.times.items()]
+    timed = {title for measured, name, title in names if measured.ms(name)}
+    lost = sorted({title for measured, name, title in names if measured.problem("time", name)} - timed)
+    if lost:
+        yield f"Failed, and so not timed: {'; '.join(lost)}."
+
+
+def value(measured: Measured, quantity: str, candidate: str) -> float | None:
+    """What a candidate took, where the case is one in which that was measured."""
+    if quantity == "memory":
+        return measured.mib(candidate)
+    if quantity.removeprefix("host ") != measured.case.mode:
+        return None
+    if quantity.startswith("host"):
+        return measured.times.get(candidate, {}).get("host_us_per_call")
+    return measured.us_per_step(candidate)
+
+
+def least_of_ours(measured: Measured, quantity: str) -> float | None:
+    """Of the fused backends as they are, with no option."""
+    ours = [name for name, record in measured.times.items() if is_fused(record) and "-" not in name]
+    numbers = [number for name in ours if (number := value(measured, quantity, name))]
+    return min(numbers, default=None)
+
+
+def heading(title: str) -> str:
+    return re.sub(r"^torch\.nn\.\w+", "torch.nn", title.removeprefix("fused_rnn, "))
+
+
+def table(cases: list[Measured], quantity: str) -> str:
+    """One row per case in the mode, a column for all that was measured somewhere; empty where nothing was."""
+    mode = "training" if quantity == "memory" else quantity.removeprefix("host ")
+    cases = [measured for measured in cases if measured.case.mode == mode and measured.times]
+    kind = "memory" if quantity == "memory" else "times"
+    columns = {
+        name: heading(title)
+        for name, title in titles(cases, kind).items()
+        if any(value(measured, quantity, name) is not None for measured in cases)
+    }
+    if not columns:
+        return ""
+    rows = (_named(measured, *(entry(measured, quantity, name) for name in columns)) for measured in cases)
+    return markdown(["cell", "dtype", "sizes", *columns.values()], rows)
+
+
+def _named(measured: Measured, *entries: str) -> list[str]:
+    case = measured.case
+    return [CELLS[case.cell], case.dtype, case.shape.sizes, *entries]
+
+
+def entry(measured: Measured, quantity: str, candidate: str) -> str:
+    if problem := measured.problem(quantity, candidate):
+        return problem
+    number, ours = value(measured, quantity, candidate), least_of_ours(measured, quantity)
+    if number is None or not ours or number == ours:
+        return digits(number)
+    return f"{digits(number)} = **{number / ours:.2f}×**"
+
+
+def kernels(cases: list[Measured]) -> str:
+    """What the profiler saw of the fused cells, where it watched."""
+    parts = {"forward": "forward", "backward": "backward", "prepare": "packing the weights", "other": "all else"}
+    rows = (_named(measured, *(f"{measured.kernels[part]:.2f}" for part in parts)) for measured in cases)
+    return "µs per step by PyTorch's profiler.\n\n" + markdown(["cell", "dtype", "sizes", *parts.values()], rows)
