@@ -46,7 +46,7 @@ def compile_program(
     target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
 ) -> Path:
     """What runs some cells of sizes; with a sanitizer, if one is named."""
-    flags = [*flags, "-O1", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
+    flags = [*flags, "-O0", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
 

@@ -119,48 +119,50 @@ void switch_context(Context& from, Context& to) {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
 }
 
-// Stacks of fibers that have ended. Sanitizers track what each byte was last used for, so they get fresh stacks.
-std::vector<void*> free_stacks;
+// What a fiber is made of, kept for the next one when it has come to its end and so left nothing on its stack.
+struct Kept {
+  void* stack;
+  void* tsan_fiber;
+};
 
-void* take_stack() {
-  if (!free_stacks.empty()) {
-    void* const stack = free_stacks.back();
-    free_stacks.pop_back();
-    return stack;
-  }
+std::vector<Kept> kept;
+
+Kept make_fiber() {
   // The guard below the stack turns its overflow into a fault.
   void* memory =
       mmap(nullptr, guard_bytes + stack_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   void* const stack = static_cast<char*>(memory) + guard_bytes;
   mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE);
-  return stack;
+  return {stack, __tsan_create_fiber ? __tsan_create_fiber(0) : nullptr};
 }
 
-void leave_stack(void* stack) {
-  if (__tsan_switch_to_fiber || __sanitizer_start_switch_fiber)
-    munmap(static_cast<char*>(stack) - guard_bytes, guard_bytes + stack_bytes);
-  else
-    free_stacks.push_back(stack);
-}
-
-// A fiber that begins with `main` when it is first resumed.
+// A fiber that begins with `main` when it is first resumed, ordered after all that was done so far.
 void create_fiber(Context& context, void (*main)()) {
-  void* const stack = take_stack();
-  context.stack = stack;
+  if (kept.empty()) kept.push_back(make_fiber());
+  context.stack = kept.back().stack;
+  context.tsan_fiber = kept.back().tsan_fiber;
+  kept.pop_back();
   context.bytes = stack_bytes;
-  context.machine.begin(stack, stack_bytes, main);
-  if (__tsan_create_fiber) context.tsan_fiber = __tsan_create_fiber(0);  // ordered after all that was done so far
+  context.machine.begin(const_cast<void*>(context.stack), stack_bytes, main);
+  if (!__tsan_switch_to_fiber) return;
+  __tsan_switch_to_fiber(context.tsan_fiber, sync);
+  __tsan_switch_to_fiber(scheduler.tsan_fiber, no_sync);
 }
 
 void destroy_fiber(Context& context) {
   if (__tsan_switch_to_fiber) {
-    // All that the fiber did is ordered before what follows the launch, even if it did not come to its end.
+    // What follows the launch comes after all that the fiber did, even if it did not come to its end.
     __tsan_switch_to_fiber(context.tsan_fiber, no_sync);
     __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
-    __tsan_destroy_fiber(context.tsan_fiber);
   }
-  leave_stack(const_cast<void*>(context.stack));
+  void* const stack = const_cast<void*>(context.stack);
+  if (context.finished) {
+    kept.push_back({stack, context.tsan_fiber});
+    return;
+  }
+  if (__tsan_switch_to_fiber) __tsan_destroy_fiber(context.tsan_fiber);
+  munmap(static_cast<char*>(stack) - guard_bytes, guard_bytes + stack_bytes);
 }
 
 // Do f as if the fiber did it now; called by the scheduler.
