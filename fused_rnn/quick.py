@@ -27,6 +27,7 @@ _PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
 _NO_WEIGHTS = [None] * len(WEIGHTS)
+_SAVES_MORE = {name: not name.startswith("rnn") for name in CELLS}  # than the state that a step returns
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
@@ -63,15 +64,17 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
 def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
     """The final state, as ``RecurrentCell.forward`` returns it, of a batch (B, I); None where that is to be called."""
     results = _run(module, "", input, hx, 2)
-    return results[0] if results is not None and len(results) == 1 else results
+    if results is None:
+        return None
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
     """Outputs and the final state, as ``Recurrent.forward`` returns them, of (T, B, I); None where that is to be."""
     results = _run(module, "_l0", input, hx, 3)
     if results is None or len(results) == 2:
-        return results
-    return results[0], results[1:]
+        return results and tuple(results)
+    return results[0], tuple(results[1:])
 
 
 def _is_undisturbed() -> bool:
@@ -79,37 +82,40 @@ def _is_undisturbed() -> bool:
     return not (watchers.look_on() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
 
 
-def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
-    """The results of ``_Call``, or None where the call is not for the quick path."""
+def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> Sequence | None:
+    """The results of ``_Call`` or ``_Step``, or None where the call is not for the quick path."""
     if type(input) not in _PLAIN or not _is_our_own(type(module)):
         return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
     given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
-    device = input.device
     for tensor in given:
         if type(tensor) not in _PLAIN or tensor.dim() != rank:
             return None
-        # one on meta would send the whole call there, and one of a transform that is over is what it wraps
-        if tensor.device != device or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of a transform that is over
             return None
     cell, parameters = module.cell, module._parameters
     weights = []
     for name in _weight_names(cell, module.bias, suffix):
-        weight = None if name is None else parameters.get(name)
-        if name is not None and (type(weight) is not nn.Parameter or weight.device != device):
+        weight = parameters.get(name)
+        if type(weight) is not nn.Parameter and name is not None:
             return None
         weights.append(weight)
     # an empty batch has nothing to compute, which the operator refuses
-    if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
+    if not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
         return None
-    single = len(weights) == _STEP_WEIGHTS and device.type == "cpu" and (rank == 2 or input.shape[0] == 1)
-    if not single:
-        weights += _NO_WEIGHTS[len(weights) :]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
-        return (_apply_step if single else _apply)(cell, input, h, c, *weights)
+    recording = torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights)
+    if len(weights) == _STEP_WEIGHTS and input.is_cpu and (rank == 2 or input.shape[0] == 1):
+        # which refuses tensors on different devices
+        return _apply_step(cell, input, h, c, *weights) if recording else (
+            torch.ops.fused_rnn.step(input, h, c, *weights, cell, False)
+        )
+    # one on meta would send the whole call there
+    if any(tensor is not None and tensor.device != input.device for tensor in (*given, *weights)):
+        return None
+    weights += _NO_WEIGHTS[len(weights) :]
+    if recording:
+        return _apply(cell, input, h, c, *weights)
     with torch._C._AutoDispatchBelowAutograd():
-        if single:
-            return tuple(torch.ops.fused_rnn.step(input, h, c, *weights, cell, False))
         return _forward(cell, "nothing", input, h, c, weights)[0]
 
 
@@ -210,13 +216,19 @@ def _gradients(
 
 
 class _Step(torch.autograd.Function):
-    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``."""
+    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``.
+
+    Both run where nothing is recorded, which is all that autograd's part of them asks.
+    """
 
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
-        with torch._C._AutoDispatchBelowAutograd():
-            *results, saved = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
-        cells = results.pop() if CELLS[cell].has_cell_state else None
+        results = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        cells, saved = None, results[0]
+        if _SAVES_MORE[cell]:
+            saved = results.pop()
+            if CELLS[cell].has_cell_state:
+                cells = results.pop()
         ctx.cell = cell
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(cells, saved, input, h, c, *weights)
@@ -228,17 +240,21 @@ class _Step(torch.autograd.Function):
         if all(d is None for d in d_results):
             return (None,) * len(needs)
         cells, saved, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_undisturbed():
+        if torch.is_grad_enabled() or not _is_undisturbed() or _are_batched(d_results):
             return None, *_gradients_with_derivatives(ctx.cell, d_results, cells, saved, tensors, needs[1:])
         if tensors[0].dim() == 2:
             d_results = (None, *d_results)
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
         _, of_input, _, _, *of_weights = needs
-        with torch._C._AutoDispatchBelowAutograd():
-            grads = torch.ops.fused_rnn.step_backward(
-                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
-            )
-        return None, *(grad if need else None for grad, need in zip(grads, needs[1:]))
+        # those that nobody needs are not looked at
+        return None, *torch.ops.fused_rnn.step_backward(
+            d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
+        )
+
+
+def _are_batched(d_results: Sequence[Tensor | None]) -> bool:
+    """Whether gradients are those of several calls, as ``torch.autograd.grad`` takes them with ``is_grads_batched``."""
+    return any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_results)
 
 
 def _gradients_with_derivatives(
@@ -255,7 +271,7 @@ def _gradients_with_derivatives(
     if h is None:
         h, c = zeros, None if cells is None else zeros
     unread = zeros.unsqueeze(0)  # the output, which only later steps read
-    kept = unread, saved.new_empty(0) if cells is None else cells, saved, input, h, c
+    kept = unread, saved.new_empty(0) if cells is None else cells, saved.view(1, len(unread[0]), -1), input, h, c
     missing = len(WEIGHTS) - len(weights)
     grads = _gradients(cell, d_results, kept, [*weights, *[None] * missing], [*needs, *[False] * missing])
     return grads[: len(tensors)]
