@@ -61,7 +61,9 @@ void check_instruction_set() {
 }
 
 // A result, or what stands for an absent one; each has memory of its own.
-Tensor or_empty(const Tensor& result, const Tensor& like) { return result.defined() ? result : empty_beside(like, {0}); }
+Tensor or_empty(const Tensor& result, const Tensor& like) {
+  return result.defined() ? result : empty_beside(like, {0});
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0,
                                                            Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
@@ -100,8 +102,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         weight_gradients};
   const BackwardResult r = cpu::backward(q, b);
   const auto given = [&](const Tensor& gradient) { return or_empty(gradient, input); };
-  return {given(r.input),     r.h_0,           given(r.c_0),     given(r.weight_ih), given(r.weight_hh),
-          given(r.bias_ih), given(r.bias_hh), given(r.weight_mih), given(r.weight_mhh), given(r.bias_m)};
+  return {given(r.input),      r.h_0,
+          given(r.c_0),        given(r.weight_ih),
+          given(r.weight_hh),  given(r.bias_ih),
+          given(r.bias_hh),    given(r.weight_mih),
+          given(r.weight_mhh), given(r.bias_m)};
 }
 
 // Single steps -------------------------------------------------------------------------------------------------------
@@ -206,7 +211,9 @@ StepGradients step_backward(const OptionalTensor& d_output, const OptionalTensor
                         input_gradient,
                         weight_gradients};
   const BackwardResult r = cpu::backward(q, b);
-  const auto found = [](const Tensor& gradient) { return gradient.defined() ? OptionalTensor(gradient) : std::nullopt; };
+  const auto found = [](const Tensor& gradient) {
+    return gradient.defined() ? OptionalTensor(gradient) : std::nullopt;
+  };
   const auto state = [&](const Tensor& gradient, const OptionalTensor& given) {
     return given ? OptionalTensor(stacked ? reshaped(gradient, q.B, q.H, true) : gradient) : std::nullopt;
   };

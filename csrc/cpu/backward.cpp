@@ -295,9 +295,7 @@ class Backward {
     });
   }
 
-  Columns<C> columns_of_d(int64_t begin, int64_t gates) const {
-    return {d_ + begin * q_.H, columns_, gates * q_.H};
-  }
+  Columns<C> columns_of_d(int64_t begin, int64_t gates) const { return {d_ + begin * q_.H, columns_, gates * q_.H}; }
   Columns<C> columns_of_dm() const { return {d_ + q_.cell.gradients * q_.H, columns_, q_.modulated_size()}; }
   Columns<C> d_wx_m() const { return {data<C>(d_wx_m_), q_.H, q_.H}; }
 
