@@ -139,8 +139,8 @@ Tensor copied(const Tensor& tensor, int64_t rows, int64_t columns, bool stacked)
   return copy;
 }
 
-// Whether all that backward reads of a step is the state that it returned.
-bool saves_state_alone(const CellSpec& cell) { return cell.id == CellId::rnn_tanh || cell.id == CellId::rnn_relu; }
+// Whether all that backward reads of a step is its output.
+bool saves_output_alone(const CellSpec& cell) { return cell.id == CellId::rnn_tanh || cell.id == CellId::rnn_relu; }
 
 Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
                   const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
@@ -162,20 +162,27 @@ Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const Optional
 }
 
 // The output if the input has three dimensions, h_n, c_n if the cell has it; then if saving what step_backward reads:
-// cells, if there is c_n, and saved, unless that is what comes first.
+// cells, if there is c_n, and saved, unless that is the output. States have memory of their own, because callers may
+// change them before the backward pass.
 std::vector<Tensor> step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
                          const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
                          const OptionalTensor& bias_hh, const std::string& cell, bool saving) {
   const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
-  const bool stacked = input.dim() == 3, saves = saving && !saves_state_alone(q.cell);
+  const bool stacked = input.dim() == 3, saves = saving && !saves_output_alone(q.cell);
   const ForwardResult r = cpu::forward(q, saves ? Save::everything : q.c_0 ? Save::states : Save::nothing, false);
+  const auto state = [&](const Tensor& found, bool kept) {
+    return kept ? copied(found, q.B, q.H, stacked) : reshaped(found, q.B, q.H, stacked);
+  };
   std::vector<Tensor> results;
   results.reserve(5);
   if (stacked) results.push_back(r.output);
-  results.push_back(stacked ? copied(r.output, q.B, q.H, true) : reshaped(r.output, q.B, q.H, false));
-  if (q.c_0) results.push_back(saving ? copied(r.cells, q.B, q.H, stacked) : reshaped(r.cells, q.B, q.H, stacked));
+  results.push_back(state(r.output, stacked || (saving && !saves)));
+  if (q.c_0) results.push_back(state(r.cells, saving));
   if (saving && q.c_0) results.push_back(r.cells);
-  if (saves) results.push_back(r.saved);
+  if (saves)
+    results.push_back(r.saved);
+  else if (saving && !stacked)
+    results.push_back(r.output);
   return results;
 }
 
@@ -196,10 +203,7 @@ StepGradients step_backward(const OptionalTensor& d_output, const OptionalTensor
     if (!given) return std::nullopt;
     return checked(name, stacked_or_not(name, *given, input, false), {q.B, q.H}, input);
   };
-  // a state that is saved has the dimensions of the input
-  const bool is_state = saves_state_alone(q.cell) && saved.dim() == 2;
-  const Tensor kept = is_state ? stacked_or_not("saved", saved, input, true) : saved;
-  const Tensor read = checked("saved", kept, {1, q.B, q.saved_columns(Save::everything)}, input);
+  const Tensor read = checked("saved", saved, {1, q.B, q.saved_columns(Save::everything)}, input);
   const BackwardInput b{checked("d_output", d_output, {1, q.B, q.H}, input),
                         of_state("d_h_n", d_h_n),
                         of_state("d_c_n", d_c_n),

@@ -27,7 +27,7 @@ _PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
 _NO_WEIGHTS = [None] * len(WEIGHTS)
-_SAVES_MORE = {name: not name.startswith("rnn") for name in CELLS}  # than the state that a step returns
+_SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
@@ -258,11 +258,9 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
         results = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
-        cells, saved = None, results[0]
-        if _SAVES_MORE[cell]:
-            saved = results.pop()
-            if CELLS[cell].has_cell_state:
-                cells = results.pop()
+        # an RNN's output, where there is one, is all that the backward pass reads
+        saved = results[0] if input.dim() == 3 and cell in _SAVING_OUTPUTS else results.pop()
+        cells = results.pop() if CELLS[cell].has_cell_state else None
         ctx.cell = cell
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(cells, saved, input, h, c, *weights)
@@ -310,7 +308,7 @@ def _gradients_with_derivatives(
     if h is None:
         h, c = zeros, None if cells is None else zeros
     unread = zeros.unsqueeze(0)  # the output, which only later steps read
-    kept = unread, saved.new_empty(0) if cells is None else cells, saved.view(1, len(unread[0]), -1), input, h, c
+    kept = unread, saved.new_empty(0) if cells is None else cells, saved, input, h, c
     missing = len(WEIGHTS) - len(weights)
     grads = _gradients(cell, d_results, kept, [*weights, *[None] * missing], [*needs, *[False] * missing])
     return grads[: len(tensors)]
