@@ -6,14 +6,25 @@ and δx, from the gradients of the pre-activations that the kernels leave behind
 tensors, and in float32 obey torch's own switch of TF32. Nothing here waits for the GPU.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from .cells import WEIGHTS
-from .operands import BackwardCall, BackwardLoop, ForwardLoop, Gradients, Kept, LoopGradients, Operands
+from .operands import (
+    BackwardCall,
+    BackwardLoop,
+    ForwardLoop,
+    Gradients,
+    Kept,
+    LoopGradients,
+    Operands,
+    ResultGradients,
+)
 
 
 @dataclass(frozen=True)
@@ -28,21 +39,15 @@ def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tenso
     """The operator ``forward``, by these kernels."""
     *operands, save = arguments
     q = Operands(*operands)
-    loop = _loop(
-        ForwardLoop,
-        q,
-        projected=_project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih),
-        input=_modulated(q),
-        save=save,
-    )
-    return kernels.forward(*loop)
+    projected = _project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih)
+    return kernels.forward(*_loop(ForwardLoop, q, (projected, _modulated(q), _weight_ih(q), save)))
 
 
 def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     """The operator ``backward``, by these kernels."""
     d_results, kept, q, wanted = BackwardCall.of(arguments)
     modulated = _modulated(q)
-    loop = _loop(BackwardLoop, q, **d_results._asdict(), **kept._asdict(), input=modulated)
+    loop = _loop(BackwardLoop, q, (*d_results, *kept, modulated, _weight_ih(q)))
     of_loop = LoopGradients(*kernels.backward(*loop))
     products = _Products(q, kept, modulated, of_loop)
     d_input = products.input_gradient() if wanted.input_gradient else _empty(q.input)
@@ -52,11 +57,27 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights)
 
 
-def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, **others) -> ForwardLoop | BackwardLoop:
-    """What a loop is given: other than in the operators, or by the name that it has there."""
-    others["weight_ih"] = q.weight_ih if q.spec.modulates == "input" else None  # else W x is all that is needed of it
-    given = q._asdict() | others
-    return kind._make(map(given.__getitem__, kind._fields))
+# What a loop is given other than in the operators, or by the name that it has there.
+_OTHERS = {
+    ForwardLoop: ("projected", "input", "weight_ih", "save"),
+    BackwardLoop: (*ResultGradients._fields, *Kept._fields, "input", "weight_ih"),
+}
+
+
+@functools.cache
+def _places(kind: type) -> itemgetter:
+    """Takes what a loop is given, in its order, from ``_OTHERS`` and the operands after them."""
+    return itemgetter(*map((*_OTHERS[kind], *Operands._fields).index, kind._fields))
+
+
+def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, others: tuple) -> tuple:
+    """The fields of a loop in order; made anew in every call, and so by place."""
+    return _places(kind)((*others, *q))
+
+
+def _weight_ih(q: Operands) -> Tensor | None:
+    """Where x is modulated; elsewhere W x is all that is needed of it."""
+    return q.weight_ih if q.spec.modulates == "input" else None
 
 
 def _empty(like: Tensor) -> Tensor:

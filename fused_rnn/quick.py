@@ -121,15 +121,16 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
     # an empty batch has nothing to compute, which the operator refuses
     if weights is None or not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
         return None
-    recording = torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights)
+    recording = torch.is_grad_enabled() and (weights[0].requires_grad or torch._C._any_requires_grad(*given, *weights))
     if len(weights) == _STEP_WEIGHTS and input.is_cpu and (rank == 2 or input.shape[0] == 1):
         # which refuses tensors on different devices
         if recording:
             return _apply_step(cell, input, h, c, *weights)
         return torch.ops.fused_rnn.step(input, h, c, *weights, cell, False)
-    # one on meta would send the whole call there
-    if any(tensor is not None and tensor.device != input.device for tensor in (*given, *weights)):
-        return None
+    device = input.device
+    for tensor in (*given, *weights):
+        if tensor is not None and tensor.device != device:  # one on meta would send the whole call there
+            return None
     weights += _NO_WEIGHTS[len(weights) :]
     if recording:
         return _apply(cell, input, h, c, *weights)
