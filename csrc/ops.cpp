@@ -60,6 +60,11 @@ void check_instruction_set() {
     fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512, amx that this processor has");
 }
 
+// A result, or what stands for an absent one; each has memory of its own.
+Tensor or_empty(const Tensor& result, const Tensor& like) {
+  return result.defined() ? result : empty_beside(like, {0});
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0,
                                                            Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
                                                            OptionalTensor bias_hh, OptionalTensor weight_mih,
@@ -71,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor 
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
                               lengths, keep_h, keep_c, cell, reverse);
   checked_gradient_clip(gradient_clip);  // which the backward pass will read
-  ForwardResult r = cpu::forward(q, save_named(save));
-  return {r.output, r.h_n, r.c_n, r.cells, r.saved};
+  const ForwardResult r = cpu::forward(q, save_named(save));
+  return {r.output, r.h_n, or_empty(r.c_n, input), or_empty(r.cells, input), or_empty(r.saved, input)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -95,8 +100,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         checked_gradient_clip(gradient_clip),
                         input_gradient,
                         weight_gradients};
-  BackwardResult r = cpu::backward(q, b);
-  return {r.input, r.h_0, r.c_0, r.weight_ih, r.weight_hh, r.bias_ih, r.bias_hh, r.weight_mih, r.weight_mhh, r.bias_m};
+  const BackwardResult r = cpu::backward(q, b);
+  const auto given = [&](const Tensor& gradient) { return or_empty(gradient, input); };
+  return {given(r.input),      r.h_0,
+          given(r.c_0),        given(r.weight_ih),
+          given(r.weight_hh),  given(r.bias_ih),
+          given(r.bias_hh),    given(r.weight_mih),
+          given(r.weight_mhh), given(r.bias_m)};
 }
 
 // Single steps -------------------------------------------------------------------------------------------------------
@@ -119,8 +129,18 @@ Tensor stacked_or_not(const char* name, const Tensor& tensor, const Tensor& inpu
   if (tensor.dim() != input.dim() || (tensor.dim() == 3 ? tensor.size(0) != 1 : tensor.dim() != 2))
     fail(name, " of a single step must have two dimensions, or like the input three, of which the first is 1");
   const Tensor whole = fused_rnn::contiguous(tensor);
+  if (stacked == (tensor.dim() == 3)) return whole;
   return reshaped(whole, whole.size(whole.dim() - 2), whole.size(whole.dim() - 1), stacked);
 }
+
+Tensor copied(const Tensor& tensor, int64_t rows, int64_t columns, bool stacked) {
+  const Tensor copy = stacked ? empty_beside(tensor, {1, rows, columns}) : empty_beside(tensor, {rows, columns});
+  std::memcpy(copy.mutable_data_ptr(), tensor.const_data_ptr(), tensor.numel() * tensor.element_size());
+  return copy;
+}
+
+// Whether all that backward reads of a step is its output.
+bool saves_output_alone(const CellSpec& cell) { return cell.id == CellId::rnn_tanh || cell.id == CellId::rnn_relu; }
 
 Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
                   const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
@@ -142,27 +162,39 @@ Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const Optional
 }
 
 // The output if the input has three dimensions, h_n, c_n if the cell has it; then if saving what step_backward reads:
-// cells, if there is c_n, and saved.
-std::vector<Tensor> step(Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
-                         OptionalTensor bias_ih, OptionalTensor bias_hh, std::string cell, bool saving) {
+// cells, if there is c_n, and saved, unless that is the output. States have memory of their own, because callers may
+// change them before the backward pass.
+std::vector<Tensor> step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                         const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                         const OptionalTensor& bias_hh, const std::string& cell, bool saving) {
   const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
-  const bool stacked = input.dim() == 3;
-  const ForwardResult r = cpu::forward(q, saving ? Save::everything : Save::nothing);
+  const bool stacked = input.dim() == 3, saves = saving && !saves_output_alone(q.cell);
+  const ForwardResult r = cpu::forward(q, saves ? Save::everything : q.c_0 ? Save::states : Save::nothing, false);
+  const auto state = [&](const Tensor& found, bool kept) {
+    return kept ? copied(found, q.B, q.H, stacked) : reshaped(found, q.B, q.H, stacked);
+  };
   std::vector<Tensor> results;
   results.reserve(5);
   if (stacked) results.push_back(r.output);
-  results.push_back(stacked ? reshaped(r.h_n, q.B, q.H, true) : r.h_n);
-  if (q.c_0) results.push_back(stacked ? reshaped(r.c_n, q.B, q.H, true) : r.c_n);
+  results.push_back(state(r.output, stacked || (saving && !saves)));
+  if (q.c_0) results.push_back(state(r.cells, saving));
   if (saving && q.c_0) results.push_back(r.cells);
-  if (saving) results.push_back(r.saved);
+  if (saves)
+    results.push_back(r.saved);
+  else if (saving && !stacked)
+    results.push_back(r.output);
   return results;
 }
 
-// The gradients of input, states and weights, empty where there is none or it is not wanted.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> step_backward(
-    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor cells, Tensor saved,
-    Tensor input, OptionalTensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-    OptionalTensor bias_hh, std::string cell, bool input_gradient, bool weight_gradients) {
+using StepGradients = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
+                                 OptionalTensor, OptionalTensor>;
+
+// The gradients of input, states and weights, none where there is none or it is not wanted.
+StepGradients step_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                            const OptionalTensor& cells, const Tensor& saved, const Tensor& input,
+                            const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
+                            const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                            const std::string& cell, bool input_gradient, bool weight_gradients) {
   const Sequence q = one_step(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, cell);
   const bool stacked = input.dim() == 3;
   if (q.c_0.has_value() != cells.has_value()) fail("cells goes with cells that have a cell state, and only with these");
@@ -171,25 +203,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> step_backward
     if (!given) return std::nullopt;
     return checked(name, stacked_or_not(name, *given, input, false), {q.B, q.H}, input);
   };
+  const Tensor read = checked("saved", saved, {1, q.B, q.saved_columns(Save::everything)}, input);
   const BackwardInput b{checked("d_output", d_output, {1, q.B, q.H}, input),
                         of_state("d_h_n", d_h_n),
                         of_state("d_c_n", d_c_n),
                         std::nullopt,
-                        reshaped(q.h_0, q.B, q.H, true),  // in place of outputs, which only later steps read
-                        cells ? checked("cells", *cells, {1, q.B, q.H}, input) : saved,
-                        checked("saved", saved, {1, q.B, q.saved_columns(Save::everything)}, input),
+                        read,  // in place of outputs, which only later steps read
+                        cells ? checked("cells", *cells, {1, q.B, q.H}, input) : read,
+                        read,
                         checked_gradient_clip(0),
                         input_gradient,
                         weight_gradients};
   const BackwardResult r = cpu::backward(q, b);
-  const auto state_gradient = [&](const Tensor& found) { return stacked ? reshaped(found, q.B, q.H, true) : found; };
-  return {input_gradient && !stacked ? reshaped(r.input, q.B, q.I, false) : r.input,
-          state_gradient(r.h_0),
-          q.c_0 ? state_gradient(r.c_0) : r.c_0,
-          r.weight_ih,
-          r.weight_hh,
-          r.bias_ih,
-          r.bias_hh};
+  const auto found = [](const Tensor& gradient) {
+    return gradient.defined() ? OptionalTensor(gradient) : std::nullopt;
+  };
+  const auto state = [&](const Tensor& gradient, const OptionalTensor& given) {
+    return given ? OptionalTensor(stacked ? reshaped(gradient, q.B, q.H, true) : gradient) : std::nullopt;
+  };
+  return {input_gradient && !stacked ? reshaped(r.input, q.B, q.I, false) : found(r.input),
+          state(r.h_0, h_0),
+          state(r.c_0, c_0),
+          found(r.weight_ih),
+          found(r.weight_hh),
+          found(r.bias_ih),
+          found(r.bias_hh)};
 }
 
 // Why this build has no CUDA kernels, empty if it has them.
@@ -232,8 +270,8 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
   m.def("step(" FUSED_RNN_STEP "bool saving) -> Tensor[]");
   m.def("step_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? cells, Tensor saved, " FUSED_RNN_STEP
-        "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "
-        "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
+        "bool input_gradient, bool weight_gradients) -> (Tensor? d_input, Tensor? d_h_0, Tensor? d_c_0, "
+        "Tensor? d_weight_ih, Tensor? d_weight_hh, Tensor? d_bias_ih, Tensor? d_bias_hh)");
   m.def("cpu_instruction_set() -> str");
   m.def("without_cuda() -> str");
 }

@@ -60,9 +60,10 @@ struct Sequence {
   int64_t saved_columns(Save save) const { return cell.saved_columns(save, I, H); }
 };
 
+// What was not wanted, not saved or does not exist is undefined.
 struct ForwardResult {
-  Tensor output, h_n, c_n;  // (T, B, H), (B, H), (B, H) or empty
-  Tensor cells, saved;      // (T, B, H) or empty, (T, B, saved columns) or empty
+  Tensor output, h_n, c_n;  // (T, B, H), (B, H), (B, H)
+  Tensor cells, saved;      // (T, B, H), (T, B, saved columns)
 };
 
 struct BackwardInput {
@@ -72,13 +73,14 @@ struct BackwardInput {
   bool input_gradient, weight_gradients;           // which of the products after the loop are wanted
 };
 
-// Gradients of the members of Sequence; what was not wanted or does not exist is empty.
+// Gradients of the members of Sequence; what was not wanted or does not exist is undefined.
 struct BackwardResult {
   Tensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m;
 };
 
 namespace cpu {
-ForwardResult forward(const Sequence&, Save);
+// Without final states where these are not wanted: of a single step they are the output and the cells.
+ForwardResult forward(const Sequence&, Save, bool final_states = true);
 BackwardResult backward(const Sequence&, const BackwardInput&);
 }  // namespace cpu
 

@@ -32,13 +32,16 @@ def _backward_on_gpu(*arguments):
 
 
 ON_GPU = products.Kernels(_forward_on_gpu, _backward_on_gpu)
+# what the operators do on a GPU
+forward = partial(products.forward, kernels=ON_GPU)
+backward = partial(products.backward, kernels=ON_GPU)
 
 
 def register() -> None:
     """Make this backend what the operators do on CUDA tensors, if the loaded library has the kernels."""
     if hasattr(torch.ops.fused_rnn, "cuda_forward"):
-        for operator in (products.forward, products.backward):
-            torch.library.impl(f"fused_rnn::{operator.__name__}", "cuda", partial(operator, kernels=ON_GPU))
+        torch.library.impl("fused_rnn::forward", "cuda", forward)
+        torch.library.impl("fused_rnn::backward", "cuda", backward)
         torch.library.register_fake("fused_rnn::cuda_forward", _loop_fake)
 
 
@@ -49,7 +52,7 @@ def decompositions() -> dict[Callable, Callable]:
     a package of AOTInductor in a process without Python; it cannot be differentiated, and runs on CUDA devices only.
     """
     table = torch.export.default_decompositions()
-    table[torch.ops.fused_rnn.forward.default] = partial(products.forward, kernels=ON_GPU)
+    table[torch.ops.fused_rnn.forward.default] = forward
     return table
 
 

@@ -6,14 +6,25 @@ and δx, from the gradients of the pre-activations that the kernels leave behind
 tensors, and in float32 obey torch's own switch of TF32. Nothing here waits for the GPU.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from .cells import WEIGHTS
-from .operands import BackwardCall, BackwardLoop, ForwardLoop, Gradients, Kept, LoopGradients, Operands
+from .operands import (
+    BackwardCall,
+    BackwardLoop,
+    ForwardLoop,
+    Gradients,
+    Kept,
+    LoopGradients,
+    Operands,
+    ResultGradients,
+)
 
 
 @dataclass(frozen=True)
@@ -28,21 +39,15 @@ def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tenso
     """The operator ``forward``, by these kernels."""
     *operands, save = arguments
     q = Operands(*operands)
-    loop = _loop(
-        ForwardLoop,
-        q,
-        projected=_project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih),
-        input=_modulated(q),
-        save=save,
-    )
-    return kernels.forward(*loop)
+    projected = _project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih)
+    return kernels.forward(*_loop(ForwardLoop, q, (projected, _modulated(q), _weight_ih(q), save)))
 
 
 def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     """The operator ``backward``, by these kernels."""
     d_results, kept, q, wanted = BackwardCall.of(arguments)
     modulated = _modulated(q)
-    loop = _loop(BackwardLoop, q, **d_results._asdict(), **kept._asdict(), input=modulated)
+    loop = _loop(BackwardLoop, q, (*d_results, *kept, modulated, _weight_ih(q)))
     of_loop = LoopGradients(*kernels.backward(*loop))
     products = _Products(q, kept, modulated, of_loop)
     d_input = products.input_gradient() if wanted.input_gradient else _empty(q.input)
@@ -52,10 +57,27 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights)
 
 
-def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, **others) -> ForwardLoop | BackwardLoop:
-    """What a loop is given: other than in the operators, or by the name that it has there."""
-    others["weight_ih"] = q.weight_ih if q.spec.modulates == "input" else None  # else W x is all that is needed of it
-    return kind(*(others[name] if name in others else getattr(q, name) for name in kind._fields))
+# What a loop is given other than in the operators, or by the name that it has there.
+_OTHERS = {
+    ForwardLoop: ("projected", "input", "weight_ih", "save"),
+    BackwardLoop: (*ResultGradients._fields, *Kept._fields, "input", "weight_ih"),
+}
+
+
+@functools.cache
+def _places(kind: type) -> itemgetter:
+    """Takes what a loop is given, in its order, from ``_OTHERS`` and the operands after them."""
+    return itemgetter(*map((*_OTHERS[kind], *Operands._fields).index, kind._fields))
+
+
+def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, others: tuple) -> tuple:
+    """The fields of a loop in order; made anew in every call, and so by place."""
+    return _places(kind)((*others, *q))
+
+
+def _weight_ih(q: Operands) -> Tensor | None:
+    """Where x is modulated; elsewhere W x is all that is needed of it."""
+    return q.weight_ih if q.spec.modulates == "input" else None
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -91,21 +113,27 @@ class _Products:
     def __init__(self, q: Operands, kept: Kept, modulated: Tensor | None, found: LoopGradients) -> None:
         cell, H = q.spec, q.h_0.shape[1]
         self.q, self.cell, self.H, self.kept, self.modulated = q, cell, H, kept, modulated
-        self.d = d = found.d
+        self.d = _rows(found.d)
         self.d_modulated = found.d_input
-        self.d_gates = d[..., : cell.gates * H]
-        self.d_m = d[..., cell.gradients * H :]
+        self.d_gates = self._columns(0, cell.gates)
         # beside U: where n has a product of its own there, the last H columns, and before them r and z
         self.n_apart = cell.reset_before or cell.gradients > cell.gates
-        self.d_rz = d[..., : 2 * H]
-        self.d_n = d[..., (cell.gradients - 1) * H : cell.gradients * H]
+
+    def _columns(self, begin: int, end: int) -> Tensor:
+        """Of d (T·B, columns), as parts as large as a gate."""
+        whole = (begin, end * self.H) == (0, self.d.shape[1])
+        return self.d if whole else self.d[:, begin * self.H : end * self.H]
+
+    @property
+    def d_m(self) -> Tensor:
+        return self.d[:, self.cell.gradients * self.H :]
 
     def input_gradient(self) -> Tensor:
         if self.cell.modulates == "input":
             d_input = self.d_modulated  # the part that does not pass through W_m
-            _rows(d_input).addmm_(_rows(self.d_m), self.q.weight_mih)
+            _rows(d_input).addmm_(self.d_m, self.q.weight_mih)
             return d_input
-        d_input = torch.mm(_rows(self.d_gates), self.q.weight_ih).view(self.q.input.shape)
+        d_input = torch.mm(self.d_gates, self.q.weight_ih).view(self.q.input.shape)
         if self.cell.modulates == "hidden":
             _rows(d_input).addmm_(_rows(self.d_modulated), self.q.weight_mih)
         return d_input
@@ -114,7 +142,7 @@ class _Products:
         """At least those that are wanted, by name."""
         if not wanted:
             return {}
-        x, d_gates = self._active(self.q.input), _rows(self.d_gates)
+        x, d_gates = self._active(self.q.input), self.d_gates
         result = {}
         if self.cell.multiplicative:
             result["weight_mhh"] = self._with_states(self.d_m)
@@ -125,49 +153,57 @@ class _Products:
         else:
             result["weight_hh"] = self._recurrent()
         if self.cell.modulates == "input":
-            result["weight_mih"] = torch.mm(_rows(self.d_m).t(), x)
+            result["weight_mih"] = torch.mm(self.d_m.t(), x)
             x = m * x
         result["weight_ih"] = torch.mm(d_gates.t(), x)
-        if any(name.startswith("bias") for name in wanted):
-            result |= self._bias_gradients()
-        return result
+        return result | self._bias_gradients([name for name in wanted if name.startswith("bias")])
 
-    def _bias_gradients(self) -> dict[str, Tensor]:
+    def _bias_gradients(self, wanted: list[str]) -> dict[str, Tensor]:
         """Sums over all rows, in memory of their own."""
-        H, sums = self.H, self.d.sum((0, 1))
-        gates, last = sums[: self.cell.gates * H], (self.cell.gradients - 1) * H
-        recurrent = torch.cat([sums[: 2 * H], sums[last : last + H]]) if self.n_apart else gates.clone()
-        return {"bias_ih": gates.clone(), "bias_hh": recurrent, "bias_m": sums[self.cell.gradients * H :].clone()}
+        if not wanted:
+            return {}
+        H, sums = self.H, self.d.sum(0)
+        of_gates, last = self.cell.gates * H, (self.cell.gradients - 1) * H
+        # the first may have the sums themselves where they are all of them
+        result = {"bias_ih": sums if len(sums) == of_gates else sums[:of_gates].clone()}
+        if "bias_hh" in wanted:
+            apart = (sums[: 2 * H], sums[last : last + H])
+            result["bias_hh"] = torch.cat(apart) if self.n_apart else sums[:of_gates].clone()
+        if "bias_m" in wanted:
+            result["bias_m"] = sums[self.cell.gradients * H :].clone()
+        return result
 
     def _recurrent(self) -> Tensor:
         """The gradient of U; in the reset-before GRU U_n multiplies r⊙h₋."""
         if not self.n_apart:
             return self._with_states(self.d_gates)
         r = self.kept.saved[..., : self.H] if self.cell.reset_before else None
-        return torch.cat([self._with_states(self.d_rz), self._with_states(self.d_n, r)])
+        d_n = self._columns(self.cell.gradients - 1, self.cell.gradients)
+        return torch.cat([self._with_states(self._columns(0, 2)), self._with_states(d_n, r)])
 
     def _with_states(self, d: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Σ dᵀ h₋ over all steps, h₋ scaled elementwise by a factor (T, B, H)."""
-        after, before = slice(1, None), slice(None, -1)
-        if self.q.reverse:
-            after, before = before, after
-        first, rest = self.q.h_0, self.kept.output[before]
+        """Σ dᵀ h₋ over all steps, h₋ scaled elementwise by a factor (T, B, H); d (T·B, columns)."""
+        steps, batch = self.kept.output.shape[:2]
+        begin = 0 if self.q.reverse else batch  # of the rows of steps that have one before them
+        count, outputs = (steps - 1) * batch, _rows(self.kept.output)
+        first, rest = self.q.h_0, outputs.narrow(0, batch - begin, count)
         if factor is not None:
-            first, rest = self._first(factor) * first, factor[after] * rest
-        return torch.mm(self._first(d).t(), first).addmm_(_rows(d[after]).t(), _rows(rest))
+            factor = _rows(factor)
+            first, rest = self._first(factor) * first, factor.narrow(0, begin, count) * rest
+        gradient = torch.mm(self._first(d).t(), first)
+        return gradient.addmm_(d.narrow(0, begin, count).t(), rest) if count else gradient
 
-    def _first(self, steps: Tensor) -> Tensor:
-        """Of (T, B, columns) the rows (B, columns) of every sequence's first step, which begins with h_0.
+    def _first(self, rows: Tensor) -> Tensor:
+        """Of (T·B, columns) the rows (B, columns) of every sequence's first step, which begins with h_0.
 
         A sequence without steps may show any row, where d is zero. In a reverse run the step after the last one of a
         sequence shows an output of zero, and adds nothing.
         """
-        if not self.q.reverse:
-            return steps[0]
-        if self.q.lengths is None:
-            return steps[-1]
-        first = (self.q.lengths - 1).clamp(0, len(steps) - 1)
-        return steps[first, torch.arange(len(first), device=first.device)]
+        steps, batch = self.kept.output.shape[:2]
+        if not self.q.reverse or self.q.lengths is None:
+            return rows.narrow(0, (steps - 1) * batch if self.q.reverse else 0, batch)
+        first = (self.q.lengths - 1).clamp(0, steps - 1)
+        return rows[first * batch + torch.arange(batch, device=first.device)]
 
     def _active(self, steps: Tensor) -> Tensor:
         """The rows of (T, B, columns) with zeros past the ends of sequences, where an input may hold anything."""

@@ -1,7 +1,7 @@
 """The quick path: calls that ask for nothing in particular, straight to the operators.
 
 A single step computes for a few microseconds, and to look at all that a call may ask for takes ten times as long. So a
-few cheap questions tell the calls apart that ask for none of it, of a cell or of a module of one layer and direction.
+few cheap questions tell the calls apart that ask for none of it, of a cell or of a module of layers in one direction.
 They go to the operator unchecked, because it checks its operands itself, and to autograd by a Function of their own,
 past autograd's part of the operator. Where the operator refuses, the full path says in its own words what is wrong.
 That is ``fused_rnn::forward``, and for a single step on the CPU ``fused_rnn::step``, which has fewer arguments.
@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import autocast, choice, derivatives, watchers
+from . import autocast, choice, cuda, derivatives, watchers
 from .cell_based import CellBased, reshaped
 from .cells import CELLS, WEIGHTS
 
@@ -27,9 +27,13 @@ _PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
 _NO_WEIGHTS = [None] * len(WEIGHTS)
+_SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
+# Operators that are Python on these kinds of devices: where nobody looks on they are called as such, because the
+# dispatcher takes as long with the arguments as all else that the host does for a call.
+IN_PYTHON = {"cuda": (cuda.forward, cuda.backward)}
 
 
 def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
@@ -63,15 +67,38 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
 def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
     """The final state, as ``RecurrentCell.forward`` returns it, of a batch (B, I); None where that is to be called."""
     results = _run(module, "", input, hx, 2)
-    return results[0] if results is not None and len(results) == 1 else results
+    if results is None:
+        return None
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
     """Outputs and the final state, as ``Recurrent.forward`` returns them, of (T, B, I); None where that is to be."""
-    results = _run(module, "_l0", input, hx, 3)
+    results = _run(module, "_l0", input, hx, 3) if module.num_layers == 1 else _layers(module, input, hx)
     if results is None or len(results) == 2:
-        return results
-    return results[0], results[1:]
+        return results and tuple(results)
+    return results[0], tuple(results[1:])
+
+
+def _layers(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Sequence | None:
+    """The results of several layers, with states (layers, B, H)."""
+    count, parts = module.num_layers, hx if type(hx) is tuple else (hx,)
+    if any(part is not None and (type(part) not in _PLAIN or part.dim() != 3 or len(part) != count) for part in parts):
+        return None
+    # what is found to be missing after dropout has drawn comes too late
+    if any(_weights(module, f"_l{layer}") is None for layer in range(count)):
+        return None
+    states = list(zip(*((None,) * count if part is None else part.split(1) for part in parts)))
+    output, finals = input, []
+    for layer, state in enumerate(states):
+        results = _run(module, f"_l{layer}", output, state if type(hx) is tuple else state[0], 3)
+        if results is None:
+            return None
+        output, *final = results
+        finals.append(final)
+        if layer + 1 < count:
+            (output,) = module._drop([output])
+    return output, *map(torch.cat, zip(*finals))
 
 
 def _is_undisturbed() -> bool:
@@ -79,38 +106,47 @@ def _is_undisturbed() -> bool:
     return not (watchers.look_on() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
 
 
-def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
-    """The results of ``_Call``, or None where the call is not for the quick path."""
+def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> Sequence | None:
+    """The results of ``_Call`` or ``_Step``, or None where the call is not for the quick path."""
     if type(input) not in _PLAIN or not _is_our_own(type(module)):
         return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
     given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
-    device = input.device
     for tensor in given:
         if type(tensor) not in _PLAIN or tensor.dim() != rank:
             return None
-        # one on meta would send the whole call there, and one of a transform that is over is what it wraps
-        if tensor.device != device or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of a transform that is over
             return None
-    cell, parameters = module.cell, module._parameters
-    weights = []
-    for name in _weight_names(cell, module.bias, suffix):
-        weight = None if name is None else parameters.get(name)
-        if name is not None and (type(weight) is not nn.Parameter or weight.device != device):
+    cell, weights = module.cell, _weights(module, suffix)
+    # an empty batch has nothing to compute, which the operator refuses
+    if weights is None or not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
+        return None
+    recording = torch.is_grad_enabled() and (weights[0].requires_grad or torch._C._any_requires_grad(*given, *weights))
+    if len(weights) == _STEP_WEIGHTS and input.is_cpu and (rank == 2 or input.shape[0] == 1):
+        # which refuses tensors on different devices
+        if recording:
+            return _apply_step(cell, input, h, c, *weights)
+        return torch.ops.fused_rnn.step(input, h, c, *weights, cell, False)
+    device = input.device
+    for tensor in (*given, *weights):
+        if tensor is not None and tensor.device != device:  # one on meta would send the whole call there
+            return None
+    weights += _NO_WEIGHTS[len(weights) :]
+    if recording:
+        return _apply(cell, input, h, c, *weights)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(cell, "nothing", input, h, c, weights)[0]
+
+
+def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
+    """The parameters of a layer as ``_weight_names`` orders them; None if any is something else."""
+    parameters, weights = module._parameters, []
+    for name in _weight_names(module.cell, module.bias, suffix):
+        weight = parameters.get(name)
+        if type(weight) is not nn.Parameter and name is not None:
             return None
         weights.append(weight)
-    # an empty batch has nothing to compute, which the operator refuses
-    if not input.numel() or not _has_kernels(device, input.dtype, module.backend):
-        return None
-    single = len(weights) == _STEP_WEIGHTS and device.type == "cpu" and (rank == 2 or input.shape[0] == 1)
-    if not single:
-        weights += _NO_WEIGHTS[len(weights) :]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*given, *weights):
-        return (_apply_step if single else _apply)(cell, input, h, c, *weights)
-    with torch._C._AutoDispatchBelowAutograd():
-        if single:
-            return tuple(torch.ops.fused_rnn.step(input, h, c, *weights, cell, False))
-        return _forward(cell, "nothing", input, h, c, weights)[0]
+    return weights
 
 
 @functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
@@ -143,9 +179,8 @@ def _forward(
         h = input.new_zeros((*input.shape[-2:-1], weights[_WEIGHT_HH].shape[1]))
         c = h if CELLS[cell].has_cell_state else None
     steps, *states = _operands(input, h, c)
-    output, h_n, c_n, cells, saved = torch.ops.fused_rnn.forward(
-        steps, *states, *weights, *_NO_OPTIONS, cell, *_HOW, save
-    )
+    forward, _ = IN_PYTHON.get(input.device.type, (torch.ops.fused_rnn.forward, None))
+    output, h_n, c_n, cells, saved = forward(steps, *states, *weights, *_NO_OPTIONS, cell, *_HOW, save)
     results = (h_n,) if c is None else (h_n, c_n)
     if input.dim() == 3:
         results = (output, *(reshaped(part, (1, *part.shape)) for part in results))
@@ -197,11 +232,17 @@ def _gradients(
     if stacked:
         d_output, *d_results = d_results
         d_results = [None if d is None else d.squeeze(0) for d in d_results]
-    with autocast.off(input.device.type), derivatives.past_autograd():
-        d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(
-            *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
-            *(*_operands(input, h, c), *weights, *_NO_OPTIONS, cell, *_HOW, of_input, any(of_weights)),
-        )
+    arguments = (
+        *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
+        *(*_operands(input, h, c), *weights, *_NO_OPTIONS, cell, *_HOW, of_input, any(of_weights)),
+    )
+    if input.device.type in IN_PYTHON and _is_unrecorded((d_output, *d_results)):
+        _, backward = IN_PYTHON[input.device.type]
+        with torch._C._AutoDispatchBelowAutograd():
+            d_input, d_h, d_c, *d_weights = backward(*arguments)
+    else:
+        with autocast.off(input.device.type), derivatives.past_autograd():
+            d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(*arguments)
     if stacked:
         d_h, d_c = (d.unsqueeze(0) if need else None for d, need in ((d_h, of_h), (d_c, of_c)))
     elif of_input:
@@ -210,12 +251,16 @@ def _gradients(
 
 
 class _Step(torch.autograd.Function):
-    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``."""
+    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``.
+
+    Both run where nothing is recorded, which is all that autograd's part of them asks.
+    """
 
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
-        with torch._C._AutoDispatchBelowAutograd():
-            *results, saved = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        results = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        # an RNN's output, where there is one, is all that the backward pass reads
+        saved = results[0] if input.dim() == 3 and cell in _SAVING_OUTPUTS else results.pop()
         cells = results.pop() if CELLS[cell].has_cell_state else None
         ctx.cell = cell
         ctx.set_materialize_grads(False)
@@ -228,17 +273,26 @@ class _Step(torch.autograd.Function):
         if all(d is None for d in d_results):
             return (None,) * len(needs)
         cells, saved, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_undisturbed():
+        if not _is_unrecorded(d_results):
             return None, *_gradients_with_derivatives(ctx.cell, d_results, cells, saved, tensors, needs[1:])
         if tensors[0].dim() == 2:
             d_results = (None, *d_results)
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
         _, of_input, _, _, *of_weights = needs
-        with torch._C._AutoDispatchBelowAutograd():
-            grads = torch.ops.fused_rnn.step_backward(
-                d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
-            )
-        return None, *(grad if need else None for grad, need in zip(grads, needs[1:]))
+        # those that nobody needs are not looked at
+        return None, *torch.ops.fused_rnn.step_backward(
+            d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
+        )
+
+
+def _is_unrecorded(d_results: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass is one of plain gradients that itself is not to be differentiated, and nobody looks on.
+
+    With ``is_grads_batched`` those that ``torch.autograd.grad`` gives are of several calls at once.
+    """
+    if torch.is_grad_enabled() or not _is_undisturbed():
+        return False
+    return not any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_results)
 
 
 def _gradients_with_derivatives(

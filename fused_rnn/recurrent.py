@@ -199,10 +199,9 @@ class Recurrent(LikeRNNBase):
         return output, self._state_of(final), *cells
 
     def _is_plain(self) -> bool:
-        """Whether the module is one call of one cell, and nothing else."""
+        """Whether each layer of the module is one call of one cell, and nothing else but dropout is between them."""
         return not (
-            self.num_layers > 1
-            or self.batch_first
+            self.batch_first
             or self.bidirectional
             or self.proj_size
             or self.recompute

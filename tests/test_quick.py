@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
-from fused_rnn import ops
+from fused_rnn import ops, quick
 
 from .test_cell_modules import CELLS
 from .test_modules import MODULES, B, H, I, T, is_lstm
@@ -108,6 +108,39 @@ def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
     assert calls[2:] == ["backward"]
 
 
+@pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "multiplicative_gru"])
+def test_operators_that_are_python_are_called_past_the_dispatcher(name, with_state, monkeypatch):
+    """As those of a GPU are, but not where their gradients are to be differentiated or somebody looks on."""
+    calls, forward, backward = [], torch.ops.fused_rnn.forward, torch.ops.fused_rnn.backward
+
+    def counted(title, operator):
+        def call(*arguments):
+            calls.append(title)
+            return operator(*arguments)
+
+        call.default = operator.default
+        return call
+
+    monkeypatch.setitem(quick.IN_PYTHON, "cpu", (counted("forward", forward), counted("backward", backward)))
+    monkeypatch.setattr(torch.ops.fused_rnn, "backward", counted("dispatched", backward))
+    module = made("module", name)
+    arguments = given("module", module, with_state)
+    tensors = [arguments[0], *flat(arguments[1:]), *module.parameters()]
+    results, expected = (flat(call(*arguments)) for call in (module, full(module)))
+    loss = sum(r.sin().sum() for r in results)
+    gradients = torch.autograd.grad(loss, tensors, retain_graph=True)
+    assert calls == ["forward", "backward"]
+    expected += torch.autograd.grad(sum(r.sin().sum() for r in expected), tensors)
+    assert all(map(torch.equal, [*results, *gradients], expected))
+    del calls[:]
+    torch.autograd.grad(loss, tensors[0], create_graph=True)
+    with Watching():
+        torch.autograd.grad(loss, tensors[0], retain_graph=True)
+    torch.autograd.grad(loss, tensors[0], torch.ones(2, dtype=torch.float64), is_grads_batched=True)
+    assert calls == ["dispatched"] * 3
+
+
 BAD_STEPS = {
     "several steps": ({"input": torch.ones(2, B, I)}, "input of a single step"),
     "rank of the state": ({"h_0": torch.ones(1, B, H)}, "h_0 of a single step"),
@@ -186,6 +219,45 @@ def test_backward_passes_in_other_situations(kind, name, with_state):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"dropout": 0.5, "variational": True}], ids=str)
+@pytest.mark.parametrize("kind", ["step", "module"])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_several_layers_take_it(name, kind, options, with_state, full_calls):
+    """With the bits of the full path, and the same random numbers."""
+    module = made(kind, name, num_layers=3, **options)
+    x, *state = given(kind, module, with_state)
+    state = [
+        tuple(part.expand(3, B, H) for part in flat(state[0])) if is_lstm(module) else state[0].expand(3, B, H)
+        for _ in state
+    ]
+    both = []
+    for call in (module, full(module)):
+        torch.manual_seed(2)
+        results = flat(call(x, *state))
+        both.append([*results, *torch.autograd.grad(sum(r.sin().sum() for r in results), [x, *module.parameters()])])
+        assert bool(full_calls) == (call is not module)
+    assert all(map(torch.equal, *both))
+    assert [r._is_view() for r in both[0]] == [r._is_view() for r in both[1]]
+
+
+@pytest.mark.parametrize("wrong", [2, 4], ids=["too-few", "too-many"])
+def test_states_of_other_layers_do_not(wrong):
+    with pytest.raises(RuntimeError, match="hidden size"):
+        fused_rnn.GRU(I, H, num_layers=3)(torch.randn(T, B, I), torch.zeros(wrong, B, H))
+
+
+def test_a_parametrised_layer_does_not(full_calls):
+    """Random numbers are those of one call."""
+    module = weight_norm(fused_rnn.GRU(I, H, num_layers=2, dropout=0.5), "weight_hh_l1")
+    x, results = torch.randn(T, B, I), []
+    for call in (module, full(module)):
+        torch.manual_seed(2)
+        results.append(call(x)[0])
+    assert torch.equal(*results)
+    assert len(full_calls) == 4
+
+
 @pytest.mark.parametrize("kind", ["cell", "step", "module"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_parts_of_larger_tensors(kind, name):
@@ -228,7 +300,6 @@ def test_results_do_not_share_memory(kind, name):
 
 
 OPTIONS = {
-    "layers": {"num_layers": 2},
     "bidirectional": {"bidirectional": True},
     "batch-first": {"batch_first": True},
     "projection": {"proj_size": 2},

@@ -295,7 +295,7 @@ def test_other_words_for_it_are_refused(mock, monkeypatch):
 
 
 def test_one_direction_touches_no_stream(mock):
-    fused_rnn.GRU(I, H, 2)(torch.randn(T, B, I))
+    fused_rnn.GRU(I, H, 2, batch_first=True)(torch.randn(T, B, I))
     assert mock.log == 2 * [FORWARDS]
 
 

@@ -15,8 +15,8 @@ class Backward {
       : q_(q), in_(in), schedule_(q), few_(leaves_unpacked(schedule_)) {
     const int64_t H = q.H, I = q.I, rows = schedule_.most_rows();
     columns_ = q.cell.gradients * H + q.modulated_size();
-    d_ = workspace_.tensor<C>({rows, columns_});
-    operands_ = workspace_.tensor<C>({rows, operand_columns()});
+    d_ = rows_in_memory(rows, columns_, d_tensor_);
+    operands_ = rows_in_memory(rows, operand_columns(), operands_tensor_);
     dh_ = gradient_or_zeros(in.d_h_n);
     if (q.cell.has_cell_state) dc_ = gradient_or_zeros(in.d_c_n);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
@@ -64,6 +64,13 @@ class Backward {
 
   // Of [h₋ | x], or [h₋ | x̂], or where h₋ is modulated [h₋ | x̂ | x].
   int64_t operand_columns() const { return q_.H + q_.I + (modulates_hidden() ? q_.H : 0); }
+
+  // (rows, columns), as a tensor too if the library is to read it.
+  C* rows_in_memory(int64_t rows, int64_t columns, Tensor& tensor) {
+    if (few_) return workspace_.array<C>(rows * columns);
+    tensor = workspace_.tensor<C>({rows, columns});
+    return data<C>(tensor);
+  }
 
   Tensor gradient_or_zeros(const OptionalTensor& gradient) const {
     Tensor out = workspace_.tensor<C>({q_.B, q_.H});
@@ -155,8 +162,8 @@ class Backward {
     step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
     step.keep_c = q_.keep_c ? const_data<S>(*q_.keep_c) + t * B * H : nullptr;
     if (q_.cell.has_cell_state) step.c = const_data<S>(in_.cells) + t * B * H;
-    step.d = data<C>(d_) + row * columns_;
-    step.history = data<C>(operands_) + row * operand_columns();
+    step.d = d_ + row * columns_;
+    step.history = operands_ + row * operand_columns();
     step.x = const_data<S>(q_.input) + t * B * I;
     if (s > 0) {
       const int64_t before = q_.time(s - 1);
@@ -198,7 +205,7 @@ class Backward {
 
   // All that reads the gradients of a chunk, in which threads meet once.
   void run_products(const Chunk& chunk) {
-    d_factor_ = factor<C, S>(rows_of(d_, {0, chunk.rows}));
+    d_factor_ = factor<C, S>(rows_of(d_tensor_, {0, chunk.rows}));
     Jobs jobs;
     if (in_.input_gradient) add_input_gradient(jobs, chunk);
     if (in_.weight_gradients) add_weight_gradients(jobs, chunk);
@@ -240,7 +247,7 @@ class Backward {
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
       jobs.add({sum, sum, transposed(d), a, beta});
     };
-    const Tensor operands = factor<C, S>(rows_of(operands_, {0, chunk.rows}));
+    const Tensor operands = factor<C, S>(rows_of(operands_tensor_, {0, chunk.rows}));
     const Tensor history = columns_of(operands, {0, H});
     const Tensor x = columns_of(operands, {operand_columns() - q_.I, operand_columns()});
     if (q_.cell.n_apart) {
@@ -258,7 +265,7 @@ class Backward {
     if (modulates_hidden()) add(d_weight_mih_, factor<C, S>(rows_of(d_wx_m_, {0, chunk.rows})), x);
     if (q_.cell.multiplicative()) add(d_weight_mhh_, modulation_gradients(), history);
     jobs.add(columns_, [this, rows = chunk.rows](Range columns) {
-      kernels<C, S>().add_column_sums(data<C>(d_), rows, columns_, columns, d_bias_);
+      kernels<C, S>().add_column_sums(d_, rows, columns_, columns, d_bias_);
     });
   }
 
@@ -288,10 +295,8 @@ class Backward {
     });
   }
 
-  Columns<C> columns_of_d(int64_t begin, int64_t gates) const {
-    return {data<C>(d_) + begin * q_.H, columns_, gates * q_.H};
-  }
-  Columns<C> columns_of_dm() const { return {data<C>(d_) + q_.cell.gradients * q_.H, columns_, q_.modulated_size()}; }
+  Columns<C> columns_of_d(int64_t begin, int64_t gates) const { return {d_ + begin * q_.H, columns_, gates * q_.H}; }
+  Columns<C> columns_of_dm() const { return {d_ + q_.cell.gradients * q_.H, columns_, q_.modulated_size()}; }
   Columns<C> d_wx_m() const { return {data<C>(d_wx_m_), q_.H, q_.H}; }
 
   void make_input_gradient(const Chunk& chunk) {
@@ -312,7 +317,7 @@ class Backward {
 
   void make_weight_gradients(BackwardResult& r) {
     const int64_t H = q_.H, I = q_.I, G = q_.cell.gates, M = q_.modulated_size(), stride = operand_columns();
-    const C* operands = data<C>(operands_);
+    const C* operands = operands_;
     const Columns<C> history{operands, stride, H}, x{operands + stride - I, stride, I};
     const Columns<C> state = modulates_hidden() ? Columns<C>{operands + H, stride, H} : history;
     std::vector<WeightGradient<C, S>> all;
@@ -336,7 +341,7 @@ class Backward {
       add(r.weight_mhh, columns_of_dm(), history);
     }
     differentiate(all);
-    kernels<C, S>().add_column_sums(data<C>(d_), schedule_.rows(), columns_, {0, columns_}, d_bias_);
+    kernels<C, S>().add_column_sums(d_, schedule_.rows(), columns_, {0, columns_}, d_bias_);
   }
 
   // Threads share the lines of all, one below the other, and so meet only once.
@@ -365,10 +370,6 @@ class Backward {
       few_ ? make_weight_gradients(r) : take_weight_gradients(r);
       take_bias_gradients(r);
     }
-    // results must not share memory, so each absent one is an empty tensor of its own
-    for (Tensor* absent : {&r.input, &r.c_0, &r.weight_ih, &r.weight_hh, &r.bias_ih, &r.bias_hh, &r.weight_mih,
-                           &r.weight_mhh, &r.bias_m})
-      if (!absent->defined()) *absent = result({0});
     return r;
   }
 
@@ -428,7 +429,8 @@ class Backward {
   double* d_bias_ = nullptr;  // [columns] sums over the rows of d
   // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
   // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
-  Tensor d_, operands_, s_, dx_, wx_m_, d_wx_m_;
+  C *d_, *operands_;
+  Tensor d_tensor_, operands_tensor_, s_, dx_, wx_m_, d_wx_m_;
   Tensor d_factor_;                                           // d of this chunk, as products read it
   Tensor dh_, dc_;                                            // (B, H): carried from step to step
   Tensor weight_ih_, weight_mih_;                             // as the library's products read them

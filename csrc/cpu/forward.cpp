@@ -8,25 +8,26 @@ namespace {
 template <typename C, typename S>
 class Forward {
  public:
-  Forward(const Sequence& q, Save save)
+  Forward(const Sequence& q, Save save, bool final_states)
       : q_(q),
         schedule_(q),
         saved_columns_(q.saved_columns(save)),
         unpacked_(leaves_unpacked(schedule_)),
         own_projections_(unpacked_ || kernels<C, S>().weight_bytes < int64_t{sizeof(C)}),
-        joint_(!unpacked_ && joins_products(q, schedule_)),
+        joint_(joins_products(q, schedule_)),
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
     const ScalarType type = q.input.scalar_type();
-    // (T, B, columns), or empty. Past the end of a sequence outputs and cell states are zero; nothing is saved there,
-    // but the same call must give the same bits.
+    // (T, B, columns). Past the end of a sequence outputs and cell states are zero; nothing is saved there, but the
+    // same call must give the same bits.
     const auto per_step = [&](int64_t columns) {
-      if (!columns) return empty({0}, type);
+      if (!columns) return Tensor();
       return schedule_.whole() ? empty({q.T, B, columns}, type) : zeros(q.T, B, columns, type);
     };
     // each a tensor of its own, because operators must not return views of each other's results
-    result_ = {per_step(H), empty({B, H}, type), q.cell.has_cell_state ? empty({B, H}, type) : empty({0}, type),
-               per_step(q.cell.cell_columns(save, H)), per_step(saved_columns_)};
+    result_ = {per_step(H), {}, {}, per_step(q.cell.cell_columns(save, H)), per_step(saved_columns_)};
+    if (final_states) result_.h_n = empty({B, H}, type);
+    if (final_states && q.cell.has_cell_state) result_.c_n = empty({B, H}, type);
     h_ = workspace_.array<C>(2 * B * H);
     load_states(q.h_0, state(0));
     if (!schedule_.whole()) load_states(q.h_0, state(1));  // with which a sequence may begin as well
@@ -53,18 +54,22 @@ class Forward {
 
   ForwardResult run() {
     for (const Chunk& chunk : schedule_.chunks()) run(chunk);
+    if (result_.h_n.defined()) store_final_states();
+    return std::move(result_);
+  }
+
+ private:
+  // h before a step.
+  C* state(int64_t step) const { return h_ + step % 2 * q_.B * q_.H; }
+
+  void store_final_states() const {
     const int64_t H = q_.H;
     for (int64_t row = 0; row < q_.B; ++row) {
       const int64_t at = schedule_.running(0).at(row), last = q_.reverse ? q_.T : schedule_.length(row);
       store(state(last) + row * H, H, data<S>(result_.h_n) + at * H);
       if (step_.c) store(step_.c + row * H, H, data<S>(result_.c_n) + at * H);
     }
-    return result_;
   }
-
- private:
-  // h before a step.
-  C* state(int64_t step) const { return h_ + step % 2 * q_.B * q_.H; }
 
   void load_states(const Tensor& states, C* to) const {
     const int64_t H = q_.H;
@@ -117,7 +122,9 @@ class Forward {
 
   // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
   // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
-  static bool joins_products(const Sequence& q, const Schedule& schedule) {
+  // Where weights are left unpacked it is worth it for a single step, which reads W once.
+  bool joins_products(const Sequence& q, const Schedule& schedule) const {
+    if (unpacked_) return !q.cell.separates_x && schedule.times() == 1;
     constexpr int64_t few = 4;
     const int64_t bytes = q.cell.gates * q.H * (q.H + q.I) * kernels<C, S>().weight_bytes;
     return !q.cell.separates_x && bytes <= cached_bytes &&
@@ -183,7 +190,7 @@ class Forward {
     step.state = q_.cell.modulates == Modulates::hidden ? step.x_hat : step.h_prev;
     step.h = state(s + 1);
     step.output = data<S>(result_.output) + t * B * H;
-    step.cells = result_.cells.numel() ? data<S>(result_.cells) + t * B * H : nullptr;
+    step.cells = result_.cells.defined() ? data<S>(result_.cells) + t * B * H : nullptr;
     step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
     step.keep_c = q_.keep_c ? const_data<S>(*q_.keep_c) + t * B * H : nullptr;
     step.saved = saved_columns_ ? data<S>(result_.saved) + t * B * saved_columns_ : nullptr;
@@ -203,9 +210,9 @@ class Forward {
 
 }  // namespace
 
-ForwardResult forward(const Sequence& q, Save save) {
+ForwardResult forward(const Sequence& q, Save save, bool final_states) {
   return dispatch_types(q.input.scalar_type(), [&](auto computed_in, auto stored_as) {
-    return Forward<decltype(computed_in), decltype(stored_as)>(q, save).run();
+    return Forward<decltype(computed_in), decltype(stored_as)>(q, save, final_states).run();
   });
 }
 

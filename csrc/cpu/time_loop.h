@@ -60,9 +60,12 @@ inline Tensor zeros(int64_t T, int64_t B, int64_t n, ScalarType type) {
                                   [memory](void*) { std::free(memory); });
 }
 
-// Memory for the duration of a call: tensors for products by the library, arrays for our own.
+// Memory for the duration of a call: tensors for products by the library, arrays for our own. The first arrays lie in
+// the object itself if they are small, because a single step computes for little longer than it takes to allocate.
 class Workspace {
  public:
+  Workspace() {}  // which leaves the memory as it is
+
   template <typename C>
   Tensor tensor(std::initializer_list<int64_t> shape) const {
     return empty(shape, scalar_type<C>);
@@ -70,16 +73,24 @@ class Workspace {
 
   template <typename C>
   C* array(int64_t size) {
-    kept_.emplace_back(::operator new(static_cast<size_t>(size) * sizeof(C), line));
+    const size_t bytes = (static_cast<size_t>(size) * sizeof(C) + line_bytes - 1) / line_bytes * line_bytes;
+    if (bytes <= sizeof(near_) - used_) {
+      used_ += bytes;
+      return reinterpret_cast<C*>(near_ + used_ - bytes);
+    }
+    kept_.emplace_back(::operator new(bytes, line));
     return static_cast<C*>(kept_.back().get());
   }
 
  private:
-  static constexpr std::align_val_t line{64};
+  static constexpr size_t line_bytes = 64;
+  static constexpr std::align_val_t line{line_bytes};
   struct Free {
     void operator()(void* memory) const { ::operator delete(memory, line); }
   };
 
+  alignas(line_bytes) char near_[1 << 14];
+  size_t used_ = 0;  // bytes of those
   std::vector<std::unique_ptr<void, Free>> kept_;
 };
 

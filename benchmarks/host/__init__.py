@@ -1,0 +1,1 @@
+"""The host's part of a GPU call, measured without a GPU."""
