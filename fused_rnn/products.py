@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import episodes
 from .cells import WEIGHTS
-from .operands import BackwardCall, BackwardLoop, ForwardLoop, Gradients, Kept, LoopGradients, Operands
+from .operands import BackwardCall, BackwardLoop, ForwardCall, ForwardLoop, Gradients, Kept, LoopGradients, Operands
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Kernels:
 
 def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``forward``, by these kernels."""
-    *operands, save = arguments
-    q = Operands(*operands)
+    q, save = ForwardCall.of(arguments)
     loop = _loop(
         ForwardLoop,
         q,
@@ -49,7 +49,7 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     names = [name for name, weight in zip(WEIGHTS, q.weights) if wanted.weight_gradients and weight is not None]
     found = products.weight_gradients(names)
     d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
-    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights)
+    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, _empty(q.input), _empty(q.input))
 
 
 def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, **others) -> ForwardLoop | BackwardLoop:
@@ -152,6 +152,9 @@ class _Products:
         if self.q.reverse:
             after, before = before, after
         first, rest = self.q.h_0, self.kept.output[before]
+        if (begins := self.q.resets) is not None:
+            first = episodes.begun(first, self._first(begins.unsqueeze(2)).squeeze(1), self.q.h_reset)
+            rest = episodes.begun(rest, begins[after], self.q.h_reset)
         if factor is not None:
             first, rest = self._first(factor) * first, factor[after] * rest
         return torch.mm(self._first(d).t(), first).addmm_(_rows(d[after]).t(), _rows(rest))

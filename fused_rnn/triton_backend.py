@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import products
 from .cells import WEIGHTS
-from .operands import DIFFERENTIABLE, MASKS, SAVES, SCHEMAS, BackwardCall, Operands
+from .operands import DIFFERENTIABLE, MASKS, SAVES, SCHEMAS, BackwardCall, ForwardCall, Operands
 
 NAMESPACE = "fused_rnn_triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -100,8 +100,8 @@ def _kernels() -> products.Kernels:
 
 def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fused_rnn_triton::forward``."""
-    *operands, save = arguments
-    _check(Operands(*operands))
+    q, save = ForwardCall.of(arguments)
+    _check(q)
     if save not in SAVES:
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return products.forward(*arguments, kernels=_kernels())
