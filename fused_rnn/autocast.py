@@ -32,7 +32,7 @@ def off(kind: str) -> contextlib.AbstractContextManager:
 
 
 def casting(run: Callable) -> Callable:
-    """``run``, given its operands in autocast's dtype where that is on, which the device of the positional ones says."""
+    """``run``, given its operands in autocast's dtype where that is on for the device of the positional ones."""
 
     @functools.wraps(run)
     def cast_and_run(*operands, **options):
