@@ -242,6 +242,9 @@ class ForwardLoop(NamedTuple):
     lengths: Tensor | None
     keep_h: Tensor | None
     keep_c: Tensor | None
+    resets: Tensor | None
+    h_reset: Tensor | None
+    c_reset: Tensor | None
     cell: str
     reverse: bool
     save: str
@@ -266,18 +269,26 @@ class BackwardLoop(NamedTuple):
     lengths: Tensor | None
     keep_h: Tensor | None
     keep_c: Tensor | None
+    resets: Tensor | None
+    h_reset: Tensor | None
+    c_reset: Tensor | None
     cell: str
     reverse: bool
     gradient_clip: float
 
 
 class LoopGradients(NamedTuple):
-    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty."""
+    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty.
+
+    Those of what episodes begin with are sums over steps, and so in float32 where the tensors are of 16 bits.
+    """
 
     d_h_0: Tensor
     d_c_0: Tensor
     d: Tensor
     d_input: Tensor
+    d_h_reset: Tensor
+    d_c_reset: Tensor
 
 
 # Schemas --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ class Kernels:
     """The time loop in both directions: they take the fields of ``ForwardLoop`` and of ``BackwardLoop`` in order."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # Results
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]  # LoopGradients
+    backward: Callable[..., tuple[Tensor, ...]]  # LoopGradients
 
 
 def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -49,7 +49,8 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     names = [name for name, weight in zip(WEIGHTS, q.weights) if wanted.weight_gradients and weight is not None]
     found = products.weight_gradients(names)
     d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
-    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, _empty(q.input), _empty(q.input))
+    d_reset = (d.to(q.input.dtype) for d in (of_loop.d_h_reset, of_loop.d_c_reset))
+    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, *d_reset)
 
 
 def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, **others) -> ForwardLoop | BackwardLoop:

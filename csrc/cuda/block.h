@@ -19,6 +19,7 @@ struct Operands {
   bool reverse;
   const int64_t* lengths;  // [B] steps of each sequence, or null
   Arrays<S> arrays;
+  Beginnings<S> beginnings;
   Computed<S> gradient_clip;       // backward: the largest magnitude of a gradient of a pre-activation
   const unsigned char* workspace;  // where the layout says, packed weights
   Layout layout;
@@ -33,6 +34,13 @@ struct Slice {
 FUSED_RNN_DEVICE Slice slice_of(int total, int each, int part) {
   const int64_t first = int64_t{part} * each, rest = total - first;
   return {static_cast<int>(first), static_cast<int>(rest < 0 ? 0 : rest < each ? rest : each)};
+}
+
+// Have a value that will be read in some time on its way to the cache.
+FUSED_RNN_DEVICE void prefetch([[maybe_unused]] const void* value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(value));
+#endif
 }
 
 // What a result becomes when the computation cannot be finished.
@@ -131,6 +139,19 @@ class Block {
   FUSED_RNN_DEVICE int limit(int r) const { return at<int>(shared_, layout_.limits)[r]; }
   FUSED_RNN_DEVICE bool active(int r, int t) const { return t < limit(r); }
   FUSED_RNN_DEVICE bool any_active(int t) const { return t < longest_; }
+
+  // Whether a sequence of the tile begins the step of time t anew, and with what; and the former for the whole tile
+  // ahead of time, because steps wait for memory otherwise.
+  FUSED_RNN_DEVICE bool begins(int r, int t) const {
+    return q_.beginnings.resets && active(r, t) && q_.beginnings.resets[row(r, t)];
+  }
+  FUSED_RNN_DEVICE C beginning(const S* state, int r, int u) const {
+    return state ? C(widen(state[place(r, u)])) : C(0);
+  }
+  FUSED_RNN_DEVICE void prefetch_beginnings(int t) const {
+    const int r = static_cast<int>(threadIdx.x);
+    if (q_.beginnings.resets && r < rows_ && t >= 0 && t < q_.T) prefetch(q_.beginnings.resets + row(r, t));
+  }
 
   // The row of a sequence of the tile in a [B, ...] array, and in a [T, B, ...] array.
   FUSED_RNN_DEVICE int64_t row(int r) const { return first_row_ + r; }
