@@ -47,7 +47,6 @@ DTYPES = {
     "cuda": cuda.DTYPES,
     "triton": triton_backend.DTYPES,
 }
-_WITHOUT_RESETS = ("cuda", "triton")
 # by kind of device, the fastest first
 _CANDIDATES = {"cpu": {"cpu": "C++"}, "cuda": {"cuda": "CUDA", "triton": "Triton"}, "xpu": {"triton": "Triton"}}
 
@@ -62,13 +61,11 @@ def backends() -> dict[str, str]:
     }
 
 
-def choose_backend(
-    device: torch.device | str, dtype: torch.dtype, backend: str = "auto", *, resets: bool = False
-) -> Choice:
+def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
     """The backend that a call on ``device`` in ``dtype`` would use, and why.
 
     ``backend="auto"`` takes the fastest that can run the call. A backend named outright is returned as it is
-    or refused with the reason; it is never replaced by another. ``resets`` says whether the call has some.
+    or refused with the reason; it is never replaced by another.
 
     Raises:
         ValueError: the name is unknown.
@@ -79,20 +76,20 @@ def choose_backend(
     if backend == "auto":
         obstacles = []
         for fused, kernels in _CANDIDATES.get(device.type, _CANDIDATES["cpu"]).items():
-            obstacle = _obstacle(fused, device, dtype, resets)
+            obstacle = _obstacle(fused, device, dtype)
             if obstacle is None:
                 return Choice(fused, f"the fused {kernels} kernels run it")
             obstacles.append(obstacle)
         return Choice("reference", f"no fused backend can run it: {'; '.join(obstacles)}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    obstacle = _obstacle(backend, device, dtype, resets)
+    obstacle = _obstacle(backend, device, dtype)
     if obstacle is not None:
         raise RuntimeError(f"backend {backend!r} cannot run this call: {obstacle}")
     return Choice(backend, "it was asked for")
 
 
-def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, resets: bool) -> str | None:
+def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why ``backend`` cannot run such a call, or None if it can. Only for the backends on a GPU is one looked for."""
     if backend == "reference":
         return None
@@ -103,8 +100,6 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, resets: bo
         return f"the tensors are on {device}, the backend runs on {_PLACES[backend]}"
     if dtype not in DTYPES[backend]:
         return f"the dtype is {dtype}, the backend computes in {', '.join(str(d) for d in DTYPES[backend])}"
-    if resets and backend in _WITHOUT_RESETS:
-        return "the call has resets, which its kernels do not know yet"
     return None
 
 

@@ -99,7 +99,7 @@ def run(
         h_reset=_checked_beginning("h_reset", h_reset, begins, h_0),
         c_reset=_checked_beginning("c_reset", c_reset, begins, c_0),
     )
-    choice = choose_backend(input.device, input.dtype, backend, resets=resets is not None)
+    choice = choose_backend(input.device, input.dtype, backend)
     # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
     if choice.backend == "reference" or input.shape[1] == 0 or _differentiates_forward(backend):
         if choice.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():

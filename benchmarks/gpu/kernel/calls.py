@@ -144,7 +144,9 @@ def backward(new: New, *loop) -> Call:
     sums = q.h_0.new_empty(0, dtype=torch.promote_types(q.h_0.dtype, torch.float32))
     of_beginnings = [sums if state is None else new(sums, B, H) for state in (q.h_reset, q.c_reset)]
     results = LoopGradients(*(new(q.h_0, *shape) for shape in of_loop), *of_beginnings)
-    written = results._asdict() | {name: None for name in ("d_h_reset", "d_c_reset") if not getattr(results, name).numel()}
+    written = results._asdict() | {
+        name: None for name in ("d_h_reset", "d_c_reset") if not getattr(results, name).numel()
+    }
     if not spec.has_cell_state:
         results = results._replace(d_c_0=q.h_0.new_empty(0))
     return _call("backward", q, written, (T, B, H), results, q.gradient_clip or math.inf)
