@@ -19,6 +19,7 @@ from benchmarks.gpu.choice import report as choice
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
 from benchmarks.language_model import published as language_model
+from benchmarks.resets import report as resets
 from benchmarks.scaling import pictures as scaling_pictures
 from benchmarks.scaling import report as scaling
 from benchmarks.speed import RESULTS, ROOT
@@ -34,6 +35,7 @@ BLOCKS: dict[str, Callable[[list[dict]], str]] = {  # by kind
     "rivals": speed.rivals_block,
     "scaling": scaling.block,
     "fills": fills.block,
+    "resets": resets.block,
     "choice": choice.block,
     "gpu": gpu.block,
     "micro": micro.block,

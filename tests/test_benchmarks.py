@@ -298,7 +298,7 @@ def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
     assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** | wrong |" in text.splitlines()
 
 
-@pytest.mark.parametrize("kind", ["speed", "rivals", "scaling", "fills"])
+@pytest.mark.parametrize("kind", ["speed", "rivals", "scaling", "fills", "resets"])
 def test_the_report_says_what_has_not_been_measured(kind):
     assert "Not measured yet." in report.block(kind, [])
 
