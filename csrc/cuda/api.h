@@ -29,8 +29,8 @@ struct Chip {
   const char* name = "";             // as the driver has it
 };
 
-// The steps that begin anew, and with what; of type void in what the operators hand over. Not among the arrays of a call,
-// of which the kernels of clusters are made, which know none of it.
+// The steps that begin anew, and with what; of type void in what the operators hand over. Not among the arrays of a
+// call, of which the kernels of clusters are made, which know none of it.
 template <typename S>
 struct Beginnings {
   const bool* resets;           // [T, B] whether a sequence begins a step anew, or null
