@@ -16,6 +16,8 @@ all of them take and return is in ``operands``, the choice between them in ``cho
 ``CELLS`` lists the cells; ``run`` is the only function that ``functional`` and ``modules`` use.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,9 @@ def run(
     keep_h = None if keep_h is None else _checked_mask("keep_h", keep_h, input, h_0.shape[1])
     keep_c = None if keep_c is None else _checked_mask("keep_c", keep_c, input, h_0.shape[1])
     check_gradient_clip(gradient_clip)
-    begins = None if resets is None else episodes.beginnings(_checked_resets(resets, input), reverse, lengths)
+    if resets is not None:
+        check_resets(resets, input.shape[:2], "(T, B)", input.device)
+    begins = None if resets is None else episodes.beginnings(resets, reverse, lengths)
     operands = Operands(
         input=input,
         h_0=h_0,
@@ -203,16 +207,16 @@ def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> T
     return mask
 
 
-def _checked_resets(resets: Tensor, input: Tensor) -> Tensor:
+def check_resets(resets: Tensor, shape: Sequence[int], dimensions: str, device: torch.device) -> None:
+    """Raise TypeError unless resets are a bool tensor, RuntimeError unless of this shape and on this device."""
     if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
         given = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
-        raise TypeError(f"resets must be a bool tensor (T, B) or None, got {given}")
-    if resets.shape != input.shape[:2]:
-        expected = tuple(input.shape[:2])
-        raise RuntimeError(f"resets must have shape {expected}, one per step and sequence, got {tuple(resets.shape)}")
-    if resets.device != input.device:
-        raise RuntimeError(f"resets is on {resets.device} but input is on {input.device}: move one of them")
-    return resets
+        raise TypeError(f"resets must be a bool tensor {dimensions} or None, got {given}")
+    if tuple(resets.shape) != tuple(shape):
+        expected = f"{tuple(shape)}, {dimensions} of this input"
+        raise RuntimeError(f"resets must have shape {expected}, got {tuple(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets is on {resets.device} but input is on {device}: move one of them")
 
 
 def _checked_beginning(name: str, state: Tensor | None, resets: Tensor | None, initial: Tensor | None) -> Tensor | None:

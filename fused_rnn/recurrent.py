@@ -200,7 +200,7 @@ class Recurrent(LikeRNNBase):
             input = input.transpose(0, 1)
         self.check_input(input, None)
         initial = self._initial(hx, input.shape[1], batched)
-        resets = self._checked_resets(resets, *input.shape[:2], batched)
+        resets = self._checked_resets(resets, *input.shape[:2], input.device, batched)
         sequences, final = self._run_layers([input], initial, [lengths], return_cells, [resets])
         output, *cells = (stretch for (stretch,) in sequences)
         if not batched:
@@ -243,7 +243,7 @@ class Recurrent(LikeRNNBase):
         initial = self._initial(hx, layout.batch, batched=True)
         if initial is not None and order is not None:
             initial = tuple(part.index_select(1, order) for part in initial)
-        resets = self._checked_resets(resets, layout.steps, layout.batch, batched=True)
+        resets = self._checked_resets(resets, layout.steps, layout.batch, data.device, batched=True)
         if resets is not None and order is not None:
             resets = resets.index_select(1, order)
         padded, final = self._run_layers(layout.pad(data), initial, layout.lengths, return_cells, layout.cut(resets))
@@ -340,18 +340,20 @@ class Recurrent(LikeRNNBase):
         self._check_states(parts, batch, batched)
         return parts if batched else tuple(part.unsqueeze(1) for part in parts)
 
-    def _checked_resets(self, resets: Tensor | None, steps: int, batch: int, batched: bool) -> Tensor | None:
-        """As (T, B); raises if there are not as many entries as steps. ``ops.run`` checks the rest."""
-        if not isinstance(resets, Tensor):
-            return resets
-        of_batch = (batch, steps) if self.batch_first else (steps, batch)
-        shape = of_batch if batched else (steps,)
-        if resets.shape != shape:
-            names = ("(B, T)" if self.batch_first else "(T, B)") if batched else "(T,)"
-            raise RuntimeError(f"resets must have shape {shape}, {names} of this input, got {tuple(resets.shape)}")
+    def _checked_resets(
+        self, resets: Tensor | None, steps: int, batch: int, device: torch.device, batched: bool
+    ) -> Tensor | None:
+        """As (T, B); raises if they are not what the class describes."""
+        if resets is None:
+            return None
         if not batched:
+            ops.check_resets(resets, (steps,), "(T,)", device)
             return resets.unsqueeze(1)
-        return resets.transpose(0, 1) if self.batch_first else resets
+        if self.batch_first:
+            ops.check_resets(resets, (batch, steps), "(B, T)", device)
+            return resets.transpose(0, 1)
+        ops.check_resets(resets, (steps, batch), "(T, B)", device)
+        return resets
 
     def _check_projection(self, proj_size: int) -> None:
         if proj_size == 0:
