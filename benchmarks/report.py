@@ -15,7 +15,9 @@ from benchmarks.copy_task import published as copy_task
 from benchmarks.gpu.choice import report as choice
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
+from benchmarks.host import report as host
 from benchmarks.language_model import published as language_model
+from benchmarks.resets import report as resets
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import pictures as speed_pictures
 from benchmarks.speed.report import fills, gpu, scaling
@@ -30,9 +32,11 @@ DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each, by kind
         "rivals": speed.rivals_block,
         "scaling": scaling.block,
         "fills": fills.block,
+        "resets": resets.block,
         "gpu": gpu.block,
         "choice": choice.block,
         "micro": micro.block,
+        "host": host.block,
     },
     "benchmarks/copy_task/README.md": {"copy": copy_task.block},
     "benchmarks/language_model/README.md": {"language_model": language_model.block},

@@ -106,4 +106,24 @@ inline OptionalTensor checked_lengths(const OptionalTensor& lengths, const Tenso
   return fused_rnn::contiguous(*lengths);
 }
 
+// The steps that begin anew, (T, B).
+inline OptionalTensor checked_resets(const OptionalTensor& resets, const Tensor& input) {
+  if (!resets) return std::nullopt;
+  if (resets->scalar_type() != ScalarType::Bool) fail("resets must be a bool tensor");
+  if (resets->dim() != 2 || resets->size(0) != input.size(0) || resets->size(1) != input.size(1) ||
+      !(resets->device() == input.device()))
+    fail("resets must have one entry per step and sequence, (", input.size(0), " ", input.size(1),
+         "), and be where input is");
+  return fused_rnn::contiguous(*resets);
+}
+
+// What these steps begin with; `initial` is the state of this kind that the call begins with.
+inline OptionalTensor checked_beginning(const char* name, const OptionalTensor& state, const OptionalTensor& resets,
+                                        const OptionalTensor& initial) {
+  if (!state) return std::nullopt;
+  if (!resets) fail(name, " goes with resets");
+  if (!initial) fail(name, " goes with cells that have a cell state");
+  return checked(name, *state, {initial->size(0), initial->size(1)}, *initial);
+}
+
 }  // namespace fused_rnn

@@ -26,7 +26,8 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
                   const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                   const OptionalTensor& weight_mih, const OptionalTensor& weight_mhh, const OptionalTensor& bias_m,
                   const OptionalTensor& lengths, const OptionalTensor& keep_h, const OptionalTensor& keep_c,
-                  const std::string& cell_name, bool reverse) {
+                  const std::string& cell_name, bool reverse, const OptionalTensor& resets = {},
+                  const OptionalTensor& h_reset = {}, const OptionalTensor& c_reset = {}) {
   const CellSpec cell = cell_spec(cell_name);
   if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
@@ -48,6 +49,9 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
           checked_lengths_and_values(lengths, T, input),
           checked("keep_h", keep_h, {T, B, H}, input),
           checked_keep_c(keep_c, cell, {T, B, H}, input),
+          checked_resets(resets, input),
+          checked_beginning("h_reset", h_reset, resets, h_0),
+          checked_beginning("c_reset", c_reset, resets, c_0),
           reverse,
           T,
           B,
@@ -65,30 +69,29 @@ Tensor or_empty(const Tensor& result, const Tensor& like) {
   return result.defined() ? result : empty_beside(like, {0});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor input, Tensor h_0, OptionalTensor c_0,
-                                                           Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-                                                           OptionalTensor bias_hh, OptionalTensor weight_mih,
-                                                           OptionalTensor weight_mhh, OptionalTensor bias_m,
-                                                           OptionalTensor lengths, OptionalTensor keep_h,
-                                                           OptionalTensor keep_c, std::string cell, bool reverse,
-                                                           double gradient_clip, std::string save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+    OptionalTensor bias_hh, OptionalTensor weight_mih, OptionalTensor weight_mhh, OptionalTensor bias_m,
+    OptionalTensor lengths, OptionalTensor keep_h, OptionalTensor keep_c, std::string cell, bool reverse,
+    double gradient_clip, std::string save, OptionalTensor resets, OptionalTensor h_reset, OptionalTensor c_reset) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              lengths, keep_h, keep_c, cell, reverse);
+                              lengths, keep_h, keep_c, cell, reverse, resets, h_reset, c_reset);
   checked_gradient_clip(gradient_clip);  // which the backward pass will read
   const ForwardResult r = cpu::forward(q, save_named(save));
   return {r.output, r.h_n, or_empty(r.c_n, input), or_empty(r.cells, input), or_empty(r.saved, input)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cells, Tensor output,
     Tensor cells, Tensor saved, Tensor input, Tensor h_0, OptionalTensor c_0, Tensor weight_ih, Tensor weight_hh,
     OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor weight_mih, OptionalTensor weight_mhh,
     OptionalTensor bias_m, OptionalTensor lengths, OptionalTensor keep_h, OptionalTensor keep_c, std::string cell,
-    bool reverse, double gradient_clip, bool input_gradient, bool weight_gradients) {
+    bool reverse, double gradient_clip, bool input_gradient, bool weight_gradients, OptionalTensor resets,
+    OptionalTensor h_reset, OptionalTensor c_reset) {
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
-                              lengths, keep_h, keep_c, cell, reverse);
+                              lengths, keep_h, keep_c, cell, reverse, resets, h_reset, c_reset);
   if (!q.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const BackwardInput b{checked("d_output", d_output, {q.T, q.B, q.H}, input),
                         checked("d_h_n", d_h_n, {q.B, q.H}, input),
@@ -106,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
           given(r.c_0),        given(r.weight_ih),
           given(r.weight_hh),  given(r.bias_ih),
           given(r.bias_hh),    given(r.weight_mih),
-          given(r.weight_mhh), given(r.bias_m)};
+          given(r.weight_mhh), given(r.bias_m),
+          given(r.h_reset),    given(r.c_reset)};
 }
 
 // Single steps -------------------------------------------------------------------------------------------------------
@@ -252,20 +256,23 @@ std::string cpu_instruction_set() {
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, Tensor? keep_h, Tensor? keep_c, "     \
   "str cell, bool reverse, float gradient_clip, "
 
+// behind all others, for programs that were saved when there were none of these
+#define FUSED_RNN_LATER ", Tensor? resets=None, Tensor? h_reset=None, Tensor? c_reset=None"
+
 #define FUSED_RNN_STEP                                                                                             \
   "Tensor input, Tensor? h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, " \
   "str cell, "
 
-#define FUSED_RNN_BACKWARD                                                                            \
-  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, "                 \
-  "Tensor cells, Tensor saved, " FUSED_RNN_OPERANDS                                                   \
-  "bool input_gradient, bool weight_gradients) -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "      \
-  "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, " \
-  "Tensor d_weight_mhh, Tensor d_bias_m)"
+#define FUSED_RNN_BACKWARD                                                                                       \
+  "(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, "                            \
+  "Tensor cells, Tensor saved, " FUSED_RNN_OPERANDS "bool input_gradient, bool weight_gradients" FUSED_RNN_LATER \
+  ") -> (Tensor d_input, Tensor d_h_0, Tensor d_c_0, "                                                           \
+  "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor d_weight_mih, "            \
+  "Tensor d_weight_mhh, Tensor d_bias_m, Tensor d_h_reset, Tensor d_c_reset)"
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
-  m.def("forward(" FUSED_RNN_OPERANDS
-        "str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  m.def("forward(" FUSED_RNN_OPERANDS "str save" FUSED_RNN_LATER
+        ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def("backward" FUSED_RNN_BACKWARD);
   m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
   m.def("step(" FUSED_RNN_STEP "bool saving) -> Tensor[]");

@@ -49,8 +49,10 @@ struct Sequence {
   Tensor h_0;          // (B, H)
   OptionalTensor c_0;  // (B, H), cells with a cell state
   Weights weights;
-  OptionalTensor lengths;         // (B) int64, steps of each sequence, at most T
-  OptionalTensor keep_h, keep_c;  // (T, B, H) zoneout: the part of its old state that each unit keeps
+  OptionalTensor lengths;           // (B) int64, steps of each sequence, at most T
+  OptionalTensor keep_h, keep_c;    // (T, B, H) zoneout: the part of its old state that each unit keeps
+  OptionalTensor resets;            // (T, B) bool: the steps that begin anew, whichever way they run
+  OptionalTensor h_reset, c_reset;  // (B, H) what these begin with; missing ones are zeros
   bool reverse;
   int64_t T, B, I, H;
 
@@ -75,7 +77,7 @@ struct BackwardInput {
 
 // Gradients of the members of Sequence; what was not wanted or does not exist is undefined.
 struct BackwardResult {
-  Tensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m;
+  Tensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m, h_reset, c_reset;
 };
 
 namespace cpu {

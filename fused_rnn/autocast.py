@@ -32,7 +32,7 @@ def off(kind: str) -> contextlib.AbstractContextManager:
 
 
 def casting(run: Callable) -> Callable:
-    """``run``, whose positional arguments hold the operands, given them in autocast's dtype where that is on."""
+    """``run``, given its operands in autocast's dtype where that is on for the device of the positional ones."""
 
     @functools.wraps(run)
     def cast_and_run(*operands, **options):
@@ -41,7 +41,7 @@ def casting(run: Callable) -> Callable:
             return run(*operands, **options)
         dtype = torch.get_autocast_dtype(kind)
         with off(kind):
-            return run(*(_cast(value, dtype) for value in operands), **options)
+            return run(*_cast(operands, dtype), **_cast(options, dtype))
 
     return cast_and_run
 

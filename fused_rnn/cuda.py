@@ -189,6 +189,7 @@ def plan(
     direction: str = "forward",
     chip: Chip | None = None,
     forced: str | None = None,
+    resets: bool = False,
 ) -> Plan:
     """The plan of a call of the kernels, which need no GPU to be asked.
 
@@ -201,6 +202,7 @@ def plan(
         direction: ``forward`` or ``backward``
         chip: the GPU; by default the current one
         forced: what ``FUSED_RNN_CUDA_PLAN`` is taken to be; by default what it is
+        resets: whether the call has some, which kernels of clusters and those by messages do not know
 
     Raises:
         RuntimeError: if there are no kernels for the cell or the dtype, if the layer is too large for the chip, if the
@@ -219,6 +221,7 @@ def plan(
         hidden,
         *vars(chip or current_chip()).values(),
         os.environ.get(FORCED, "") if forced is None else forced,
+        resets,
     )
     return Plan(*numbers)
 

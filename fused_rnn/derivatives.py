@@ -17,7 +17,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 
 from . import autocast, batching
 from .cells import WEIGHTS
-from .operands import DIFFERENTIABLE, SAVES, BackwardCall, Kept, Operands, ResultGradients, Results, Wanted
+from .operands import DIFFERENTIABLE, SAVES, BackwardCall, ForwardCall, Kept, Operands, ResultGradients, Results, Wanted
 from .recompute import backward_from_states
 
 _LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as these do
@@ -80,6 +80,7 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
         return output
 
     names = [*(argument.name for argument in operator._schema.arguments), "keyset"]
+    defaults = [argument.default_value for argument in operator._schema.arguments]
 
     def of_inputs(ctx, *d_outputs):
         return tuple(map(backward(ctx, *d_outputs).get, names))
@@ -91,6 +92,7 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
     apply_within_transform = enable_single_level_autograd_function()(apply)
 
     def kernel(keyset, *arguments):
+        arguments += (*defaults[len(arguments) :],)  # which the dispatcher leaves out
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
@@ -104,16 +106,14 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
 
 
 def _forward_fake(*arguments):
-    *operands, save = arguments
-    q = Operands(*operands)
+    q, save = ForwardCall.of(arguments)
     if save not in SAVES:
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return Results.fake(q.input, q.spec, save, q.sizes)
 
 
 def _forward_setup(ctx, inputs, output):
-    *operands, ctx.save = inputs
-    q = Operands(*operands)
+    q, ctx.save = ForwardCall.of(inputs)
     if requires_grad(q.masks):  # which ops.run cannot see where a transform is compiled
         raise ValueError("keep_h and keep_c are masks, which have no gradient, but one requires one: detach it")
     results = Results(*output)
@@ -129,12 +129,12 @@ def _forward_backward(operators, ctx, *d_results):
     *d_results, _ = d_results  # without that of saved
     d_results = ResultGradients(*d_results)
     saved = ctx.saved_tensors
-    kept, q = Kept(*saved[: len(Kept._fields)]), Operands(*saved[len(Kept._fields) :], *ctx.how)
+    kept, q = Kept(*saved[: len(Kept._fields)]), Operands.joined(saved[len(Kept._fields) :], ctx.how)
     if not q.spec.has_cell_state:
         d_results = d_results._replace(d_c_n=None, d_cells=None)  # c_n and cells are empty placeholders
     if all(d is None for d in d_results):
         return {}
-    needs = Operands(*ctx.needs_input_grad[: len(q)])
+    needs = ForwardCall.of(ctx.needs_input_grad[:-1]).operands  # without the keyset
     call = BackwardCall(d_results, kept, q, Wanted(needs.input, any(needs.weights)))
     backward = operators.backward if ctx.save == "everything" else operators.backward_from_states
     with autocast.off(q.input.device.type), past_autograd():
@@ -176,7 +176,7 @@ def _double_backward(ctx, *d_grads):
     ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
     """
     saved, given = ctx.saved_tensors, len(ResultGradients._fields)
-    d_results, q = saved[:given], Operands(*saved[given:], *ctx.how)
+    d_results, q = saved[:given], Operands.joined(saved[given:], ctx.how)
     if q.gradient_clip:
         raise RuntimeError("clipped gradients have no derivatives: double backward goes with gradient_clip=None")
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from .operands import BackwardCall, Operands
+from .operands import BackwardCall, ForwardCall, Operands
 from .triton_backend import NAMESPACE
 
 _COUNTER = "torch.utils.flop_counter"
@@ -20,8 +20,7 @@ _COUNTER = "torch.utils.flop_counter"
 
 def forward(*arguments, out_shape=None) -> int:
     """Of ``fused_rnn::forward``, given shapes for tensors, as of the others here."""
-    *operands, _ = arguments
-    return _forward(Operands(*operands))
+    return _forward(ForwardCall.of(arguments).operands)
 
 
 def backward(*arguments, out_shape=None) -> int:

@@ -17,6 +17,9 @@ zero, the final state is that of the last real step, and a reverse run starts th
 step, and ``gradient_clip`` limits the magnitude of the gradients of all pre-activations: formulas in ``reference``.
 Masks may have any dtype, and no gradient.
 
+``resets`` (T, B), bool, cuts sequences into episodes, as in ``fused_rnn.reference``: outputs, cell states and gradients
+are those of running every episode by itself. The first one read begins with ``state``, the others with ``h_reset`` and
+``c_reset``, (H) or (B, H), or zeros.
 ``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
 same gradients up to rounding. ``fused_rnn.recurrent.Recurrent`` says how much of each.
 

@@ -3,28 +3,31 @@
 The fields of the named tuples below are the arguments and results of the operators in their order, and the schemas are
 made of them: those of ``fused_rnn_triton`` are declared so, and those of ``fused_rnn``, which stand as text beside the
 C++ in ``csrc/ops.cpp`` and ``csrc/cuda/ops.cpp``, must be equal to them. Programs that ``torch.export`` saved know
-arguments by their names, so that no name and no place changes.
+arguments by their names, so that no name and no place changes, and a later operand stands behind all others.
 
 ``Options`` are the words that all functions of a whole sequence take beside states and weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor
 
+from . import episodes
 from .cells import CELLS, WEIGHTS, Cell
 from .reference import PairOptions
 
-DIFFERENTIABLE = ("input", "h_0", "c_0", *WEIGHTS)  # the operands that have a gradient
+DIFFERENTIABLE = ("input", "h_0", "c_0", *WEIGHTS, "h_reset", "c_reset")  # the operands that have a gradient
 MASKS = ("keep_h", "keep_c")
+LATER = ("resets", "h_reset", "c_reset")  # the operands that may be missing in a call, being behind all others
 SAVES = ("nothing", "states", "everything")  # what forward may be told to save
 
 # Letters are dimensions: T steps, B sequences, I features, H units, S values of a step that backward reads. Those of
 # weights are the cell's, ``Cell.weight_shapes``; a gradient, d_..., has the shape of what it is a gradient of.
 SHAPES = {
     **{"input": "TBI", "h_0": "BH", "c_0": "BH", "lengths": "B", "keep_h": "TBH", "keep_c": "TBH"},
+    **{"resets": "TB", "h_reset": "BH", "c_reset": "BH"},
     **{"output": "TBH", "h_n": "BH", "c_n": "BH", "cells": "TBH", "saved": "TBS"},
 }
 
@@ -60,6 +63,9 @@ class Operands(NamedTuple):
     cell: str
     reverse: bool
     gradient_clip: float  # 0 for none
+    resets: Tensor | None = None  # bool: the steps that begin anew, whichever way they run; see ``episodes``
+    h_reset: Tensor | None = None  # what these begin with; None is zeros
+    c_reset: Tensor | None = None
 
     @property
     def spec(self) -> Cell:
@@ -70,17 +76,27 @@ class Operands(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self[:_HOW]
+        return self[:_HOW] + self[_LATER:]
 
     @property
     def how(self) -> tuple[str, bool, float]:
         """All that is no tensor."""
-        return self[_HOW:]
+        return self[_HOW:_LATER]
+
+    @property
+    def later(self) -> tuple[Tensor | None, ...]:
+        """Those named in ``LATER``, as arguments: none where a call has no resets."""
+        return () if self.resets is None else self[_LATER:]
+
+    @classmethod
+    def joined(cls, tensors: Sequence[Tensor | None], how: tuple[str, bool, float]) -> "Operands":
+        """The operands of which ``tensors`` and ``how`` are these."""
+        return cls(*tensors[:_HOW], *how, *tensors[_HOW:])
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Those named in ``DIFFERENTIABLE``."""
-        return self[: len(DIFFERENTIABLE)]
+        return self[: _WEIGHTS.stop] + self[_H_RESET:]
 
     @property
     def weights(self) -> tuple[Tensor | None, ...]:
@@ -111,10 +127,12 @@ class Operands(NamedTuple):
         given = {name: weight for name, weight in zip(WEIGHTS, self.weights) if weight is not None}
         given |= {"reverse": self.reverse, "lengths": self.lengths, "keep_h": self.keep_h, **spec.options}
         given["gradient_clip"] = self.gradient_clip or None
+        if self.resets is not None:
+            given |= {"resets": episodes.boundaries(self.resets, self.reverse), "h_reset": self.h_reset}
         if not spec.has_cell_state:
             return spec.reference(self.input, self.h_0, **given)
-        state = self.h_0, self.c_0
-        return spec.reference(self.input, state, **given, keep_c=self.keep_c, return_cells=return_cells)
+        state, of_c = (self.h_0, self.c_0), {"keep_c": self.keep_c, "c_reset": self.c_reset}
+        return spec.reference(self.input, state, **given, **of_c, return_cells=return_cells)
 
     def between(self, begin: int, end: int) -> "Operands":
         """The operands of these steps, which begin with the states of all; lengths are counted from ``begin``."""
@@ -124,7 +142,7 @@ class Operands(NamedTuple):
         return self._replace(**part, lengths=lengths)
 
 
-_HOW = Operands._fields.index("cell")
+_HOW, _LATER, _H_RESET = map(Operands._fields.index, ("cell", LATER[0], "h_reset"))
 _WEIGHTS, _MASKS = (
     slice(Operands._fields.index(names[0]), Operands._fields.index(names[-1]) + 1) for names in (WEIGHTS, MASKS)
 )
@@ -172,6 +190,25 @@ class Wanted(NamedTuple):
     weight_gradients: bool
 
 
+class ForwardCall(NamedTuple):
+    """The arguments of forward."""
+
+    operands: Operands
+    save: str
+
+    @classmethod
+    def of(cls, arguments: Iterable) -> "ForwardCall":
+        """The groups of the arguments as the operator has them, of which those with a default may be missing."""
+        given = iter(arguments)
+        operands, save = [*islice(given, _LATER)], next(given)
+        return cls(Operands(*operands, *given), save)
+
+    @property
+    def arguments(self) -> tuple:
+        """Those that ``of`` makes the groups of."""
+        return (*self.operands[:_LATER], self.save, *self.operands.later)
+
+
 class BackwardCall(NamedTuple):
     """The arguments of backward and backward_from_states, in groups."""
 
@@ -182,17 +219,17 @@ class BackwardCall(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Iterable) -> "BackwardCall":
-        """The groups of the arguments as the operators have them."""
+        """The groups of the arguments as the operators have them, of which those with a default may be missing."""
         given = iter(arguments)
-        return cls(*(group(*islice(given, len(group._fields))) for group in _BACKWARD))
+        d_results, kept = (group(*islice(given, len(group._fields))) for group in (ResultGradients, Kept))
+        operands, wanted = [*islice(given, _LATER)], Wanted(*islice(given, len(Wanted._fields)))
+        return cls(d_results, kept, Operands(*operands, *given), wanted)
 
     @property
     def arguments(self) -> tuple:
         """Those that ``of`` makes the groups of."""
-        return (*self.d_results, *self.kept, *self.operands, *self.wanted)
+        return (*self.d_results, *self.kept, *self.operands[:_LATER], *self.wanted, *self.operands.later)
 
-
-_BACKWARD = tuple(BackwardCall.__annotations__.values())
 
 Gradients = NamedTuple("Gradients", [(f"d_{name}", Tensor) for name in DIFFERENTIABLE])
 Gradients.__doc__ = "What backward returns; what is not wanted or does not exist is empty."
@@ -217,6 +254,9 @@ class ForwardLoop(NamedTuple):
     lengths: Tensor | None
     keep_h: Tensor | None
     keep_c: Tensor | None
+    resets: Tensor | None
+    h_reset: Tensor | None
+    c_reset: Tensor | None
     cell: str
     reverse: bool
     save: str
@@ -241,18 +281,26 @@ class BackwardLoop(NamedTuple):
     lengths: Tensor | None
     keep_h: Tensor | None
     keep_c: Tensor | None
+    resets: Tensor | None
+    h_reset: Tensor | None
+    c_reset: Tensor | None
     cell: str
     reverse: bool
     gradient_clip: float
 
 
 class LoopGradients(NamedTuple):
-    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty."""
+    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty.
+
+    Those of what episodes begin with are sums over steps, and so in float32 where the tensors are of 16 bits.
+    """
 
     d_h_0: Tensor
     d_c_0: Tensor
     d: Tensor
     d_input: Tensor
+    d_h_reset: Tensor
+    d_c_reset: Tensor
 
 
 # Schemas --------------------------------------------------------------------------------------------------------
@@ -261,16 +309,21 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", 
 
 
 def _declared(*groups: type) -> str:
-    """The fields of these tuples as a schema has them; those that have a default are optional, and last."""
+    """The fields of these tuples as a schema has them; those that have a default are optional, and last of all."""
     fields = [(*field, group._field_defaults) for group in groups for field in group.__annotations__.items()]
+    fields.sort(key=lambda field: field[0] in field[2])
     return ", ".join(f"{_TYPES[kind]} {name}{'=None' if name in defaults else ''}" for name, kind, defaults in fields)
 
 
-_OF_BACKWARD = f"({_declared(*_BACKWARD)}) -> ({_declared(Gradients)})"
+class _Saving(NamedTuple):
+    save: str
+
+
+_OF_BACKWARD = f"({_declared(ResultGradients, Kept, Operands, Wanted)}) -> ({_declared(Gradients)})"
 
 # of the operators that every namespace has, and of the loops that ``fused_rnn`` has where CUDA is
 SCHEMAS = {
-    "forward": f"({_declared(Operands)}, str save) -> ({_declared(Results)})",
+    "forward": f"({_declared(Operands, _Saving)}) -> ({_declared(Results)})",
     "backward": _OF_BACKWARD,
     "backward_from_states": _OF_BACKWARD,
 }

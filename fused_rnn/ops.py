@@ -16,13 +16,15 @@ all of them take and return is in ``operands``, the choice between them in ``cho
 ``CELLS`` lists the cells; ``run`` is the only function that ``functional`` and ``modules`` use.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from . import autocast, batching, cuda, derivatives, triton_backend
+from . import autocast, batching, cuda, derivatives, episodes, triton_backend
 from .cells import CELLS, WEIGHTS, Cell
 from .choice import LIBRARY_LOADED, choose_backend, warn_of_reference
-from .operands import Operands
+from .operands import ForwardCall, Operands
 
 State = Tensor | tuple[Tensor, Tensor]
 _NO_WEIGHTS = dict.fromkeys(WEIGHTS)
@@ -41,6 +43,9 @@ def run(
     keep_h: Tensor | None = None,
     keep_c: Tensor | None = None,
     gradient_clip: float | None = None,
+    resets: Tensor | None = None,
+    h_reset: Tensor | None = None,
+    c_reset: Tensor | None = None,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
@@ -51,9 +56,10 @@ def run(
         input: (T, B, I).
         state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
         weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
-        reverse, lengths, return_cells, keep_h, keep_c, gradient_clip, backend, recompute: as in ``operands.Options``.
-            On a GPU the values of lengths are not looked at, because that would mean waiting for it: out of range they
-            count as the nearest in range. Masks have no gradient; they and cell states are of cells that have these.
+        reverse, lengths, return_cells, keep_h, keep_c, gradient_clip, resets, h_reset, c_reset, backend, recompute: as
+            in ``operands.Options``. On a GPU the values of lengths are not looked at, because that would mean waiting
+            for it: out of range they count as the nearest in range. Masks have no gradient; they and cell states are of
+            cells that have these. h_reset and c_reset go with resets, and may be (H), the same for all sequences.
 
     Returns:
         The outputs (T, B, H) and the final state, formed as ``state``; then, if asked for, the cell states (T, B, H),
@@ -61,8 +67,8 @@ def run(
 
     Raises:
         ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight, cell states of a cell that
-            has none, a mask with a gradient, a limit that is not positive.
-        TypeError: a state, lengths or mask of the wrong type.
+            has none, a mask with a gradient, a limit that is not positive, a state to begin with without resets.
+        TypeError: a state, lengths, mask or resets of the wrong type.
         RuntimeError: sizes, dtypes or devices that do not fit each other, or a backend that cannot run the call.
     """
     if cell_name not in CELLS:
@@ -79,6 +85,9 @@ def run(
     keep_h = None if keep_h is None else _checked_mask("keep_h", keep_h, input, h_0.shape[1])
     keep_c = None if keep_c is None else _checked_mask("keep_c", keep_c, input, h_0.shape[1])
     check_gradient_clip(gradient_clip)
+    if resets is not None:
+        check_resets(resets, input.shape[:2], "(T, B)", input.device)
+    begins = None if resets is None else episodes.beginnings(resets, reverse, lengths)
     operands = Operands(
         input=input,
         h_0=h_0,
@@ -90,6 +99,9 @@ def run(
         cell=cell_name,
         reverse=reverse,
         gradient_clip=gradient_clip or 0.0,
+        resets=begins,
+        h_reset=_checked_beginning("h_reset", h_reset, begins, h_0),
+        c_reset=_checked_beginning("c_reset", c_reset, begins, c_0),
     )
     choice = choose_backend(input.device, input.dtype, backend)
     # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
@@ -117,11 +129,12 @@ def _by_kernels(operators, operands: Operands, return_cells: bool, recompute: bo
     if torch.jit.is_tracing():  # a trace serves calls with and without gradients: little is saved, and enough
         training = recompute = derivatives.requires_grad(operands.differentiable)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
+    arguments = ForwardCall(operands, save).arguments
     if training or torch.compiler.is_compiling():
-        output, h_n, c_n, cells, _ = operators.forward(*operands, save)
+        output, h_n, c_n, cells, _ = operators.forward(*arguments)
     else:
         with torch._C._AutoDispatchBelowAutograd():  # whose part in Python costs a third of a single step
-            output, h_n, c_n, cells, _ = operators.forward(*operands, save)
+            output, h_n, c_n, cells, _ = operators.forward(*arguments)
     last = h_n if operands.c_0 is None else (h_n, c_n)
     return (output, last, cells) if return_cells else (output, last)
 
@@ -192,6 +205,34 @@ def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> T
     mask = mask.to(input.dtype)
     _check_tensor(name, mask, shape, input, T=shape[0], B=shape[1], H=shape[2])
     return mask
+
+
+def check_resets(resets: Tensor, shape: Sequence[int], dimensions: str, device: torch.device) -> None:
+    """Raise TypeError unless resets are a bool tensor, RuntimeError unless of this shape and on this device."""
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        given = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
+        raise TypeError(f"resets must be a bool tensor {dimensions} or None, got {given}")
+    if tuple(resets.shape) != tuple(shape):
+        expected = f"{tuple(shape)}, {dimensions} of this input"
+        raise RuntimeError(f"resets must have shape {expected}, got {tuple(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets is on {resets.device} but input is on {device}: move one of them")
+
+
+def _checked_beginning(name: str, state: Tensor | None, resets: Tensor | None, initial: Tensor | None) -> Tensor | None:
+    """h_reset or c_reset (B, H), of (H) too; ``initial`` is the state of this kind that the call begins with."""
+    if state is None:
+        return None
+    if resets is None:
+        raise ValueError(f"{name} is what episodes begin with, which resets cuts sequences into: resets is missing")
+    if initial is None:
+        raise ValueError(f"{name} is of cells that have a cell state, and this cell has none")
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, H) or (H), or None for zeros, got {type(state).__name__}")
+    if state.dim() == 1 and state.shape == initial.shape[1:]:
+        state = state.expand(initial.shape)
+    _check_tensor(name, state, tuple(initial.shape), initial, B=initial.shape[0], H=initial.shape[1])
+    return state
 
 
 def check_gradient_clip(limit: float | None) -> None:

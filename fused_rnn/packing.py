@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import autocast, ops
+from . import autocast, episodes, ops
 
 Parts = tuple[Tensor, ...]  # of a state: h, or h and c
 
@@ -28,7 +28,7 @@ class Packing:
         device: of the data.
 
     Attributes:
-        batch: B, all sequences.
+        steps, batch: T and B, of all sequences.
         lengths: for each stretch (sequences in it) int64 on the device, the steps of each in this stretch, decreasing;
             None if all have all of them.
     """
@@ -43,6 +43,7 @@ class Packing:
         if any(padded):  # so few numbers that a GPU need not be waited for, as it would be for those of all rows
             _check_no_capture(device)
             parts = batch_sizes.to(device, non_blocking=True).split(steps)
+        self.steps = len(batch_sizes)
         stretches = list(zip(padded, parts, self._shapes, self._rows))
         self.lengths = [_lengths(running, *shape) if part else None for part, running, shape, _ in stretches]
         self._places = [_places(running, *shape, rows) if part else None for part, running, shape, rows in stretches]
@@ -51,6 +52,13 @@ class Packing:
         """For each stretch (T, B, features), zero past the end of a sequence, of packed rows (rows, features)."""
         stretches = zip(data.split(self._rows), self._shapes, self._places)
         return [_padded(rows, *shape, places) for rows, shape, places in stretches]
+
+    def cut(self, resets: Tensor | None) -> list[Tensor | None]:
+        """For each stretch its part (steps, sequences) of a padded tensor (T, B), in the order of packing, or None."""
+        if resets is None:
+            return [None] * len(self._shapes)
+        parts = resets.split([steps for steps, _ in self._shapes])
+        return [part[:, :batch] for part, (_, batch) in zip(parts, self._shapes)]
 
     def pack(self, padded: Sequence[Tensor]) -> Tensor:
         """The rows (rows, features) that ``pad`` made these of."""
@@ -106,6 +114,7 @@ def run(
     lengths: Sequence[Tensor | None],
     masks: Sequence[dict[str, Tensor]],
     reverse: bool,
+    resets: Sequence[Tensor | None],
     **how,
 ) -> tuple:
     """``ops.run`` over one stretch of a sequence after the other; a padded sequence has but one.
@@ -115,21 +124,21 @@ def run(
         state: of all sequences, with which each begins.
         lengths: of each stretch, as ``Packing`` has them.
         masks: of each stretch, keep_h and keep_c.
-        how: the options of ``ops.run`` that all stretches share.
+        resets: of each stretch, as ``Packing.cut`` has them, or None.
+        how: the options of ``ops.run`` that all stretches share; h_reset and c_reset are (H).
 
     Returns:
         The outputs of each stretch, the final state of all sequences and, if asked for, the cell states of each.
     """
     if len(inputs) == 1:
-        output, final, *cells = ops.run(
-            cell, inputs[0], state, weights, lengths=lengths[0], reverse=reverse, **masks[0], **how
-        )
+        here = {"lengths": lengths[0], "resets": resets[0], **masks[0]}
+        output, final, *cells = ops.run(cell, inputs[0], state, weights, reverse=reverse, **here, **how)
         return [output], final, *([part] for part in cells)
-    return _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, how)
+    return _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, resets, how)
 
 
 @autocast.casting
-def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, how) -> tuple:
+def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, resets, how) -> tuple:
     pair = ops.CELLS[cell].has_cell_state
     if state is None:
         zeros = inputs[0].new_zeros(inputs[0].shape[1], weights["weight_hh"].shape[1])
@@ -138,10 +147,15 @@ def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, how) -
 
     def call(stretch: int, parts: Parts) -> Parts:
         state = parts if pair else parts[0]
-        how_here = {"lengths": lengths[stretch], "reverse": reverse, **masks[stretch], **how}
-        output, final, *cells = ops.run(cell, inputs[stretch], state, weights, **how_here)
+        how_here = {"lengths": lengths[stretch], "resets": resets[stretch], **masks[stretch], **how}
+        output, final, *cells = ops.run(cell, inputs[stretch], state, weights, reverse=reverse, **how_here)
         sequences[stretch] = (output, *cells)
-        return final if pair else (final,)
+        final = final if pair else (final,)
+        if resets[stretch] is None or not reverse or stretch == 0:
+            return final
+        # with which the stretch of earlier steps goes on, but not over a boundary between the two
+        new = how.get("h_reset"), how.get("c_reset")
+        return tuple(episodes.begun(part, resets[stretch][0], beginning) for part, beginning in zip(final, new))
 
     sizes = [part.shape[1] for part in inputs]
     final = (_backwards if reverse else _forwards)(call, sizes, state if pair else (state,))

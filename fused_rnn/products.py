@@ -14,10 +14,12 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from . import episodes
 from .cells import WEIGHTS
 from .operands import (
     BackwardCall,
     BackwardLoop,
+    ForwardCall,
     ForwardLoop,
     Gradients,
     Kept,
@@ -32,13 +34,12 @@ class Kernels:
     """The time loop in both directions: they take the fields of ``ForwardLoop`` and of ``BackwardLoop`` in order."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # Results
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]  # LoopGradients
+    backward: Callable[..., tuple[Tensor, ...]]  # LoopGradients
 
 
 def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``forward``, by these kernels."""
-    *operands, save = arguments
-    q = Operands(*operands)
+    q, save = ForwardCall.of(arguments)
     projected = _project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih)
     return kernels.forward(*_loop(ForwardLoop, q, (projected, _modulated(q), _weight_ih(q), save)))
 
@@ -54,7 +55,8 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     names = [name for name, weight in zip(WEIGHTS, q.weights) if wanted.weight_gradients and weight is not None]
     found = products.weight_gradients(names)
     d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
-    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights)
+    d_reset = (d.to(q.input.dtype) for d in (of_loop.d_h_reset, of_loop.d_c_reset))
+    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, *d_reset)
 
 
 # What a loop is given other than in the operators, or by the name that it has there.
@@ -187,6 +189,11 @@ class _Products:
         begin = 0 if self.q.reverse else batch  # of the rows of steps that have one before them
         count, outputs = (steps - 1) * batch, _rows(self.kept.output)
         first, rest = self.q.h_0, outputs.narrow(0, batch - begin, count)
+        if self.q.resets is not None:
+            begins, new = _rows(self.q.resets.unsqueeze(2)), self.q.h_reset
+            first = episodes.begun(first, self._first(begins).squeeze(1), new)
+            steps_begin = begins.narrow(0, begin, count).view(steps - 1, batch)
+            rest = _rows(episodes.begun(rest.view(steps - 1, batch, -1), steps_begin, new))
         if factor is not None:
             factor = _rows(factor)
             first, rest = self._first(factor) * first, factor.narrow(0, begin, count) * rest

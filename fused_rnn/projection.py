@@ -4,8 +4,9 @@ Equations: as the LSTM's, but h = R k with k = o⊙tanh(c). R (P, H) is ``weight
 
 From the second step on U h₋ = (U R) k₋. So k is the state of an LSTM with recurrent weights U R (4H, H), and all
 h = R k are one product after the loop. Only the first step reads h_0, for which there is no k_0: it comes in as P more
-features of the input, zero in all other steps, with weights U, while k_0 is zero. Gradients are autograd's, through
-these products and sums. The mathematics is exact; U R is rounded once where otherwise every h would be.
+features of the input, zero in all other steps, with weights U, while k_0 is zero. So does what later episodes begin
+with, where it is not zero. Gradients are autograd's, through these products and sums. The mathematics is exact; U R is
+rounded once where otherwise every h would be.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import autocast, packing
+from . import autocast, episodes, packing
 
 
 @autocast.casting
@@ -24,9 +25,13 @@ def run_lstm(
     *,
     lengths: Sequence[Tensor | None],
     reverse: bool,
+    resets: Sequence[Tensor | None],
+    h_reset: Tensor | None = None,
     **how,
 ) -> tuple:
-    """``packing.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P) and h_0 (B, P).
+    """``packing.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P), h_0 (B, P).
+
+    ``h_reset`` is (P), and goes with a state.
 
     Returns the outputs (T, B, P) of each stretch, the state (h_n (B, P), c_n (B, H)) and, if asked for, the cell states
     (T, B, H) of each.
@@ -37,11 +42,16 @@ def run_lstm(
     h_0 = None
     if state is not None:
         h_0, c_0 = state
-        first = _in_first_steps(h_0, inputs, reverse, lengths)
-        inputs = [torch.cat(parts, -1) for parts in zip(inputs, first)]
-        weights["weight_ih"] = torch.cat([weights["weight_ih"], recurrent], -1)
         state = torch.zeros_like(c_0), c_0
-    outputs, (k_n, c_n), *cells = packing.run("lstm", inputs, state, weights, lengths=lengths, reverse=reverse, **how)
+        begun = _in_first_steps(h_0, inputs, reverse, lengths)
+        if resets[0] is not None:
+            begins = _beginnings(resets, reverse, lengths)
+            begun = (episodes.begun(part, steps, h_reset) for part, steps in zip(begun, begins))
+        inputs = [torch.cat(parts, -1) for parts in zip(inputs, begun)]
+        weights["weight_ih"] = torch.cat([weights["weight_ih"], recurrent], -1)
+    outputs, (k_n, c_n), *cells = packing.run(
+        "lstm", inputs, state, weights, lengths=lengths, reverse=reverse, resets=resets, **how
+    )
     h_n = k_n @ project.T
     if h_0 is not None and lengths[0] is not None:  # a sequence without steps ends as it began
         h_n = torch.where((lengths[0] > 0).unsqueeze(1), h_n, h_0)
@@ -63,3 +73,13 @@ def _in_first_steps(
         times = torch.arange(steps, device=part.device).view(-1, 1, 1)
         last = steps - 1 if ends is None else (ends.clamp(max=steps) - 1).unsqueeze(1)
         yield torch.where(times == (last if reverse else 0), new, 0)
+
+
+def _beginnings(resets: Sequence[Tensor], reverse: bool, lengths: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    """For each stretch (T, B) the steps that begin anew."""
+    for stretch, (boundaries, ends) in enumerate(zip(resets, lengths)):
+        after = None
+        if stretch + 1 < len(resets):  # only the first sequences go on in it
+            after = resets[stretch + 1][:1]
+            after = nn.functional.pad(after, (0, boundaries.shape[1] - after.shape[1]))
+        yield episodes.beginnings(boundaries, reverse, ends, after)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .operands import MASKS, BackwardCall, Kept, Operands, ResultGradients, Results
+from . import episodes
+from .operands import LATER, MASKS, BackwardCall, ForwardCall, Kept, Operands, ResultGradients, Results
 
 _FEWEST_ROWS = 1024  # steps x sequences of a part: enough to occupy the processor and to pay for packing the weights
 _MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of everything
@@ -26,10 +27,14 @@ def backward_from_states(operators, *arguments) -> tuple[Tensor, ...]:
     d_input = input.new_empty(input.shape if wanted.input_gradient else (0,))
     d_weights: list[Tensor] = []
     for begin, end in _parts(*input.shape[:2], reverse):
-        of_states = (output, operands.h_0), (cells, operands.c_0)
-        before = [_before(*pair, begin, end, reverse, operands.lengths) for pair in of_states]
+        part = operands.between(begin, end)
+        of_states = (output, operands.h_0, part.h_reset), (cells, operands.c_0, part.c_reset)
+        before = [
+            _before(states, initial, part.resets, new, begin, end, reverse, operands.lengths)
+            for states, initial, new in of_states
+        ]
         h_0, c_0 = (None if state is None else state[-1 if reverse else 0] for state in before)
-        part = operands.between(begin, end)._replace(h_0=h_0, c_0=c_0)
+        part = part._replace(h_0=h_0, c_0=c_0)
         d_results = ResultGradients(
             d_output=None if d_output is None else d_output[begin:end],
             d_h_n=d_h,
@@ -54,23 +59,31 @@ def _parts(steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:
 
 
 def _before(
-    states: Tensor, initial: Tensor | None, begin: int, end: int, reverse: bool, lengths: Tensor | None
+    states: Tensor,
+    initial: Tensor | None,
+    begins: Tensor | None,
+    new: Tensor | None,
+    begin: int,
+    end: int,
+    reverse: bool,
+    lengths: Tensor | None,
 ) -> Tensor | None:
     """The states (end - begin, B, H) that the steps of a part began with, None for a state that the cell lacks.
 
+    ``begins`` says which of these steps began anew, and so with ``new``.
     Where a sequence takes no part in a step, what stands here is read by nobody.
     """
     if initial is None:
         return None
     if not reverse:
         first = initial if begin == 0 else states[begin - 1]
-        return torch.cat([first.unsqueeze(0), states[begin : end - 1]])
+        return episodes.begun(torch.cat([first.unsqueeze(0), states[begin : end - 1]]), begins, new)
     first = initial if end == len(states) else states[end]
     before = torch.cat([states[begin + 1 : end], first.unsqueeze(0)])
-    if lengths is None:
-        return before
-    times = torch.arange(begin + 1, end + 1, device=states.device).unsqueeze(1)
-    return torch.where((times < lengths).unsqueeze(2), before, initial)
+    if lengths is not None:
+        times = torch.arange(begin + 1, end + 1, device=states.device).unsqueeze(1)
+        before = torch.where((times < lengths).unsqueeze(2), before, initial)
+    return episodes.begun(before, begins, new)
 
 
 def _rebuild(operators, part: Operands, before: list[Tensor | None]) -> Tensor:
@@ -85,8 +98,8 @@ def _rebuild(operators, part: Operands, before: list[Tensor | None]) -> Tensor:
         h_0=h_0,
         c_0=c_0,
         lengths=active,
-        **dict.fromkeys(MASKS),  # what is saved is what the cell made of the states, before zoneout
+        **dict.fromkeys((*MASKS, *LATER)),  # what is saved is what the cell made of these states, before zoneout
         reverse=False,
         gradient_clip=0.0,
     )
-    return Results(*operators.forward(*rows, "everything")).saved.view(steps, batch, -1)
+    return Results(*operators.forward(*ForwardCall(rows, "everything").arguments)).saved.view(steps, batch, -1)

@@ -52,13 +52,23 @@ class Recurrent(LikeRNNBase):
         learn_initial_state: add parameters ``h_0`` (num_layers * directions, 1, H), with projections P for H, and where
             the cell has a cell state ``c_0``, zero at first, which every sequence begins with unless given ``hx``.
 
-    Call: ``output, state = module(input, hx=None, lengths=None)`` with input (T, B, I) or unbatched (T, I) and
-    states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
+    Call: ``output, state = module(input, hx=None, lengths=None, resets=None)`` with input (T, B, I) or unbatched (T, I)
+    and states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
     sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
     are those of the last real step, and the reverse direction starts there. A ``PackedSequence``, sorted or not, is
     taken too, and returned as output; work and memory are those of the steps that it holds, and at most as much again
-    for padding. With ``return_cells=True`` the call returns a third thing, the cell states of all steps of the last
+    for padding.
+
+    ``resets`` (T, B), with ``batch_first`` (B, T), unbatched (T,), bool, says where episodes begin within sequences:
+    True at (t, b) is a boundary between steps t-1 and t of sequence b. Outputs, cell states and gradients are then
+    those of running every episode by itself, in either direction. Each begins with a state of zeros, or with the
+    learnt one where there is one, and the first that a direction reads with ``hx`` if that is given: so True in the
+    first step drops what a chunk before this one handed in, going forward, and says nothing going backward. Final
+    states are those of the episode read last. With a PackedSequence ``resets`` is formed as if the sequences were
+    padded, T being the longest, in the order in which the caller gave them.
+
+    With ``return_cells=True`` the call returns a third thing, the cell states of all steps of the last
     layer, formed as the output, of H features in each direction; they are differentiable.
 
     ``recompute=True`` trades time for memory; results stay the same, and gradients too up to rounding (in bfloat16 also
@@ -172,12 +182,13 @@ class Recurrent(LikeRNNBase):
         hx: ops.State | None = None,
         lengths: Tensor | None = None,
         return_cells: bool = False,
+        resets: Tensor | None = None,
     ) -> tuple:
         """Run all layers: the call that the class describes."""
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, return_cells)
+            return self._forward_packed(input, hx, lengths, return_cells, resets)
         if isinstance(input, fx.Proxy):
-            return self._as_one_node(input, hx, lengths=lengths, return_cells=return_cells)
+            return self._as_one_node(input, hx, lengths=lengths, return_cells=return_cells, resets=resets)
         if input.dim() not in (2, 3):
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -189,7 +200,8 @@ class Recurrent(LikeRNNBase):
             input = input.transpose(0, 1)
         self.check_input(input, None)
         initial = self._initial(hx, input.shape[1], batched)
-        sequences, final = self._run_layers([input], initial, [lengths], return_cells)
+        resets = self._checked_resets(resets, *input.shape[:2], input.device, batched)
+        sequences, final = self._run_layers([input], initial, [lengths], return_cells, [resets])
         output, *cells = (stretch for (stretch,) in sequences)
         if not batched:
             output, *cells = (sequence.squeeze(1) for sequence in (output, *cells))
@@ -213,9 +225,14 @@ class Recurrent(LikeRNNBase):
         )
 
     def _forward_packed(
-        self, input: PackedSequence, hx: ops.State | None, lengths: Tensor | None, return_cells: bool
+        self,
+        input: PackedSequence,
+        hx: ops.State | None,
+        lengths: Tensor | None,
+        return_cells: bool,
+        resets: Tensor | None,
     ) -> tuple:
-        """Runs in the order of packing, the longest sequence first; states are given and returned in the caller's."""
+        """Runs in the order of packing, the longest sequence first; resets and states come and go in the caller's."""
         if lengths is not None:
             raise ValueError("a PackedSequence brings its lengths along: lengths goes with a padded tensor")
         data, batch_sizes, order, inverse = input
@@ -225,7 +242,10 @@ class Recurrent(LikeRNNBase):
         initial = self._initial(hx, layout.batch, batched=True)
         if initial is not None and order is not None:
             initial = tuple(part.index_select(1, order) for part in initial)
-        padded, final = self._run_layers(layout.pad(data), initial, layout.lengths, return_cells)
+        resets = self._checked_resets(resets, layout.steps, layout.batch, data.device, batched=True)
+        if resets is not None and order is not None:
+            resets = resets.index_select(1, order)
+        padded, final = self._run_layers(layout.pad(data), initial, layout.lengths, return_cells, layout.cut(resets))
         output, *cells = (PackedSequence(layout.pack(parts), batch_sizes, order, inverse) for parts in padded)
         return output, self.permute_hidden(self._state_of(final), inverse), *cells
 
@@ -235,6 +255,7 @@ class Recurrent(LikeRNNBase):
         initial: tuple[Tensor, ...] | None,
         lengths: list[Tensor | None],
         return_cells: bool,
+        resets: list[Tensor | None],
     ) -> tuple[tuple[list[Tensor], ...], tuple[Tensor, ...]]:
         """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions.
 
@@ -242,14 +263,14 @@ class Recurrent(LikeRNNBase):
         """
         run = projection.run_lstm if self.proj_size else partial(packing.run, self.cell)
         how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
-        how |= {"backend": self.backend, "recompute": self.recompute}
+        how |= {"backend": self.backend, "recompute": self.recompute, "resets": resets}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
         at_once = self.bidirectional and streams.can_fork(inputs[0])
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             last = layer + 1 == self.num_layers
             how["return_cells"] = return_cells and last
-            calls = self._calls(layer, partial(run, **how), inputs, states)
+            calls = self._calls(layer, partial(run, **how), inputs, states, resets[0] is not None)
             results = (
                 streams.run_both(next(calls), next(calls), inputs[0].device) if at_once else [call() for call in calls]
             )
@@ -263,13 +284,20 @@ class Recurrent(LikeRNNBase):
         return sequences, tuple(_stacked(parts) for parts in zip(*finals))
 
     def _calls(
-        self, layer: int, run: partial, inputs: list[Tensor], states: list[ops.State] | None
+        self, layer: int, run: partial, inputs: list[Tensor], states: list[ops.State] | None, in_episodes: bool
     ) -> Iterator[partial]:
         """The call of each direction of a layer, for which random numbers are drawn when it is asked for."""
         for direction, suffix in enumerate(self._suffixes(layer)):
-            state = None if states is None else states[layer * self._directions + direction]
+            index = layer * self._directions + direction
+            state = None if states is None else states[index]
             weights, masks = self._drawn_weights(suffix), [self._drawn_masks(stretch) for stretch in inputs]
-            yield partial(run, inputs, state, weights, reverse=direction == 1, masks=masks)
+            beginning = self._learnt(index) if in_episodes else {}
+            yield partial(run, inputs, state, weights, reverse=direction == 1, masks=masks, **beginning)
+
+    def _learnt(self, index: int) -> dict[str, Tensor]:
+        """What every episode of a layer and direction begins with where that is learnt, h_reset and c_reset (H)."""
+        names = self._state_sizes() if self.learn_initial_state else ()
+        return {name.replace("_0", "_reset"): getattr(self, name)[index, 0] for name in names}
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
         """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""
@@ -310,6 +338,21 @@ class Recurrent(LikeRNNBase):
         parts = self._state_parts(state)
         self._check_states(parts, batch, batched)
         return parts if batched else tuple(part.unsqueeze(1) for part in parts)
+
+    def _checked_resets(
+        self, resets: Tensor | None, steps: int, batch: int, device: torch.device, batched: bool
+    ) -> Tensor | None:
+        """As (T, B); raises if they are not what the class describes."""
+        if resets is None:
+            return None
+        if not batched:
+            ops.check_resets(resets, (steps,), "(T,)", device)
+            return resets.unsqueeze(1)
+        if self.batch_first:
+            ops.check_resets(resets, (batch, steps), "(B, T)", device)
+            return resets.transpose(0, 1)
+        ops.check_resets(resets, (steps, batch), "(T, B)", device)
+        return resets
 
     def _check_projection(self, proj_size: int) -> None:
         if proj_size == 0:

@@ -12,6 +12,12 @@ input's order, and the final state is that of step 0. A missing ``state`` is zer
 device. The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
 ``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
+``resets`` (T, B), bool, cuts sequences into episodes: True at (t, b) is a boundary between steps t-1 and t of sequence
+b, and what is computed of each episode is what it would be alone. The state is not handed over a boundary, whichever
+way the sequence is read: the episode beyond begins with ``h_reset`` and ``c_reset`` (B, H), or with zeros where these
+are missing. ``state`` is what the first episode that is read begins with; one that is True at t = 0 separates it from
+that episode in a forward run, and in a reverse run nothing, nor does one at the end or past it. The final state is
+that of the episode that is read last.
 
 Two options regularise any cell. ``keep_h`` and, in the LSTMs, ``keep_c`` (T, B, H) are zoneout (Krueger et al. 2016,
 arXiv:1606.01305): the part k, from 0 to 1, of its old state that each unit keeps in each step; a step ends with
@@ -23,7 +29,7 @@ differentiated again.
 """
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -45,12 +51,16 @@ class Options(TypedDict, total=False):
         lengths: (B) int64, the steps of each sequence, 0 to T; None is T for all.
         keep_h: (T, B, H), zoneout: the part of its old h that each unit keeps in each step; None.
         gradient_clip: the largest magnitude of the gradients of the pre-activations; None is no limit.
+        resets: (T, B) bool, True where an episode begins; None is nowhere.
+        h_reset: (B, H), what episodes begin with beside ``state``; None is zeros.
     """
 
     reverse: bool
     lengths: Tensor | None
     keep_h: Tensor | None
     gradient_clip: float | None
+    resets: Tensor | None
+    h_reset: Tensor | None
 
 
 class PairOptions(Options, total=False):
@@ -59,10 +69,12 @@ class PairOptions(Options, total=False):
     Attributes:
         return_cells: return the cell states of all steps (T, B, H) as a third result; False.
         keep_c: (T, B, H), as ``keep_h`` for c; None.
+        c_reset: (B, H), as ``h_reset`` for c; None.
     """
 
     return_cells: bool
     keep_c: Tensor | None
+    c_reset: Tensor | None
 
 
 def rnn(
@@ -286,10 +298,17 @@ def _scan(
     lengths: Tensor | None = None,
     keep_h: Tensor | None = None,
     gradient_clip: float | None = None,
+    resets: Tensor | None = None,
+    h_reset: Tensor | None = None,
 ) -> Pair:
     """Apply a step of cells whose state is h alone."""
     linear = _linear(gradient_clip)
-    states, (h,) = _scan_all(lambda x, state: (step(linear, x, *state),), input, (h,), (keep_h,), reverse, lengths)
+    begin = _Beginnings(resets, (h_reset,), reverse, lengths)
+
+    def one_step(x: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+        return (step(linear, x, *state),)
+
+    states, (h,) = _scan_all(one_step, input, (h,), (keep_h,), reverse, lengths, begin)
     return torch.stack([h for (h,) in states]), h
 
 
@@ -304,12 +323,38 @@ def _scan_pair(
     keep_h: Tensor | None = None,
     keep_c: Tensor | None = None,
     gradient_clip: float | None = None,
+    resets: Tensor | None = None,
+    h_reset: Tensor | None = None,
+    c_reset: Tensor | None = None,
 ) -> PairResult:
     """Apply a step of cells whose state is (h, c)."""
     linear, keep = _linear(gradient_clip), (keep_h, keep_c)
-    states, (h_n, c_n) = _scan_all(lambda x, state: step(linear, x, state), input, state, keep, reverse, lengths)
+    begin = _Beginnings(resets, (h_reset, c_reset), reverse, lengths)
+
+    def one_step(x: Tensor, state: Pair) -> Pair:
+        return step(linear, x, state)
+
+    states, (h_n, c_n) = _scan_all(one_step, input, state, keep, reverse, lengths, begin)
     output = torch.stack([h for h, _ in states])
     return (output, (h_n, c_n), torch.stack([c for _, c in states])) if return_cells else (output, (h_n, c_n))
+
+
+class _Beginnings(NamedTuple):
+    """Where episodes begin beside the first one that is read, and with what."""
+
+    resets: Tensor | None
+    states: tuple[Tensor | None, ...]
+    reverse: bool
+    lengths: Tensor | None
+
+    def at(self, t: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state before step t, of that which the step read before it left."""
+        boundary = t + 1 if self.reverse else t
+        if self.resets is None or boundary == self.resets.shape[0]:
+            return state
+        begins = self.resets[boundary] if self.lengths is None else self.resets[boundary] & (boundary < self.lengths)
+        parts = zip(state, self.states)
+        return tuple(torch.where(begins.unsqueeze(1), 0 if new is None else new, old) for old, new in parts)
 
 
 def _scan_all(
@@ -319,6 +364,7 @@ def _scan_all(
     keep: tuple[Tensor | None, ...],
     reverse: bool,
     lengths: Tensor | None,
+    beginnings: "_Beginnings",
 ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """The state after each step, in the order of the input, zero past the end of a sequence; and the final state."""
     states = []
@@ -327,6 +373,7 @@ def _scan_all(
         active = None if lengths is None else (t < lengths).unsqueeze(1)
         # what stands past the end must not matter, not even as NaN times zero in a gradient
         x = input[t] if active is None else torch.where(active, input[t], 0)
+        state = beginnings.at(t, state)
         parts = zip(step(x, state), state, keep)
         after = tuple(new if k is None else k[t] * old + (1 - k[t]) * new for new, old, k in parts)
         if active is not None:

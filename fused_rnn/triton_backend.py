@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import products
 from .cells import WEIGHTS
-from .operands import DIFFERENTIABLE, MASKS, SAVES, SCHEMAS, BackwardCall, Operands
+from .operands import DIFFERENTIABLE, MASKS, SAVES, SCHEMAS, BackwardCall, ForwardCall, Operands
 
 NAMESPACE = "fused_rnn_triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -100,8 +100,8 @@ def _kernels() -> products.Kernels:
 
 def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fused_rnn_triton::forward``."""
-    *operands, save = arguments
-    _check(Operands(*operands))
+    q, save = ForwardCall.of(arguments)
+    _check(q)
     if save not in SAVES:
         raise RuntimeError(f"fused_rnn: save must be 'nothing', 'states' or 'everything', got {save!r}")
     return products.forward(*arguments, kernels=_kernels())
@@ -135,12 +135,18 @@ def _check(q: Operands) -> None:
         raise RuntimeError("fused_rnn: this cell has one bias, bias_ih")
     if q.keep_c is not None and not spec.has_cell_state:
         raise RuntimeError("fused_rnn: keep_c goes with cells that have a cell state")
+    if q.resets is None and not q.h_reset is q.c_reset is None:
+        raise RuntimeError("fused_rnn: h_reset and c_reset go with resets")
+    if q.c_reset is not None and not spec.has_cell_state:
+        raise RuntimeError("fused_rnn: c_reset goes with cells that have a cell state")
     for name in (*DIFFERENTIABLE, *MASKS):
         _check_tensor(name, getattr(q, name), q.shape(name), q.input)
     if not q.gradient_clip >= 0:
         raise RuntimeError(f"fused_rnn: gradient_clip must be positive, or 0 for none, got {q.gradient_clip}")
     if q.lengths is not None and (q.lengths.dtype != torch.int64 or q.lengths.shape != q.shape("lengths")):
         raise RuntimeError(f"fused_rnn: lengths must be an int64 tensor of shape {q.shape('lengths')}")
+    if q.resets is not None and (q.resets.dtype != torch.bool or q.resets.shape != q.shape("resets")):
+        raise RuntimeError(f"fused_rnn: resets must be a bool tensor of shape {q.shape('resets')}")
 
 
 def _check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:

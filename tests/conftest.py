@@ -66,14 +66,16 @@ class Operands:
     keep_h: Tensor | None = None
     keep_c: Tensor | None = None
     gradient_clip: float | None = None
+    resets: Tensor | None = None
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
         """[output, h_n], or [output, h_n, c_n, cell states]."""
         tensors = {**self.tensors, **replaced}
-        weights = {name: t for name, t in tensors.items() if name not in ("input", "h_0", "c_0")}
+        weights = {name: t for name, t in tensors.items() if name in ops.WEIGHTS}
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
         how = {"reverse": self.reverse, "lengths": self.lengths, "backend": backend, "recompute": self.recompute}
         how["return_cells"] = self.return_cells and ops.CELLS[self.cell].has_cell_state
+        how |= {"resets": self.resets} | {name: t for name, t in tensors.items() if name.endswith("_reset")}
         how |= {"keep_h": self.keep_h, "keep_c": self.keep_c, "gradient_clip": self.gradient_clip}
         output, last, *cells = ops.run(self.cell, tensors["input"], state, weights, **how)
         return [output, *(last if isinstance(last, tuple) else (last,)), *cells]
@@ -94,7 +96,7 @@ class Operands:
 
     def on(self, device: torch.device) -> "Operands":
         tensors = {name: t.detach().to(device).requires_grad_() for name, t in self.tensors.items()}
-        constants = ("lengths", "keep_h", "keep_c")
+        constants = ("lengths", "keep_h", "keep_c", "resets")
         moved = {name: t.to(device) for name in constants if (t := getattr(self, name)) is not None}
         return replace(self, tensors=tensors, **moved)
 
@@ -129,6 +131,22 @@ def regularised(op: Operands, drawn: bool = True, seed: int = 2) -> Operands:
     masks = torch.rand(2, T, B, H, dtype=torch.float64, generator=generator)
     keep_h, keep_c = (masks < 0.3).double() if drawn else masks
     return replace(op, keep_h=keep_h, keep_c=keep_c if "c_0" in op.tensors else None, gradient_clip=0.05)
+
+
+def with_resets(op: Operands, *, share: float = 0.3, learnt: bool = True, seed: int = 3) -> Operands:
+    """With boundaries between episodes, so many of all steps, one of them before the first step.
+
+    ``learnt``: with states of their own, in place of zeros, that episodes begin with.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    resets = torch.rand(op.tensors["input"].shape[:2], generator=generator) < share
+    resets[0, 0] = True
+    tensors = dict(op.tensors)
+    for name in ("h_0", "c_0") if learnt else ():
+        if name in tensors:
+            value = torch.randn(tensors[name].shape, dtype=torch.float64, generator=generator)
+            tensors[name.replace("_0", "_reset")] = value.to(tensors[name].dtype).requires_grad_()
+    return replace(op, tensors=tensors, resets=resets)
 
 
 def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:

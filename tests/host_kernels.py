@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel import build, calls
 from benchmarks.gpu.kernel.calls import Chip, Plan
-from fused_rnn import cuda, products
-from fused_rnn.cells import WEIGHTS
+from fused_rnn import cuda, episodes, products
+from fused_rnn.operands import DIFFERENTIABLE
 
 from .conftest import Operands, Shape
 
@@ -164,12 +164,14 @@ class HostKernels:
 def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> list[Tensor]:
     """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
     t = {name: tensor.detach() for name, tensor in op.tensors.items()}
-    names = ["input", "h_0", "c_0", *WEIGHTS]
     operands = [None if value is None else value.detach() for value in op.arguments()]
     operands += [op.cell, op.reverse, op.gradient_clip or 0.0]
-    *results, saved = products.forward(*operands, "everything", kernels=kernels)
+    begins = None if op.resets is None else episodes.beginnings(op.resets, op.reverse, op.lengths)
+    begin = [begins, t.get("h_reset"), t.get("c_reset")]
+    *results, saved = products.forward(*operands, "everything", *begin, kernels=kernels)
     output, *_, cells = results
     results = results[: len(d_results)]
     d_results = [*(d.to(output.dtype) for d in d_results), None, None][:4]
-    gradients = products.backward(*d_results, output, cells, saved, *operands, True, True, kernels=kernels)
-    return [*results, *(d for name, d in zip(names, gradients) if name in t)]
+    gradients = products.backward(*d_results, output, cells, saved, *operands, True, True, *begin, kernels=kernels)
+    found = dict(zip(DIFFERENTIABLE, gradients))
+    return [*results, *(found[name] for name in t)]

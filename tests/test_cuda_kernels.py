@@ -12,7 +12,7 @@ from benchmarks.gpu.kernel.calls import TYPES
 from fused_rnn import products
 from fused_rnn.cells import CELLS
 
-from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
+from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, with_resets
 from .host_kernels import (
     DIRECTIONS,
     ROOT,
@@ -195,6 +195,48 @@ def test_float64_equals_reference(library, cell, shape, way, reverse):
 def test_zoneout_and_clipping(library, cell, way, reverse):
     op = operands(cell, Shape(3, 11, 5, 23), reverse=reverse, lengths=[3, 0, 1, 2, 3, 3, 1, 2, 3, 3, 2])
     compare(library, regularised(op, drawn=reverse), 1e-11, WAYS[way])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("learnt", [False, True], ids=["zeros", "learnt"])
+def test_resets(library, cell, way, reverse, learnt):
+    """In the second tile too, at its end and where it rests."""
+    lengths = [4, 0, 1, 2, 4, 4, 1, 2, 3, 4, 2] if learnt else None
+    op = with_resets(operands(cell, Shape(4, 11, 5, 23), reverse=reverse, lengths=lengths), learnt=learnt, share=0.4)
+    compare(library, regularised(op, drawn=reverse) if learnt else op, 1e-11, WAYS[way])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_where_no_episode_begins_nothing_changes(library, cell, dtype):
+    op = operands(cell, Shape(4, 11, 5, 23), dtype=dtype)
+    d_results = random_like(op.run("reference"))
+    never = replace(op, resets=torch.zeros(4, 11, dtype=torch.bool))
+    both = (run_kernels(each, d_results, HostKernels(library, WAYS["team"])) for each in (op, never))
+    assert all(torch.equal(a, b) for a, b in zip(*both))
+
+
+def test_resets_in_low_precision_are_no_worse_than_pytorch(library, cell):
+    op = with_resets(operands(cell, Shape(12, 9, 7, 40), scale=1.0, dtype=torch.bfloat16))
+    d_results = random_like(op.run("reference"))
+    exact = op.to(torch.float64).results_and_gradients("reference", d_results)
+    theirs = relative_error(op.results_and_gradients("reference", d_results), exact)
+    compare(library, op, 2 * theirs, WAYS["block"])
+
+
+def test_gradients_of_what_episodes_begin_with_are_nan_where_a_block_does_not_come(library):
+    op = with_resets(operands("lstm", Shape(3, 11, 5, 23)))
+    d_results = random_like(op.run("reference"))
+    values = run_kernels(op, d_results, HostKernels(library, WAYS["team"], missing=1))
+    for name in ("h_reset", "c_reset"):
+        assert values[len(d_results) + list(op.tensors).index(name)][:, :16].isnan().all()
+
+
+@pytest.mark.parametrize("exchange", ["cluster", "messages", "warps"])
+def test_kernels_without_resets_refuse_them(library, exchange):
+    op = with_resets(operands("lstm", Shape(3, 8, 5, 24), dtype=torch.float32))
+    kernels = HostKernels(library, Way(16, 200_000, f"exchange={exchange}", (16, 8, 4, 2, 1)))
+    with pytest.raises(AssertionError, match="cannot be: kernels in clusters and by messages know no resets"):
+        run_kernels(op, random_like(op.run("reference")), kernels)
 
 
 def test_states_larger_than_shared_memory(library, cell):

@@ -32,6 +32,12 @@ def _nothing_forced(monkeypatch):
     monkeypatch.delenv(cuda.FORCED, raising=False)
 
 
+def test_kernels_of_warps_refuse_resets():
+    for exchange in (*WARPS, "warps"):
+        with pytest.raises(RuntimeError, match=f"exchange={exchange}.* cannot be: .* know no resets"):
+            cuda.plan(*LSTM, chip=H200, forced=f"exchange={exchange}", resets=True)
+
+
 # What is told -----------------------------------------------------------------------------------------------
 
 
@@ -314,7 +320,7 @@ def test_kernels_of_warps_are_chosen_where_the_table_has_them():
                 assert elsewhere.exchange not in WARPS
                 assert elsewhere == cuda.plan(*layer, direction, H200, forced="exchange=blocks")
                 without = cuda.plan(*layer, direction, replace(H200, clusters=(0,) * 5))
-                assert without == elsewhere
+                assert without == elsewhere == cuda.plan(*layer, direction, H200, resets=True)
     measured = {(outcome.cell, outcome.dtype) for each in results.load() for outcome in each.outcomes}
     others = [(*kind, 128) for kind in product(results.CELLS, results.DTYPES) if kind not in measured]
     for cell, dtype, hidden in (*others, ("lstm", "float64", 128), ("lstm", "float16", 3000)):

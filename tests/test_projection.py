@@ -85,7 +85,13 @@ def test_gradcheck(reverse, backend):
     operands = [torch.randn(shape, dtype=torch.float64) for shape in ((3, 3, 2), (3, 3), (3, 4))]
 
     def run(x, h_0, c_0, *tensors):
-        how = {"reverse": reverse, "lengths": [torch.tensor([3, 0, 2])], "masks": [{}], "backend": backend}
+        how = {
+            "reverse": reverse,
+            "lengths": [torch.tensor([3, 0, 2])],
+            "masks": [{}],
+            "resets": [None],
+            "backend": backend,
+        }
         (output,), final = projection.run_lstm([x], (h_0, c_0), dict(zip(shapes, tensors)), **how)
         return output, *final
 

@@ -24,7 +24,13 @@ from fused_rnn.cells import CELLS, Cell
 
 ROOT = Path(__file__).parent.parent
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # of a block, at most, by compute capability
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
 APPROXIMATE = re.compile(r"\b(?:[a-z0-9]+\.approx|div\.full)\b[.\w]*")  # instructions of PTX
 
 
@@ -64,9 +70,9 @@ class Usage:
 def optional(cell: str, backward: bool) -> tuple[str, ...]:
     """What a call may leave out: operands, and forward the results that only backward reads."""
     spec = CELLS[cell]
-    of_cell_state = ("keep_c", "d_c_n", "d_cells") if backward else ("keep_c", "cells")
+    of_cell_state = ("keep_c", "c_reset", *(("d_c_n", "d_cells") if backward else ("cells",)))
     names = ("d_output", "d_h_n") if backward else (*(n for n in spec.weights if n.startswith("bias")), "saved")
-    return (*names, "lengths", "keep_h", *(of_cell_state if spec.has_cell_state else ()))
+    return (*names, "lengths", "keep_h", "resets", "h_reset", *(of_cell_state if spec.has_cell_state else ()))
 
 
 # Here -------------------------------------------------------------------------------------------------------
@@ -165,10 +171,12 @@ def call_kernel(launch, case: Case) -> None:
     recurrent = (x if spec.multiplicative else None, h_0, c_0, w["weight_ih"], w["weight_hh"], w["weight_mhh"])
     of_steps, of_states = x.new_empty(T, B, case.H), x.new_empty(B, case.H)
     values = dict.fromkeys(("d_output", "d_cells", "keep_h", "keep_c"), of_steps)
-    values |= dict.fromkeys(("d_h_n", "d_c_n"), of_states)
+    values |= dict.fromkeys(("d_h_n", "d_c_n", "h_reset", "c_reset"), of_states)
+    values |= {"resets": torch.zeros(T, B, dtype=torch.bool)}
     values |= {"lengths": torch.ones(B, dtype=torch.int64), **w}
     given = {name: values.get(name) for name in optional(case.cell, case.backward) if name not in case.without}
-    around = (*(given.get(name) for name in ("lengths", "keep_h", "keep_c")), case.cell, False)
+    of_loop = ("lengths", "keep_h", "keep_c", "resets", "h_reset", "c_reset")
+    around = (*map(given.get, of_loop), case.cell, False)
     if not case.backward:
         projected = x.new_empty(T, B, case.I if spec.modulates == "input" else spec.gates * case.H)
         biases = (given.get(name) for name in ("bias_m", "bias_ih", "bias_hh"))

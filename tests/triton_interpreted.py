@@ -14,7 +14,7 @@ import fused_rnn
 from fused_rnn import ops
 from fused_rnn.triton import launch, math, plan, tiles
 
-from .conftest import Operands, Shape, operands, random_like, regularised, relative_error
+from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, with_resets
 from .test_math import X, units_in_the_last_place
 from .test_vmap import BATCHED, SHAPE
 from .test_vmap import error as vmap_error
@@ -99,6 +99,38 @@ def test_clipping_on_the_chip(cell):
     for name, gradient in zip(op.tensors, narrow[-len(op.tensors) :]):
         if name.startswith("bias"):
             assert 0 < gradient.abs().max() <= SMALL.T * SMALL.B * 2.0**-20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["streamed", "resident"])
+@pytest.mark.parametrize("learnt", [False, True], ids=["zeros", "learnt"])
+def test_resets(cell, reverse, dtype, learnt):
+    lengths = [4, 1, 2, 0, 4] * 2 + [1, 2, 3] if learnt else None
+    op = operands(cell, Shape(4, 13, 11, 29), reverse=reverse, lengths=lengths, dtype=dtype)
+    op = with_resets(op, share=0.4, learnt=learnt)
+    assert is_resident(op) == (dtype != torch.float32)
+    assert_as_exact_as_pytorch(regularised_but_for_clipping(op) if learnt else op)
+
+
+def regularised_but_for_clipping(op: Operands) -> Operands:
+    return replace(regularised(op), gradient_clip=None)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "multiplicative_gru"])
+@pytest.mark.usefixtures("streamed")
+def test_resets_in_several_programs_and_blocks(cell):
+    op = with_resets(operands(cell, Shape(3, 17, 3, 35), reverse=True, dtype=torch.float32))
+    assert_as_exact_as_pytorch(op)
+    op.recompute = True
+    assert_as_exact_as_pytorch(op)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["streamed", "resident"])
+def test_where_no_episode_begins_nothing_changes(cell, dtype):
+    op = operands(cell, SMALL, dtype=dtype)
+    d_results = random_like(op.run("reference"))
+    never = replace(op, resets=torch.zeros(SMALL.T, SMALL.B, dtype=torch.bool))
+    both = (each.results_and_gradients("triton", d_results) for each in (op, never))
+    assert all(torch.equal(a, b) for a, b in zip(*both))
 
 
 def test_what_stands_past_the_end_does_not_matter(cell):

@@ -35,6 +35,7 @@ class Backward {
     step_.gradient_clip = static_cast<C>(in.gradient_clip);
     step_.h_0 = const_data<S>(q.h_0);
     step_.c_0 = q.c_0 ? const_data<S>(*q.c_0) : nullptr;
+    if (q.resets) make_beginnings();
     step_.dh = data<C>(dh_);
     step_.dc = q.cell.has_cell_state ? data<C>(dc_) : nullptr;
     step_.d_stride = columns_;
@@ -101,6 +102,36 @@ class Backward {
     if (U_m) step_.projection = transposed(M, {{modulates_hidden() ? U : W, G * H, M, 1}});
   }
 
+  // What steps that begin anew begin with, and the place of its gradients.
+  void make_beginnings() {
+    const int64_t size = q_.B * q_.H;
+    const auto or_zeros = [&](const OptionalTensor& beginning) -> const S* {
+      if (beginning) return const_data<S>(*beginning);
+      S* zeros = workspace_.array<S>(size);
+      std::fill_n(zeros, size, S{});
+      return zeros;
+    };
+    step_.h_reset = or_zeros(q_.h_reset);
+    if (q_.cell.has_cell_state) step_.c_reset = or_zeros(q_.c_reset);
+    if (q_.h_reset) dh_reset_ = gradient_or_zeros(std::nullopt);
+    if (q_.c_reset) dc_reset_ = gradient_or_zeros(std::nullopt);
+    around_.after = [this](int64_t s, Range rows) { end_episodes(s, rows); };
+  }
+
+  // The gradients of what rows begin a step with, where they begin anew, go to that and not to the step before.
+  void end_episodes(int64_t s, Range rows) const {
+    const int64_t H = q_.H;
+    for_rows_begun(q_, schedule_, s, rows, [&](int64_t row, int64_t) {
+      const auto take = [&](C* carried, const OptionalTensor& beginning, const Tensor& sum) {
+        C* const from = carried + row * H;
+        if (beginning) std::transform(from, from + H, data<C>(sum) + row * H, data<C>(sum) + row * H, std::plus<C>());
+        std::fill_n(from, H, C(0));
+      };
+      take(step_.dh, q_.h_reset, dh_reset_);
+      if (step_.dc) take(step_.dc, q_.c_reset, dc_reset_);
+    });
+  }
+
   // Weights as the library's products read them.
   void make_factors() {
     if (in_.input_gradient && !modulates_input()) weight_ih_ = factor<C, S>(q_.weights.weight_ih);
@@ -148,7 +179,7 @@ class Backward {
     const Split split = choose_split(most, q_.cell.gates * q_.H * q_.H, k.weight_bytes);
     cpu::run_steps(
         split, most, chunk.last - 1, chunk.first - 1, phases, [&](int64_t s) { return step_at(s, chunk); },
-        k.cell(q_.cell.id).backward);
+        k.cell(q_.cell.id).backward, around_);
   }
 
   BackwardStep<C, S> step_at(int64_t s, const Chunk& chunk) const {
@@ -161,6 +192,7 @@ class Backward {
     step.d_cells = in_.d_cells ? const_data<S>(*in_.d_cells) + t * B * H : nullptr;
     step.keep_h = q_.keep_h ? const_data<S>(*q_.keep_h) + t * B * H : nullptr;
     step.keep_c = q_.keep_c ? const_data<S>(*q_.keep_c) + t * B * H : nullptr;
+    step.begins = q_.resets ? const_data<bool>(*q_.resets) + t * B : nullptr;
     if (q_.cell.has_cell_state) step.c = const_data<S>(in_.cells) + t * B * H;
     step.d = d_ + row * columns_;
     step.history = operands_ + row * operand_columns();
@@ -365,6 +397,8 @@ class Backward {
     BackwardResult r;
     r.h_0 = state_gradient(dh_);
     if (q_.cell.has_cell_state) r.c_0 = state_gradient(dc_);
+    if (q_.h_reset) r.h_reset = state_gradient(dh_reset_);
+    if (q_.c_reset) r.c_reset = state_gradient(dc_reset_);
     if (in_.input_gradient) r.input = d_input_;
     if (in_.weight_gradients) {
       few_ ? make_weight_gradients(r) : take_weight_gradients(r);
@@ -431,11 +465,12 @@ class Backward {
   // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
   C *d_, *operands_;
   Tensor d_tensor_, operands_tensor_, s_, dx_, wx_m_, d_wx_m_;
-  Tensor d_factor_;                                           // d of this chunk, as products read it
-  Tensor dh_, dc_;                                            // (B, H): carried from step to step
-  Tensor weight_ih_, weight_mih_;                             // as the library's products read them
+  Tensor d_factor_;                       // d of this chunk, as products read it
+  Tensor dh_, dc_, dh_reset_, dc_reset_;  // (B, H): carried from step to step; gradients of what steps begin anew with
+  Tensor weight_ih_, weight_mih_;         // as the library's products read them
   Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_;  // d_weights_: of [U | W]
   BackwardStep<C, S> step_{};                                 // all that is the same for every step
+  Around around_;
 };
 
 }  // namespace

@@ -50,6 +50,7 @@ class Forward {
       if (!joint_) step_.wx = workspace_.array<C>(B * q.cell.gates * H);
       step_.operand = step_.x_hat;
     }
+    if (q.resets) around_.before = [this](int64_t s, Range rows) { begin_anew(s, rows); };
   }
 
   ForwardResult run() {
@@ -172,7 +173,22 @@ class Forward {
     add(ForwardPhase::candidate, step_.candidate);
     run_steps(
         split, most, chunk.first, chunk.last, phases, [&](int64_t s) { return step_at(s, chunk, x.values); },
-        k.cell(q_.cell.id).forward);
+        k.cell(q_.cell.id).forward, around_);
+  }
+
+  // Give rows that begin anew what they begin with, in the place of what the step before left there.
+  void begin_anew(int64_t s, Range rows) const {
+    const int64_t H = q_.H;
+    for_rows_begun(q_, schedule_, s, rows, [&](int64_t row, int64_t at) {
+      const auto put = [&](const OptionalTensor& beginning, C* to) {
+        if (beginning)
+          load(const_data<S>(*beginning) + at * H, H, to + row * H);
+        else
+          std::fill_n(to + row * H, H, C(0));
+      };
+      put(q_.h_reset, state(s));
+      if (step_.c) put(q_.c_reset, step_.c);
+    });
   }
 
   // x: of the chunk
@@ -206,6 +222,7 @@ class Forward {
   C* h_;                               // (2*B, H): the states before and after a step, in turn
   std::optional<Projection> w_, w_m_;  // W x + b, unless joint or of x̂; W_m x + b_m of multiplicative cells
   ForwardStep<C, S> step_{};           // all that is the same for every step
+  Around around_;
 };
 
 }  // namespace

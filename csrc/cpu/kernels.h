@@ -117,21 +117,24 @@ struct BackwardStep {
   Matrix<C, S> projection;  // multiplicative: from δa to δx̂, which is by Wᵀ, or where h₋ is modulated by Uᵀ
   const S* saved;           // [B, saved_stride]
   int64_t saved_stride;
-  const S* c;         // [B, H] cells with a cell state
-  const S* h_prev;    // [B, H] outputs of the step before
-  const S* c_prev;    // [B, H] likewise
-  const S* h_0;       // [B, H] the state before a sequence's first step
-  const S* c_0;       // [B, H]
-  const S* x;         // [B, I]
-  const C* wx_m;      // [B, H] where h₋ is modulated: W_m x, else null
-  const S* d_output;  // [B, H], or null for zeros
-  const S* d_cells;   // [B, H] likewise
-  const S* keep_h;    // [B, H] as in the forward step
-  const S* keep_c;    // [B, H] likewise
-  C gradient_clip;    // the largest magnitude that a gradient of a pre-activation may have
-  C* dh;              // [B, H] δh from later steps, then δh₋
-  C* dc;              // [B, H] likewise
-  C* d;               // [B, d_stride] gradients of the pre-activations
+  const S* c;          // [B, H] cells with a cell state
+  const S* h_prev;     // [B, H] outputs of the step before
+  const S* c_prev;     // [B, H] likewise
+  const S* h_0;        // [B, H] the state before a sequence's first step
+  const S* c_0;        // [B, H]
+  const bool* begins;  // [B] whether a sequence begins this step anew, or null
+  const S* h_reset;    // [B, H] with what, where any begins so
+  const S* c_reset;    // [B, H]
+  const S* x;          // [B, I]
+  const C* wx_m;       // [B, H] where h₋ is modulated: W_m x, else null
+  const S* d_output;   // [B, H], or null for zeros
+  const S* d_cells;    // [B, H] likewise
+  const S* keep_h;     // [B, H] as in the forward step
+  const S* keep_c;     // [B, H] likewise
+  C gradient_clip;     // the largest magnitude that a gradient of a pre-activation may have
+  C* dh;               // [B, H] δh from later steps, then δh₋
+  C* dc;               // [B, H] likewise
+  C* d;                // [B, d_stride] gradients of the pre-activations
   int64_t d_stride;
   C* history;  // [B, operand_stride] h₋, and after it x̂ or x, or both: operands of the weight gradients
   int64_t operand_stride;

@@ -104,4 +104,14 @@ class Schedule {
   std::vector<Chunk> chunks_;
 };
 
+// f(row, row of the caller's) for those of some rows that begin anew in a step. There are resets.
+template <typename F>
+void for_rows_begun(const Sequence& q, const Schedule& schedule, int64_t step, Range rows, const F& f) {
+  const int64_t time = q.time(step);
+  const bool* begins = const_data<bool>(*q.resets) + time * q.B;
+  const Running running = schedule.running(time);
+  for (int64_t row = rows.begin; row < rows.end; ++row)
+    if (const int64_t at = running.at(row); begins[at]) f(row, at);
+}
+
 }  // namespace fused_rnn::cpu

@@ -319,11 +319,16 @@ inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) 
   return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
 }
 
+// What precedes and follows the phases of a step, for some rows; each is empty where there is nothing to do.
+struct Around {
+  std::function<void(int64_t s, Range rows)> before, after;
+};
+
 // Run the phases of the steps from `first` towards `last`, in either order: run(step_at(s), phase, rows, panels). At
 // most `batch` sequences run in each.
 template <typename Phase, typename StepAt, typename Run>
 void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const std::vector<PhaseSize<Phase>>& phases,
-               const StepAt& step_at, const Run& run) {
+               const StepAt& step_at, const Run& run, const Around& around) {
   const int64_t direction = first <= last ? 1 : -1;
   const auto run_rows = [&](int64_t begin, int64_t end) {
     [[maybe_unused]] const FlushSubnormals flush;
@@ -331,7 +336,9 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
       const auto step = step_at(s);
       const Range running{begin, std::min(end, step.running.count)};
       if (running.begin >= running.end) continue;
+      if (around.before) around.before(s, running);
       for (const auto& [phase, panels] : phases) run(step, phase, running, Range{0, panels});
+      if (around.after) around.after(s, running);
     }
   };
   if (split == Split::none) return run_rows(0, batch);
@@ -339,6 +346,7 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
   for (int64_t s = first; s != last; s += direction) {
     const auto step = step_at(s);
     const int64_t count = step.running.count;
+    if (around.before) around.before(s, {0, count});
     for (const auto& [phase, panels] : phases) {
       if (panels == 0)
         torch::stable::parallel_for(0, count, share(count), [&, phase = phase](int64_t begin, int64_t end) {
@@ -351,6 +359,7 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
           run(step, phase, Range{0, count}, Range{begin, end});
         });
     }
+    if (around.after) around.after(s, {0, count});
   }
 }
 

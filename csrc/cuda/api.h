@@ -29,6 +29,15 @@ struct Chip {
   const char* name = "";             // as the driver has it
 };
 
+// The steps that begin anew, and with what; of type void in what the operators hand over. Not among the arrays of a
+// call, of which the kernels of clusters are made, which know none of it.
+template <typename S>
+struct Beginnings {
+  const bool* resets;           // [T, B] whether a sequence begins a step anew, or null
+  const S *h_reset, *c_reset;   // [B, H] with what; null is zeros
+  void *d_h_reset, *d_c_reset;  // [B, H] backward, where there are these: their gradients, in the type of sums
+};
+
 struct Layer {
   CellId cell;
   Modulates modulates;
@@ -37,6 +46,7 @@ struct Layer {
   int64_t T, B, I, H;
   const int64_t* lengths;  // [B] steps of each sequence, at most T, or null
   unsigned* timed_out;     // becomes 1 if a block timed out; the host may read it at any time
+  Beginnings<void> beginnings;
 };
 
 // The arrays of a call, of type S; of type void in what the operators hand over.
@@ -95,7 +105,8 @@ struct Prepared {
   std::function<std::string(void* workspace, void* stream)> run;
 };
 
-// Plan a call, by the division that is forced as far as one is. Pointers are not looked at before it runs.
+// Plan a call, by the division that is forced as far as one is. Of pointers only matters whether there are resets; none
+// is followed before the call runs.
 Prepared prepare(const ForwardCall&, const Chip&, const Division& forced);
 Prepared prepare(const BackwardCall&, const Chip&, const Division& forced);
 

@@ -17,10 +17,10 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
   using C = Computed<S>;
   using State = BackwardState;
   using Name = BackwardProduct;
-  using Base::active, Base::any_active, Base::arrays_, Base::exchange_, Base::features_, Base::for_features,
-      Base::for_tiles, Base::for_units, Base::layout_, Base::layout_of, Base::multiply, Base::part_, Base::pass,
-      Base::place, Base::q_, Base::row, Base::rows_, Base::sequences_, Base::shared_, Base::sums_at, Base::time,
-      Base::units_;
+  using Base::active, Base::any_active, Base::arrays_, Base::beginning, Base::begins, Base::exchange_, Base::features_,
+      Base::for_features, Base::for_tiles, Base::for_units, Base::layout_, Base::layout_of, Base::multiply, Base::part_,
+      Base::pass, Base::place, Base::prefetch_beginnings, Base::q_, Base::row, Base::rows_, Base::sequences_,
+      Base::shared_, Base::sums_at, Base::time, Base::units_;
   static constexpr CellShape shape = shape_of<Cell, modulates>;
   static constexpr bool multiplicative = shape.multiplicative(), of_hidden = shape.of_hidden();
   static constexpr bool has_n = exists(shape, State::n), has_q = shape.has_q();
@@ -52,6 +52,8 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     for_units([&](int i, int r, int u) {
       dh_[i] = arrays_.d_h_n ? C(widen(arrays_.d_h_n[place(r, u)])) : C(0);
       if constexpr (Cell::has_cell_state) dc_[i] = arrays_.d_c_n ? C(widen(arrays_.d_c_n[place(r, u)])) : C(0);
+      set(q_.beginnings.d_h_reset, r, u, C(0));
+      set(q_.beginnings.d_c_reset, r, u, C(0));
     });
     stage(q_.T - 1);
     finish_copies();
@@ -67,6 +69,9 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     for_units([&](int i, int r, int u) {
       arrays_.d_h_0[place(r, u)] = narrow<S>(alive_ ? dh_[i] : not_a_number<C>());
       if constexpr (Cell::has_cell_state) arrays_.d_c_0[place(r, u)] = narrow<S>(alive_ ? dc_[i] : not_a_number<C>());
+      if (alive_) return;
+      set(q_.beginnings.d_h_reset, r, u, not_a_number<C>());
+      set(q_.beginnings.d_c_reset, r, u, not_a_number<C>());
     });
   }
 
@@ -105,6 +110,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
 
   FUSED_RNN_DEVICE void stage(int step) const {
     if (step < 0 || !any_active(time(step))) return;
+    prefetch_beginnings(time(step));
     const int64_t first = row(0, time(step)), before = row(0, time(step - 1)), H = q_.H;
     const auto fetch = [&](int run, const S* from, int64_t stride) {
       copy_rows(staged(step, run), from + units_.first, stride, rows_, units_.count, pieces_);
@@ -134,9 +140,11 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
   FUSED_RNN_DEVICE bool first(int r) const { return step_ == 0 || !active(r, time(step_ - 1)); }
   FUSED_RNN_DEVICE C h_prev(int r, int u) const {
     if constexpr (!Cell::bypasses_product) return C(0);  // not used
+    if (begins(r, t_)) return beginning(q_.beginnings.h_reset, r, u);
     return first(r) ? C(widen(arrays_.h_0[place(r, u)])) : staged_at(h_run, r, u);
   }
   FUSED_RNN_DEVICE C c_prev(int r, int u) const {
+    if (begins(r, t_)) return beginning(q_.beginnings.c_reset, r, u);
     return first(r) ? C(widen(arrays_.c_0[place(r, u)])) : staged_at(c_prev_run, r, u);
   }
 
@@ -249,7 +257,26 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     for_units([&](int i, int r, int u) {
       if (!active(r, t_)) return;
       dh_[i] += sums().total(all, r, u);
+      if (begins(r, t_)) end_episode(i, r, u);
     });
+  }
+
+  // The gradients of what a step began anew with, which the step before it has no share in.
+  FUSED_RNN_DEVICE void end_episode(int i, int r, int u) {
+    add(q_.beginnings.d_h_reset, r, u, dh_[i]);
+    dh_[i] = C(0);
+    if constexpr (Cell::has_cell_state) {
+      add(q_.beginnings.d_c_reset, r, u, dc_[i]);
+      dc_[i] = C(0);
+    }
+  }
+
+  // Sums [B, H], or null, of which the same thread has a unit in every step.
+  FUSED_RNN_DEVICE void set(void* sums, int r, int u, C value) const {
+    if (sums) static_cast<C*>(sums)[place(r, u)] = value;
+  }
+  FUSED_RNN_DEVICE void add(void* sums, int r, int u, C value) const {
+    if (sums) static_cast<C*>(sums)[place(r, u)] += value;
   }
 
   int step_ = 0, t_ = 0;

@@ -8,6 +8,7 @@
 
 #include "api.h"
 #include "exchange/exchange.h"
+#include "prefetch.h"
 #include "product.h"
 
 namespace fused_rnn::cuda {
@@ -19,6 +20,7 @@ struct Operands {
   bool reverse;
   const int64_t* lengths;  // [B] steps of each sequence, or null
   Arrays<S> arrays;
+  Beginnings<S> beginnings;
   Computed<S> gradient_clip;       // backward: the largest magnitude of a gradient of a pre-activation
   const unsigned char* workspace;  // packed weights, at the layout's offsets
   Layout layout;
@@ -132,6 +134,20 @@ class Block {
   FUSED_RNN_DEVICE int limit(int r) const { return at<int>(shared_, layout_.limits)[r]; }
   FUSED_RNN_DEVICE bool active(int r, int t) const { return t < limit(r); }
   FUSED_RNN_DEVICE bool any_active(int t) const { return t < longest_; }
+
+  // Whether sequence r of the tile begins an episode with the step at time t.
+  FUSED_RNN_DEVICE bool begins(int r, int t) const {
+    return q_.beginnings.resets && active(r, t) && q_.beginnings.resets[row(r, t)];
+  }
+  // The state of unit u that an episode begins with.
+  FUSED_RNN_DEVICE C beginning(const S* state, int r, int u) const {
+    return state ? C(widen(state[place(r, u)])) : C(0);
+  }
+  // Fetch the flags of the whole tile ahead of time: the step would wait for L2 otherwise.
+  FUSED_RNN_DEVICE void prefetch_beginnings(int t) const {
+    const int r = static_cast<int>(threadIdx.x);
+    if (q_.beginnings.resets && r < rows_ && t >= 0 && t < q_.T) prefetch(q_.beginnings.resets + row(r, t));
+  }
 
   // The row of sequence r of the tile in a [B, ...] array, and in a [T, B, ...] array.
   FUSED_RNN_DEVICE int64_t row(int r) const { return first_row_ + r; }

@@ -101,6 +101,7 @@ std::string run(const Planned& plan, const Call& call, const Chip& chip, const L
       .reverse = call.reverse,
       .lengths = call.lengths,
       .arrays = arrays,
+      .beginnings = __builtin_bit_cast(Beginnings<S>, call.beginnings),
       .gradient_clip = static_cast<Computed<S>>(Way::gradient_clip(call)),
       .workspace = workspace,
       .layout = layout,
@@ -137,6 +138,8 @@ inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
 // A call for a kernel of warps.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
+  if (call.beginnings.resets)
+    return {"kernels in clusters and by messages know no resets, as those of blocks do", {}, nullptr};
   if constexpr (!std::is_same_v<S, double>) return cluster::prepare_as<S>(call, chip, forced, launcher);
   return {"kernels in clusters are for float32, bfloat16 and float16, not for float64", {}, nullptr};
 }
@@ -158,7 +161,7 @@ Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, 
   if constexpr (!std::is_same_v<S, double>) {
     if (forced == Division() && clusters_are_ahead(call, chip)) {
       const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);
-      if (ready.refusal.empty()) return ready;  // else this device has no room for them
+      if (ready.refusal.empty()) return ready;  // else this device has no room for them, or the call has resets
     }
   }
   return dispatch_named_cell(call.cell, call.modulates, [&](auto cell, auto modulates) {

@@ -17,10 +17,10 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
   using C = Computed<S>;
   using State = ForwardState;
   using Name = ForwardProduct;
-  using Base::active, Base::any_active, Base::arrays_, Base::exchange_, Base::features_, Base::for_features,
-      Base::for_tiles, Base::for_units, Base::layout_, Base::layout_of, Base::multiply, Base::part_, Base::pass,
-      Base::place, Base::q_, Base::row, Base::rows_, Base::sequences_, Base::shared_, Base::sums_at, Base::time,
-      Base::units_;
+  using Base::active, Base::any_active, Base::arrays_, Base::beginning, Base::begins, Base::exchange_, Base::features_,
+      Base::for_features, Base::for_tiles, Base::for_units, Base::layout_, Base::layout_of, Base::multiply, Base::part_,
+      Base::pass, Base::place, Base::prefetch_beginnings, Base::q_, Base::row, Base::rows_, Base::sequences_,
+      Base::shared_, Base::sums_at, Base::time, Base::units_;
   static constexpr CellShape shape = shape_of<Cell, modulates>;
   static constexpr int G = Cell::gates;
   static constexpr bool multiplicative = shape.multiplicative(), of_input = shape.of_input();
@@ -58,8 +58,9 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
   FUSED_RNN_DEVICE void run_tile() {
     for_units([&](int i, int r, int u) {
       h_[i] = widen(arrays_.h_0[place(r, u)]);
-      exchange_.put(State::h, r, units_.first + u, h_[i]);
       if constexpr (Cell::has_cell_state) c_[i] = widen(arrays_.c_0[place(r, u)]);
+      if (begins(r, time(0))) begin_anew(i, r, u);
+      exchange_.put(State::h, r, units_.first + u, h_[i]);
     });
     alive_ = alive_ && pass(State::h);
     stage(0);
@@ -89,6 +90,7 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
   // All phases of a step; false if a block of the team did not come in time.
   FUSED_RNN_DEVICE bool advance() {
     const auto stage_next = [&] { stage(step_ + 1); };
+    prefetch_beginnings(time(step_ + 1));
     if constexpr (multiplicative) {
       multiply(modulation_, State::h, sums(Name::modulation), 0, stage_next);
       make_input();
@@ -235,12 +237,18 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
     return keep ? Zoneout::forward(C(widen(keep[result(r, u)])), before, after) : after;
   }
 
-  // Hand on the state of a unit, and put out its output.
+  // Hand on the state of a unit, or what the next step begins with in its place, and put out its output.
   FUSED_RNN_DEVICE void finish(int i, int r, int u, C h) {
     h = zone_out(arrays_.keep_h, r, u, h_[i], h);
     if (active(r, t_)) h_[i] = h;
+    if (step_ + 1 < q_.T && begins(r, time(step_ + 1))) begin_anew(i, r, u);
     exchange_.put(State::h, r, units_.first + u, h_[i]);
     arrays_.output[result(r, u)] = narrow<S>(active(r, t_) ? h : C(0));
+  }
+
+  FUSED_RNN_DEVICE void begin_anew(int i, int r, int u) {
+    h_[i] = beginning(q_.beginnings.h_reset, r, u);
+    if constexpr (Cell::has_cell_state) c_[i] = beginning(q_.beginnings.c_reset, r, u);
   }
 
   int step_ = 0, t_ = 0;

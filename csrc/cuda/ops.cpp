@@ -32,7 +32,8 @@ struct Operands {
   OptionalTensor weight_ih, weight_mhh;  // (G*H, I) where x is modulated, (I, H) multiplicative cells
   Tensor weight_hh;                      // (G*H, H)
   OptionalTensor lengths;
-  OptionalTensor keep_h, keep_c;  // (T, B, H)
+  OptionalTensor keep_h, keep_c;            // (T, B, H)
+  OptionalTensor resets, h_reset, c_reset;  // (T, B), (B, H)
   bool reverse;
   int64_t T, B, I, H;
 };
@@ -48,6 +49,7 @@ CellSpec cell_with_kernels(const std::string& name) {
 Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor& h_0, const OptionalTensor& c_0,
                   const OptionalTensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& weight_mhh,
                   const OptionalTensor& lengths, const OptionalTensor& keep_h, const OptionalTensor& keep_c,
+                  const OptionalTensor& resets, const OptionalTensor& h_reset, const OptionalTensor& c_reset,
                   const std::string& cell_name, bool reverse) {
   const CellSpec cell = cell_with_kernels(cell_name);
   const bool modulates_input = cell.modulates == Modulates::input;
@@ -71,6 +73,9 @@ Operands operands(const Tensor& steps, const OptionalTensor& input, const Tensor
           .lengths = checked_lengths(lengths, steps),
           .keep_h = checked("keep_h", keep_h, {T, B, H}, steps),
           .keep_c = checked_keep_c(keep_c, cell, {T, B, H}, steps),
+          .resets = checked_resets(resets, steps),
+          .h_reset = checked_beginning("h_reset", h_reset, resets, h_0),
+          .c_reset = checked_beginning("c_reset", c_reset, resets, c_0),
           .reverse = reverse,
           .T = T,
           .B = B,
@@ -110,6 +115,9 @@ Call call_with(const Operands& o) {
   call.H = o.H;
   call.lengths = static_cast<const int64_t*>(address(o.lengths));
   call.timed_out = cuda::timed_out_word();
+  call.beginnings.resets = static_cast<const bool*>(address(o.resets));
+  call.beginnings.h_reset = address(o.h_reset);
+  call.beginnings.c_reset = address(o.c_reset);
   auto& a = call.arrays;
   a.keep_h = address(o.keep_h);
   a.keep_c = address(o.keep_c);
@@ -153,16 +161,14 @@ void queue(const Call& call, const Tensor& like) {
   if (!error.empty()) fail(error);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, OptionalTensor input, Tensor h_0,
-                                                           OptionalTensor c_0, OptionalTensor weight_ih,
-                                                           Tensor weight_hh, OptionalTensor weight_mhh,
-                                                           OptionalTensor bias_m, OptionalTensor bias_ih,
-                                                           OptionalTensor bias_hh, OptionalTensor lengths,
-                                                           OptionalTensor keep_h, OptionalTensor keep_c,
-                                                           std::string cell, bool reverse, std::string save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor projected, OptionalTensor input, Tensor h_0, OptionalTensor c_0, OptionalTensor weight_ih, Tensor weight_hh,
+    OptionalTensor weight_mhh, OptionalTensor bias_m, OptionalTensor bias_ih, OptionalTensor bias_hh,
+    OptionalTensor lengths, OptionalTensor keep_h, OptionalTensor keep_c, OptionalTensor resets, OptionalTensor h_reset,
+    OptionalTensor c_reset, std::string cell, bool reverse, std::string save) {
   const DeviceGuard guard = ready(projected);
-  const Operands o =
-      operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c, cell, reverse);
+  const Operands o = operands(projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c,
+                              resets, h_reset, c_reset, cell, reverse);
   const Save kept = save_named(save);
   const int64_t rows = o.cell.gates * o.H;
   const bool modulates_input = o.cell.modulates == Modulates::input;
@@ -199,16 +205,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor projected, Opt
   return {output, h_n, c_n, cells, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n,
-                                                    OptionalTensor d_cells, Tensor output, Tensor cells, Tensor saved,
-                                                    OptionalTensor input, Tensor h_0, OptionalTensor c_0,
-                                                    OptionalTensor weight_ih, Tensor weight_hh,
-                                                    OptionalTensor weight_mhh, OptionalTensor lengths,
-                                                    OptionalTensor keep_h, OptionalTensor keep_c, std::string cell,
-                                                    bool reverse, double gradient_clip) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cells, Tensor output,
+    Tensor cells, Tensor saved, OptionalTensor input, Tensor h_0, OptionalTensor c_0, OptionalTensor weight_ih,
+    Tensor weight_hh, OptionalTensor weight_mhh, OptionalTensor lengths, OptionalTensor keep_h, OptionalTensor keep_c,
+    OptionalTensor resets, OptionalTensor h_reset, OptionalTensor c_reset, std::string cell, bool reverse,
+    double gradient_clip) {
   const DeviceGuard guard = ready(output);
-  const Operands o =
-      operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c, cell, reverse);
+  const Operands o = operands(output, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths, keep_h, keep_c,
+                              resets, h_reset, c_reset, cell, reverse);
   if (!o.cell.has_cell_state && (d_c_n || d_cells)) fail("d_c_n and d_cells go with cells that have a cell state");
   const Tensor hidden = checked("output", output, {o.T, o.B, o.H}, output);
   const Tensor c = o.cell.has_cell_state ? checked("cells", cells, {o.T, o.B, o.H}, output) : cells;
@@ -223,6 +228,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   const Tensor d_c_0 = o.cell.has_cell_state ? empty_beside(output, {o.B, o.H}) : empty_beside(output, {0});
   const Tensor d = empty_beside(output, {o.T, o.B, o.cell.gradients * o.H + inputs});
   const Tensor d_input = inputs ? empty_beside(output, {o.T, o.B, inputs}) : empty_beside(output, {0});
+  const int32_t sums =
+      output.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  const auto of_beginning = [&](const OptionalTensor& state) {
+    return state ? empty_beside(output, {o.B, o.H}, sums) : empty_beside(output, {0}, sums);
+  };
+  const Tensor d_h_reset = of_beginning(o.h_reset), d_c_reset = of_beginning(o.c_reset);
 
   auto call = call_with<cuda::BackwardCall>(o);
   auto& a = call.arrays;
@@ -238,8 +249,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor d_output, Opt
   a.d = d.mutable_data_ptr();
   call.gradient_clip = checked_gradient_clip(gradient_clip);
   a.d_input = inputs ? d_input.mutable_data_ptr() : nullptr;
+  if (o.h_reset) call.beginnings.d_h_reset = d_h_reset.mutable_data_ptr();
+  if (o.c_reset) call.beginnings.d_c_reset = d_c_reset.mutable_data_ptr();
   queue(call, output);
-  return {d_h_0, d_c_0, d, d_input};
+  return {d_h_0, d_c_0, d, d_input, d_h_reset, d_c_reset};
 }
 
 // For fused_rnn/cuda.py: a GPU in words, and why the kernels cannot run there, empty if they can.
@@ -270,13 +283,14 @@ cuda::Type type_named(std::string_view name) {
 std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
     std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
     int64_t multiprocessors, int64_t shared_bytes, std::vector<int64_t> clusters, std::string chip_name,
-    std::string forced) {
+    std::string forced, bool resets) {
   const CellSpec cell = cell_with_kernels(cell_name);
   for (const int64_t size : {B, I, H, multiprocessors, shared_bytes})
     if (size < 1) fail("B, I, H, multiprocessors and shared_bytes must be at least 1, got ", size);
   cuda::Layer layer{};
   layer.cell = cell.id, layer.modulates = cell.modulates, layer.type = type_named(dtype);
   layer.T = 1, layer.B = B, layer.H = H;
+  layer.beginnings.resets = resets ? &resets : nullptr;  // anything but null
   layer.I = cell.multiplicative() ? cell.modulated_size(I, H) : 1;
   constexpr int64_t most = std::numeric_limits<int>::max();
   cuda::Chip chip{.multiprocessors = static_cast<int>(std::min(multiprocessors, most)), .shared_bytes = shared_bytes};
@@ -312,18 +326,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def(
       "cuda_forward(Tensor projected, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, "
       "Tensor? weight_mhh, Tensor? bias_m, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? keep_h, Tensor? "
-      "keep_c, "
+      "keep_c, Tensor? resets, Tensor? h_reset, Tensor? c_reset, "
       "str cell, bool reverse, str save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "cuda_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor output, Tensor cells, "
       "Tensor saved, Tensor? input, Tensor h_0, Tensor? c_0, Tensor? weight_ih, Tensor weight_hh, Tensor? weight_mhh, "
-      "Tensor? lengths, Tensor? keep_h, Tensor? keep_c, str cell, bool reverse, float gradient_clip) -> (Tensor d_h_0, "
-      "Tensor d_c_0, Tensor d, Tensor d_input)");
+      "Tensor? lengths, Tensor? keep_h, Tensor? keep_c, Tensor? resets, Tensor? h_reset, Tensor? c_reset, "
+      "str cell, bool reverse, float gradient_clip) -> (Tensor d_h_0, "
+      "Tensor d_c_0, Tensor d, Tensor d_input, Tensor d_h_reset, Tensor d_c_reset)");
   m.def("cuda_device(int index) -> (str name, str obstacle)");
   m.def("cuda_chip(int index) -> (int multiprocessors, int shared_bytes, int[] clusters, str name)");
   m.def(
       "cuda_plan(str cell, str direction, str dtype, int B, int I, int H, int multiprocessors, int shared_bytes, "
-      "int[] clusters, str chip, str forced) -> (str exchange, int sequences, int parts, int segments, int teams, int "
+      "int[] clusters, str chip, str forced, bool resets=False) -> (str exchange, int sequences, int parts, int "
+      "segments, int teams, int "
       "held, int resident, int streamed, int shared_bytes, int workspace_bytes, float nanoseconds)");
   m.def("cuda_raise_timed_out() -> ()");
 }

@@ -12,7 +12,8 @@ of the program wrote.
 Operands as of the forward kernels, and d_output (T, B, H), d_h_n, d_c_n (B, H), d_cells (T, B, H), each None where it
 is zero; output, cells * and saved of the forward call; gradient_clip, the largest magnitude of a gradient of a
 pre-activation. Results: d_h_0, d_c_0 * (B, H); d (T, B, GRADIENTS*H (+ I)), of the pre-activations, then of m; d_input
-* (T, B, I), the part of δx that does not pass through W_m. BYPASS: part of δh₋ does not pass through U, and the cell
+* (T, B, I), the part of δx that does not pass through W_m; d_h_reset, d_c_reset (B, H) of float32, zeros before, where
+there are h_reset and c_reset. BYPASS: part of δh₋ does not pass through U, and the cell
 reads h₋.
 """
 
@@ -22,6 +23,8 @@ import triton.language as tl
 from .tiles import (
     active_at,
     add_products,
+    anew,
+    begins_at,
     choose,
     columns_before,
     load,
@@ -104,6 +107,15 @@ def store_gradients(d, row, width, H, start, gradients, limit, active, mask):
 
 
 @triton.jit
+def end_episodes(begins, d_beginning, first_row, H, n, mask, d):
+    """The gradient of a state before a step that goes on to the step before it; the rest is of what began anew."""
+    if d_beginning is not None:
+        begun = load(d_beginning, first_row, H, n, mask) + tl.where(begins, d, 0.0)
+        store(d_beginning, first_row, H, n, begun, mask)
+    return tl.where(begins, 0.0, d)
+
+
+@triton.jit
 def hand_on(operands, first: tl.constexpr, width, tile, gradients, BLOCK_B: tl.constexpr):
     """Put gradients into planes from number ``first`` on, where products find them."""
     for g in tl.static_range(len(gradients)):
@@ -113,7 +125,8 @@ def hand_on(operands, first: tl.constexpr, width, tile, gradients, BLOCK_B: tl.c
 @triton.jit(do_not_specialize=["T", "B", "reverse", "gradient_clip"])
 def backward_resident(
     d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
-    keep_h, keep_c, d_h_0, d_c_0, d, d_input, T, B, reverse, gradient_clip, I: tl.constexpr, H: tl.constexpr,
+    keep_h, keep_c, resets, h_reset, c_reset, d_h_0, d_c_0, d, d_input, d_h_reset, d_c_reset, T, B, reverse,
+    gradient_clip, I: tl.constexpr, H: tl.constexpr,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
     CELL_STATE: tl.constexpr, BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
@@ -141,6 +154,8 @@ def backward_resident(
     dh = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     dc = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     c = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    dh_begun = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)  # of what steps began anew with
+    dc_begun = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if d_h_n is not None:
         dh = load(d_h_n, first_row, H, 0, units).to(tl.float32)
     if c_0 is not None:
@@ -162,16 +177,17 @@ def backward_resident(
             d_output, d_cells, output, cells, saved, h_0, c_0, H, COLUMNS, 0, next, clock, length, units, SAVED, BYPASS
         )
         ahead_m = load_modulation(saved, x, I, COLUMNS, SAVED * H, 0, next, clock, inputs)
+        begins = begins_at(resets, step, clock, length, BLOCK_B)
         values = here[0:SAVED]
         c_prev = c  # a stand-in in cells without a cell state, as is h₋ in cells that do not read it
         h_prev = c
         if c_0 is not None:
-            c_prev = here[SAVED]
+            c_prev = anew(begins, c_reset, first_row, H, 0, units, here[SAVED])
         dc_here = dc
         if d_cells is not None:
             dc_here = dc + here[SAVED + 1]
         if BYPASS:
-            h_prev = here[SAVED]
+            h_prev = anew(begins, h_reset, first_row, H, 0, units, here[SAVED])
         dh_here = dh
         if d_output is not None:
             dh_here = dh + here[len(here) - 1]
@@ -206,10 +222,20 @@ def backward_resident(
             dh_new = tl.dot(dm[0], u_m, dh_new, input_precision=PRECISION)
         dh = choose(active, dh_new, dh)
         if c_0 is not None:
-            c = c_prev
+            c = here[SAVED]
+        if resets is not None:
+            dh_begun += tl.where(begins, dh, 0.0)
+            dh = tl.where(begins, 0.0, dh)
+            if c_0 is not None:
+                dc_begun += tl.where(begins, dc, 0.0)
+                dc = tl.where(begins, 0.0, dc)
     store(d_h_0, first_row, H, 0, dh, units)
     if c_0 is not None:
         store(d_c_0, first_row, H, 0, dc, units)
+    if d_h_reset is not None:
+        store(d_h_reset, first_row, H, 0, dh_begun, units)
+    if d_c_reset is not None:
+        store(d_c_reset, first_row, H, 0, dc_begun, units)
 
 
 # Padding, ``states`` and ``operands`` as in forward_streamed, but ``operands`` has BLOCK_B * (GRADIENTS * PADDED_H +
@@ -217,7 +243,8 @@ def backward_resident(
 @triton.jit(do_not_specialize=["T", "B", "reverse", "gradient_clip"])
 def backward_streamed(
     d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, lengths,
-    keep_h, keep_c, d_h_0, d_c_0, d, d_input, T, B, reverse, gradient_clip, I, H, PADDED_I, PADDED_H, states, operands,
+    keep_h, keep_c, resets, h_reset, c_reset, d_h_0, d_c_0, d, d_input, d_h_reset, d_c_reset, T, B, reverse,
+    gradient_clip, I, H, PADDED_I, PADDED_H, states, operands,
     GATES: tl.constexpr, SAVED: tl.constexpr, GRADIENTS: tl.constexpr, BYPASS: tl.constexpr,
     CELL_STATE: tl.constexpr, BACKWARD: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -258,6 +285,7 @@ def backward_streamed(
         step = T - 1 - i
         row = row_of(step, clock)
         active = active_at(step, clock, length)
+        begins = begins_at(resets, step, clock, length, BLOCK_B)
         for n in range(0, PADDED_H, BLOCK_N):
             tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
             units = rows & columns_before(H, n, BLOCK_N)
@@ -276,12 +304,12 @@ def backward_streamed(
             if c_0 is not None:
                 dc = tl.load(dc_state + tile)
                 c = load(cells, row, H, n, units).to(tl.float32)
-                c_prev = here[SAVED]
+                c_prev = anew(begins, c_reset, first_row, H, n, units, here[SAVED])
             dc_here = dc
             if d_cells is not None:
                 dc_here = dc + here[SAVED + 1]
             if BYPASS:
-                h_prev = here[SAVED]
+                h_prev = anew(begins, h_reset, first_row, H, n, units, here[SAVED])
             if d_output is not None:
                 dh += here[len(here) - 1]
             dh, kept_dh = split(keep_h, row, H, n, units, dh)
@@ -309,6 +337,7 @@ def backward_streamed(
                 da_n = plane(das, 2, PADDED_H, BLOCK_B)
                 ds = add_products((zeros,), da_n, weight_hh, first, n, PADDED_H, PADDED_H, False, BLOCK_K, PRECISION)
                 h_prev = load_previous(output, h_0, H, n, step, clock, length, units).to(tl.float32)
+                h_prev = anew(begins, h_reset, first_row, H, n, units, h_prev)
                 r = load(saved, row, columns, n, units).to(tl.float32)
                 bypass, da_r = RESET(ds[0], r, h_prev, tl.load(bypass_state + tile))
                 tl.store(bypass_state + tile, bypass)
@@ -350,6 +379,12 @@ def backward_streamed(
             dh = sums[0]
             if length is not None:
                 dh = choose(active, dh, tl.load(dh_state + tile))
+            if resets is not None:
+                units = rows & columns_before(H, n, BLOCK_N)
+                dh = end_episodes(begins, d_h_reset, first_row, H, n, units, dh)
+                if c_0 is not None:
+                    dc = tl.load(dc_state + tile)
+                    tl.store(dc_state + tile, end_episodes(begins, d_c_reset, first_row, H, n, units, dc))
             tl.store(dh_state + tile, dh)
         tl.debug_barrier()
     for n in range(0, PADDED_H, BLOCK_N):

@@ -14,7 +14,8 @@ that take turns, so that one barrier per phase is enough.
 Operands, contiguous and of one type; those marked * are None for cells without them: projected (T, B, G*H) W x, where x
 is modulated (T, B, I) W_m x; x * (T, B, I), where h₋ is modulated W_m x, with I = H; h_0, c_0 * (B, H); weight_ih
 (G*H, I) where x is modulated, elsewhere None; weight_hh (G*H, H), weight_mhh * (I, H); biases, or None; lengths (B)
-int64, or None; keep_h, keep_c (T, B, H) what zoneout keeps of the states, or None. Results: output (T, B, H); h_n,
+int64, or None; keep_h, keep_c (T, B, H) what zoneout keeps of the states, or None; resets (T, B) bytes, the steps that
+begin anew, and h_reset, c_reset (B, H) with what, or None. Results: output (T, B, H); h_n,
 c_n * (B, H); cells (T, B, H), the cell states of all steps, or None; saved (T, B, SAVED*H (+ I)), or None.
 """
 
@@ -25,9 +26,12 @@ from .tiles import (
     active_at,
     add_bias,
     add_products,
+    anew,
+    begins_at,
     choose,
     columns_before,
     load,
+    load_begins,
     load_bias,
     load_lengths,
     load_tiles,
@@ -41,14 +45,17 @@ from .tiles import (
 
 
 @triton.jit
-def load_step(projected, x, weight_ih, row, units, inputs, I, H, GATES: tl.constexpr):
-    """What a step reads of its input: W x of all gates, or W_m x where x is modulated; multiplicative: x at the end."""
+def load_step(projected, x, weight_ih, resets, step, clock, units, inputs, I, H, GATES: tl.constexpr):
+    """What a step reads: W x of all gates, or W_m x where x is modulated; multiplicative: x; and which begin anew."""
+    row = row_of(step, clock)
     if weight_ih is None:
         tiles = load_tiles(projected, row, GATES * H, 0, H, GATES, units)
     else:
         tiles = (load(projected, row, I, 0, inputs),)
     if x is not None:
         tiles = tiles + (load(x, row, I, 0, inputs),)
+    if resets is not None:
+        tiles = tiles + (load_begins(resets, step, clock, units.shape[0]),)
     return tiles
 
 
@@ -79,8 +86,8 @@ def save_values(saved, row, columns, start, values, active, units, H):
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_resident(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    keep_h, keep_c, output, h_n, c_n, cells, saved, T, B, reverse, I: tl.constexpr, H: tl.constexpr,
-    GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
+    keep_h, keep_c, resets, h_reset, c_reset, output, h_n, c_n, cells, saved, T, B, reverse, I: tl.constexpr,
+    H: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
@@ -106,24 +113,31 @@ def forward_resident(
     c = h  # a stand-in in cells without a cell state
     if c_0 is not None:
         c = load(c_0, first_row, H, 0, units).to(tl.float32)
-    ahead = load_step(projected, x, weight_ih, row_of(0, clock), units, inputs, I, H, GATES)
+    ahead = load_step(projected, x, weight_ih, resets, 0, clock, units, inputs, I, H, GATES)
     for step in range(T):
         row = row_of(step, clock)
         active = active_at(step, clock, length)
         here = widen(ahead)  # loaded a step ahead, so that nobody waits for memory
-        next = row_of(tl.minimum(step + 1, T - 1), clock)
-        ahead = load_step(projected, x, weight_ih, next, units, inputs, I, H, GATES)
+        next = tl.minimum(step + 1, T - 1)
+        ahead = load_step(projected, x, weight_ih, resets, next, clock, units, inputs, I, H, GATES)
+        if resets is not None:
+            flags = here[len(here) - 1] != 0
+            begins = choose(active, flags, tl.zeros_like(flags))
+            h = anew(begins, h_reset, first_row, H, 0, units, h)
+            if c_0 is not None:
+                c = anew(begins, c_reset, first_row, H, 0, units, c)
         operand = h.to(S)
         wx = here
+        if weight_ih is None:
+            wx = here[0:GATES]
         if x is not None:
             if weight_ih is None:
                 m = tl.dot(operand, u_m, input_precision=PRECISION)
             else:
                 m = add_bias((tl.dot(operand, u_m, here[0], input_precision=PRECISION),), bias_m, 0, I)[0]
             save(saved, row, COLUMNS, SAVED * H, m, active, inputs)
-            x_hat = (m * here[len(here) - 1]).to(S)
+            x_hat = (m * here[GATES if weight_ih is None else 1]).to(S)
             if weight_ih is None:
-                wx = here[0:GATES]
                 operand = x_hat
             else:
                 wx = ()
@@ -158,8 +172,8 @@ def forward_resident(
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward_streamed(
     projected, x, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_ih, bias_hh, bias_m, lengths,
-    keep_h, keep_c, output, h_n, c_n, cells, saved, T, B, reverse, I, H, PADDED_I, PADDED_H, states, operands,
-    GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
+    keep_h, keep_c, resets, h_reset, c_reset, output, h_n, c_n, cells, saved, T, B, reverse, I, H, PADDED_I, PADDED_H,
+    states, operands, GATES: tl.constexpr, SAVED: tl.constexpr, FORWARD: tl.constexpr, CANDIDATE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = h_0.dtype.element_ty
@@ -184,17 +198,22 @@ def forward_streamed(
     for n in range(0, PADDED_H, BLOCK_N):
         tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
         units = rows & columns_before(H, n, BLOCK_N)
-        h = load(h_0, first_row, H, n, units)
-        tl.store(h_state + tile, h.to(tl.float32))
-        tl.store(hs + tile, h)
+        begins = begins_at(resets, 0, clock, length, BLOCK_B)
+        h = anew(begins, h_reset, first_row, H, n, units, load(h_0, first_row, H, n, units).to(tl.float32))
+        tl.store(h_state + tile, h)
+        tl.store(hs + tile, h.to(S))
         if c_0 is not None:
-            tl.store(c_state + tile, load(c_0, first_row, H, n, units).to(tl.float32))
+            c = load(c_0, first_row, H, n, units).to(tl.float32)
+            tl.store(c_state + tile, anew(begins, c_reset, first_row, H, n, units, c))
     tl.debug_barrier()
     for step in range(T):
         row = row_of(step, clock)
         active = active_at(step, clock, length)
         h_before = plane(hs, step % 2, PADDED_H, BLOCK_B)
         h_after = plane(hs, 1 - step % 2, PADDED_H, BLOCK_B)
+        begins = begins_at(resets, tl.minimum(step + 1, T - 1), clock, length, BLOCK_B)  # the next step
+        if resets is not None:
+            begins = begins & (tl.full((1, 1), step, tl.int32) < T - 1)
         if x is not None:
             for n in range(0, PADDED_I, BLOCK_N):
                 inputs = rows & columns_before(I, n, BLOCK_N)
@@ -234,13 +253,15 @@ def forward_streamed(
                 h_new, c_new, values = FORWARD(wx, uh, h, c, S)
                 c_new = zone_out(keep_c, row, H, n, units, c, c_new)
                 if c_0 is not None:
-                    tl.store(c_state + tile, choose(active, c_new, c))
+                    c = anew(begins, c_reset, first_row, H, n, units, choose(active, c_new, c))
+                    tl.store(c_state + tile, c)
                 save(cells, row, H, n, c_new, active, units)
                 h_new = zone_out(keep_h, row, H, n, units, h, h_new)
                 h = choose(active, h_new, h)
+                store(output, row, H, n, choose(active, h, 0.0), units)
+                h = anew(begins, h_reset, first_row, H, n, units, h)
                 tl.store(h_state + tile, h)
                 tl.store(h_after + tile, h.to(S))
-                store(output, row, H, n, choose(active, h, 0.0), units)
                 save_values(saved, row, columns, n, values, active, units, H)
             else:
                 s, r, z = FORWARD(wx, uh, h, S)
@@ -267,9 +288,10 @@ def forward_streamed(
                 h_new, candidate = CANDIDATE(wx_n, us[0], tl.load(z_state + tile), h, S)
                 h_new = zone_out(keep_h, row, H, n, units, h, h_new)
                 h = choose(active, h_new, h)
+                store(output, row, H, n, choose(active, h, 0.0), units)
+                h = anew(begins, h_reset, first_row, H, n, units, h)
                 tl.store(h_state + tile, h)
                 tl.store(h_after + tile, h.to(S))
-                store(output, row, H, n, choose(active, h, 0.0), units)
                 save(saved, row, columns, 2 * H + n, candidate, active, units)
             tl.debug_barrier()
     for n in range(0, PADDED_H, BLOCK_N):

@@ -53,6 +53,7 @@ def forward(*loop) -> Results:
         *(_readable(t) for t in (q.projected, q.input, q.h_0, q.c_0)),
         *weights,
         *(_readable(t) for t in (q.bias_ih, q.bias_hh, q.bias_m, q.lengths, q.keep_h, q.keep_c)),
+        *(_readable(t) for t in (_bytes(q.resets), q.h_reset, q.c_reset)),
         *(results.output, results.h_n, results.c_n if spec.has_cell_state else None),
         *(results.cells if keeps_cells else None, results.saved if saves else None),
         *(T, B, int(q.reverse), I, H),
@@ -77,6 +78,8 @@ def backward(*loop) -> LoopGradients:
         d_c_0=new((B, H) if spec.has_cell_state else 0),
         d=new(T, B, spec.gradients * H + (I if multiplicative else 0)),
         d_input=new((T, B, I) if multiplicative else 0),
+        d_h_reset=q.output.new_zeros((B, H) if q.h_reset is not None else 0, dtype=torch.float32),
+        d_c_reset=q.output.new_zeros((B, H) if q.c_reset is not None else 0, dtype=torch.float32),
     )
     plan = choose_plan(q.cell, q.h_0.dtype, True, I, H, shared_bytes(q.h_0))
     planes = spec.gradients
@@ -89,9 +92,10 @@ def backward(*loop) -> LoopGradients:
         *(_readable(t) for t in (q.d_output, q.d_h_n, q.d_c_n, q.d_cells, q.output)),
         *(_readable(t) for t in (q.cells if spec.has_cell_state else None, q.saved, q.input, q.h_0, q.c_0)),
         *weights,
-        *(_readable(t) for t in (q.lengths, q.keep_h, q.keep_c)),
+        *(_readable(t) for t in (q.lengths, q.keep_h, q.keep_c, _bytes(q.resets), q.h_reset, q.c_reset)),
         *(results.d_h_0, results.d_c_0 if spec.has_cell_state else None),
         *(results.d, results.d_input if multiplicative else None),
+        *(None if q.h_reset is None else results.d_h_reset, None if q.c_reset is None else results.d_c_reset),
         *(T, B, int(q.reverse), q.gradient_clip or math.inf, I, H),
         *memory,
         GATES=spec.gates,
@@ -173,6 +177,10 @@ def _padded(weight: Tensor | None, gates: int, rows: int, columns: int) -> Tenso
     if short == (0, 0):
         return _readable(weight)
     return pad(by_gate, (0, short[0], 0, short[1]))
+
+
+def _bytes(flags: Tensor | None) -> Tensor | None:
+    return None if flags is None else flags.view(torch.uint8)
 
 
 def _readable(tensor: Tensor | None) -> Tensor | None:

@@ -35,19 +35,26 @@ class Memory {
 struct Options {
   int64_t T, B, H;
   bool regularised = true;  // with zoneout and clipping
+  bool resets = false;
 };
 
 // Run one layer forward and backward and return the bits of all arrays. `prepare` plans either call, and S is the type
 // of the tensors.
 template <typename S, typename F>
 std::vector<unsigned char> run_layer(Modulates modulates, const Options& options, unsigned seed, const F& prepare) {
-  const auto [T, B, H, regularised] = options;
+  const auto [T, B, H, regularised, resets] = options;
   const int64_t I = modulates == Modulates::hidden ? H : H % 8 == 0 ? 24 : 3, G = 4, saved = 4 * H + I;
   Memory<S> m;
   std::vector<int64_t> lengths(B, T);
   // the first tile of 8 ends before the second, which the same team may run
   std::fill(lengths.begin(), lengths.end() - 1, T - 1), lengths[0] = 1;
   unsigned timed_out = 0;
+  // of every kind of step some: the first and the last, some sequences and all
+  const auto begins = std::make_unique<bool[]>(T * B);
+  for (int64_t i = 0; i < T * B; ++i) begins[i] = i % 3 == 0 || i / B == T - 1;
+  std::vector<double> of_h(B * H), of_c(B * H);  // large enough for the sums of any type
+  Beginnings<void> beginnings{};
+  if (resets) beginnings = {begins.get(), m.array(B * H), m.array(B * H), of_h.data(), of_c.data()};
   const Layer layer{.modulates = modulates,
                     .reverse = seed % 2 == 1,
                     .T = T,
@@ -55,7 +62,8 @@ std::vector<unsigned char> run_layer(Modulates modulates, const Options& options
                     .I = I,
                     .H = H,
                     .lengths = lengths.data(),
-                    .timed_out = &timed_out};
+                    .timed_out = &timed_out,
+                    .beginnings = beginnings};
   ForwardCall forward_call{layer, {}};
   auto& f = forward_call.arrays;
   if (regularised) f.keep_h = m.array(T * B * H), f.keep_c = m.array(T * B * H);

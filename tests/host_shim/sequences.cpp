@@ -35,9 +35,10 @@ namespace {
 
 template <typename Cell, Modulates modulates, typename S>
 void run_cell(const Chip& chip, unsigned seed) {
-  run_layer<S>(modulates, {3, 9, 21}, seed, [&](const auto& call) {
-    return prepare_for<Cell, modulates, S, ChosenExchange>(call, chip, forced_division(), HostLauncher{seed});
-  });
+  for (const bool resets : {false, true})
+    run_layer<S>(modulates, {.T = 3, .B = 9, .H = 21, .resets = resets}, seed, [&](const auto& call) {
+      return prepare_for<Cell, modulates, S, ChosenExchange>(call, chip, forced_division(), HostLauncher{seed});
+    });
 }
 
 }  // namespace

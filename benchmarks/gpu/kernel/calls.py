@@ -63,7 +63,8 @@ class Plan(ctypes.Structure):
 
 LAYER = [("cell", ctypes.c_int), ("modulates", ctypes.c_int), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
 LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
-CONSTANTS = ["lengths", "timed_out", "keep_h", "keep_c"]  # of both directions
+# of both directions; d_h_reset and d_c_reset are there in the forward direction too, where nobody reads them
+CONSTANTS = ["lengths", "timed_out", "resets", "h_reset", "c_reset", "d_h_reset", "d_c_reset", "keep_h", "keep_c"]
 ARRAYS = {
     "forward": "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh "
     "output h_n c_n cells saved",
@@ -139,10 +140,16 @@ def backward(new: New, *loop) -> Call:
     q = BackwardLoop(*loop)
     spec, (T, B, H) = CELLS[q.cell], q.output.shape
     inputs = q.input.shape[2] if spec.multiplicative else 0
-    shapes = LoopGradients((B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs))
-    written = LoopGradients(*(new(q.h_0, *shape) for shape in shapes))
-    results = written if spec.has_cell_state else written._replace(d_c_0=q.h_0.new_empty(0))
-    return _call("backward", q, written._asdict(), (T, B, H), results, q.gradient_clip or math.inf)
+    of_loop = [(B, H), (B, H), (T, B, spec.gradients * H + inputs), (T, B, inputs)]
+    sums = q.h_0.new_empty(0, dtype=torch.promote_types(q.h_0.dtype, torch.float32))
+    of_beginnings = [sums if state is None else new(sums, B, H) for state in (q.h_reset, q.c_reset)]
+    results = LoopGradients(*(new(q.h_0, *shape) for shape in of_loop), *of_beginnings)
+    written = results._asdict() | {
+        name: None for name in ("d_h_reset", "d_c_reset") if not getattr(results, name).numel()
+    }
+    if not spec.has_cell_state:
+        results = results._replace(d_c_0=q.h_0.new_empty(0))
+    return _call("backward", q, written, (T, B, H), results, q.gradient_clip or math.inf)
 
 
 def _call(
@@ -155,7 +162,7 @@ def _call(
 ) -> Call:
     named = {**loop._asdict(), **written, "timed_out": torch.zeros(1, dtype=torch.int32, device=results[0].device)}
     names = [*ARRAYS[direction].split(), *CONSTANTS]
-    arrays = {name: named[name].contiguous() for name in names if named[name] is not None}
+    arrays = {name: named[name].contiguous() for name in names if named.get(name) is not None}
     filled = STRUCTURES[direction](
         **which(loop.cell),
         type=TYPES.index(results[0].dtype),

@@ -1,0 +1,119 @@
+"""What is measured: a batch of sequences in which some share of all steps begins an episode, and the ways to run it.
+
+torch.nn cannot be told of episodes. Whoever trains with it writes a loop over steps, in which the state of sequences
+that begin anew is zeroed; or cuts all sequences wherever any of them begins anew; or takes every episode for a sequence
+of its own and packs them. All that a way does with the boundaries is part of its time, because they are others in
+every batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpad_sequence
+
+import fused_rnn
+
+MODES = ("training", "forward")
+OURS, WITHOUT = "resets", "without"
+# by name: ours, torch.nn's, and torch.nn's single step
+CELLS: dict[str, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
+    "lstm": (fused_rnn.LSTM, nn.LSTM, nn.LSTMCell),
+    "gru_reset_after": (fused_rnn.GRU, nn.GRU, nn.GRUCell),
+}
+TITLES = {
+    OURS: "fused_rnn, `resets`",
+    WITHOUT: "fused_rnn, without",
+    "steps": "torch.nn, a loop over steps",
+    "split": "torch.nn, cut at every boundary",
+    "packed": "torch.nn, episodes packed",
+}
+Results = tuple[Tensor, Tensor]  # the outputs (T, B, H) and the final h (B, H)
+Way = Callable[[Tensor, Tensor], Results]  # of an input (T, B, I) and boundaries (T, B)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures and how; travels to the child process as JSON."""
+
+    cells: tuple[str, ...] = tuple(CELLS)
+    shares: tuple[int, ...] = (0, 1, 10)  # percent of all steps that begin an episode
+    backend: str = "auto"
+    device: str = "cpu"
+    steps: int = 128
+    batch: int = 128
+    size: int = 256  # I and H
+    dtype: str = "float32"
+    warm_up: int = 1
+    rounds: int = 5
+
+    def cases(self) -> Iterator[tuple[str, int, str]]:
+        """Cell, share and mode."""
+        for cell in self.cells:
+            for share in self.shares:
+                for mode in MODES:
+                    yield cell, share, mode
+
+
+def ways(cell: str, plan: Plan, weights: dict[str, Tensor]) -> dict[str, tuple[nn.Module, Way]]:
+    """By name a module with these weights, of one layer, and what is called."""
+    ours, theirs, single = CELLS[cell]
+    how = {"device": plan.device, "dtype": getattr(torch, plan.dtype)}
+    fused = _loaded(ours(plan.size, plan.size, backend=plan.backend, **how), weights)
+    plain = _loaded(theirs(plan.size, plan.size, **how), weights)
+    step = _loaded(single(plan.size, plan.size, **how), {n.removesuffix("_l0"): w for n, w in weights.items()})
+    return {
+        OURS: (fused, lambda input, resets: _of_h(*fused(input, resets=resets))),
+        WITHOUT: (fused, lambda input, _: _of_h(*fused(input))),
+        "steps": (step, lambda input, resets: step_by_step(step, input, resets)),
+        "split": (plain, lambda input, resets: cut_at_boundaries(plain, input, resets)),
+        "packed": (plain, lambda input, resets: packed_episodes(plain, input, resets)),
+    }
+
+
+def _loaded(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    module.load_state_dict(weights)
+    return module
+
+
+def _of_h(output: Tensor, state) -> Results:
+    return output, (state[0] if isinstance(state, tuple) else state)[0]
+
+
+def _kept(state, keeps: Tensor):
+    """A state (B, H), or (1, B, H), zero where a sequence does not keep it; a pair of them likewise."""
+    return tuple(part * keeps for part in state) if isinstance(state, tuple) else state * keeps
+
+
+def step_by_step(cell: nn.Module, input: Tensor, resets: Tensor) -> Results:
+    """A loop over single steps."""
+    keeps, state, outputs = (~resets).to(input.dtype).unsqueeze(2), None, []
+    for x, keep in zip(input, keeps):
+        state = cell(x, state if state is None else _kept(state, keep))
+        outputs.append(state[0] if isinstance(state, tuple) else state)
+    return torch.stack(outputs), outputs[-1]
+
+
+def cut_at_boundaries(module: nn.Module, input: Tensor, resets: Tensor) -> Results:
+    """A call from each time at which any sequence begins anew up to the next such time."""
+    times = [t for t in resets.any(1).nonzero().flatten().tolist() if t > 0]
+    keeps, state, outputs = (~resets).to(input.dtype).unsqueeze(2), None, []
+    for begin, end in zip([0, *times], [*times, len(input)]):
+        output, state = module(input[begin:end], state if state is None else _kept(state, keeps[begin]))
+        outputs.append(output)
+    return _of_h(torch.cat(outputs), state)
+
+
+def packed_episodes(module: nn.Module, input: Tensor, resets: Tensor) -> Results:
+    """A call with a packed sequence for every episode."""
+    steps, batch, _ = input.shape
+    begins = resets.T.clone()
+    begins[:, 0] = True
+    first = begins.flatten().nonzero().flatten()
+    lengths = first.diff(append=first.new_tensor([steps * batch])).cpu()
+    episodes = input.transpose(0, 1).flatten(0, 1).split(lengths.tolist())
+    packed, _ = module(pack_sequence(episodes, enforce_sorted=False))
+    padded, _ = nn.utils.rnn.pad_packed_sequence(packed)
+    output = torch.cat(unpad_sequence(padded, lengths)).unflatten(0, (batch, steps)).transpose(0, 1)
+    return output, output[-1]
