@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def beginnings(resets: Tensor, reverse: bool, lengths: Tensor | None, after: Tensor | None = None) -> Tensor:
-    """The steps (T, B) that begin anew.
+    """The steps (T, B) that begin anew; none past the end of a sequence.
 
     Args:
         resets: (T, B), the boundaries.
@@ -19,9 +19,10 @@ def beginnings(resets: Tensor, reverse: bool, lengths: Tensor | None, after: Ten
         lengths: (B), the steps of each sequence; None is T for all.
         after: (1, B), the boundaries after these steps, where sequences go on in another tensor.
     """
-    if not reverse:
-        return resets
     steps = resets.shape[0]
+    if not reverse:
+        times = torch.arange(steps, device=resets.device).unsqueeze(1)
+        return resets if lengths is None else resets & (times < lengths)
     ends = steps if lengths is None else lengths.clamp(max=steps)
     before = torch.arange(1, steps + 1, device=resets.device)  # of each step the one that is read before it
     begins = resets[before.clamp(max=steps - 1)] & (before.unsqueeze(1) < ends)

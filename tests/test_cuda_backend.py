@@ -29,8 +29,9 @@ class PlainKernels:
     def __init__(self) -> None:
         self.pair = products.Kernels(self.forward, self.backward)
 
-    def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, keep_h, keep_c, cell, reverse, save):
-        assert (keep_h, keep_c) == (None, None)
+    def forward(self, projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, *rest):
+        *others, cell, reverse, save = rest
+        assert others == [None] * 5  # masks and resets
         self.kept = projected, b_m, b, b_h
         *results, cells, saved = self.run(projected, x, h_0, c_0, w, u, u_m, b_m, b, b_h, lengths, cell, reverse)
         cells = cells.new_empty(0) if save == "nothing" else cells
@@ -39,8 +40,8 @@ class PlainKernels:
 
     @torch.enable_grad()
     def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, w, u, u_m, lengths, *rest):
-        keep_h, keep_c, cell, reverse, gradient_clip = rest
-        assert (keep_h, keep_c, gradient_clip) == (None, None, 0)
+        *others, cell, reverse, gradient_clip = rest
+        assert (others, gradient_clip) == ([None] * 5, 0)
         projected, b_m, b, b_h = self.kept
         assert cells.shape == ((0,) if c_0 is None else output.shape)
         assert saved.shape == (*output.shape[:2], CELLS[cell].saved * h_0.shape[1] + (0 if x is None else x.shape[2]))
@@ -55,7 +56,8 @@ class PlainKernels:
         leaves = [*(t for t in states if t is not None), d, dx]
         gradients = torch.autograd.grad(outs, leaves, d_outs, allow_unused=True, materialize_grads=True)
         *d_states, d, dx = (g.to(h_0.dtype) for g in gradients)
-        return d_states[0], d_states[1] if c_0 is not None else h_0.new_empty(0), d, dx
+        nothing = (h_0.new_empty(0) for _ in range(3))
+        return d_states[0], d_states[1] if c_0 is not None else next(nothing), d, dx, next(nothing), next(nothing)
 
     def run(self, projected, x, h, c, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, d=None, dx=None):
         """Results and saved values; d and dx are what is added to the pre-activations and to x."""
@@ -115,7 +117,7 @@ def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tens
 def results_and_gradients(
     op: Operands, d_results: list[Tensor], kernels: products.Kernels, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The results of the backend's forward, and all ten of its backward, with the kernels given."""
+    """The results of the backend's forward, and all of its backward, with the kernels given."""
     *results, saved = products.forward(*op.arguments(), op.cell, op.reverse, 0.0, "everything", kernels=kernels)
     d_results = [*d_results, None, None][:4]
     how = (op.cell, op.reverse, 0.0, *wanted)

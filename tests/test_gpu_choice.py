@@ -179,19 +179,19 @@ class OnCpu:
 
     def forward(self, projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_m, bias_ih, bias_hh, *rest):
         self.seen.append((plans.os.environ[cuda.FORCED], "forward"))
-        *constants, cell, reverse, save = rest
+        *constants, _, _, _, cell, reverse, save = rest  # without resets
         weights = torch.eye(projected.shape[2], dtype=projected.dtype), weight_hh, bias_ih, bias_hh, None, None, None
         return torch.ops.fused_rnn.forward(projected, h_0, c_0, *weights, *constants, cell, reverse, 0.0, save)
 
     def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest):
         self.seen.append((plans.os.environ[cuda.FORCED], "backward"))
-        _, weight_hh, _, *constants, cell, reverse, gradient_clip = rest
+        _, weight_hh, _, *constants, _, _, _, cell, reverse, gradient_clip = rest
         rows = weight_hh.shape[0]
         x = output.new_zeros(*output.shape[:2], rows)
         weights = torch.eye(rows, dtype=output.dtype), weight_hh, None, None, None, None, None
         gradients = (d_output, d_h_n, d_c_n, d_cells, output, cells, saved, x, h_0, c_0, *weights, *constants)
         d, d_h_0, d_c_0, *_ = torch.ops.fused_rnn.backward(*gradients, cell, reverse, gradient_clip, True, False)
-        return d_h_0, d_c_0, d, d.new_empty(0)
+        return d_h_0, d_c_0, d, *(d.new_empty(0) for _ in range(3))
 
 
 @pytest.fixture

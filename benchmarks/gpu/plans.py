@@ -154,7 +154,7 @@ class Operands:
             random(rows, scale=H**-0.5),
             random(rows, scale=H**-0.5) if spec.recurrent_bias else None,
         ]
-        self.constants = [None, None, None, layer.cell, False]
+        self.constants = [*[None] * 6, layer.cell, False]  # lengths, masks, and where episodes begin
         self.d_output = random(T, B, H)
         self.results = self.forward()
 

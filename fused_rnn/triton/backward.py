@@ -40,28 +40,32 @@ from .tiles import (
 
 
 @triton.jit
-def load_previous(states, initial, H, n, step, clock, length, mask):
-    """A state before a step: what the step before it left in ``states``, or where there is none the initial one."""
+def load_previous(states, initial, resets, beginning, H, n, step, clock, length, mask):
+    """A state before a step: what the step before it left in ``states``, or where there is none the initial one.
+
+    Where the step begins anew it is ``beginning``, or zeros.
+    """
     before = tl.maximum(step - 1, 0)
     begun = mask & (tl.full((1, 1), step, tl.int32) > 0)  # a block, because the interpreter wants masks to be blocks
     if length is not None:
         begun = begun & active_at(before, clock, length)
     previous = load(states, row_of(before, clock), H, n, begun)
-    return tl.where(begun, previous, load(initial, clock[3], H, n, mask ^ begun))
+    previous = tl.where(begun, previous, load(initial, clock[3], H, n, mask ^ begun))
+    return anew(begins_at(resets, step, clock, mask.shape[0]), beginning, clock[3], H, n, mask, previous)
 
 
 @triton.jit
 def load_step(
-    d_output, d_cells, output, cells, saved, h_0, c_0, H, columns, n, step, clock, length, units,
-    SAVED: tl.constexpr, BYPASS: tl.constexpr,
+    d_output, d_cells, output, cells, saved, h_0, c_0, resets, h_reset, c_reset, H, columns, n, step, clock, length,
+    units, SAVED: tl.constexpr, BYPASS: tl.constexpr,
 ):  # fmt: skip
     """What a step reads of each unit: the saved values, then c₋ or h₋, δ of c and δ of the output where they exist."""
     row = row_of(step, clock)
     tiles = load_tiles(saved, row, columns, n, H, SAVED, units)
     if c_0 is not None:
-        tiles = tiles + (load_previous(cells, c_0, H, n, step, clock, length, units),)
+        tiles = tiles + (load_previous(cells, c_0, resets, c_reset, H, n, step, clock, length, units),)
     if BYPASS:
-        tiles = tiles + (load_previous(output, h_0, H, n, step, clock, length, units),)
+        tiles = tiles + (load_previous(output, h_0, resets, h_reset, H, n, step, clock, length, units),)
     if d_cells is not None:
         tiles = tiles + (load(d_cells, row, H, n, units),)
     if d_output is not None:
@@ -108,10 +112,14 @@ def store_gradients(d, row, width, H, start, gradients, limit, active, mask):
 
 @triton.jit
 def end_episodes(begins, d_beginning, first_row, H, n, mask, d):
-    """The gradient of a state before a step that goes on to the step before it; the rest is of what began anew."""
+    """The gradient of a state before a step that goes on to the step before it; the rest is of what began anew.
+
+    That is summed in memory, because registers are scarce, and few rows of a step begin anew. A barrier orders it.
+    """
     if d_beginning is not None:
-        begun = load(d_beginning, first_row, H, n, mask) + tl.where(begins, d, 0.0)
-        store(d_beginning, first_row, H, n, begun, mask)
+        place = d_beginning + first_row * H + offsets(H, n, mask.shape[0], mask.shape[1])
+        tl.atomic_add(place, d, mask=mask & begins, sem="relaxed")
+        tl.debug_barrier()
     return tl.where(begins, 0.0, d)
 
 
@@ -154,8 +162,6 @@ def backward_resident(
     dh = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     dc = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     c = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    dh_begun = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)  # of what steps began anew with
-    dc_begun = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if d_h_n is not None:
         dh = load(d_h_n, first_row, H, 0, units).to(tl.float32)
     if c_0 is not None:
@@ -163,8 +169,9 @@ def backward_resident(
     if d_c_n is not None:
         dc = load(d_c_n, first_row, H, 0, units).to(tl.float32)
     ahead = load_step(
-        d_output, d_cells, output, cells, saved, h_0, c_0, H, COLUMNS, 0, T - 1, clock, length, units, SAVED, BYPASS
-    )
+        d_output, d_cells, output, cells, saved, h_0, c_0, resets, h_reset, c_reset, H, COLUMNS, 0, T - 1, clock,
+        length, units, SAVED, BYPASS,
+    )  # fmt: skip
     ahead_m = load_modulation(saved, x, I, COLUMNS, SAVED * H, 0, T - 1, clock, inputs)
     for i in range(T):
         step = T - 1 - i
@@ -174,20 +181,22 @@ def backward_resident(
         here_m = widen(ahead_m)
         next = tl.maximum(step - 1, 0)
         ahead = load_step(
-            d_output, d_cells, output, cells, saved, h_0, c_0, H, COLUMNS, 0, next, clock, length, units, SAVED, BYPASS
-        )
+            d_output, d_cells, output, cells, saved, h_0, c_0, resets, h_reset, c_reset, H, COLUMNS, 0, next, clock,
+            length, units, SAVED, BYPASS,
+        )  # fmt: skip
         ahead_m = load_modulation(saved, x, I, COLUMNS, SAVED * H, 0, next, clock, inputs)
-        begins = begins_at(resets, step, clock, length, BLOCK_B)
         values = here[0:SAVED]
         c_prev = c  # a stand-in in cells without a cell state, as is h₋ in cells that do not read it
         h_prev = c
         if c_0 is not None:
-            c_prev = anew(begins, c_reset, first_row, H, 0, units, here[SAVED])
+            c_prev = here[SAVED]
+            if resets is not None:
+                c = load(cells, row, H, 0, units).to(tl.float32)  # of which c₋ of the step after need not be the copy
         dc_here = dc
         if d_cells is not None:
             dc_here = dc + here[SAVED + 1]
         if BYPASS:
-            h_prev = anew(begins, h_reset, first_row, H, 0, units, here[SAVED])
+            h_prev = here[SAVED]
         dh_here = dh
         if d_output is not None:
             dh_here = dh + here[len(here) - 1]
@@ -222,20 +231,15 @@ def backward_resident(
             dh_new = tl.dot(dm[0], u_m, dh_new, input_precision=PRECISION)
         dh = choose(active, dh_new, dh)
         if c_0 is not None:
-            c = here[SAVED]
+            c = c_prev
         if resets is not None:
-            dh_begun += tl.where(begins, dh, 0.0)
-            dh = tl.where(begins, 0.0, dh)
+            begins = begins_at(resets, step, clock, BLOCK_B)
+            dh = end_episodes(begins, d_h_reset, first_row, H, 0, units, dh)
             if c_0 is not None:
-                dc_begun += tl.where(begins, dc, 0.0)
-                dc = tl.where(begins, 0.0, dc)
+                dc = end_episodes(begins, d_c_reset, first_row, H, 0, units, dc)
     store(d_h_0, first_row, H, 0, dh, units)
     if c_0 is not None:
         store(d_c_0, first_row, H, 0, dc, units)
-    if d_h_reset is not None:
-        store(d_h_reset, first_row, H, 0, dh_begun, units)
-    if d_c_reset is not None:
-        store(d_c_reset, first_row, H, 0, dc_begun, units)
 
 
 # Padding, ``states`` and ``operands`` as in forward_streamed, but ``operands`` has BLOCK_B * (GRADIENTS * PADDED_H +
@@ -285,14 +289,14 @@ def backward_streamed(
         step = T - 1 - i
         row = row_of(step, clock)
         active = active_at(step, clock, length)
-        begins = begins_at(resets, step, clock, length, BLOCK_B)
+        begins = begins_at(resets, step, clock, BLOCK_B)
         for n in range(0, PADDED_H, BLOCK_N):
             tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
             units = rows & columns_before(H, n, BLOCK_N)
             here = widen(
                 load_step(
-                    d_output, d_cells, output, cells, saved, h_0, c_0, H, columns, n, step, clock, length, units,
-                    SAVED, BYPASS,
+                    d_output, d_cells, output, cells, saved, h_0, c_0, resets, h_reset, c_reset, H, columns, n, step,
+                    clock, length, units, SAVED, BYPASS,
                 )
             )  # fmt: skip
             dh = tl.load(dh_state + tile)
@@ -304,12 +308,12 @@ def backward_streamed(
             if c_0 is not None:
                 dc = tl.load(dc_state + tile)
                 c = load(cells, row, H, n, units).to(tl.float32)
-                c_prev = anew(begins, c_reset, first_row, H, n, units, here[SAVED])
+                c_prev = here[SAVED]
             dc_here = dc
             if d_cells is not None:
                 dc_here = dc + here[SAVED + 1]
             if BYPASS:
-                h_prev = anew(begins, h_reset, first_row, H, n, units, here[SAVED])
+                h_prev = here[SAVED]
             if d_output is not None:
                 dh += here[len(here) - 1]
             dh, kept_dh = split(keep_h, row, H, n, units, dh)
@@ -336,8 +340,7 @@ def backward_streamed(
                 first = 2 * PADDED_H
                 da_n = plane(das, 2, PADDED_H, BLOCK_B)
                 ds = add_products((zeros,), da_n, weight_hh, first, n, PADDED_H, PADDED_H, False, BLOCK_K, PRECISION)
-                h_prev = load_previous(output, h_0, H, n, step, clock, length, units).to(tl.float32)
-                h_prev = anew(begins, h_reset, first_row, H, n, units, h_prev)
+                h_prev = load_previous(output, h_0, resets, h_reset, H, n, step, clock, length, units).to(tl.float32)
                 r = load(saved, row, columns, n, units).to(tl.float32)
                 bypass, da_r = RESET(ds[0], r, h_prev, tl.load(bypass_state + tile))
                 tl.store(bypass_state + tile, bypass)

@@ -31,7 +31,6 @@ from .tiles import (
     choose,
     columns_before,
     load,
-    load_begins,
     load_bias,
     load_lengths,
     load_tiles,
@@ -55,7 +54,7 @@ def load_step(projected, x, weight_ih, resets, step, clock, units, inputs, I, H,
     if x is not None:
         tiles = tiles + (load(x, row, I, 0, inputs),)
     if resets is not None:
-        tiles = tiles + (load_begins(resets, step, clock, units.shape[0]),)
+        tiles = tiles + (begins_at(resets, step, clock, units.shape[0]),)
     return tiles
 
 
@@ -121,8 +120,7 @@ def forward_resident(
         next = tl.minimum(step + 1, T - 1)
         ahead = load_step(projected, x, weight_ih, resets, next, clock, units, inputs, I, H, GATES)
         if resets is not None:
-            flags = here[len(here) - 1] != 0
-            begins = choose(active, flags, tl.zeros_like(flags))
+            begins = here[len(here) - 1] != 0
             h = anew(begins, h_reset, first_row, H, 0, units, h)
             if c_0 is not None:
                 c = anew(begins, c_reset, first_row, H, 0, units, c)
@@ -198,7 +196,7 @@ def forward_streamed(
     for n in range(0, PADDED_H, BLOCK_N):
         tile = offsets(PADDED_H, n, BLOCK_B, BLOCK_N)
         units = rows & columns_before(H, n, BLOCK_N)
-        begins = begins_at(resets, 0, clock, length, BLOCK_B)
+        begins = begins_at(resets, 0, clock, BLOCK_B)
         h = anew(begins, h_reset, first_row, H, n, units, load(h_0, first_row, H, n, units).to(tl.float32))
         tl.store(h_state + tile, h)
         tl.store(hs + tile, h.to(S))
@@ -211,7 +209,7 @@ def forward_streamed(
         active = active_at(step, clock, length)
         h_before = plane(hs, step % 2, PADDED_H, BLOCK_B)
         h_after = plane(hs, 1 - step % 2, PADDED_H, BLOCK_B)
-        begins = begins_at(resets, tl.minimum(step + 1, T - 1), clock, length, BLOCK_B)  # the next step
+        begins = begins_at(resets, tl.minimum(step + 1, T - 1), clock, BLOCK_B)  # the next step
         if resets is not None:
             begins = begins & (tl.full((1, 1), step, tl.int32) < T - 1)
         if x is not None:

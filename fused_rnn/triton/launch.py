@@ -43,7 +43,7 @@ def forward(*loop) -> Results:
         cells=new((T, B, H) if keeps_cells else 0),
         saved=new((T, B, spec.saved * H + (I if multiplicative else 0)) if saves else 0),
     )
-    plan = choose_plan(q.cell, q.h_0.dtype, False, I, H, shared_bytes(q.h_0))
+    plan = choose_plan(q.cell, q.h_0.dtype, False, I, H, shared_bytes(q.h_0), q.resets is not None)
     weights, memory = _weights_and_memory(plan, spec.gates, 3, I, H, B, q.weight_ih, q.weight_hh, q.weight_mhh)
     _launch(
         forward_kernels.forward_resident if plan.resident else forward_kernels.forward_streamed,
@@ -81,7 +81,7 @@ def backward(*loop) -> LoopGradients:
         d_h_reset=q.output.new_zeros((B, H) if q.h_reset is not None else 0, dtype=torch.float32),
         d_c_reset=q.output.new_zeros((B, H) if q.c_reset is not None else 0, dtype=torch.float32),
     )
-    plan = choose_plan(q.cell, q.h_0.dtype, True, I, H, shared_bytes(q.h_0))
+    plan = choose_plan(q.cell, q.h_0.dtype, True, I, H, shared_bytes(q.h_0), q.resets is not None)
     planes = spec.gradients
     weights, memory = _weights_and_memory(plan, spec.gates, planes, I, H, B, q.weight_ih, q.weight_hh, q.weight_mhh)
     _launch(

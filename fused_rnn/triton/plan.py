@@ -17,6 +17,7 @@ from .cells import CELLS
 
 BLOCK_B = 16  # rows of a tile of matrix instructions; smaller batches are masked
 WIDEST = {False: 256, True: 128}  # units or features of a tile that stays on the chip; without the modifier and with it
+NARROWER = 64  # units beside resets: the backward kernels of multiplicative cells have no registers for more
 MOST_BYTES = 160 << 10  # of weights on the chip; beside more, eight warps spill registers
 EXCHANGED = 4  # float32 tiles that a compiler may keep in shared memory at a time, on their way between layouts
 # the streaming kernel by bytes per value: columns and K of a block of weights, and warps
@@ -53,7 +54,9 @@ def power_of_two(size: int) -> int:
 
 
 @functools.cache
-def choose_plan(name: str, dtype: torch.dtype, backward: bool, I: int, H: int, shared_bytes: int) -> Plan:
+def choose_plan(
+    name: str, dtype: torch.dtype, backward: bool, I: int, H: int, shared_bytes: int, resets: bool = False
+) -> Plan:
     """The first plan that fits ``shared_bytes`` of shared memory.
 
     Raises:
@@ -61,7 +64,10 @@ def choose_plan(name: str, dtype: torch.dtype, backward: bool, I: int, H: int, s
     """
     base, modulates = split_name(name)
     gates, size = CELLS[base].gates, dtype.itemsize
-    plans = [] if size == 4 else resident_plans(gates, size, I if modulates == "input" else 0, H, modulates == "hidden")
+    crowded = resets and backward and modulates is not None and H > NARROWER
+    plans = []
+    if size < 4 and not crowded:
+        plans += resident_plans(gates, size, I if modulates == "input" else 0, H, modulates == "hidden")
     plans += [streamed_plan(1 if backward else gates, size, stages) for stages in STAGES]
     for plan in plans:
         if plan.shared_bytes <= shared_bytes:

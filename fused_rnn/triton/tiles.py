@@ -71,22 +71,15 @@ def choose(active, new, old):
 
 
 # Episodes -------------------------------------------------------------------------------------------------------
-# As of lengths: where resets are None nothing is returned. ``begins``, (BLOCK_B, 1), are those of a step.
+# As of lengths: where resets are None nothing is returned.
 
 
 @triton.jit
-def load_begins(resets, step, clock, BLOCK_B: tl.constexpr):
-    """Which sequences of a program begin a step anew, if they are running."""
+def begins_at(resets, step, clock, BLOCK_B: tl.constexpr):
+    """Which sequences of a program begin a step anew, (BLOCK_B, 1)."""
     if resets is not None:
         row = tl.arange(0, BLOCK_B)[:, None]
         return tl.load(resets + row_of(step, clock) + row, mask=clock[3] + row < clock[1], other=0) != 0
-
-
-@triton.jit
-def begins_at(resets, step, clock, length, BLOCK_B: tl.constexpr):
-    if resets is not None:
-        begins = load_begins(resets, step, clock, BLOCK_B)
-        return choose(active_at(step, clock, length), begins, tl.zeros_like(begins))
 
 
 @triton.jit
@@ -95,9 +88,9 @@ def anew(begins, beginning, first_row, H, n, mask, state):
     if begins is None:
         return state
     elif beginning is None:
-        return tl.where(begins, 0.0, state)
+        return tl.where(begins, tl.zeros_like(state), state)
     else:
-        return tl.where(begins, load(beginning, first_row, H, n, mask).to(tl.float32), state)
+        return tl.where(begins, load(beginning, first_row, H, n, mask & begins).to(state.dtype), state)
 
 
 # Tiles ----------------------------------------------------------------------------------------------------------
