@@ -208,6 +208,11 @@ class ForwardCall(NamedTuple):
         """Those that ``of`` makes the groups of."""
         return (*self.operands[:_LATER], self.save, *self.operands.later)
 
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Those of the arguments, in order."""
+        return (*Operands._fields[:_LATER], "save", *LATER)
+
 
 class BackwardCall(NamedTuple):
     """The arguments of backward and backward_from_states, in groups."""

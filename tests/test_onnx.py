@@ -297,6 +297,21 @@ def test_what_would_be_unrolled_unasked():
         export(model, (torch.randn(5, 3, I).half(),))
 
 
+class OfEpisodes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = fused_rnn.GRU(3, 4)
+
+    def forward(self, x, resets):
+        return self.gru(x, resets=resets)
+
+
+def test_episodes_within_sequences_are_refused():
+    arguments = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
+    with pytest.raises(onnx.ExportError, match="episodes within sequences have no translation: .* without resets"):
+        onnx.export(OfEpisodes().eval(), arguments, None)
+
+
 def test_bfloat16():
     model = fused_rnn.GRU(I, H, dtype=torch.bfloat16).eval()
     with pytest.raises(onnx.ExportError, match=r"bfloat16 here, .* export it in float32, as module.float\(\)"):

@@ -41,6 +41,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..cell_based import CellBased
 from ..choice import choose_backend
+from ..operands import ForwardCall
 from .errors import ExportError
 
 __all__ = ["ExportError", "export", "table"]
@@ -180,6 +181,6 @@ def _saving_little(program: torch.export.ExportedProgram, operators: Container) 
     for node in program.graph.nodes:
         if node.target in operators:
             read = {user.args[1] for user in node.users if user.users}
-            *operands, _ = node.args
-            node.args = (*operands, "everything" if 4 in read else "states" if 3 in read else "nothing")
+            save = "everything" if 4 in read else "states" if 3 in read else "nothing"
+            node.args = ForwardCall.of(node.args)._replace(save=save).arguments
     return program

@@ -12,7 +12,7 @@ import torch
 from onnxscript import ir, optimizer
 from onnxscript import opset18 as op
 
-from ..operands import Operands, Results
+from ..operands import ForwardCall, Operands, Results
 from ..ops import CELLS
 from . import scan
 from .errors import ExportError
@@ -51,8 +51,12 @@ def fold_weights(model: ir.Model) -> None:
 
 def _translate(*arguments):  # without types, which torch.onnx would read
     """The results of ``forward``, of its operands as torch.onnx has them: values, None, strings and numbers."""
-    *operands, save = arguments
-    q = Operands(*operands)
+    q, save = ForwardCall.of(arguments)
+    if q.resets is not None:
+        raise ExportError(
+            "episodes within sequences have no translation: export the module without resets, and begin each episode "
+            "with a call and an initial state of its own"
+        )
     if save == "everything":
         raise ExportError(
             "a forward pass that saves what a backward pass reads has no translation: export with "
@@ -70,7 +74,7 @@ def _translate(*arguments):  # without types, which torch.onnx would read
 
 # what torch.onnx reads the names of operands from
 _translate.__signature__ = inspect.Signature(
-    [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (*Operands._fields, "save")]
+    [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ForwardCall.names()]
 )
 
 
