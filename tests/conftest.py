@@ -1,5 +1,6 @@
 """What the tests share: the cells and backends under test, random operands, and errors against float64."""
 
+import gc
 import shutil
 import signal
 import sys
@@ -17,10 +18,23 @@ from fused_rnn import choice, ops
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
 
 
+# Files that take longest, in this order, with what they compile: last, they would have nothing to run beside.
+FIRST = [
+    *("cluster_races", "cluster_kernels", "instruction_sets", "triton", "cuda_kernels", "aot", "new_cell", "host_shim"),
+    *("cluster_floats", "cluster_sass", "packaging", "gpu_kernel", "message_races", "message_kernels", "gpu_micro"),
+    *("gpu_kit_training", "gpu_kit", "gpu_kit_ends", "onnx", "lengths"),
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a slow test come first: last, they would have nothing to run beside."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+
+
+def pytest_collection_finish() -> None:
+    """The collector of garbage need not look again and again at the thousands of tests, nor at all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 def runs_on(device: str, backend: str) -> bool:

@@ -28,7 +28,7 @@ from .host_kernels import (
 )
 
 CLUSTERS = "-DFUSED_RNN_CLUSTER_SIZES=Size<32,1,1,1>"
-RACES = ["-O1", "-g1"]  # a program for sanitizers in place of the library
+RACES = ["-O0", "-g1"]  # a program for sanitizers in place of the library
 pytestmark = needs_compiler
 
 

@@ -184,7 +184,7 @@ def test_a_kernel_in_clusters_of_a_multiplicative_cell(cell, features, tmp_path)
     """It is its own kernel that is compiled, and not that of the base cell."""
     library, sizes = tmp_path / "host.so", "-DFUSED_RNN_CLUSTER_SIZES=Size<64,2,1,1>,Size<64,2,1,1,32>"
     chosen = build.macros(cell, "bfloat16", "forward", "cluster")
-    build.compile_on_host(build.SOURCE, library, "-O1", "-shared", sizes, *chosen)
+    build.compile_on_host(build.SOURCE, library, "-O0", "-shared", sizes, *chosen)
     host = build.Library(library, H200, torch.device("cpu"))
     sizes = {"T": 3, "B": 9, "I": features, "H": 40}
     assert host.plan(calls.sized("forward", cell, torch.bfloat16, **sizes)).parts == 2
