@@ -162,7 +162,7 @@ using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 constexpr bool ahead(CellId cell, Modulates modulates, Type type, int64_t H, int64_t B, int64_t I,
                      std::string_view chip) {
-  const Layer layer{cell, modulates, type, false, 1, B, I, H, nullptr, nullptr};
+  const Layer layer{cell, modulates, type, false, 1, B, I, H, nullptr, nullptr, {}};
   return cluster::measured_ahead(cluster::measured, layer, chip);
 }
 """
