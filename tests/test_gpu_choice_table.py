@@ -227,7 +227,7 @@ PROGRAM = """
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 int main() {
-  const Layer layer{CellId::lstm, Modulates::input, Type::bfloat16, false, 1, 16, 8, 64, nullptr, nullptr};
+  const Layer layer{CellId::lstm, Modulates::input, Type::bfloat16, false, 1, 16, 8, 64, nullptr, nullptr, {}};
   Layer other = layer;
   other.modulates = Modulates::nothing;
   const Chip chip{132, 0, {}, "One"};
