@@ -106,7 +106,7 @@ def cut_at_boundaries(module: nn.Module, input: Tensor, resets: Tensor) -> Resul
 
 
 def packed_episodes(module: nn.Module, input: Tensor, resets: Tensor) -> Results:
-    """A call with a packed sequence for every episode. Rows travel by number, for as many slices would cost far more."""
+    """A call with a packed sequence for every episode; rows are gathered, because that many slices cost far more."""
     steps, batch, _ = input.shape
     begins = resets.T.clone()
     begins[:, 0] = True
