@@ -200,7 +200,7 @@ class Recurrent(LikeRNNBase):
             input = input.transpose(0, 1)
         self.check_input(input, None)
         initial = self._initial(hx, input.shape[1], batched)
-        resets = self._checked_resets(resets, *input.shape[:2], input.device, batched)
+        resets = self._checked_resets(resets, input.shape[0], input.shape[1], input.device, batched)
         sequences, final = self._run_layers([input], initial, [lengths], return_cells, [resets])
         output, *cells = (stretch for (stretch,) in sequences)
         if not batched:
