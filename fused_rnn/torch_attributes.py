@@ -119,7 +119,7 @@ class LikeRNNBase(CellBased):
             )
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """Return the shape of h_0 for an input as in ``check_input``: (layers * directions, B, H), or P if projected."""
+        """Return the shape of h_0 for an input as in ``check_input``: (layers * directions, B, H), P if projected."""
         return self._runs, self._batch(input, batch_sizes), self._output_size
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
