@@ -271,7 +271,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     }
   }
 
-  // Write to [B, H], or nothing if null; the same thread has a unit in every step.
+  // `sums` are [B, H], or null; each value has the same thread in every step.
   FUSED_RNN_DEVICE void set(void* sums, int r, int u, C value) const {
     if (sums) static_cast<C*>(sums)[place(r, u)] = value;
   }
