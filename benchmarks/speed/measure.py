@@ -221,7 +221,7 @@ class Loop:
         return found
 
     def memory(self, entry: Entry) -> dict:
-        """Return the peak memory of a training step, and the bytes that its forward pass keeps for the backward pass."""
+        """Return the peak memory of a training step, and the bytes that its forward pass keeps for backward."""
         of = entry.candidate
         memory = replace(entry, record={"candidate": of.name, "title": of.title})
         graphed = isinstance(entry.ready, Graphed)  # allocates memory when it is captured, none when it is replayed
