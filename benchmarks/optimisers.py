@@ -30,7 +30,7 @@ def make_optimiser(name: str, parameters: Iterable[Tensor], lr: float) -> torch.
     device = parameters[0].device
     if device.type != "cuda":
         return OPTIMISERS[name](parameters, lr=lr)
-    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # which warns of its speed
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # a warning of its speed
     return OPTIMISERS[name](parameters, lr=torch.tensor(lr, dtype=torch.float32, device=device), **ON_GPU[name])
 
 

@@ -9,8 +9,7 @@ Shapes in all functions: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weig
 ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), or (H, I), (H, H) and None for the variant that modulates
 h₋. The results are the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first;
 outputs stay in the input's order, and the final state is that of step 0. A missing ``state`` is zeros. All tensors
-share one dtype and device. With ``return_cells=True`` the LSTMs return a third result, the cell states of all steps (T,
-B, H).
+share one dtype and device. With ``return_cells=True`` the LSTMs also return the cell states of all steps (T, B, H).
 
 ``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.

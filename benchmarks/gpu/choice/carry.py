@@ -37,7 +37,7 @@ from fused_rnn.cells import CELLS
 from . import family, results
 from .measure import FORCED
 
-COMPILERS = 2  # that run at the same time
+COMPILERS = 2  # running at the same time
 NAMED = 8  # kernels or points that a refusal names
 BRANCHES = "BRA|BSSY|CALL|WARPSYNC"  # instructions with the address of another one
 

@@ -6,7 +6,7 @@ that orders it. Each number here decides a choice between implementations of one
 that launches and checks them, with the help of ``harness.h``.
 """
 
-# By name: what one value is, and what it is for in tuning.
+# By name: the meaning of one value, and its use in tuning.
 MEASUREMENTS = {
     "counter_barrier": (
         "a barrier of all blocks at one counter, as the recurrent kernels have it, in µs",
