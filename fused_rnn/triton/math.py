@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def exp(x, S: tl.constexpr):
-    """e^x = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2; x < -87 counts as -87, x >= 88.38 as infinite."""
+    """e^x = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2; x < -87 counts as -87; from 88.38 on infinite."""
     if S.primitive_bitwidth < 32:
         return tl.exp(x)
     else:
