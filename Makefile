@@ -10,7 +10,7 @@ LINTERS := clang-format==23.1.5 ruff==0.17.6
 PAGES := pdoc==16.0.0
 TYPES := mypy==2.4.1
 BIN := $(VENV)/bin
-CPP := $(shell find csrc -type f)
+CPP := $(shell find csrc -type f -not -name '*.md')
 TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test bench lint format types docs dist test-dist clean

@@ -171,6 +171,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial_path.unlink(missing_ok=True)
 
 
+TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 NOT_MEASURED = "Not measured yet."  # what the README says of results that are not there
 
 

@@ -37,6 +37,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or the end of the process would find leaks
+
+
 def runs_on(device: str, backend: str) -> bool:
     try:
         fused_rnn.choose_backend(device, torch.float64, backend)

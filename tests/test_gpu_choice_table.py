@@ -162,7 +162,7 @@ using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 constexpr bool ahead(CellId cell, Modulates modulates, Type type, int64_t H, int64_t B, int64_t I,
                      std::string_view chip) {
-  const Layer layer{cell, modulates, type, false, 1, B, I, H, nullptr, nullptr};
+  const Layer layer{cell, modulates, type, false, 1, B, I, H, nullptr, nullptr, {}};
   return cluster::measured_ahead(cluster::measured, layer, chip);
 }
 """
@@ -227,7 +227,7 @@ PROGRAM = """
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 int main() {
-  const Layer layer{CellId::lstm, Modulates::input, Type::bfloat16, false, 1, 16, 8, 64, nullptr, nullptr};
+  const Layer layer{CellId::lstm, Modulates::input, Type::bfloat16, false, 1, 16, 8, 64, nullptr, nullptr, {}};
   Layer other = layer;
   other.modulates = Modulates::nothing;
   const Chip chip{132, 0, {}, "One"};

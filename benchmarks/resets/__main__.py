@@ -16,7 +16,7 @@ from tqdm import tqdm
 import fused_rnn
 from benchmarks import common
 from benchmarks.speed import RESULTS, ROOT
-from benchmarks.speed.child import ALLOCATORS, TIME_LEFT, records
+from benchmarks.speed.child import ALLOCATORS, records
 
 from .cases import CELLS, Plan
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     plan = plan_from(options)
     path = output_path(options, plan)
     times: list[dict] = []
-    with tqdm(total=len(list(plan.cases())), bar_format=TIME_LEFT, desc="resets") as bar:
+    with tqdm(total=len(list(plan.cases())), bar_format=common.TIME_LEFT, desc="resets") as bar:
         for part in records("resets.measuring", ALLOCATOR, options.threads, plan):
             times += part["records"]
             bar.update()

@@ -43,7 +43,6 @@ from .plan import (
 )
 from .records import problem_of
 
-TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 CPU_KINDS = {"steps": "--single-steps", "rivals": "--all-rivals", "fills": "--fills"}
 NOT_REACHED = "the run ended before it"
 
@@ -189,7 +188,7 @@ class Run:
     def measure(self) -> None:
         """Measure times, in one process for each number of threads; then memory."""
         total = sum(cost(case, self.plan.device) for case, _ in self.cases)
-        with tqdm(total=total, desc="time", bar_format=TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
+        with tqdm(total=total, desc="time", bar_format=common.TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
             for threads in self.threads:
                 for part in records("speed.measure", self.plan.allocator, threads, self.plan):
                     self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
@@ -220,7 +219,7 @@ class Run:
             for record in self.records[number].get("times", [])
             if self.plan.kind != "rivals" and "median_ms" in record
         ]
-        for number, candidate, case in tqdm(runs, desc="memory", bar_format=TIME_LEFT, disable=not runs):
+        for number, candidate, case in tqdm(runs, desc="memory", bar_format=common.TIME_LEFT, disable=not runs):
             plan = replace(self.plan, cells=(case.cell,), names=(case.shape.name,))
             for found in records("speed.measure", "default", self.cases[number][1], plan, candidate):
                 self.records[number].setdefault("memory", []).append(found["memory"])
