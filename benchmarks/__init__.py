@@ -1,1 +1,1 @@
-"""Things to run with the package: the copy task, a language model, and speed comparisons."""
+"""Applications and measurements of the package: the copy task, a language model, and speed comparisons."""

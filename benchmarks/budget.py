@@ -1,4 +1,4 @@
-"""Whether there is time for another measurement in a run that may take so long and no longer."""
+"""The time budget of a run: whether another measurement still fits."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,18 +6,18 @@ from typing import Protocol, TypeVar
 
 
 class Job(Protocol):
-    """What can be told of a measurement beforehand."""
+    """A measurement whose cost can be estimated beforehand."""
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in units that all jobs of a run share."""
+        """The expected duration, in units that all jobs of a run share."""
 
 
 JobT = TypeVar("JobT", bound=Job)
 
 
 class Budget:
-    """The time a run may take. What a job will take is told from all those before it."""
+    """The time that a run may take. It predicts a job's duration from the jobs before it."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class Budget:
         return self._seconds - self.gone
 
     def obstacle(self, cost: float) -> str | None:
-        """Why a job does not fit the time that is left, or None if it does."""
+        """Return why a job does not fit the remaining time, or None if it does."""
         if self.left <= 0:
             return f"the {self._seconds:.0f} s of the run were over"
         expected = cost * self._taken / self._cost if self._cost else 0.0
@@ -43,7 +43,7 @@ class Budget:
         return None
 
     def spend(self, jobs: Sequence[JobT]) -> Iterator[tuple[JobT, str | None]]:
-        """Each job with the reason to skip it, or None; the time until the next is asked for is what it took."""
+        """Yield each job with the reason to skip it, or None; a job takes the time until the next one is requested."""
         for job in jobs:
             obstacle, start = self.obstacle(job.cost), self.gone
             yield job, obstacle

@@ -1,4 +1,4 @@
-"""What the harnesses share: cells by name, common options, errors for people, results that are never half-written."""
+"""The common parts of the harnesses: cells by name, options, errors for people, results that are never half-written."""
 
 import argparse
 import contextlib
@@ -78,7 +78,7 @@ def seed(text: str) -> int:
 
 
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
-    """Where to compute, for any command that runs a model."""
+    """Add the options that say where to compute, for any command that runs a model."""
     parser.add_argument(
         "--backend", choices=("auto", *fused_rnn.backends()), default="auto", help="what runs the cells"
     )
@@ -86,7 +86,7 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_device(name: str) -> torch.device:
-    """The device of this name; InputError if this machine lacks it."""
+    """Return the device of this name; raise InputError if this machine lacks it."""
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is unknown: expected cpu, cuda or cuda with a number, such as cuda:1")
     try:
@@ -96,7 +96,7 @@ def open_device(name: str) -> torch.device:
 
 
 def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.choice.Choice:
-    """The backend that will run, and why; InputError if this machine lacks the device or the backend."""
+    """Return the backend that will run, and why; raise InputError if this machine lacks the device or the backend."""
     open_device(device)
     try:
         return fused_rnn.choose_backend(device, getattr(torch, dtype), backend)
@@ -106,7 +106,7 @@ def check_backend(device: str, dtype: str, backend: str) -> fused_rnn.choice.Cho
 
 
 def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[str] = (), **defaults) -> None:
-    """The options that every training harness has; ``defaults`` by option name.
+    """Add the options of every training harness; ``defaults`` are by option name.
 
     ``baselines`` are cells of torch.nn that the harness can train as well.
     """
@@ -142,7 +142,7 @@ def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[st
 
 
 def hardware() -> dict[str, str | int]:
-    """The machine and the versions, as results state them."""
+    """Return the machine and the versions, as results state them."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -161,7 +161,7 @@ def hardware() -> dict[str, str | int]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if nothing went wrong."""
+    """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if no error occurred."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -176,36 +176,36 @@ NOT_MEASURED = "Not measured yet."  # what the README says of results that are n
 
 
 def digits(number: float | None) -> str:
-    """Three significant digits, without an exponent; a dash for nothing."""
+    """Format three significant digits, without an exponent; a dash for None."""
     if number is None:
         return "–"
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def folded(title: str, *parts: str) -> str:
-    """Paragraphs of Markdown that are shown when the reader opens them."""
+    """Fold paragraphs of Markdown, which are shown when the reader opens them."""
     return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown."""
+    """Format a table of Markdown."""
     head = list(head)
     lines = ["".join(f"| {cell} " if cell else "| " for cell in row) + "|" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def file_name(kind: str, *parts: str) -> str:
-    """The name of a file of results: its kind, then ``parts`` in small letters, digits and hyphens."""
+    """Return the name of a file of results: its kind, then ``parts`` in lower case, digits and hyphens."""
     return "-".join([kind, *(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)]) + ".json"
 
 
-RECORD = 4000  # characters of a line of JSON above which it is broken at the next level, too
+RECORD = 4000  # characters; longer lines of JSON are broken at the next level
 
 
 def json_lines(content: object, indent: str = "") -> str:
-    """JSON with a record in each line: what fits into a line stands in one, and so do the items of a list.
+    """Format JSON with a record per line: a value that fits a line is one line, and so is each item of a list.
 
-    So a file is about as long as it has records, and a difference between two files shows the records that differ.
+    So a file has about one line per record, and a difference between two files shows the records that differ.
     """
     line = json.dumps(content)
     if not isinstance(content, (dict, list)) or len(indent) + len(line) <= 120:
@@ -224,7 +224,7 @@ def json_lines(content: object, indent: str = "") -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON, a record a line, under a temporary name that becomes ``path`` when all is written."""
+    """Write JSON, one record per line, to a temporary name that becomes ``path`` when everything is written."""
     with replacing(path) as partial_path:
         partial_path.write_text(json_lines(content) + "\n")
 

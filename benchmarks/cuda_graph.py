@@ -1,12 +1,12 @@
-"""Training steps as CUDA graphs: what a step queues on a GPU is recorded once, and then queued anew by a single call.
+"""Training steps as CUDA graphs: the GPU work of a step is recorded once, and then queued again by a single call.
 
-A step of a small model costs the host more than the GPU: hundreds of small launches, each by way of Python and PyTorch.
-A graph holds them all, from the forward pass to the optimiser. It works in fixed memory, so its inputs are copied to
-where it reads them, and shapes are fixed: each that comes often enough gets a graph of its own, others run as ever.
+A step of a small model costs the host more than the GPU: hundreds of small launches, each through Python and PyTorch.
+A graph holds them all, from the forward pass to the optimiser. It works in fixed memory, so inputs are copied to that
+memory, and shapes are fixed: each frequent shape has a graph of its own, others run as usual.
 
-Recording computes nothing, and what is not recorded is a step like any other, so that as many steps are taken as
-without graphs and each has the same bits. That asks of a step that all that changes between two calls be tensors on the
-GPU: those that it is given, parameters, the state of generators, which a replay moves on as a call does, and that of
+Recording computes nothing, and steps that are not recorded are ordinary steps, so a run takes the same number of steps
+as without graphs, with the same bits. This requires that everything that changes between two calls is a tensor on the
+GPU: the step's arguments, parameters, the state of generators, which a replay advances as a call does, and the state of
 the optimiser with its learning rate (``optimisers.py``).
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 from benchmarks.common import InputError
 from fused_rnn import cuda
 
-# Steps of a shape before it is recorded, in which libraries choose their kernels and the optimiser makes its state.
+# Steps of a shape before it is recorded, during which libraries choose their kernels and the optimiser makes its state.
 WARM_UP = 3
 Step = Callable[..., tuple[Tensor, ...]]
 
 
 def check_cuda_graph(device: str, processes: int = 1) -> None:
-    """Raise InputError where ``--cuda-graph`` cannot be had: without a GPU, or where processes train one model."""
+    """Raise InputError if ``--cuda-graph`` is impossible: without a GPU, or if several processes train one model."""
     if torch.device(device).type != "cuda":
         raise InputError(f"--cuda-graph needs a GPU, and --device is {device}: give --device cuda, or leave it out")
     if processes > 1:
@@ -36,9 +36,9 @@ def check_cuda_graph(device: str, processes: int = 1) -> None:
 
 
 class Recorder:
-    """Runs and records functions on a GPU, all on one stream beside the current one, as recording needs it.
+    """Runs and records functions on a GPU, all on one stream beside the current one, as recording requires.
 
-    The graphs share their memory, for only one is replayed at a time; what a function returns stays its own.
+    The graphs share their memory, because only one is replayed at a time; the results of a function are not shared.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What ``function`` returns, after all that is queued on the current stream and before what comes next."""
+        """Return the result of ``function``, run after the current stream's queued work and before its later work."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -56,13 +56,13 @@ class Recorder:
         return results
 
     def record(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        """Memory for what ``function`` returns, and what queues on the current stream that it be computed there."""
+        """Return memory for the results of ``function``, and a function that queues their computation on the stream."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, self.pool, self.stream):
             results = function()
 
         def replay() -> None:
-            cuda.raise_timed_out()  # of the replays before, as every call does; those of a graph are no calls
+            cuda.raise_timed_out()  # for earlier replays; every call checks, but a graph makes none
             graph.replay()
 
         return results, replay
@@ -70,7 +70,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Recording:
-    """A step in fixed memory: where it reads its inputs, and what it leaves."""
+    """A step in fixed memory: its inputs and its results."""
 
     inputs: list[Tensor]
     results: tuple[Tensor, ...]
@@ -83,8 +83,8 @@ class GraphedStep:
 
     Args:
         step: takes tensors, leaves gradients in ``parameters`` and returns tensors without a history.
-        parameters: those that the step changes.
-        recorder: where to run and record; a ``Recorder`` but for tests.
+        parameters: the parameters that the step changes.
+        recorder: runs and records; anything but a ``Recorder`` is for tests.
     """
 
     def __init__(self, step: Step, parameters: Iterable[Tensor], recorder: Recorder) -> None:
@@ -96,7 +96,7 @@ class GraphedStep:
         self._latest: Recording | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the step returns for ``inputs``, which the next call may write over."""
+        """Return the step's results for ``inputs``; the next call may overwrite them."""
         shapes = tuple((given.shape, given.dtype) for given in inputs)
         if shapes not in self._recordings:
             if self._calls[shapes] < WARM_UP:
@@ -115,7 +115,7 @@ class GraphedStep:
         for tensor, values in zip(recording.inputs, given):
             tensor.copy_(values)
         recording.replay()
-        if recording is not self._latest:  # since then the parameters have had the gradients of another shape
+        if recording is not self._latest:  # otherwise the parameters hold the gradients of another shape
             for parameter, gradient in zip(self._parameters, recording.gradients):
                 parameter.grad = gradient
             self._latest = recording

@@ -1,6 +1,6 @@
-"""What all pictures share: their style, how they are saved, and how documents show those of a file of results.
+"""The common parts of all pictures: their style, how they are saved, and how documents show them.
 
-The same figures give the same bytes, so that drawing a picture again changes no file.
+Equal figures give equal bytes, so that drawing a picture again changes no file.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # pictures go to files, and no display need be there
+matplotlib.use("Agg")  # writes pictures to files, without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,14 +30,14 @@ STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 150,
     "svg.fonttype": "none",  # letters as letters: outlines are most of a file
-    "font.sans-serif": ["DejaVu Sans"],  # every text of a file names all fonts of this list
-    "svg.hashsalt": "fused_rnn",  # or names in the file would be random
+    "font.sans-serif": ["DejaVu Sans"],  # a file repeats every font of this list for each text
+    "svg.hashsalt": "fused_rnn",  # otherwise names in the file would be random
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a file of results: ``name`` tells it from the others, ``caption`` says what it shows."""
+    """One picture of a file of results: ``name`` identifies it, ``caption`` describes it."""
 
     name: str
     caption: str
@@ -52,7 +52,7 @@ def save(figure: Figure, path: Path) -> Path:
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with replacing(path) as partial_path:
         figure.savefig(partial_path, format=kind, metadata=metadata)
-        if kind == "svg":  # a hundredth of a point is as fine as anybody sees
+        if kind == "svg":  # a hundredth of a point is finer than anybody sees
             partial_path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", partial_path.read_text()))
     plt.close(figure)
     return path
@@ -65,14 +65,14 @@ def draw(pictures: Sequence[Picture], result: dict, folder: Path) -> list[Path]:
 
 
 def markdown(pictures: Sequence[Picture], result: dict, folder: str = "results") -> str:
-    """The pictures as a document shows them from which their folder is ``folder``; by default benchmarks/README.md."""
+    """Show the pictures in a document; its path to their folder is ``folder``, by default benchmarks/README.md's."""
     return "\n\n".join(f"![{picture.caption}]({folder}/{picture.file(result)})" for picture in pictures)
 
 
 def heat_map(
     axes: Axes, rows: Sequence[str], columns: Sequence[str], values: list[list[float | None]], text: str
 ) -> None:
-    """Ratios as a table, written by the format ``text``: blue above 1 and orange below, darkest from 2 and 1/2 on."""
+    """Show ratios as a table, written by the format ``text``: blue above 1, orange below, darkest from 2 and 1/2 on."""
     colours = matplotlib.colors.LinearSegmentedColormap.from_list("ratio", ["#d55e00", "#ffffff", "#0072b2"])
     logs = np.log2(np.array(values, dtype=float))
     axes.pcolormesh(np.clip(logs, -1, 1), cmap=colours, vmin=-1.3, vmax=1.3, edgecolors="white", linewidth=2)

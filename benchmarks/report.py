@@ -1,8 +1,8 @@
-"""``python -m benchmarks.report``: write what was measured into README.md and the READMEs of benchmarks, and draw it.
+"""``python -m benchmarks.report``: write measured results into README.md and the READMEs of benchmarks, and draw them.
 
 Each kind of results has a block between two markers in one of these documents, and files in benchmarks/results/ whose
-names begin with the kind; the pictures lie beside them. Every number, name and date of a block comes from these files,
-and a test checks that it does.
+names begin with the kind; the pictures are beside them. Every number, name and date of a block comes from these files,
+and a test checks that.
 """
 
 import json
@@ -24,7 +24,7 @@ from benchmarks.speed.report import fills, gpu, scaling
 from benchmarks.speed.report import tables as speed
 
 Block = Callable[[list[dict]], str]
-DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each, by kind
+DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each document, by kind
     "README.md": {"summary": summary.block},
     "benchmarks/README.md": {
         "speed": speed.block,
@@ -42,7 +42,7 @@ DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each, by kind
     "benchmarks/language_model/README.md": {"language_model": language_model.block},
 }
 BLOCKS = {kind: block for blocks in DOCUMENTS.values() for kind, block in blocks.items()}
-SOURCES = {"summary": ("speed", "gpu")}  # the results of a block that shows those of other kinds
+SOURCES = {"summary": ("speed", "gpu")}  # the results of blocks that show other kinds
 PICTURES: dict[str, Callable[[dict], list[pictures.Picture]]] = {
     "speed": speed_pictures.pictures,
     "scaling": speed_pictures.scaling_pictures,
@@ -52,18 +52,18 @@ OTHER_KERNELS: dict[str, Callable[[dict], bool]] = {"gpu": other_kernels, "choic
 
 
 def load_results(kind: str, folder: Path = RESULTS) -> list[dict]:
-    """Every file of results of a kind with its name, in a fixed order: none if nothing has been measured yet."""
+    """Load every file of results of a kind with its name, in a fixed order; none if nothing has been measured yet."""
     paths = sorted(folder.glob(f"{kind}-*.json"), reverse=True)
     return [{**json.loads(path.read_text()), "file": path.stem} for path in paths]
 
 
 def results_of(kind: str, folder: Path = RESULTS) -> list[dict]:
-    """The results that the block of a kind shows."""
+    """Load the results that the block of a kind shows."""
     return [result for source in SOURCES.get(kind, (kind,)) for result in load_results(source, folder)]
 
 
 def block(kind: str, results: list[dict]) -> str:
-    """What a document shows of a kind, with its markers."""
+    """Make the block of a kind, with its markers."""
     return "\n\n".join([begin(kind), BLOCKS[kind](results), end(kind)])
 
 
@@ -76,7 +76,7 @@ def end(kind: str) -> str:
 
 
 def insert(name: str, text: str, folder: Path = RESULTS) -> str:
-    """A document with its blocks replaced; raises InputError if their markers are not there once, in order."""
+    """Replace the blocks of a document; raise InputError unless their markers are there once, in order."""
     for kind in DOCUMENTS[name]:
         pattern = re.compile(f"{begin(kind)}.*?{end(kind)}", re.DOTALL)
         if len(pattern.findall(text)) != 1 or text.count(begin(kind)) != 1 or text.count(end(kind)) != 1:
@@ -87,7 +87,7 @@ def insert(name: str, text: str, folder: Path = RESULTS) -> str:
 
 
 def draw(folder: Path = RESULTS) -> None:
-    """Draw the pictures of all files of results beside them, and remove those of results that are gone."""
+    """Draw the pictures of all files of results beside them, and remove those of results that no longer exist."""
     drawn = {
         path
         for kind, of in PICTURES.items()

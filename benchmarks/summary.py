@@ -1,7 +1,7 @@
 """The picture and the table at the top of README.md: how many times faster a training step is, cell by cell.
 
-Both are made of what ``benchmarks.speed`` measured on CPUs and GPUs, all sizes together: the geometric mean, and the
-least and the greatest ratio. Where a size was measured more than once, the last time counts.
+Both summarise the results of ``benchmarks.speed`` on CPUs and GPUs over all sizes: the geometric mean, and the smallest
+and the largest ratio. If a size was measured more than once, the last time counts.
 """
 
 from collections import defaultdict
@@ -18,10 +18,11 @@ from benchmarks.pictures import PALETTE, Picture, markdown, plt
 from benchmarks.speed.cases import CELLS
 from benchmarks.speed.records import Results
 
-# What a cell is held against: torch.nn's module of the same equations, or the loop over steps where there is none.
+# The comparison of each cell: torch.nn's module of the same equations; cells that torch.nn lacks have the loop over
+# steps.
 TORCH = {"rnn": "torch.nn.RNN", "lstm": "torch.nn.LSTM", "gru_reset_after": "torch.nn.GRU"}
 DTYPES = ("float32", "bfloat16", "float16 and float32")  # in the order of the columns
-NAMED = {"file": "summary"}  # as the pictures of a file of results are named by it
+NAMED = {"file": "summary"}  # gives the pictures the names of those of a file of results
 CAPTION = "Training step: how many times as fast as torch.nn, or as a loop over steps"
 EARLIER = "kernels that were earlier than those here"
 
@@ -36,7 +37,7 @@ class Column:
 
     @property
     def place(self) -> tuple:
-        """What columns are sorted by: CPUs come first."""
+        """The sort key of columns; CPUs come first."""
         return self.chip != "CPU", self.chip, DTYPES.index(self.dtype)
 
 
@@ -44,7 +45,7 @@ Ratios = dict[Column, dict[str, list[float]]]  # by column and cell: theirs / ou
 
 
 def block(results: list[dict]) -> str:
-    """The picture, the table, and where it was measured; one sentence where nothing has been."""
+    """Make the picture, the table, and the machines; or one sentence without results."""
     found = ratios(results)
     if not found:
         return NOT_MEASURED
@@ -71,7 +72,7 @@ def preamble(results: list[dict]) -> str:
 
 
 def machines(results: list[dict]) -> Iterator[str]:
-    """What was measured where and when, once each."""
+    """List the measurements, with machine and date, once each."""
     for of_gpu in (False, True):
         files = [found for found in map(Results, results) if on_gpu(found) == of_gpu and any(points(found))]
         for name in dict.fromkeys(map(machine, files)):
@@ -89,7 +90,7 @@ def on_gpu(found: Results) -> bool:
 
 
 def ratios(results: list[dict]) -> Ratios:
-    """Theirs / ours, by column and cell, of the last measurement of each size."""
+    """Return theirs / ours, by column and cell, of the last measurement of each size."""
     files = sorted(map(Results, results), key=lambda found: found.raw["date"])
     latest = {place: ratio for found in files for place, ratio in points(found)}
     by_column: Ratios = defaultdict(lambda: defaultdict(list))
@@ -99,7 +100,7 @@ def ratios(results: list[dict]) -> Ratios:
 
 
 def points(found: Results) -> Iterator[tuple[tuple[Column, str, str, int], float]]:
-    """Column, cell, sizes and threads of all that was measured, and how many times as fast the fused cell was there."""
+    """Yield column, cell, sizes and threads of all measurements, and how many times as fast the fused cell was."""
     of_gpu = on_gpu(found)
     chip = found.machine["gpu"].removeprefix("NVIDIA ") if of_gpu else "CPU"
     ours, loop = ("cuda", "graphed") if of_gpu else ("fused", "eager")
@@ -113,7 +114,7 @@ def points(found: Results) -> Iterator[tuple[tuple[Column, str, str, int], float
 
 
 def pictures(results: list[dict]) -> list[Picture]:
-    """The table as bars from least to greatest, with a line at the mean; none where nothing has been measured."""
+    """Draw the table as bars from the smallest to the largest ratio, with a line at the mean; none without results."""
     found = ratios(results)
     return [Picture("training", CAPTION, partial(_figure, found))] if found else []
 

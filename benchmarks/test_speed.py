@@ -3,12 +3,12 @@
     pytest benchmarks --benchmark-enable -k "multiplicative_gru and on_cpu and -a- and float32 and training"
 
 An id reads cell-candidate-device-shape-dtype-mode; sizes are those of ``speed/plan.py``. The input product is always
-included. What cannot run on a machine is skipped with the reason, what is wrong fails and is not timed. Without
-``--benchmark-enable`` each case runs once: that it is right is then all that is tested. Nothing here asserts a time.
+included. Cases that cannot run on a machine are skipped with the reason; wrong ones fail and are not timed. Without
+``--benchmark-enable`` each case runs once, as a test of its results only. Nothing here asserts a time.
 
 On a GPU each round has other operands, starts with cold caches and is timed by CUDA events. torch.compile gets the
-loop in pieces here (``STEPS_AT_ONCE``): whole, it takes many minutes. pytest-benchmark measures one candidate after the
-other; in the README's figures they take turns: those come from ``python -m benchmarks.speed``.
+loop in pieces here (``STEPS_AT_ONCE``), because the whole one takes many minutes. pytest-benchmark measures one
+candidate after the other. The README's figures come from ``python -m benchmarks.speed``, where candidates take turns.
 """
 
 import itertools
@@ -36,7 +36,7 @@ PLAN = replace(PLANS["speed"], sets=2)
 
 @dataclass(frozen=True)
 class Point:
-    """A case with the way to run it, and its device."""
+    """A case with the candidate that runs it, and its device."""
 
     case: Case
     name: str
@@ -48,7 +48,7 @@ class Point:
         return replace(fused(self.case.cell, self.name), name=self.name)
 
     def obstacle(self) -> str | None:
-        """Why it cannot run on this machine, or None."""
+        """Return why it cannot run on this machine, or None."""
         if self.device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
         if self.name in RIVALS:
@@ -61,7 +61,7 @@ class Point:
 
 
 def parameters() -> Iterator:
-    """Every point that has a candidate, those with operands in common one after the other."""
+    """Yield every point that has a candidate, ordered so that points with common operands are adjacent."""
     for place, (device, shapes, dtypes, names) in DEVICES.items():
         marks = [pytest.mark.gpu, pytest.mark.benchmark(timer=Instant)] if device == "cuda" else []
         for shape in shapes.values():

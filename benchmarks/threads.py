@@ -1,8 +1,8 @@
-"""With how many threads of the CPU a harness computes: as many as there are, or one where these are no faster.
+"""The number of CPU threads for a harness: all of them, or one if more are no faster.
 
-Threads that share a step wait for each other several times in it. Where another program has one of the cores, each
-wait may last as long as that program is left to run, and a step takes many times as long as with one thread. Whether
-that is so only a trial can tell.
+Threads that share a step wait for each other several times in it. If another program occupies one of the cores, each
+wait may last as long as that program's time slice, and a step takes many times as long as with one thread. Only a trial
+can tell whether this is the case.
 """
 
 import statistics
@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 
 ROUNDS = 7
-SECONDS = 3.0  # after which no further round begins
-TIE = 0.95  # more threads are to take less than so much of one thread's time
+SECONDS = 3.0  # no further round begins after this
+TIE = 0.95  # more threads must take less than this fraction of one thread's time
 
 
 def settle_threads(number: int | None, most: int, device: str, make_step: Callable[[], Callable[[], object]]) -> str:
-    """Have torch compute with ``number`` threads; without one, on a CPU, with 1 or ``most``, as a trial finds best.
+    """Set torch's threads to ``number``, or, without one, on a CPU, to the faster of 1 and ``most`` in a trial.
 
     ``make_step`` returns the training step to try. Returns a sentence on the trial, empty if none was needed.
     """
@@ -34,18 +34,18 @@ def settle_threads(number: int | None, most: int, device: str, make_step: Callab
 
 
 def choice(one: float, many: float, most: int) -> int:
-    """The number of threads whose steps are shorter, of 1 and ``most``; 1 where there is little between them."""
+    """Return the number of threads with shorter steps, of 1 and ``most``; 1 if they are nearly equal."""
     return most if many < TIE * one else 1
 
 
 def step_times(step: Callable[[], object], numbers: tuple[int, ...]) -> list[float]:
-    """Median seconds of a step with each of these numbers of threads, which take turns."""
+    """Return the median seconds of a step with each of these numbers of threads, which take turns."""
     began = time.perf_counter()
     times: list[list[float]] = [[] for _ in numbers]
     while len(times[0]) < ROUNDS and not (times[0] and time.perf_counter() - began > SECONDS):
         for number, found in zip(numbers, times):
             torch.set_num_threads(number)
-            step()  # in which threads begin and caches fill
+            step()  # starts threads and fills caches
             started = time.perf_counter()
             step()
             found.append(time.perf_counter() - started)

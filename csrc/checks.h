@@ -1,4 +1,4 @@
-// The checks that the operators of every device share. Their errors are for whoever calls an operator directly: they
+// The checks that the operators of every device share. Their errors are for callers of an operator itself: they
 // keep a kernel from reading or writing out of bounds.
 #pragma once
 
@@ -58,12 +58,12 @@ inline Save save_named(std::string_view name) {
   fail("save must be 'nothing', 'states' or 'everything', got '", name, "'");
 }
 
-// The tensor itself where it is contiguous: to be told so by the library takes a call of an operator.
+// The tensor itself if it is contiguous, because even the library's own test of that is a call of an operator.
 inline Tensor contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A contiguous version of a tensor that has this shape and the type and device of `like`.
+// Return a contiguous version of a tensor that must have this shape, and the type and device of `like`.
 inline Tensor checked(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                       const Tensor& like) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
@@ -91,13 +91,13 @@ inline OptionalTensor checked_keep_c(const OptionalTensor& keep_c, const CellSpe
   return checked("keep_c", keep_c, shape, like);
 }
 
-// The largest magnitude of a gradient of a pre-activation; 0 says that there is none.
+// Check the largest magnitude of gradients of pre-activations; 0 means no limit.
 inline double checked_gradient_clip(double limit) {
   if (!(limit >= 0)) fail("gradient_clip must be positive, or 0 for none, got ", limit);
   return limit > 0 ? limit : std::numeric_limits<double>::infinity();
 }
 
-// All but the values, which are where the tensor is.
+// Check all but the values, which are on the tensor's device.
 inline OptionalTensor checked_lengths(const OptionalTensor& lengths, const Tensor& input) {
   if (!lengths) return std::nullopt;
   if (lengths->scalar_type() != ScalarType::Long) fail("lengths must be an int64 tensor");
@@ -106,7 +106,7 @@ inline OptionalTensor checked_lengths(const OptionalTensor& lengths, const Tenso
   return fused_rnn::contiguous(*lengths);
 }
 
-// The steps that begin anew, (T, B).
+// Check the steps that begin anew, (T, B).
 inline OptionalTensor checked_resets(const OptionalTensor& resets, const Tensor& input) {
   if (!resets) return std::nullopt;
   if (resets->scalar_type() != ScalarType::Bool) fail("resets must be a bool tensor");
@@ -117,7 +117,7 @@ inline OptionalTensor checked_resets(const OptionalTensor& resets, const Tensor&
   return fused_rnn::contiguous(*resets);
 }
 
-// What these steps begin with; `initial` is the state of this kind that the call begins with.
+// Check the initial state of these steps; `initial` is the call's own initial state of this kind.
 inline OptionalTensor checked_beginning(const char* name, const OptionalTensor& state, const OptionalTensor& resets,
                                         const OptionalTensor& initial) {
   if (!state) return std::nullopt;

@@ -1,7 +1,7 @@
 // The operators: their schemas, which are those of fused_rnn/operands.py, the checks of their arguments, and their
-// registration. fused_rnn/derivatives.py adds shape functions and autograd, and fused_rnn/ops.py explains wrong
-// arguments to people; the checks here keep a direct caller from reading or writing out of bounds. The operators of
-// single steps, which fused_rnn/quick.py calls, have neither shape functions nor autograd.
+// registration. fused_rnn/derivatives.py adds shape functions and autograd, and fused_rnn/ops.py has the better error
+// messages; the checks here keep direct callers from reading or writing out of bounds. The operators of single steps,
+// which fused_rnn/quick.py calls, have neither shape functions nor autograd.
 
 #include <cstring>
 #include <vector>
@@ -64,7 +64,7 @@ void check_instruction_set() {
     fail("FUSED_RNN_CPU_ISA names none of generic, avx2, avx512, amx that this processor has");
 }
 
-// A result, or what stands for an absent one; each has memory of its own.
+// A result, or the placeholder of a missing one; each has memory of its own.
 Tensor or_empty(const Tensor& result, const Tensor& like) {
   return result.defined() ? result : empty_beside(like, {0});
 }
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   check_instruction_set();
   const Sequence q = sequence(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_mih, weight_mhh, bias_m,
                               lengths, keep_h, keep_c, cell, reverse, resets, h_reset, c_reset);
-  checked_gradient_clip(gradient_clip);  // which the backward pass will read
+  checked_gradient_clip(gradient_clip);  // the backward pass will read it
   const ForwardResult r = cpu::forward(q, save_named(save));
   return {r.output, r.h_n, or_empty(r.c_n, input), or_empty(r.cells, input), or_empty(r.saved, input)};
 }
@@ -114,11 +114,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }
 
 // Single steps -------------------------------------------------------------------------------------------------------
-// The two operators above for one time step of cells without multiplicative weights. A step takes no longer than to
-// hand over arguments and results, so here are those alone that it has. Input and states are (B, I) and (B, H), or have
-// one more dimension of 1 in front, and so have results; a missing state is zeros.
+// The two operators above for one time step of cells without multiplicative weights. A step is as short as the transfer
+// of arguments and results, so they have only its own operands. Input and states are (B, I) and (B, H), or have another
+// dimension of 1 in front, and so do results; a missing state is zeros.
 
-// A contiguous tensor as one of another shape, of the same memory.
+// View a contiguous tensor as one of another shape.
 Tensor reshaped(const Tensor& tensor, int64_t rows, int64_t columns, bool stacked) {
   const int64_t sizes[3] = {1, rows, columns}, strides[3] = {rows * columns, columns, 1};
   const int skipped = stacked ? 0 : 1;
@@ -128,7 +128,7 @@ Tensor reshaped(const Tensor& tensor, int64_t rows, int64_t columns, bool stacke
   return Tensor(handle);
 }
 
-// With one more dimension of 1 in front, or without: two or three in all.
+// Accept two dimensions, or three if stacked, the first of them 1.
 Tensor stacked_or_not(const char* name, const Tensor& tensor, const Tensor& input, bool stacked) {
   if (tensor.dim() != input.dim() || (tensor.dim() == 3 ? tensor.size(0) != 1 : tensor.dim() != 2))
     fail(name, " of a single step must have two dimensions, or like the input three, of which the first is 1");
@@ -143,7 +143,7 @@ Tensor copied(const Tensor& tensor, int64_t rows, int64_t columns, bool stacked)
   return copy;
 }
 
-// Whether all that backward reads of a step is its output.
+// Whether the output of a step is all that backward reads.
 bool saves_output_alone(const CellSpec& cell) { return cell.id == CellId::rnn_tanh || cell.id == CellId::rnn_relu; }
 
 Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
@@ -165,9 +165,9 @@ Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const Optional
   return sequence(x, *h, c, weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, cell, false);
 }
 
-// The output if the input has three dimensions, h_n, c_n if the cell has it; then if saving what step_backward reads:
-// cells, if there is c_n, and saved, unless that is the output. States have memory of their own, because callers may
-// change them before the backward pass.
+// Return the output if the input has three dimensions, h_n, and c_n if the cell has it; then, if saving, the other
+// values that step_backward reads: cells, if there is c_n, and saved, unless that is the output. States have memory of
+// their own, because callers may change them before the backward pass.
 std::vector<Tensor> step(const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
                          const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
                          const OptionalTensor& bias_hh, const std::string& cell, bool saving) {
@@ -193,7 +193,7 @@ std::vector<Tensor> step(const Tensor& input, const OptionalTensor& h_0, const O
 using StepGradients = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
                                  OptionalTensor, OptionalTensor>;
 
-// The gradients of input, states and weights, none where there is none or it is not wanted.
+// Return the gradients of input, states and weights; those that do not exist or are not wanted are empty.
 StepGradients step_backward(const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
                             const OptionalTensor& cells, const Tensor& saved, const Tensor& input,
                             const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
@@ -234,7 +234,7 @@ StepGradients step_backward(const OptionalTensor& d_output, const OptionalTensor
           found(r.bias_hh)};
 }
 
-// Why this build has no CUDA kernels, empty if it has them.
+// Return why this build has no CUDA kernels; empty if it has them.
 std::string without_cuda() {
 #ifdef FUSED_RNN_WITHOUT_CUDA
   return FUSED_RNN_WITHOUT_CUDA;
@@ -256,7 +256,7 @@ std::string cpu_instruction_set() {
   "Tensor? weight_mih, Tensor? weight_mhh, Tensor? bias_m, Tensor? lengths, Tensor? keep_h, Tensor? keep_c, "     \
   "str cell, bool reverse, float gradient_clip, "
 
-// behind all others, for programs that were saved when there were none of these
+// These come last, for programs that were saved before they existed.
 #define FUSED_RNN_LATER ", Tensor? resets=None, Tensor? h_reset=None, Tensor? c_reset=None"
 
 #define FUSED_RNN_STEP                                                                                             \
@@ -274,7 +274,7 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def("forward(" FUSED_RNN_OPERANDS "str save" FUSED_RNN_LATER
         ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def("backward" FUSED_RNN_BACKWARD);
-  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py makes it of the two above
+  m.def("backward_from_states" FUSED_RNN_BACKWARD);  // recompute.py implements it by the two above
   m.def("step(" FUSED_RNN_STEP "bool saving) -> Tensor[]");
   m.def("step_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? cells, Tensor saved, " FUSED_RNN_STEP
         "bool input_gradient, bool weight_gradients) -> (Tensor? d_input, Tensor? d_h_0, Tensor? d_c_0, "

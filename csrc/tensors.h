@@ -1,5 +1,5 @@
 // Uninitialised tensors for results and workspaces. They are made through the C interface, because
-// torch::stable::new_empty looks its operator up by name in every call, which single steps notice.
+// torch::stable::new_empty looks its operator up by name in every call, which is noticeable in single steps.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -13,7 +13,7 @@ namespace fused_rnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Of one to three dimensions, contiguous; type and device as the C interface numbers them.
+// Allocate a contiguous tensor of one to three dimensions; type and device are numbers of the C interface.
 inline Tensor empty(std::initializer_list<int64_t> shape, int32_t type, int32_t device, int32_t index) {
   const auto dimensions = static_cast<int64_t>(shape.size());
   int64_t strides[3] = {1, 1, 1};
@@ -24,7 +24,7 @@ inline Tensor empty(std::initializer_list<int64_t> shape, int32_t type, int32_t 
   return Tensor(tensor);
 }
 
-// On the device of `like`.
+// Allocate a tensor on the device of `like`.
 inline Tensor empty_beside(const Tensor& like, std::initializer_list<int64_t> shape, int32_t type) {
   int32_t device = 0, index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
@@ -32,7 +32,7 @@ inline Tensor empty_beside(const Tensor& like, std::initializer_list<int64_t> sh
   return empty(shape, type, device, index);
 }
 
-// Of its type as well.
+// Allocate a tensor on the device of `like` and of its type.
 inline Tensor empty_beside(const Tensor& like, std::initializer_list<int64_t> shape) {
   int32_t type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));

@@ -1,10 +1,11 @@
 """Recurrent networks whose whole sequence, forward and backward, runs in one fused kernel.
 
 ``RNN``, ``LSTM`` and ``GRU`` are drop-ins for torch.nn's; ``MultiplicativeLSTM`` and ``MultiplicativeGRU`` are
-cells that torch.nn lacks; ``RNNCell`` and so on are single steps. What all of them take and return stands in
-``Recurrent`` and ``RecurrentCell``. ``replace`` exchanges torch.nn's modules inside a model, ``restore`` is the way
-back, ``from_keras`` takes the weights of one of Keras's. ``functional`` has the same with weights as arguments,
-``reference`` the plain PyTorch oracle, ``onnx`` the export to ONNX, ``backends()`` what can run on this machine.
+cells that torch.nn lacks; ``RNNCell`` and so on are single steps. ``Recurrent`` and ``RecurrentCell`` describe the call
+and the options of all of them. ``replace`` exchanges torch.nn's modules inside a model and ``restore`` reverses that;
+``from_keras`` and ``to_keras`` convert weights of Keras's layers. ``functional`` takes weights as arguments,
+``reference`` is the plain PyTorch oracle, ``onnx`` exports to ONNX, and ``backends()`` lists what can run on this
+machine.
 """
 
 from . import functional, onnx, reference

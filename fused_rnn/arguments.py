@@ -1,4 +1,4 @@
-"""Arguments of constructors: their checks, and the signature of those that hand them on."""
+"""Arguments of constructors: checks of their values, and signatures of constructors that hand arguments on."""
 
 import inspect
 import numbers
@@ -12,9 +12,9 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Init], Init]:
-    """Names all arguments in the signature of an ``__init__`` that hands ``*args`` and ``**kw`` on to ``parent``.
+    """Decorate an ``__init__`` that hands ``*args`` and ``**kw`` on to ``parent``: its signature names all arguments.
 
-    An argument that must not be named is left ``without``; those that follow it are then known by name alone.
+    The signature omits the argument named ``without``; those that follow it become keyword-only.
     """
 
     def name_all(init: Init) -> Init:
@@ -26,7 +26,7 @@ def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Ini
             handed_on[place:] = [p.replace(kind=p.KEYWORD_ONLY) for p in handed_on[place + 1 :]]
         names = {p.name for p in own}
         together = sorted([*own, *(p for p in handed_on if p.name not in names)], key=lambda p: p.kind)
-        # of the function, because subclasses would inherit that of a class
+        # set on the function, because subclasses would inherit the signature of a class
         init.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
         return init
 
@@ -34,7 +34,7 @@ def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Ini
 
 
 def as_size(name: str, value: SupportsIndex) -> int:
-    """Any integer, numpy's too, as an int; TypeError for all else."""
+    """Convert any integer, numpy's too, to an int; raise TypeError for anything else."""
     try:
         return int(operator.index(value))
     except TypeError:
@@ -42,21 +42,21 @@ def as_size(name: str, value: SupportsIndex) -> int:
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise ValueError for a size that is not greater than zero."""
+    """Raise ValueError for a size that is not positive."""
     for name, value in sizes.items():
         if value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
 
 
 def check_bools(**values: bool) -> None:
-    """Raise TypeError for what is no bool."""
+    """Raise TypeError for a value that is not a bool."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
 def check_probabilities(**values: float) -> None:
-    """Raise TypeError for what is nothing like a number, ValueError for what is none from 0 to 1."""
+    """Raise TypeError for a value that is nothing like a number, ValueError for one that is not from 0 to 1."""
     for name, value in values.items():
         float(value)  # TypeError, as from torch.nn
         if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
@@ -64,7 +64,7 @@ def check_probabilities(**values: float) -> None:
 
 
 def check_backend(backend: str) -> None:
-    """Raise ValueError unless there is a backend of this name, on whatever machine."""
+    """Raise ValueError if no backend has this name; it need not run on this machine."""
     if backend != "auto" and backend not in BACKENDS:
         known = ", ".join(map(repr, BACKENDS))
         raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {known}")

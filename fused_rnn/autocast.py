@@ -1,8 +1,8 @@
 """torch.autocast for the fused operators, which take operands of one dtype.
 
-Where autocast is on, a call computes in autocast's dtype and returns it, on every device, as torch.nn's recurrent
-modules do on a GPU: input, states and weights are cast first, and autocast is off inside. Gradients come back through
-the casts, so each has its own tensor's dtype. float64 is left as it is, as autocast leaves it everywhere.
+With autocast on, a call computes and returns results in autocast's dtype, on every device, as torch.nn's recurrent
+modules do on a GPU: input, states and weights are cast first, and autocast is off inside. Gradients pass through the
+casts, so each has its own tensor's dtype. float64 is left as it is, as autocast always does.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ def is_on(kind: str) -> bool:
 
 
 def _is_known(kind: str) -> bool:
-    """Whether autocast knows this kind of device: of some, such as meta, it does not."""
+    """Whether autocast knows this kind of device; it does not know some, such as meta."""
     return torch.amp.is_autocast_available(kind)
 
 
-_is_known._dynamo_marked_constant = True  # torch 2.11 cannot trace it
+_is_known._dynamo_marked_constant = True  # torch 2.11 cannot trace this function
 
 
 def off(kind: str) -> contextlib.AbstractContextManager:
-    """Autocast turned off where it is on: for a backward pass that runs under it, though its forward pass did not."""
+    """Turn autocast off if it is on: a backward pass may run under it although its forward pass did not."""
     return torch.autocast(kind, enabled=False) if is_on(kind) else contextlib.nullcontext()
 
 
 def casting(run: Callable) -> Callable:
-    """``run``, given its operands in autocast's dtype where that is on for the device of the positional ones."""
+    """Cast the operands of ``run`` to autocast's dtype, if autocast is on for the device of the positional ones."""
 
     @functools.wraps(run)
     def cast_and_run(*operands, **options):
@@ -47,7 +47,7 @@ def casting(run: Callable) -> Callable:
 
 
 def _kind(operands: tuple) -> str:
-    """The kind of device of the first tensor, or of the first sequence of them; meta if there is none."""
+    """Return the kind of device of the first tensor, or of the first one in a list; meta if there is none."""
     for value in operands:
         first = value[0] if isinstance(value, list) else value
         if isinstance(first, Tensor):
@@ -56,7 +56,7 @@ def _kind(operands: tuple) -> str:
 
 
 def _cast(value, dtype: torch.dtype):
-    """Tensors, and pairs and dictionaries of them, in ``dtype``; all else stays."""
+    """Cast tensors, and pairs and dictionaries of them, to ``dtype``; leave anything else as it is."""
     if isinstance(value, Tensor):
         narrow = value.is_floating_point() and value.dtype != torch.float64
         return value.to(dtype) if narrow else value

@@ -1,11 +1,11 @@
-"""The operators within ``torch.func.vmap``: what a call with one more dimension in some of its tensors comes to.
+"""Rules of ``torch.func.vmap`` for the operators: calls with an additional dimension in some of their tensors.
 
-Where each sequence comes to the same results whatever stands beside it, the new dimension is folded into that of the
-sequences, and one call does it all. Weights are what all sequences of a call share: where they have the new dimension,
-or each of its members has weight gradients of its own, the members are run one after the other.
+If each sequence has the same results whatever stands beside it, the new dimension is folded into that of the sequences,
+and one call computes everything. All sequences of a call share the weights: if weights have the new dimension, or each
+of its members has weight gradients of its own, the members run one after the other.
 
-Rules go by the names in the operators' schemas. They compute with operators of torch and with the operator itself, so
-that transforms further out, autograd and compilers take part.
+Rules look arguments up by their names in the operators' schemas. They compute with operators of torch and with the
+operator itself, so that outer transforms, autograd and compilers take part.
 """
 
 import functools
@@ -18,14 +18,14 @@ from .operands import SHAPES, Operands
 
 
 def register(operator: torch._ops.OpOverload) -> None:
-    """Give an operator its rule."""
+    """Register the vmap rule of an operator."""
     torch.library.register_vmap(operator, functools.partial(_batched, operator))
 
 
 def spread_for_clipping(operands: Operands) -> Operands:
-    """The operands as the reference needs them to clip gradients: input and states with each new dimension of any.
+    """Give input and states each new dimension of any operand, as the reference needs it to clip gradients.
 
-    Gradients of a product that the members share would be summed over them first, and clipped then.
+    Gradients of a product that the members share would otherwise be summed over the members before they are clipped.
     """
     if torch.compiler.is_compiling():
         raise NotImplementedError(
@@ -38,13 +38,13 @@ def spread_for_clipping(operands: Operands) -> Operands:
 
 
 def check_shared(name: str, tensor: Tensor, instead: str) -> None:
-    """Raise RuntimeError if members of a vmap have values of their own where these are read."""
+    """Raise RuntimeError if members of a vmap have values of their own in a tensor that one call cannot vary."""
     if torch._C._functorch.is_batchedtensor(tensor):
         raise RuntimeError(f"within torch.func.vmap the members share the {name}: for their own give {instead}")
 
 
 def _batched(operator: torch._ops.OpOverload, info, in_dims: tuple[int | None, ...], *arguments) -> tuple:
-    """The rule, as ``torch.library.register_vmap`` has it: the results and where each has the new dimension."""
+    """Apply the rule, as ``torch.library.register_vmap`` calls it: return the results and their new dimensions."""
     names = [argument.name for argument in operator._schema.arguments]
     values, dims = dict(zip(names, arguments)), dict(zip(names, in_dims))
     apart = values.get("weight_gradients") or any(dims[name] is not None for name in WEIGHTS)
@@ -82,11 +82,11 @@ def _folded(operator, size: int, values: dict, dims: dict) -> tuple[list[Tensor]
 
 
 def _dim_of_sequences(name: str) -> int | None:
-    """None for what has none; a gradient, named d_..., has it where its tensor does."""
+    """Return the dimension of sequences, None without one; a gradient, named d_..., has it where its tensor does."""
     dim = SHAPES.get(name.removeprefix("d_"), "").find("B")
     return None if dim < 0 else dim
 
 
 def _is_placeholder(result: Tensor) -> bool:
-    """Whether a result stands for one that the cell lacks or that was not asked for."""
+    """Whether a result stands for one that the cell lacks or that was not requested."""
     return result.shape == (0,)

@@ -1,4 +1,4 @@
-"""What whole sequences and single steps of a cell share: its parameters, their initialisation, the backend."""
+"""The base of modules of whole sequences and of single steps: parameters, their initialisation, the backend."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from .tools import SeenByTools
 class CellBased(SeenByTools):
     """A module of one cell.
 
-    Subclasses set ``cell``, a key of ``ops.CELLS``, and ``_defaults``, the options that ``extra_repr`` shows where they
-    are not as they are by default. Those that torch.nn has too name its class, ``_of_torch``.
+    Subclasses set ``cell``, a key of ``ops.CELLS``, and ``_defaults``, the options that ``extra_repr`` shows if they
+    differ from these values. Subclasses with a counterpart in torch.nn name its class, ``_of_torch``.
     """
 
     _defaults: ClassVar[dict]
@@ -44,10 +44,10 @@ class CellBased(SeenByTools):
         return list(names) if self.bias else [name for name in names if not name.startswith("bias")]
 
     def _weights(self, suffix: str = "") -> dict[str, Tensor]:
-        """The weights of one layer and direction by name; parametrised ones are attributes, but no parameters."""
+        """Return the weights of one layer and direction by name; parametrised ones are attributes, not parameters."""
         weights: dict[str, Tensor] = {}
         for name in self._weight_names():
-            parameter = self._parameters.get(name + suffix)  # several times quicker than an attribute
+            parameter = self._parameters.get(name + suffix)  # several times faster than an attribute
             weights[name] = getattr(self, name + suffix) if parameter is None else parameter
         return weights
 
@@ -58,7 +58,7 @@ class CellBased(SeenByTools):
             nn.init.uniform_(parameter, -bound, bound)
 
     def _state_parts(self, state: ops.State) -> tuple[Tensor, ...]:
-        """(h_0,) or (h_0, c_0); raises if the state is not of the cell's form."""
+        """Split a state into (h_0,) or (h_0, c_0); raise if it does not have the cell's form."""
         if self._spec.has_cell_state and isinstance(state, tuple | list) and len(state) != 2:
             raise RuntimeError(f"this cell has two states, h_0 and c_0, got {len(state)} of them")
         ops.check_state_form(self._spec, state)
@@ -68,15 +68,15 @@ class CellBased(SeenByTools):
         return (parts[0], parts[1]) if self._spec.has_cell_state else parts[0]
 
     def extra_repr(self) -> str:
-        """Sizes, and the options that are not as they are by default."""
+        """Describe the sizes, and the options that differ from their defaults."""
         options = {name: getattr(self, name) for name in self._defaults}
         changed = [f"{name}={value}" for name, value in options.items() if value != self._defaults[name]]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
 
 def reshaped(state: Tensor, shape: Sequence[int]) -> Tensor:
-    """A final state in another shape, and no view: ``detach_()``, which truncated back-propagation calls, refuses them.
+    """Reshape a final state without a view, for truncated back-propagation calls ``detach_()``, which refuses views.
 
-    It shares the memory of ``state``, which nobody else may read.
+    The result shares the memory of ``state``, which nobody else may read.
     """
     return torch.ops.aten._unsafe_view(state, shape)

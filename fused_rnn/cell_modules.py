@@ -1,8 +1,8 @@
 """Single steps of the cells, for loops in which the next input depends on the last state.
 
 ``RNNCell``, ``LSTMCell`` and ``GRUCell`` are drop-ins for torch.nn's; ``GRUCell(reset_after=False)``,
-``MultiplicativeLSTMCell`` and ``MultiplicativeGRUCell`` work alike. A step is one call of ``ops.run`` with T = 1:
-where all inputs are known beforehand, the modules of whole sequences are faster.
+``MultiplicativeLSTMCell`` and ``MultiplicativeGRUCell`` work alike. A step is one call of ``ops.run`` with T = 1; the
+modules of whole sequences are faster if all inputs are known beforehand.
 """
 
 from typing import ClassVar
@@ -24,19 +24,19 @@ class RecurrentCell(CellBased):
     Args:
         input_size: I, features of the input, at least 1.
         hidden_size: H, features of the state, at least 1.
-        bias: whether the cell has its biases; without them they are attributes that are None.
+        bias: whether the cell has its biases; without them the attributes are None.
         device, dtype: of the parameters.
         backend: "auto", or one of ``fused_rnn.backends()``.
 
     Call: ``state = module(input, hx=None)`` with input (B, I) or unbatched (I) and states (B, H) or (H); a missing
     state is zeros. Cells with a cell state take and return the pair (h, c).
 
-    Under torch.autocast the step is computed in autocast's dtype, but for float64, on every device.
+    Under torch.autocast the step is computed in autocast's dtype, except for float64, on every device.
 
-    Parameters are named as those of a layer of ``fused_rnn``'s module of the same cell, without ``_l0``.
+    Parameters have the names of a layer's in ``fused_rnn``'s module of the same cell, without ``_l0``.
 
-    Raises torch.nn's exception types for the mistakes that torch.nn checks, TypeError for a state that is no tensor, or
-    no pair of tensors, and ValueError for a size of zero.
+    Raises torch.nn's exception types for the mistakes that torch.nn checks, TypeError for a state that is not a tensor
+    or a pair of tensors, and ValueError for a size of zero.
     """
 
     _defaults: ClassVar[dict] = {"bias": True, "backend": "auto"}
@@ -65,7 +65,7 @@ class RecurrentCell(CellBased):
 
     @quick.tried_first(quick.step)
     def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
-        """Make the step: the call that the class describes."""
+        """Run the step, as the class describes."""
         if isinstance(input, fx.Proxy):
             return self._as_one_node(input, hx)
         self._check_rank("input", input)
@@ -132,7 +132,7 @@ class RNNCell(RecurrentCell):
 
 
 class LSTMCell(RecurrentCell):
-    """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as ``fused_rnn.LSTM``'s."""
+    """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as in ``fused_rnn.LSTM``."""
 
     cell = "lstm"
     _of_torch = nn.LSTMCell
@@ -162,7 +162,7 @@ class MultiplicativeLSTMCell(RecurrentCell):
 
     @handing_on_to(RecurrentCell.__init__)
     def __init__(self, *args, variant: str = "input", **kw):
-        cell_of_variant(variant)  # which refuses an unknown one
+        cell_of_variant(variant)  # raises for an unknown one
         self.variant = variant
         super().__init__(*args, **kw)
 

@@ -1,4 +1,4 @@
-"""The list of cells: what Python needs to know of each; its mathematics is in csrc/cells and in the reference."""
+"""The list of cells, as Python needs to know them; their mathematics is in csrc/cells and in the reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_mih", "weight
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell by its sizes and by the parts that it has."""
+    """The sizes and the parts of a cell."""
 
     reference: Callable
     gates: int  # rows of weight_ih and weight_hh, in units of H
     saved: int  # values per unit and step that backward reads beside h and c
-    gradients: int  # of pre-activations per unit and step: one for each gate, and one more where n has two parts
+    gradients: int  # of pre-activations per unit and step: one per gate, plus one if n has two parts
     has_cell_state: bool = False
-    reset_before: bool = False  # whether U_n multiplies r⊙h₋ in place of h₋
-    modulates: str | None = None  # by the multiplicative modifier: "input", x̂ in place of x, or "hidden", of h₋
+    reset_before: bool = False  # whether U_n multiplies r⊙h₋ instead of h₋
+    modulates: str | None = None  # by the multiplicative modifier: "input" (x̂ for x) or "hidden" (x̂ for h₋)
     recurrent_bias: bool = False  # whether bias_hh exists, as in torch.nn's cells
     options: dict = field(default_factory=dict)  # passed on to the reference
-    weights: tuple[str, ...] = field(init=False)  # the parameters it takes, in the order in which modules register them
-    required_weights: tuple[str, ...] = field(init=False)  # those that are no biases
+    weights: tuple[str, ...] = field(init=False)  # the parameters that it takes, in registration order
+    required_weights: tuple[str, ...] = field(init=False)  # all except biases
 
     @property
     def multiplicative(self) -> bool:
@@ -35,15 +35,15 @@ class Cell:
         if self.modulates != "input":
             absent.add("bias_m")
         names = tuple(name for name in WEIGHTS if name not in absent)
-        object.__setattr__(self, "weights", names)  # once, for single steps' sake
+        object.__setattr__(self, "weights", names)  # computed once, because single steps must be fast
         object.__setattr__(self, "required_weights", tuple(name for name in names if name.startswith("weight")))
 
     def modulated_size(self, input_size: int, hidden_size: int) -> int:
-        """Values of m per step and sequence."""
+        """Return the number of values of m per step and sequence."""
         return {None: 0, "input": input_size, "hidden": hidden_size}[self.modulates]
 
     def weight_shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Shapes by name, also of weights that this cell does not take."""
+        """Return shapes by name, also of weights that this cell does not take."""
         rows, modulated = self.gates * hidden_size, self.modulated_size(input_size, hidden_size)
         return {
             "weight_ih": (rows, input_size),
@@ -90,7 +90,7 @@ CELLS = {
 
 
 def cell_of_variant(variant: str) -> str:
-    """The key of ``CELLS`` for a variant of the multiplicative LSTM; ValueError if there is none of this name."""
+    """Return the key of ``CELLS`` of a variant of the multiplicative LSTM; raise ValueError if the name is unknown."""
     if variant not in ("input", "hidden"):
         raise ValueError(f"unknown variant {variant!r}: expected 'input' or 'hidden'")
     return "multiplicative_lstm" if variant == "input" else "multiplicative_lstm_hidden"

@@ -1,6 +1,6 @@
-"""The choice of a backend: what can run here, and which of it runs a call.
+"""The choice of a backend: which backends can run here, and which one runs a call.
 
-Importing this module loads the compiled library, if it is there.
+Importing this module loads the compiled library, if it exists.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Choice:
 
 
 def _load_library() -> str | None:
-    """Load the compiled operators. Returns None, or why they are not there."""
+    """Load the compiled operators. Returns None, or why they are missing."""
     path = Path(__file__).with_name("_C.so")
     if not path.exists():
         return f"the compiled library {path} does not exist (build it with 'pip install .')"
@@ -47,12 +47,12 @@ DTYPES = {
     "cuda": cuda.DTYPES,
     "triton": triton_backend.DTYPES,
 }
-# by kind of device, the fastest first
+# backends by kind of device, the fastest first
 _CANDIDATES = {"cpu": {"cpu": "C++"}, "cuda": {"cuda": "CUDA", "triton": "Triton"}, "xpu": {"triton": "Triton"}}
 
 
 def backends() -> dict[str, str]:
-    """What can run here: for every backend 'available', on a GPU with its name, or the reason why it is not."""
+    """Map every backend to 'available', on a GPU with its name, or to the reason why it cannot run here."""
     return {
         "cpu": _LIBRARY_ERROR or "available",
         "cuda": cuda.status() if LIBRARY_LOADED else _LIBRARY_ERROR,
@@ -62,7 +62,7 @@ def backends() -> dict[str, str]:
 
 
 def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
-    """The backend that a call on ``device`` in ``dtype`` would use, and why.
+    """Return the backend that a call on ``device`` in ``dtype`` would use, and why.
 
     ``backend="auto"`` takes the fastest that can run the call. A backend named outright is returned as it is
     or refused with the reason; it is never replaced by another.
@@ -90,7 +90,7 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str 
 
 
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot run such a call, or None if it can. Only for the backends on a GPU is one looked for."""
+    """Return why ``backend`` cannot run such a call, or None if it can. Only GPU backends look for a device."""
     if backend == "reference":
         return None
     missing = _missing(backend, device)
@@ -104,7 +104,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def _missing(backend: str, device: torch.device) -> str | None:
-    """What the machine or the installation lacks for a backend, on this device where it is one of the backend's."""
+    """Return what the machine or the installation lacks for a backend; ``device`` matters if it is of its kind."""
     if backend == "triton":
         return triton_backend.obstacle(device)
     if backend == "cuda" and LIBRARY_LOADED:
@@ -114,7 +114,7 @@ def _missing(backend: str, device: torch.device) -> str | None:
 
 @functools.cache
 def warn_of_reference(reason: str) -> None:
-    """Warn, once for each reason, that a call which asked for no backend runs on the reference."""
+    """Warn, once per reason, that a call which named no backend runs on the reference."""
     warnings.warn(
         f"fused_rnn runs the plain PyTorch reference, which is slow: {reason}. "
         "backend='reference' asks for it outright and silences this warning.",

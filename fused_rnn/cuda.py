@@ -1,12 +1,11 @@
 """The CUDA backend: the operators ``fused_rnn::forward`` and ``fused_rnn::backward`` on a GPU.
 
 The kernels, ``fused_rnn::cuda_forward`` and ``fused_rnn::cuda_backward`` of ``csrc/cuda/ops.cpp``, run the time loop,
-and ``products`` does all else. How they divide the work ``plan`` tells, and ``FUSED_RNN_CUDA_PLAN`` in the environment
-forces.
+and ``products`` computes everything else. ``plan`` tells how they divide the work, and ``FUSED_RNN_CUDA_PLAN`` in the
+environment forces a division.
 
 Nothing here waits for the GPU, and a CUDA graph can capture a call; make one call before capturing, as is usual with
-graphs. For the same reason the values of ``lengths`` are not checked on a GPU: less than 0 counts as 0, more than T
-as T.
+graphs. For the same reason the values of ``lengths`` are not checked on a GPU: they are clamped to the range 0 to T.
 """
 
 import os
@@ -32,13 +31,13 @@ def _backward_on_gpu(*arguments):
 
 
 ON_GPU = products.Kernels(_forward_on_gpu, _backward_on_gpu)
-# what the operators do on a GPU
+# the operators on a GPU
 forward = partial(products.forward, kernels=ON_GPU)
 backward = partial(products.backward, kernels=ON_GPU)
 
 
 def register() -> None:
-    """Make this backend what the operators do on CUDA tensors, if the loaded library has the kernels."""
+    """Implement the operators on CUDA tensors by this backend, if the loaded library has the kernels."""
     if hasattr(torch.ops.fused_rnn, "cuda_forward"):
         torch.library.impl("fused_rnn::forward", "cuda", forward)
         torch.library.impl("fused_rnn::backward", "cuda", backward)
@@ -46,10 +45,10 @@ def register() -> None:
 
 
 def decompositions() -> dict[Callable, Callable]:
-    """For ``run_decompositions`` of an exported program: the forward pass as its products and the loop.
+    """Return a table for ``run_decompositions`` of an exported program: the forward pass as its products and the loop.
 
-    On a GPU what is around the loop is Python's. A program that was decomposed so needs the compiled library alone, as
-    a package of AOTInductor in a process without Python; it cannot be differentiated, and runs on CUDA devices only.
+    On a GPU Python code surrounds the loop. A program that was decomposed so needs only the compiled library, as in a
+    package of AOTInductor in a process without Python; it cannot be differentiated, and runs on CUDA devices only.
     """
     table = torch.export.default_decompositions()
     table[torch.ops.fused_rnn.forward.default] = forward
@@ -68,18 +67,18 @@ def _loop_fake(*arguments):
 
 
 def status() -> str:
-    """'available (NAME, sm_90)' for the first GPU that the kernels run on, or why they run on none."""
+    """Return 'available (NAME, sm_90)' for the first GPU that can run the kernels, or why none can."""
     missing = _missing()
     if missing:
         return missing
-    count = max(1, torch.cuda.device_count())  # with none, number 0 says why
+    count = max(1, torch.cuda.device_count())  # without a GPU, the obstacle of number 0 says so
     found = [torch.ops.fused_rnn.cuda_device(index) for index in range(count)]
     names = [name for name, obstacle in found if not obstacle]
     return f"available ({names[0]})" if names else found[0][1]
 
 
 def obstacle(index: int | None) -> str | None:
-    """Why the kernels cannot run on a GPU, by default the current one, or None if they can."""
+    """Return why a GPU, by default the current one, cannot run the kernels, or None if it can."""
     missing = _missing()
     if missing:
         return missing
@@ -88,12 +87,12 @@ def obstacle(index: int | None) -> str | None:
     return torch.ops.fused_rnn.cuda_device(index)[1] or None
 
 
-# what torch.compiler.assume_constant_result does, which would import all of the compiler with this module
+# as torch.compiler.assume_constant_result does, which would import the whole compiler with this module
 obstacle._dynamo_marked_constant = True
 
 
 def _missing() -> str | None:
-    """What the library or torch lacks for any GPU, or None."""
+    """Return what the library or torch lacks for any GPU, or None."""
     without = torch.ops.fused_rnn.without_cuda()
     if without:
         return f"this build of fused_rnn has no CUDA kernels: {without}"
@@ -103,10 +102,10 @@ def _missing() -> str | None:
 
 
 def raise_timed_out() -> None:
-    """Raise RuntimeError if a kernel gave up waiting for its own blocks since the last look.
+    """Raise RuntimeError if a kernel timed out waiting for its own blocks since the last check.
 
-    Every call looks by itself, at what earlier ones left. A replayed CUDA graph makes no call: synchronise, then look
-    here. The results of the kernel that gave up are NaN.
+    Every call checks for timeouts of earlier ones. A replayed CUDA graph makes no call: synchronise, then call this.
+    The results of a kernel that timed out are NaN.
     """
     if hasattr(torch.ops.fused_rnn, "cuda_raise_timed_out"):
         torch.ops.fused_rnn.cuda_raise_timed_out()
@@ -114,16 +113,16 @@ def raise_timed_out() -> None:
 
 # How the work is divided --------------------------------------------------------------------------------------
 
-FORCED = "FUSED_RNN_CUDA_PLAN"  # in the environment, read at every call
+FORCED = "FUSED_RNN_CUDA_PLAN"  # environment variable, read at every call
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What a plan must know of a GPU.
+    """The properties of a GPU that plans depend on.
 
-    Its multiprocessors; the bytes of shared memory that a block may take; how many clusters of 1, 2, 4, 8 and 16 blocks
-    run at the same time, each block on a multiprocessor of its own, zeros where there are no clusters; and its name,
-    by which it is known on what chips kernels were measured.
+    These are the number of multiprocessors; the bytes of shared memory that a block may use; the numbers of clusters of
+    1, 2, 4, 8 and 16 blocks that run at the same time with each block on a multiprocessor of its own, zeros if the GPU
+    has no clusters; and the name, because measurements of kernels hold for the chips that they were made on.
     """
 
     multiprocessors: int
@@ -134,15 +133,14 @@ class Chip:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call divides its work. Teams of blocks run tiles of sequences; the parts of a team share the units.
+    """The division of work of a call. Teams of blocks run tiles of sequences; the parts of a team share the units.
 
     The parts of a team exchange states through L2 (``l2``), from where they come to shared memory in segments; a team
-    of one part may keep them there (``one_block``). Other kernels, whose steps stay in registers, run teams that are
-    clusters of blocks, which push states into each other's shared memory (``cluster``), or are larger and hand each
-    other words through L2 (``messages``). Fragments of weights have 16
-    outputs and 64 values of K, and are counted for the warp that has most of them: those in its registers, those in
-    shared memory, and those that are read from L2 in every step. The time is an estimate for an H200, by which the plan
-    was chosen among others.
+    of one part may keep them there (``one_block``). Warp kernels, whose steps stay in registers, run teams that are
+    clusters of blocks, which push states into each other's shared memory (``cluster``), or larger teams that exchange
+    words through L2 (``messages``). Fragments of weights have 16 outputs and 64 values of K. They are counted for the
+    warp that has most of them: in its registers, in shared memory, and in L2, where every step reads them. The time is
+    an estimate for an H200, by which the plan was chosen among others.
     """
 
     exchange: str
@@ -159,7 +157,7 @@ class Plan:
 
     @property
     def blocks(self) -> int:
-        """Of the grid, all at work at the same time."""
+        """The number of blocks in the grid, all of which run at the same time."""
         return self.teams * self.parts
 
     @property
@@ -169,7 +167,7 @@ class Plan:
 
     @property
     def division(self) -> str:
-        """The numbers of ``forced`` alone, from which the exchange follows."""
+        """The numbers of ``forced`` alone, which imply the exchange."""
         return f"sequences={self.sequences},parts={self.parts},segments={self.segments}"
 
     def __str__(self) -> str:
@@ -191,18 +189,18 @@ def plan(
     forced: str | None = None,
     resets: bool = False,
 ) -> Plan:
-    """The plan of a call of the kernels, which need no GPU to be asked.
+    """Return the plan of a call of the kernels; this needs no GPU.
 
     Args:
         cell: name of a cell, as in :data:`fused_rnn.cells.CELLS`
-        dtype: of the tensors
+        dtype: dtype of the tensors
         batch: sequences, B
         hidden: units, H
-        input: features, I; only cells that modulate the input have another plan for another I, and only these need it
+        input: features, I; needed for cells that modulate the input, because only their plans depend on it
         direction: ``forward`` or ``backward``
         chip: the GPU; by default the current one
-        forced: what ``FUSED_RNN_CUDA_PLAN`` is taken to be; by default what it is
-        resets: whether the call has some, which kernels of clusters and those by messages do not know
+        forced: a value in place of that of ``FUSED_RNN_CUDA_PLAN``, which is the default
+        resets: whether the call has resets, which warp kernels do not support
 
     Raises:
         RuntimeError: if there are no kernels for the cell or the dtype, if the layer is too large for the chip, if the
@@ -227,7 +225,7 @@ def plan(
 
 
 def current_chip() -> Chip:
-    """What a plan must know of the current GPU; RuntimeError if the kernels cannot run there."""
+    """Return the properties of the current GPU; raise RuntimeError if it cannot run the kernels."""
     if reason := obstacle(None):
         raise RuntimeError(f"fused_rnn: {reason}")
     multiprocessors, shared_bytes, clusters, name = torch.ops.fused_rnn.cuda_chip(torch.cuda.current_device())

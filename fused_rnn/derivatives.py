@@ -1,10 +1,10 @@
-"""What the operators need beside their kernels: shape functions, derivatives, and the rules of ``torch.func``.
+"""The parts of the operators other than their kernels: shape functions, derivatives, and the rules of ``torch.func``.
 
 ``complete`` gives them to the operators of a namespace; they are the same for all backends. An operator's derivative
-is at the dispatch key ``Autograd``, where ``torch.library.register_autograd`` would put it, but in a form that works
-within ``torch.func.grad`` and its like too. The rules of ``torch.func.vmap`` are in ``batching``.
+is at the dispatch key ``Autograd``, as with ``torch.library.register_autograd``, but in a form that also works within
+``torch.func.grad`` and the like. The rules of ``torch.func.vmap`` are in ``batching``.
 
-Double backward recomputes through ``fused_rnn.reference``, so it is right for every cell, and slower.
+Double backward recomputes through ``fused_rnn.reference``, so it is right for every cell, but slower.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from .cells import WEIGHTS
 from .operands import DIFFERENTIABLE, SAVES, BackwardCall, ForwardCall, Kept, Operands, ResultGradients, Results, Wanted
 from .recompute import backward_from_states
 
-_LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as these do
+_LIBRARIES: list[torch.library.Library] = []  # registrations last as long as these objects
 
 
 def complete(namespace: str) -> None:
-    """Give the operators of a namespace all that does not depend on the backend."""
+    """Give the operators of a namespace everything that does not depend on the backend."""
     operators = getattr(torch.ops, namespace)
     forward, from_states = f"{namespace}::forward", f"{namespace}::backward_from_states"
     torch.library.impl(from_states, "default", functools.partial(backward_from_states, operators))
@@ -47,7 +47,7 @@ def are_differentiated(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether any tensor requires a gradient, be it beneath the wrappers of ``torch.func``'s transforms."""
+    """Whether any tensor requires a gradient, even beneath the wrappers of ``torch.func``'s transforms."""
     if any(t is not None and t.requires_grad for t in tensors):
         return True
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
@@ -56,7 +56,7 @@ def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def levels(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor and what it wraps, down to the one that holds the values for all of ``torch.func``'s transforms."""
+    """Yield a tensor and the tensors that it wraps in ``torch.func``'s transforms, down to the one with the values."""
     yield tensor
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
@@ -66,14 +66,14 @@ def levels(tensor: Tensor) -> Iterator[Tensor]:
 def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> None:
     """Make ``backward`` the derivative of an operator, within transforms too, which ``register_autograd`` refuses.
 
-    It returns gradients by the names of arguments; those of arguments that it does not name are zero.
-    Where transforms are nested, the dispatcher calls the kernel once for each of their levels that differentiates,
-    with the tensors of that level; so one level is all that an ``autograd.Function`` here has to do with.
+    ``backward`` returns gradients by the names of arguments; arguments that it does not name have zero gradients.
+    For nested transforms the dispatcher calls the kernel once for each level that differentiates, with the tensors of
+    that level, so an ``autograd.Function`` here handles a single level.
     """
 
     def forward(ctx, *inputs):
         *arguments, keyset = inputs
-        # autograd has turned itself off in here, but levels further out have their turn
+        # autograd has turned itself off in here, but outer levels still have to record
         with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
             output = operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
         setup_context(ctx, arguments, output)
@@ -92,7 +92,7 @@ def _differentiate(operator: torch._ops.OpOverload, setup_context: Callable, bac
     apply_within_transform = enable_single_level_autograd_function()(apply)
 
     def kernel(keyset, *arguments):
-        arguments += (*defaults[len(arguments) :],)  # which the dispatcher leaves out
+        arguments += (*defaults[len(arguments) :],)  # the dispatcher omits them
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
@@ -114,7 +114,7 @@ def _forward_fake(*arguments):
 
 def _forward_setup(ctx, inputs, output):
     q, ctx.save = ForwardCall.of(inputs)
-    if requires_grad(q.masks):  # which ops.run cannot see where a transform is compiled
+    if requires_grad(q.masks):  # ops.run cannot see this in a compiled transform
         raise ValueError("keep_h and keep_c are masks, which have no gradient, but one requires one: detach it")
     results = Results(*output)
     ctx.how = q.how
@@ -126,7 +126,7 @@ def _forward_setup(ctx, inputs, output):
 def _forward_backward(operators, ctx, *d_results):
     if ctx.save == "nothing":
         raise RuntimeError("fused_rnn::forward ran with save='nothing', so there is nothing to differentiate")
-    *d_results, _ = d_results  # without that of saved
+    *d_results, _ = d_results  # without the gradient of saved
     d_results = ResultGradients(*d_results)
     saved = ctx.saved_tensors
     kept, q = Kept(*saved[: len(Kept._fields)]), Operands.joined(saved[len(Kept._fields) :], ctx.how)
@@ -144,7 +144,7 @@ def _forward_backward(operators, ctx, *d_results):
 
 
 def past_autograd() -> contextlib.AbstractContextManager:
-    """Where nothing is recorded, past autograd's part of an operator in Python, which costs time for nothing."""
+    """Bypass autograd's Python part of an operator if nothing is recorded, because it only costs time then."""
     recording = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if recording or torch._C._are_functorch_transforms_active():
         return contextlib.nullcontext()
@@ -173,7 +173,7 @@ def _backward_setup(ctx, inputs, output):
 def _double_backward(ctx, *d_grads):
     """Differentiate the first-order gradients, recomputed by the reference, once more.
 
-    ``output``, ``cells`` and ``saved`` are functions of the other inputs, so all of the derivative goes to the latter.
+    ``output``, ``cells`` and ``saved`` are functions of the other inputs, so these receive the whole derivative.
     """
     saved, given = ctx.saved_tensors, len(ResultGradients._fields)
     d_results, q = saved[:given], Operands.joined(saved[given:], ctx.how)
@@ -196,8 +196,8 @@ def _double_backward(ctx, *d_grads):
 
 
 def _pull_back(function: Callable, inputs: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None]) -> list:
-    """Gradients of the inputs of a function from those of its outputs; any of these may be None."""
-    # the gradient of a placeholder, which is empty, says nothing
+    """Return the gradients of a function's inputs, given those of its outputs; any of these may be None."""
+    # the gradient of a placeholder, which is empty, carries no information
     given = [index for index, d in enumerate(d_outputs) if d is not None and d.shape != (0,)]
     if not given:
         return [None] * len(inputs)
@@ -217,10 +217,10 @@ def _pull_back_within_transform(function: Callable, inputs: list[Tensor], d_outp
 
 
 def _pull_back_by_autograd(function: Callable, inputs: list[Tensor], d_outputs: tuple[Tensor, ...]) -> tuple:
-    """The same where hooks of saved tensors may be set, with which ``torch.func.vjp`` refuses to run."""
+    """Do the same under hooks on saved tensors, with which ``torch.func.vjp`` refuses to run."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # views, so that the derivative stops here and does not run on into whatever made a tensor
+        # views make the derivative stop here instead of running on into the history of a tensor
         inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
         outputs = function(*inputs)
     return torch.autograd.grad(outputs, inputs, d_outputs, create_graph=create_graph, allow_unused=True)

@@ -1,9 +1,9 @@
-"""Episodes within a sequence: from the boundaries that callers give to the steps that begin anew.
+"""Episodes within a sequence: conversion between the boundaries that callers give and the steps that begin anew.
 
-``resets`` (T, B), bool, as callers give it, has a boundary between steps t-1 and t where it is True at t, whichever way
-a sequence is read. A time loop asks another question: does this step begin with the state of the step before it, or
-anew? In a forward run that is the same tensor. In a reverse run the step before t is t+1, so the boundary stands at
-t+1, and where there is no such step of the sequence, there is none: what is read first begins with the initial state.
+``resets`` (T, B), bool, as callers give it, is True at t for a boundary between steps t-1 and t, in either direction of
+reading. A time loop needs to know something else: whether a step begins anew or with the state of the step before it.
+In a forward run that is the same tensor. In a reverse run the step before t is t+1, so the relevant boundary is at t+1;
+if the sequence has no step t+1, step t begins with the initial state, and there is no boundary.
 """
 
 import torch
@@ -11,26 +11,26 @@ from torch import Tensor
 
 
 def beginnings(resets: Tensor, reverse: bool, lengths: Tensor | None, after: Tensor | None = None) -> Tensor:
-    """The steps (T, B) that begin anew; none past the end of a sequence.
+    """Return the steps (T, B) that begin anew, False past the end of a sequence.
 
     Args:
         resets: (T, B), the boundaries.
         reverse: whether steps run from the last to the first.
         lengths: (B), the steps of each sequence; None is T for all.
-        after: (1, B), the boundaries after these steps, where sequences go on in another tensor.
+        after: (1, B), the boundaries after these steps, if sequences go on in another tensor.
     """
     steps = resets.shape[0]
     if not reverse:
         times = torch.arange(steps, device=resets.device).unsqueeze(1)
         return resets if lengths is None else resets & (times < lengths)
     ends = steps if lengths is None else lengths.clamp(max=steps)
-    before = torch.arange(1, steps + 1, device=resets.device)  # of each step the one that is read before it
+    before = torch.arange(1, steps + 1, device=resets.device)  # for each step, the step read before it
     begins = resets[before.clamp(max=steps - 1)] & (before.unsqueeze(1) < ends)
     return begins if after is None else torch.cat([begins[:-1], after])
 
 
 def boundaries(begins: Tensor, reverse: bool) -> Tensor:
-    """The boundaries (T, B) of which these are the ``beginnings``."""
+    """Return the boundaries (T, B) that ``beginnings`` would convert to these steps."""
     if not reverse:
         return begins
     after = torch.arange(-1, begins.shape[0] - 1, device=begins.device)
@@ -38,7 +38,7 @@ def boundaries(begins: Tensor, reverse: bool) -> Tensor:
 
 
 def begun(states: Tensor, begins: Tensor | None, new: Tensor | None) -> Tensor:
-    """States (..., H) with which steps begin: those of the step before, or where one ``begins`` anew these, or zero."""
+    """Return the states (..., H) with which steps begin: the previous ones, or ``new`` (None: zeros) in ``begins``."""
     if begins is None:
         return states
     return torch.where(begins.unsqueeze(-1), 0 if new is None else new, states)

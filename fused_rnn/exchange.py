@@ -1,7 +1,7 @@
-"""One recurrent module in place of another with the same parameters: torch.nn's for one of ours, or the other way.
+"""The exchange of one recurrent module for another with the same parameters, from torch.nn to ours or back.
 
-The parameters are taken over themselves, not copied, so that optimisers, ties between modules, devices, dtypes and
-``requires_grad`` stay as they are. What the other module might not do in the same way is an obstacle.
+The new module takes the parameter objects themselves, not copies, so that optimisers, ties between modules, devices,
+dtypes and ``requires_grad`` stay as they are. Anything that the new module might do differently is an obstacle.
 """
 
 from typing import Any
@@ -15,21 +15,21 @@ _OPTIONS_THAT_TORCH_LACKS = ("weight_drop", "zoneout", "zoneout_cell", "gradient
 
 
 def exchanged(module: Any, kind: type, **more: Any) -> Any:
-    """A ``kind`` with the parameters, the training state and whatever attributes ``module`` was given."""
+    """Make a ``kind`` with the parameters, the training state and the added attributes of ``module``."""
     other = kind(module.input_size, module.hidden_size, **_options(module), **more, device="meta")
     if hasattr(module, "dropout"):
-        other.dropout = module.dropout  # not by the constructor, which warned of it when the model was made
+        other.dropout = module.dropout  # bypasses the constructor, which warned when the original was made
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other.register_parameter(name, parameter)
     if isinstance(other, nn.RNNBase):
-        other._init_flat_weights()  # torch.nn's list of the parameters, which it would not see change
+        other._init_flat_weights()  # torch.nn's list of parameters does not notice that they changed
     for name in _added(module):
         setattr(other, name, getattr(module, name))
     return other.train(module.training)
 
 
 def obstacle(module: Any, known: bool) -> str | None:
-    """Why a module cannot be exchanged, or None if it can; ``known`` says that its class itself has a counterpart."""
+    """Return why a module cannot be exchanged, or None if it can; ``known`` says that its class has a counterpart."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
@@ -52,12 +52,12 @@ def obstacle(module: Any, known: bool) -> str | None:
 
 
 def to_torch(module: Any) -> nn.Module:
-    """torch.nn's module in place of one of ours to which ``obstacle_to_torch`` knows no obstacle."""
+    """Make torch.nn's counterpart of one of our modules, for which ``obstacle_to_torch`` must be None."""
     return exchanged(module, type(module)._of_torch)
 
 
 def obstacle_to_torch(module: Any) -> str | None:
-    """Why none of torch.nn's modules can stand in for one of ours, or None if one can."""
+    """Return why none of torch.nn's modules can replace one of ours, or None if one can."""
     if module.cell not in _CELLS_OF_TORCH:
         return f"a cell that torch.nn lacks, {module.cell!r}"
     options = [name for name in _OPTIONS_THAT_TORCH_LACKS if getattr(module, name, None)]
@@ -69,26 +69,26 @@ def obstacle_to_torch(module: Any) -> str | None:
 
 
 def _options(module: Any) -> dict[str, Any]:
-    """The options that torch.nn's modules and ours share, by name."""
+    """Return the options that torch.nn's modules and ours share, by name."""
     names = ("bias", "nonlinearity", "num_layers", "batch_first", "bidirectional")
     options = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    if getattr(module, "proj_size", 0):  # a word that torch.nn.RNN and GRU refuse
+    if getattr(module, "proj_size", 0):  # torch.nn.RNN and GRU refuse the argument
         options["proj_size"] = module.proj_size
     return options
 
 
 def _pristine(module: Any) -> nn.Module:
-    """A module of the same kind and sizes, as its constructor makes it."""
+    """Make a module of the same kind and sizes, fresh from its constructor."""
     return type(module)(module.input_size, module.hidden_size, **_options(module), device="meta")
 
 
 def _added(module: Any) -> list[str]:
-    """The attributes that this module has beside those of any of its kind."""
+    """Return the attributes that this module has beyond those of a fresh one."""
     usual = vars(_pristine(module))
     return [name for name in vars(module) if name not in usual]
 
 
 def _contents(module: nn.Module) -> dict[str, torch.Size | type]:
-    """By name, the shapes of parameters and buffers and the types of submodules."""
+    """Return the shapes of parameters and buffers, and the types of submodules, by name."""
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return {name: t.shape for name, t in tensors} | {name: type(child) for name, child in module.named_children()}

@@ -1,7 +1,7 @@
-"""The floating-point operations of our operators, for torch.utils.flop_counter, which does not see inside them.
+"""The floating-point operations of our operators, for torch.utils.flop_counter, which cannot look inside them.
 
-They are counted as torch counts its own: two for each element of a matrix and each row that it is multiplied with,
-nothing for all else. Steps past the end of a sequence count, as they do where torch pads.
+The formulas follow torch's own: two operations for each element of a matrix and each row that it multiplies, none for
+anything else. Steps past the end of a sequence count, as they do in torch's padded sequences.
 """
 
 import importlib.abc
@@ -19,12 +19,12 @@ _COUNTER = "torch.utils.flop_counter"
 
 
 def forward(*arguments, out_shape=None) -> int:
-    """Of ``fused_rnn::forward``, given shapes for tensors, as of the others here."""
+    """Count the operations of ``fused_rnn::forward``; like all formulas here, it gets shapes in place of tensors."""
     return _forward(ForwardCall.of(arguments).operands)
 
 
 def backward(*arguments, out_shape=None) -> int:
-    """Of ``fused_rnn::backward``: for each matrix its own gradient and that of what it is multiplied with."""
+    """Count the operations of ``fused_rnn::backward``: each matrix has its own gradient, and that of its operand."""
     call = BackwardCall.of(arguments)
     q, wanted = call.operands, call.wanted
     flops = (2 if wanted.weight_gradients else 1) * _forward(q)
@@ -35,7 +35,7 @@ def backward(*arguments, out_shape=None) -> int:
 
 
 def backward_from_states(*arguments, out_shape=None) -> int:
-    """Of ``fused_rnn::backward_from_states``, which goes forward once more."""
+    """Count the operations of ``fused_rnn::backward_from_states``, which repeats the forward pass."""
     return backward(*arguments) + _forward(BackwardCall.of(arguments).operands)
 
 
@@ -44,7 +44,7 @@ def _forward(operands: Operands) -> int:
 
 
 def _products(input, shapes) -> int:
-    """Of all matrices among these shapes with the rows of the input (T, B, I)."""
+    """Count the products of all matrices among these shapes with the rows of the input (T, B, I)."""
     matrices = [shape for shape in shapes if isinstance(shape, torch.Size) and len(shape) == 2]
     return 2 * input[0] * input[1] * sum(map(prod, matrices))
 
@@ -53,12 +53,12 @@ def _register(counter: ModuleType) -> None:
     for namespace in ("fused_rnn", NAMESPACE):
         operators = getattr(torch.ops, namespace)
         for formula in (forward, backward, backward_from_states):
-            if hasattr(operators, formula.__name__):  # without the compiled library ours are not there
+            if hasattr(operators, formula.__name__):  # they are missing without the compiled library
                 counter.register_flop_formula(getattr(operators, formula.__name__))(formula)
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Registers the formulas as soon as torch's counter is imported: to import it here would take Triton along."""
+    """A hook that registers the formulas when torch's counter is imported; importing it here would import Triton."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _COUNTER:

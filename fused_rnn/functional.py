@@ -1,32 +1,34 @@
 """Whole sequences with the weights as plain tensor arguments, through the fused kernels.
 
-The functions mirror ``fused_rnn.reference`` argument for argument; ``Options``, taken by name, are those there, and
-``backend`` and ``recompute``. Weights are ordinary tensors, so DropConnect, weight tying or spectral norm need nothing
-special: compute the weight, pass it in.
+The functions mirror ``fused_rnn.reference`` argument for argument. The keyword arguments ``Options`` are the
+reference's, plus ``backend`` and ``recompute``. Weights are ordinary tensors, so DropConnect, weight tying or spectral
+norm need no special support: compute the weight and pass it in.
 
 Shapes: ``input`` (T, B, I); ``state`` h_0 (B, H), or (h_0, c_0) for the LSTMs, None for zeros; ``weight_ih``
 (G*H, I), ``weight_hh`` (G*H, H), biases (G*H) with G = 1 for the RNN, 4 (i, f, g, o) for LSTMs, 3 (r, z, n)
-for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), where h₋ is modulated (H, I), (H, H) and none.
-They return the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first and leaves
-outputs in input order.
-``lengths`` (B), int64, where input is, gives each sequence its own number of steps, 0 to T: outputs past the end are
-zero, the final state is that of the last real step, and a reverse run starts there. The LSTMs with
-``return_cells=True`` return a third result, the cell states of all steps (T, B, H), which are zero where outputs are.
+for GRUs; ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), or (H, I), (H, H) and None for the variant that
+modulates h₋. The functions return the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step
+to the first and leaves the outputs in input order.
 
-``keep_h`` and in the LSTMs ``keep_c`` (T, B, H), zoneout, are the part of its old state that each unit keeps in each
-step, and ``gradient_clip`` limits the magnitude of the gradients of all pre-activations: formulas in ``reference``.
-Masks may have any dtype, and no gradient.
+``lengths`` (B), int64, on the input's device, gives each sequence its own number of steps, 0 to T: outputs past the end
+are zero, the final state is that of the last real step, and a reverse run starts there. With ``return_cells=True`` the
+LSTMs return a third result, the cell states of all steps (T, B, H), which are zero past the end, too.
+
+``keep_h`` and, in the LSTMs, ``keep_c`` (T, B, H) are the masks of zoneout: the fraction of its old state that each
+unit keeps in each step. ``gradient_clip`` limits the magnitude of the gradients of all pre-activations. ``reference``
+gives the formulas of both. Masks may have any dtype and receive no gradient.
 
 ``resets`` (T, B), bool, cuts sequences into episodes, as in ``fused_rnn.reference``: outputs, cell states and gradients
-are those of running every episode by itself. The first one read begins with ``state``, the others with ``h_reset`` and
-``c_reset``, (H) or (B, H), or zeros.
-``recompute=True`` saves only states for the backward pass, which rebuilds the gates: less memory for more time, and the
-same gradients up to rounding. ``fused_rnn.recurrent.Recurrent`` says how much of each.
+are those of running every episode by itself. The first episode in reading order begins with ``state``, the others with
+``h_reset`` and ``c_reset``, (H) or (B, H), or with zeros.
 
-All tensors share one device and one dtype (float32, float64 or bfloat16, float16 on GPUs); under torch.autocast they
-are cast to its dtype, but for float64. Wrong rank and unknown names raise ValueError, states of the wrong form
-TypeError, sizes, dtypes or devices that do not fit, and lengths out of range on the CPU, RuntimeError; on a GPU lengths
-are not looked at, and taken as the nearest in range.
+``recompute=True`` saves only states for the backward pass, which rebuilds the gates: it trades time for memory, and the
+gradients are the same up to rounding. ``fused_rnn.recurrent.Recurrent`` quantifies both.
+
+All tensors share one device and one dtype (float32, float64, bfloat16, or on GPUs float16). Under torch.autocast they
+are cast to its dtype, except float64. A wrong rank or an unknown name raises ValueError; a state of the wrong form
+raises TypeError; sizes, dtypes or devices that do not fit, and on the CPU lengths out of range, raise RuntimeError. On
+a GPU the values of lengths are not checked, but clamped to the valid range.
 """
 
 from torch import Tensor
@@ -39,7 +41,7 @@ from .operands import Options
 __all__ = ["Options", "gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Pair = tuple[Tensor, Tensor]
-PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
+PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n), cell states
 
 
 def rnn(
@@ -53,7 +55,7 @@ def rnn(
     nonlinearity: str = "tanh",
     **options: Unpack[Options],
 ) -> Pair:
-    """Elman network, ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
+    """Run an Elman network, see ``fused_rnn.reference.rnn``. Returns (output (T, B, H), h_n (B, H))."""
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected 'tanh' or 'relu'")
@@ -69,9 +71,9 @@ def lstm(
     bias_hh: Tensor | None = None,
     **options: Unpack[Options],
 ) -> PairResult:
-    """Long short-term memory, ``fused_rnn.reference.lstm``.
+    """Run a long short-term memory, see ``fused_rnn.reference.lstm``.
 
-    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
+    Returns (output (T, B, H), (h_n, c_n)) and, with ``return_cells``, the cell states (T, B, H).
     """
     weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     return ops.run("lstm", input, state, weights, **options)
@@ -88,7 +90,7 @@ def gru(
     reset_after: bool = True,
     **options: Unpack[Options],
 ) -> Pair:
-    """Gated recurrent unit, ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
+    """Run a gated recurrent unit, see ``fused_rnn.reference.gru``. Returns (output (T, B, H), h_n (B, H)).
 
     ``reset_after=True`` is torch.nn.GRU; ``reset_after=False`` is Chung et al. 2014 and takes no ``bias_hh``.
     """
@@ -109,10 +111,10 @@ def multiplicative_lstm(
     variant: str = "input",
     **options: Unpack[Options],
 ) -> PairResult:
-    """LSTM on m⊙x, or with (W_m x)⊙(U_m h₋) in place of h₋, ``fused_rnn.reference.multiplicative_lstm``.
+    """Run an LSTM on m⊙x, or with (W_m x)⊙(U_m h₋) in place of h₋, see ``fused_rnn.reference.multiplicative_lstm``.
 
     ``variant="input"`` scales the input; ``variant="hidden"`` is Krause et al.'s mLSTM and takes no ``bias_m``. Neither
-    is xLSTM's. Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states.
+    is xLSTM's mLSTM. Returns (output (T, B, H), (h_n, c_n)) and, with ``return_cells``, the cell states (T, B, H).
     """
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
@@ -132,7 +134,10 @@ def multiplicative_gru(
     bias_m: Tensor | None = None,
     **options: Unpack[Options],
 ) -> Pair:
-    """Reset-before GRU on m⊙x, ``fused_rnn.reference.multiplicative_gru``. Returns (output, h_n (B, H))."""
+    """Run a reset-before GRU on m⊙x, see ``fused_rnn.reference.multiplicative_gru``.
+
+    Returns (output (T, B, H), h_n (B, H)).
+    """
     weights = {
         **{"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih},
         **{"weight_mih": weight_mih, "weight_mhh": weight_mhh, "bias_m": bias_m},

@@ -1,16 +1,16 @@
-"""Weights from and to Keras: its SimpleRNN, LSTM and GRU, either way round, as ``layer.get_weights()`` gives them.
+"""Conversion of weights from and to Keras's SimpleRNN, LSTM and GRU, as ``layer.get_weights()`` returns them.
 
 Keras multiplies from the right, x W + h₋ U + b, so its matrices are the transposes of ours. Its steps are
 
 * SimpleRNN: h = tanh(x W + h₋ U + b), the RNN here;
 * LSTM, gates in the order i, f, c, o: i, f, o = σ(x W + h₋ U + b); g = tanh(x W + h₋ U + b); c = f⊙c₋ + i⊙g;
-  h = o⊙tanh(c), the LSTM here, its gate c called g;
+  h = o⊙tanh(c), the LSTM here, which calls Keras's gate c g;
 * GRU, gates in the order z, r, h: z, r = σ(x W + h₋ U + b); with ``reset_after=True``
   h̃ = tanh(x W + b + r⊙(h₋ U + b')), which is torch.nn's GRU, with ``reset_after=False``
   h̃ = tanh(x W + (r⊙h₋) U + b); then h = z⊙h₋ + (1−z)⊙h̃.
 
-The last line is that of the reset-after GRU here, but the reset-before GRU here follows Chung et al. 2014,
-h = (1−z)⊙h₋ + z⊙n. As 1 − σ(a) = σ(−a), z changes its meaning with the signs of its weights and bias, exactly.
+The last line agrees with the reset-after GRU here, but the reset-before GRU here follows Chung et al. 2014,
+h = (1−z)⊙h₋ + z⊙n. Since 1 − σ(a) = σ(−a), negating the weights and bias of z converts one into the other, exactly.
 
 Equations: the code of keras.layers.LSTMCell and GRUCell, with the default activations.
 """
@@ -26,22 +26,23 @@ from .recurrent import Recurrent
 
 __all__ = ["from_keras", "to_keras"]
 
-_MODULES: dict[int, type[RNN] | type[LSTM] | type[GRU]] = {1: RNN, 3: GRU, 4: LSTM}  # by gates
+_MODULES: dict[int, type[RNN] | type[LSTM] | type[GRU]] = {1: RNN, 3: GRU, 4: LSTM}  # by number of gates
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **options: Any) -> RNN | LSTM | GRU:
-    """A module of one layer with the weights of a Keras layer. The module's docstring has the formulas.
+    """Build a module of one layer with the weights of a Keras layer; this file's docstring has the formulas.
 
     Args:
         weights: ``layer.get_weights()`` of SimpleRNN, LSTM or GRU: kernel (I, G*H), recurrent_kernel (H, G*H) and,
-            unless ``use_bias=False``, bias (G*H), in the GRU with ``reset_after=True`` (2, G*H). Which layer it is
-            follows from G. Of Bidirectional round one: the arrays of the forward layer, then of the backward layer.
-        reset_after: needed for a GRU without bias, where nothing else tells; otherwise checked if given.
-        options: of the module, such as ``backend``; unless given, ``batch_first`` is True, as Keras has it, and
-            ``dtype`` that of the kernel.
+            unless ``use_bias=False``, bias (G*H), or (2, G*H) in the GRU with ``reset_after=True``. G determines the
+            kind of layer. A Bidirectional layer has the arrays of the forward layer, then of the backward layer.
+        reset_after: needed for a GRU without bias, whose weights do not tell; otherwise checked if given.
+        options: options of the module, such as ``backend``. ``batch_first`` defaults to True, as in Keras, and
+            ``dtype`` to that of the kernel.
 
     Raises:
-        ValueError: arrays whose number or shapes are not those of such a layer, or a GRU of the other kind.
+        ValueError: the number or the shapes of the arrays are not those of such a layer, or ``reset_after`` contradicts
+            them.
     """
     arrays = [array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu") for array in weights]
     if len(arrays) not in (2, 3, 4, 6):
@@ -66,14 +67,14 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **opt
 
 
 def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
-    """The weights of a module of one layer as ``layer.set_weights()`` of the same layer in Keras takes them.
+    """Return the weights of a module of one layer in the form that the Keras layer's ``set_weights()`` takes.
 
-    Returns NumPy arrays, shaped and ordered as ``from_keras`` takes them. Where Keras has one bias and the module two,
-    it is their sum.
+    The arrays are NumPy's, shaped and ordered as ``from_keras`` takes them. If Keras has one bias and the module two,
+    the result is their sum.
 
     Raises:
-        TypeError: a module that Keras has no layer for.
-        ValueError: more than one layer, projections, or initial states that are learnt.
+        TypeError: Keras has no layer for the module.
+        ValueError: the module has more than one layer, projections or learnt initial states.
     """
     if not isinstance(module, RNN | LSTM | GRU):
         raise TypeError(f"Keras has layers for RNN, LSTM and GRU, and this is a {type(module).__name__}")
@@ -87,7 +88,7 @@ def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
 
 
 def _sizes(layer: list[Tensor]) -> tuple[int, int, int]:
-    """I, H and the number of gates, from kernel and recurrent_kernel."""
+    """Return I, H and the number of gates of kernel and recurrent_kernel."""
     kernel, recurrent = layer[:2]
     if kernel.dim() == recurrent.dim() == 2:
         hidden_size, rows = recurrent.shape
@@ -100,7 +101,7 @@ def _sizes(layer: list[Tensor]) -> tuple[int, int, int]:
 
 
 def _reset_after(layer: list[Tensor], hidden_size: int, given: bool | None) -> bool:
-    """Which GRU a layer is, from the rank of its bias where it has one."""
+    """Tell the kind of a GRU layer by the rank of its bias, if it has one."""
     if len(layer) == 2 and given is None:
         raise ValueError("nothing in the weights of a GRU without bias tells reset_after: pass it")
     found = given if len(layer) == 2 else layer[2].dim() == 2
@@ -111,7 +112,7 @@ def _reset_after(layer: list[Tensor], hidden_size: int, given: bool | None) -> b
 
 @torch.no_grad()
 def _load(module: Recurrent, suffix: str, layer: list[Tensor]) -> None:
-    """Copy one Keras layer's arrays to the parameters of that suffix, or raise ValueError naming the misfit."""
+    """Copy one Keras layer's arrays to the parameters of that suffix; raise ValueError if one does not fit."""
     kernel, recurrent, *bias = layer
     parts = {"weight_ih": _to_ours(module, kernel.T), "weight_hh": _to_ours(module, recurrent.T)}
     if bias:
@@ -128,7 +129,7 @@ def _load(module: Recurrent, suffix: str, layer: list[Tensor]) -> None:
 
 
 def _unload(module: Recurrent, suffix: str) -> list[Tensor]:
-    """The arrays of a Keras layer from the parameters of that suffix."""
+    """Return the arrays of a Keras layer from the parameters of that suffix."""
     parameter = {name: getattr(module, name + suffix).detach().cpu() for name in module._weight_names()}
     arrays = [_to_keras(module, parameter[name]).T.contiguous() for name in ("weight_ih", "weight_hh")]
     if module.bias:
@@ -138,7 +139,7 @@ def _unload(module: Recurrent, suffix: str) -> list[Tensor]:
 
 
 def _to_ours(module: Recurrent, rows: Tensor) -> Tensor:
-    """The rows (G*H, ...) of all gates in the order here."""
+    """Convert rows (G*H, ...) of all gates from Keras's order and sign of z to ours."""
     if module._spec.gates != 3:
         return rows
     z, r, n = rows.chunk(3)
@@ -146,7 +147,7 @@ def _to_ours(module: Recurrent, rows: Tensor) -> Tensor:
 
 
 def _to_keras(module: Recurrent, rows: Tensor) -> Tensor:
-    """The same in the order of Keras."""
+    """Convert rows (G*H, ...) of all gates from our order and sign of z to Keras's."""
     if module._spec.gates != 3:
         return rows
     r, z, n = rows.chunk(3)

@@ -2,8 +2,8 @@
 
 ``RNN``, ``LSTM`` and ``GRU`` take torch.nn's constructor and call, name and initialise their parameters as it
 does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``MultiplicativeLSTM`` and
-``MultiplicativeGRU`` work alike with the parameters that their equations have. What they all take and do is in
-``recurrent.Recurrent``; here stands which cell each is, and the options that it alone has.
+``MultiplicativeGRU`` work alike, with the parameters that their equations have. ``recurrent.Recurrent`` describes the
+call and the options that all modules share; this file adds the cell of each, and its own options.
 """
 
 from torch import nn
@@ -39,10 +39,10 @@ class LSTM(Recurrent):
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
 
-    With ``proj_size`` = P > 0 (Sak et al. 2014), h = R (o⊙tanh(c)), R being ``weight_hr_l{k}`` (P, H): outputs and h_0
+    With ``proj_size`` = P > 0 (Sak et al. 2014), h = R (o⊙tanh(c)) with R = ``weight_hr_l{k}`` (P, H): outputs and h_0
     have P features, ``weight_hh_l{k}`` is (4H, P), and the layers above read P * directions features. The kernels run
-    this as an LSTM with the recurrent weights U R, see ``fused_rnn/projection.py``: exact, but the product in the loop
-    has 4H·H multiplications for a step and sequence, where torch.nn's two have 4H·P and P·H.
+    this as an LSTM with the recurrent weights U R, see ``fused_rnn/projection.py``. The result is exact, but the loop
+    takes 4H·H multiplications per step and sequence, where torch.nn's two products take 4H·P and P·H.
     """
 
     cell = "lstm"
@@ -73,20 +73,20 @@ class GRU(Recurrent):
 
 
 class MultiplicativeLSTM(Recurrent):
-    """LSTM of which the input or the hidden state is modulated in every step; one ``bias_ih``.
+    """LSTM whose input or hidden state is modulated in every step; it has one bias of the gates, ``bias_ih``.
 
-    ``variant="input"`` (default): the LSTM's step on x̂ = m⊙x, with m = W_m x + U_m h₋ + b_m. Parameters beside the
-    LSTM's: ``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I).
+    ``variant="input"`` (default) is the LSTM's step on x̂ = m⊙x, with m = W_m x + U_m h₋ + b_m. It adds to the LSTM's
+    parameters ``weight_mih`` (I, I), ``weight_mhh`` (I, H) and ``bias_m`` (I).
     ``variant="hidden"`` is Krause et al. 2016 (arXiv:1609.07959): the LSTM's step with (W_m x)⊙(U_m h₋) in place of h₋.
-    Parameters beside the LSTM's: ``weight_mih`` (H, I), ``weight_mhh`` (H, H).
-    Neither is xLSTM's matrix memory, which is called mLSTM, too.
+    It adds to the LSTM's parameters ``weight_mih`` (H, I) and ``weight_mhh`` (H, H).
+    Neither is xLSTM's matrix memory, which is also called mLSTM.
     """
 
     _defaults = Recurrent._defaults | {"variant": "input"}
 
     @handing_on_to(Recurrent.__init__)
     def __init__(self, *args, variant: str = "input", **kw):
-        cell_of_variant(variant)  # which refuses an unknown one
+        cell_of_variant(variant)  # raises for an unknown one
         self.variant = variant
         super().__init__(*args, **kw)
 
@@ -97,12 +97,12 @@ class MultiplicativeLSTM(Recurrent):
 
 
 class MultiplicativeGRU(Recurrent):
-    """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as MultiplicativeLSTM's."""
+    """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as in ``MultiplicativeLSTM``."""
 
     cell = "multiplicative_gru"
 
 
 def _refuse_projection(module: Recurrent, options: dict) -> None:
-    """torch.nn.RNN and GRU refuse the word itself, even for 0."""
+    """Raise TypeError for ``proj_size``, even 0, as torch.nn.RNN and GRU do."""
     if "proj_size" in options:
         raise ValueError(f"proj_size argument is only supported for LSTM, not {type(module).__name__}")

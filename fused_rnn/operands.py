@@ -1,11 +1,11 @@
-"""What the operators take and return, each thing once: its name, its place, whether it may be missing, its shape.
+"""The arguments and results of the operators, each defined once: name, position, whether it is optional, shape.
 
 The fields of the named tuples below are the arguments and results of the operators in their order, and the schemas are
-made of them: those of ``fused_rnn_triton`` are declared so, and those of ``fused_rnn``, which stand as text beside the
-C++ in ``csrc/ops.cpp`` and ``csrc/cuda/ops.cpp``, must be equal to them. Programs that ``torch.export`` saved know
-arguments by their names, so that no name and no place changes, and a later operand stands behind all others.
+made of them. ``fused_rnn_triton`` declares these schemas; those of ``fused_rnn``, which are text beside the C++ in
+``csrc/ops.cpp`` and ``csrc/cuda/ops.cpp``, must be equal to them. Programs that ``torch.export`` saved refer to
+arguments by name, so no name and no position may change, and new operands come after all others.
 
-``Options`` are the words that all functions of a whole sequence take beside states and weights.
+``Options`` are the keyword arguments that all functions of a whole sequence take beside states and weights.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ from .reference import PairOptions
 
 DIFFERENTIABLE = ("input", "h_0", "c_0", *WEIGHTS, "h_reset", "c_reset")  # the operands that have a gradient
 MASKS = ("keep_h", "keep_c")
-LATER = ("resets", "h_reset", "c_reset")  # the operands that may be missing in a call, being behind all others
-SAVES = ("nothing", "states", "everything")  # what forward may be told to save
+LATER = ("resets", "h_reset", "c_reset")  # optional operands, which come last
+SAVES = ("nothing", "states", "everything")  # values of forward's argument ``save``
 
-# Letters are dimensions: T steps, B sequences, I features, H units, S values of a step that backward reads. Those of
-# weights are the cell's, ``Cell.weight_shapes``; a gradient, d_..., has the shape of what it is a gradient of.
+# Letters are dimensions: T steps, B sequences, I features, H units, S values of a step that backward reads. Weights
+# have the cell's ``Cell.weight_shapes``; a gradient, d_..., has the shape of its tensor.
 SHAPES = {
     **{"input": "TBI", "h_0": "BH", "c_0": "BH", "lengths": "B", "keep_h": "TBH", "keep_c": "TBH"},
     **{"resets": "TB", "h_reset": "BH", "c_reset": "BH"},
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 class Options(PairOptions, total=False):
-    """The options of ``functional`` and of ``ops.run``: those of ``reference``, and which kernels run how.
+    """The options of ``functional`` and of ``ops.run``: those of ``reference``, and the choice of kernels.
 
     Attributes:
         backend: "auto", which is the default, or one of ``fused_rnn.backends()``.
@@ -45,11 +45,11 @@ class Options(PairOptions, total=False):
 
 
 class Operands(NamedTuple):
-    """What forward, backward and backward_from_states have in common."""
+    """The operands that forward, backward and backward_from_states have in common."""
 
     input: Tensor
     h_0: Tensor
-    c_0: Tensor | None  # of cells with a cell state
+    c_0: Tensor | None  # only in cells with a cell state
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None
@@ -63,13 +63,13 @@ class Operands(NamedTuple):
     cell: str
     reverse: bool
     gradient_clip: float  # 0 for none
-    resets: Tensor | None = None  # bool: the steps that begin anew, whichever way they run; see ``episodes``
-    h_reset: Tensor | None = None  # what these begin with; None is zeros
+    resets: Tensor | None = None  # bool: the steps that begin anew, in the direction of the run; see ``episodes``
+    h_reset: Tensor | None = None  # the initial state of these steps; None is zeros
     c_reset: Tensor | None = None
 
     @property
     def spec(self) -> Cell:
-        """The cell; raises RuntimeError if there is none of this name."""
+        """The cell; raises RuntimeError if the name is unknown."""
         if self.cell not in CELLS:
             raise RuntimeError(f"fused_rnn: unknown cell {self.cell!r}")
         return CELLS[self.cell]
@@ -80,36 +80,36 @@ class Operands(NamedTuple):
 
     @property
     def how(self) -> tuple[str, bool, float]:
-        """All that is no tensor."""
+        """All operands that are not tensors."""
         return self[_HOW:_LATER]
 
     @property
     def later(self) -> tuple[Tensor | None, ...]:
-        """Those named in ``LATER``, as arguments: none where a call has no resets."""
+        """The operands named in ``LATER``, as arguments: empty for a call without resets."""
         return () if self.resets is None else self[_LATER:]
 
     @classmethod
     def joined(cls, tensors: Sequence[Tensor | None], how: tuple[str, bool, float]) -> "Operands":
-        """The operands of which ``tensors`` and ``how`` are these."""
+        """Join ``tensors`` and ``how``, as the properties of these names split them."""
         return cls(*tensors[:_HOW], *how, *tensors[_HOW:])
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """Those named in ``DIFFERENTIABLE``."""
+        """The operands named in ``DIFFERENTIABLE``."""
         return self[: _WEIGHTS.stop] + self[_H_RESET:]
 
     @property
     def weights(self) -> tuple[Tensor | None, ...]:
-        """Those named in ``WEIGHTS``."""
+        """The operands named in ``WEIGHTS``."""
         return self[_WEIGHTS]
 
     @property
     def masks(self) -> tuple[Tensor | None, ...]:
-        """Those named in ``MASKS``."""
+        """The operands named in ``MASKS``."""
         return self[_MASKS]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an operand, a result or a gradient of either in a call with these; the cell needs not have it."""
+        """Return the shape of an operand, a result or a gradient of either; the cell need not have it."""
         name, sizes = name.removeprefix("d_"), self.sizes
         if name in WEIGHTS:
             return self.spec.weight_shape(name, sizes["I"], sizes["H"])
@@ -117,12 +117,12 @@ class Operands(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the letters of ``SHAPES``."""
+        """The sizes of the letters of ``SHAPES``."""
         spec, (T, B, I), H = self.spec, self.input.shape, self.h_0.shape[1]
         return {"T": T, "B": B, "I": I, "H": H, "S": spec.saved * H + spec.modulated_size(I, H)}
 
     def by_reference(self, return_cells: bool) -> tuple:
-        """What the reference makes of them: the outputs, the final state and, if asked for, the cell states."""
+        """Run the reference on them: return outputs, the final state and, if requested, the cell states."""
         spec = self.spec
         given = {name: weight for name, weight in zip(WEIGHTS, self.weights) if weight is not None}
         given |= {"reverse": self.reverse, "lengths": self.lengths, "keep_h": self.keep_h, **spec.options}
@@ -135,7 +135,7 @@ class Operands(NamedTuple):
         return spec.reference(self.input, state, **given, **of_c, return_cells=return_cells)
 
     def between(self, begin: int, end: int) -> "Operands":
-        """The operands of these steps, which begin with the states of all; lengths are counted from ``begin``."""
+        """Return the operands of these steps, with the states of all steps; lengths count from ``begin``."""
         timed = [name for name in self._fields if SHAPES.get(name, "").startswith("T")]
         part = {name: None if getattr(self, name) is None else getattr(self, name)[begin:end] for name in timed}
         lengths = None if self.lengths is None else (self.lengths - begin).clamp(0, end - begin)
@@ -149,7 +149,7 @@ _WEIGHTS, _MASKS = (
 
 
 class Results(NamedTuple):
-    """What forward returns, and the forward loop; what the cell lacks or is not saved is empty."""
+    """The results of forward, and of the forward loop; those that the cell lacks or that are not saved are empty."""
 
     output: Tensor
     h_n: Tensor
@@ -159,7 +159,7 @@ class Results(NamedTuple):
 
     @staticmethod
     def fake(like: Tensor, cell: Cell, save: str, sizes: dict[str, int]) -> tuple[Tensor, ...]:
-        """Empty tensors as the results are, sizes being those of the letters of ``SHAPES``."""
+        """Make tensors shaped like the results, where ``sizes`` are those of the letters of ``SHAPES``."""
         pair, states = cell.has_cell_state, save != "nothing"
         there = {"output": True, "h_n": True, "c_n": pair, "cells": pair and states, "saved": save == "everything"}
         shapes = {name: tuple(sizes[letter] for letter in SHAPES[name]) for name in Results._fields}
@@ -167,7 +167,7 @@ class Results(NamedTuple):
 
 
 class ResultGradients(NamedTuple):
-    """The gradients that backward is given; a missing one counts as zero."""
+    """The gradients that backward takes; a missing one counts as zero."""
 
     d_output: Tensor | None
     d_h_n: Tensor | None
@@ -184,7 +184,7 @@ class Kept(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients backward is to return beside those of the states."""
+    """The gradients that backward is to return beside those of the states."""
 
     input_gradient: bool
     weight_gradients: bool
@@ -198,19 +198,19 @@ class ForwardCall(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Iterable) -> "ForwardCall":
-        """The groups of the arguments as the operator has them, of which those with a default may be missing."""
+        """Group the arguments as the operator takes them; those with a default may be missing."""
         given = iter(arguments)
         operands, save = [*islice(given, _LATER)], next(given)
         return cls(Operands(*operands, *given), save)
 
     @property
     def arguments(self) -> tuple:
-        """Those that ``of`` makes the groups of."""
+        """The arguments that ``of`` groups."""
         return (*self.operands[:_LATER], self.save, *self.operands.later)
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """Those of the arguments, in order."""
+        """Return the names of the arguments, in order."""
         return (*Operands._fields[:_LATER], "save", *LATER)
 
 
@@ -224,7 +224,7 @@ class BackwardCall(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Iterable) -> "BackwardCall":
-        """The groups of the arguments as the operators have them, of which those with a default may be missing."""
+        """Group the arguments as the operators take them; those with a default may be missing."""
         given = iter(arguments)
         d_results, kept = (group(*islice(given, len(group._fields))) for group in (ResultGradients, Kept))
         operands, wanted = [*islice(given, _LATER)], Wanted(*islice(given, len(Wanted._fields)))
@@ -232,7 +232,7 @@ class BackwardCall(NamedTuple):
 
     @property
     def arguments(self) -> tuple:
-        """Those that ``of`` makes the groups of."""
+        """The arguments that ``of`` groups."""
         return (*self.d_results, *self.kept, *self.operands[:_LATER], *self.wanted, *self.operands.later)
 
 
@@ -244,10 +244,10 @@ Gradients.__doc__ = "What backward returns; what is not wanted or does not exist
 
 
 class ForwardLoop(NamedTuple):
-    """What a loop forward is given; it returns ``Results``. Missing operands are those that the cell does not read."""
+    """The operands of a forward loop, which returns ``Results``; operands that the cell does not read are missing."""
 
-    projected: Tensor  # W x, or W_m x where x is modulated: (T, B, rows of the weight)
-    input: Tensor | None  # what m scales: (T, B, values of m)
+    projected: Tensor  # W x, or W_m x if x is modulated: (T, B, rows of the weight)
+    input: Tensor | None  # the values that m scales: (T, B, values of m)
     h_0: Tensor
     c_0: Tensor | None
     weight_ih: Tensor | None
@@ -268,7 +268,7 @@ class ForwardLoop(NamedTuple):
 
 
 class BackwardLoop(NamedTuple):
-    """What a loop backward is given; it returns ``LoopGradients``."""
+    """The operands of a backward loop, which returns ``LoopGradients``."""
 
     d_output: Tensor | None
     d_h_n: Tensor | None
@@ -277,7 +277,7 @@ class BackwardLoop(NamedTuple):
     output: Tensor
     cells: Tensor
     saved: Tensor
-    input: Tensor | None  # as in ForwardLoop, and so on
+    input: Tensor | None  # this and the following as in ForwardLoop
     h_0: Tensor
     c_0: Tensor | None
     weight_ih: Tensor | None
@@ -295,9 +295,10 @@ class BackwardLoop(NamedTuple):
 
 
 class LoopGradients(NamedTuple):
-    """Of the states, of all pre-activations (T, B, columns), see ``products``, and of what m scales, or empty.
+    """The gradients of the states, of all pre-activations (T, B, columns), and of the values that m scales.
 
-    Those of what episodes begin with are sums over steps, and so in float32 where the tensors are of 16 bits.
+    Those of the initial states of episodes are sums over steps, and so in float32 if the tensors have 16-bit types.
+    Gradients that the cell lacks are empty. ``products`` describes the columns.
     """
 
     d_h_0: Tensor
@@ -314,7 +315,7 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", 
 
 
 def _declared(*groups: type) -> str:
-    """The fields of these tuples as a schema has them; those that have a default are optional, and last of all."""
+    """Declare the fields of these tuples as in a schema; those that have a default are optional, and come last."""
     fields = [(*field, group._field_defaults) for group in groups for field in group.__annotations__.items()]
     fields.sort(key=lambda field: field[0] in field[2])
     return ", ".join(f"{_TYPES[kind]} {name}{'=None' if name in defaults else ''}" for name, kind, defaults in fields)
@@ -326,7 +327,7 @@ class _Saving(NamedTuple):
 
 _OF_BACKWARD = f"({_declared(ResultGradients, Kept, Operands, Wanted)}) -> ({_declared(Gradients)})"
 
-# of the operators that every namespace has, and of the loops that ``fused_rnn`` has where CUDA is
+# schemas of the operators that every namespace has, and of the loops that ``fused_rnn`` has with CUDA
 SCHEMAS = {
     "forward": f"({_declared(Operands, _Saving)}) -> ({_declared(Results)})",
     "backward": _OF_BACKWARD,

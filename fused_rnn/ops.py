@@ -1,17 +1,18 @@
-"""The single entry point to the fused operators, and the checks of what it is given.
+"""The single entry point to the fused operators, and the checks of its arguments.
 
 ``csrc/ops.cpp`` declares the operators, which serve every cell, and ``derivatives`` completes them:
 
 * ``fused_rnn::forward`` runs one layer in one direction over the whole sequence. With ``save="states"`` it also
-  returns the cell states of all steps, with ``save="everything"`` these and all else that the backward pass reads;
+  returns the cell states of all steps, with ``save="everything"`` all values that the backward pass reads;
 * ``fused_rnn::backward`` turns gradients of its results into gradients of its inputs;
-* ``fused_rnn::backward_from_states`` does the same where only states were saved, by means of the other two.
+* ``fused_rnn::backward_from_states`` does the same if only states were saved, by means of the other two.
 
-``fused_rnn::step`` and ``fused_rnn::step_backward`` are the first two for a single step on the CPU, without all that a
-plain step lacks. They have no derivatives and no shapes of their own: only ``quick`` calls them, which knows when.
+``fused_rnn::step`` and ``fused_rnn::step_backward`` are the first two for a single step on the CPU, without the
+operands that a plain step lacks. They have no derivatives and no shape functions: only ``quick`` calls them, when that
+is safe.
 
-The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise. What
-all of them take and return is in ``operands``, the choice between them in ``choice``.
+The Triton backend has operators of the same schemas, ``fused_rnn_triton::forward`` and so on, completed likewise.
+``operands`` defines their arguments and results, and ``choice`` chooses between them.
 
 ``CELLS`` lists the cells; ``run`` is the only function that ``functional`` and ``modules`` use.
 """
@@ -57,17 +58,17 @@ def run(
         state: h_0 (B, H), or (h_0, c_0) for cells with a cell state; None is zeros.
         weights: by name, as in ``Cell.weights``; a missing or None bias counts as zero.
         reverse, lengths, return_cells, keep_h, keep_c, gradient_clip, resets, h_reset, c_reset, backend, recompute: as
-            in ``operands.Options``. On a GPU the values of lengths are not looked at, because that would mean waiting
-            for it: out of range they count as the nearest in range. Masks have no gradient; they and cell states are of
-            cells that have these. h_reset and c_reset go with resets, and may be (H), the same for all sequences.
+            in ``operands.Options``. On a GPU the values of lengths are not checked, because that would mean waiting for
+            it; they are clamped to the valid range. Masks receive no gradient. Cell states and their masks require a
+            cell that has them. h_reset and c_reset require resets, and may be (H), the same for all sequences.
 
     Returns:
-        The outputs (T, B, H) and the final state, formed as ``state``; then, if asked for, the cell states (T, B, H),
-        which are zero where outputs are.
+        The outputs (T, B, H) and the final state, of the form of ``state``; then, with ``return_cells``, the cell
+        states (T, B, H), which are zero past the end of a sequence, as outputs are.
 
     Raises:
         ValueError: unknown cell or backend, wrong rank, a missing or superfluous weight, cell states of a cell that
-            has none, a mask with a gradient, a limit that is not positive, a state to begin with without resets.
+            has none, a mask with a gradient, a limit that is not positive, an initial state of episodes without resets.
         TypeError: a state, lengths, mask or resets of the wrong type.
         RuntimeError: sizes, dtypes or devices that do not fit each other, or a backend that cannot run the call.
     """
@@ -104,7 +105,7 @@ def run(
         c_reset=_checked_beginning("c_reset", c_reset, begins, c_0),
     )
     choice = choose_backend(input.device, input.dtype, backend)
-    # an empty batch has nothing to compute, and forward-mode derivatives are the reference's alone
+    # an empty batch has nothing to compute, and only the reference has forward-mode derivatives
     if choice.backend == "reference" or input.shape[1] == 0 or _differentiates_forward(backend):
         if choice.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
             warn_of_reference(choice.reason)
@@ -118,29 +119,29 @@ def _by_reference(operands: Operands, return_cells: bool) -> tuple:
     if operands.gradient_clip and torch._C._are_functorch_transforms_active():
         operands = batching.spread_for_clipping(operands)
     output, state, *cells = operands.by_reference(return_cells)
-    # as from the kernels, the states have memory of their own: autograd may have saved that of the last step
+    # the states have memory of their own, as from the kernels: autograd may have saved that of the last step
     state = tuple(part.clone() for part in state) if isinstance(state, tuple) else state.clone()
     return output, state, *cells
 
 
 def _by_kernels(operators, operands: Operands, return_cells: bool, recompute: bool) -> tuple:
-    """By the operators of a namespace."""
+    """Run a call by the operators of a namespace."""
     training = derivatives.are_differentiated(operands.differentiable)
-    if torch.jit.is_tracing():  # a trace serves calls with and without gradients: little is saved, and enough
+    if torch.jit.is_tracing():  # a trace serves calls with and without gradients, so it saves states only
         training = recompute = derivatives.requires_grad(operands.differentiable)
     save = "everything" if training and not recompute else "states" if training or return_cells else "nothing"
     arguments = ForwardCall(operands, save).arguments
     if training or torch.compiler.is_compiling():
         output, h_n, c_n, cells, _ = operators.forward(*arguments)
     else:
-        with torch._C._AutoDispatchBelowAutograd():  # whose part in Python costs a third of a single step
+        with torch._C._AutoDispatchBelowAutograd():  # autograd's Python part costs a third of a single step
             output, h_n, c_n, cells, _ = operators.forward(*arguments)
     last = h_n if operands.c_0 is None else (h_n, c_n)
     return (output, last, cells) if return_cells else (output, last)
 
 
 def _differentiates_forward(backend: str) -> bool:
-    """Whether a forward-mode derivative is being computed (torch.func.jvp, jacfwd), which no kernel can do."""
+    """Whether a forward-mode derivative is being computed (torch.func.jvp, jacfwd), which no kernel supports."""
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
         return False
     if backend != "auto":
@@ -169,7 +170,7 @@ def _check_input(cell: Cell, input: Tensor, weights: dict[str, Tensor]) -> None:
         if name not in cell.weights:
             raise ValueError(f"{name} is not a parameter of this cell, which takes {', '.join(cell.weights)}")
         if weight.shape != shapes[name] or weight.dtype != dtype or weight.device != device:
-            _check_tensor(name, weight, shapes[name], input, I=input_size, H=hidden_size)  # which says what is wrong
+            _check_tensor(name, weight, shapes[name], input, I=input_size, H=hidden_size)  # explains the error
 
 
 def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
@@ -186,7 +187,7 @@ def _check_lengths(lengths: Tensor | None, input: Tensor) -> None:
 
 
 def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
-    """For the reference, which would take any value; not where reading them means waiting for a device."""
+    """Check the values for the reference, which would take any; but not if reading them means waiting for a device."""
     if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return
     *_, values = derivatives.levels(lengths)
@@ -196,7 +197,7 @@ def _check_length_values(lengths: Tensor | None, input: Tensor) -> None:
 
 
 def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> Tensor:
-    """keep_h or keep_c in the dtype of the input."""
+    """Return keep_h or keep_c in the dtype of the input."""
     shape = (*input.shape[:2], hidden_size)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a tensor (T, B, H) or None, got {type(mask).__name__}")
@@ -208,7 +209,7 @@ def _checked_mask(name: str, mask: Tensor, input: Tensor, hidden_size: int) -> T
 
 
 def check_resets(resets: Tensor, shape: Sequence[int], dimensions: str, device: torch.device) -> None:
-    """Raise TypeError unless resets are a bool tensor, RuntimeError unless of this shape and on this device."""
+    """Raise TypeError unless resets are a bool tensor, RuntimeError unless they have this shape and device."""
     if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
         given = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
         raise TypeError(f"resets must be a bool tensor {dimensions} or None, got {given}")
@@ -220,7 +221,7 @@ def check_resets(resets: Tensor, shape: Sequence[int], dimensions: str, device: 
 
 
 def _checked_beginning(name: str, state: Tensor | None, resets: Tensor | None, initial: Tensor | None) -> Tensor | None:
-    """h_reset or c_reset (B, H), of (H) too; ``initial`` is the state of this kind that the call begins with."""
+    """Return h_reset or c_reset as (B, H), also if given as (H); ``initial`` is the call's own state of this kind."""
     if state is None:
         return None
     if resets is None:
@@ -244,7 +245,7 @@ def check_gradient_clip(limit: float | None) -> None:
 
 
 def _split_state(cell: Cell, input: Tensor, state: State | None, hidden_size: int) -> tuple[Tensor, Tensor | None]:
-    """Check the initial state, or make it of zeros, and return (h_0, c_0), c_0 None for cells without one."""
+    """Check the initial state, or make zeros, and return (h_0, c_0), with c_0 None for cells without one."""
     shape = (input.shape[1], hidden_size)
     if state is None:
         zeros = input.new_zeros(shape)
@@ -268,7 +269,7 @@ def check_state_form(cell: Cell, state: State) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor, **sizes: int) -> None:
-    if tensor.shape != shape:  # only here are sizes written out: for torch.compile that would fix their values
+    if tensor.shape != shape:  # sizes are read only here, because torch.compile would specialise on them
         given = " and ".join(f"{size}={value}" for size, value in sizes.items())
         raise RuntimeError(f"{name} must have shape {shape} for {given}, got {tuple(tensor.shape)}")
     if tensor.dtype != input.dtype:

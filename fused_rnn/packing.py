@@ -1,13 +1,13 @@
 """Packed sequences for kernels that read padded ones: torch.nn.utils.rnn's layout in stretches of (T, B, features).
 
-A packed sequence holds, step by step, the rows of those sequences that have the step, the longest sequence first. It is
-cut into stretches of time. Each is padded by itself and is a call of its own, to which the one before it hands the
-states of the sequences that go on. At most half of a stretch is padding, so work and memory follow the rows, however
-different the lengths are. There are at most log2(B) + 1 stretches, because where one ends fewer than half of its
-sequences are left; equal lengths, and all lengths that fill half of T·B, are a single one.
+A packed sequence holds, step by step, the rows of the sequences that have the step, the longest sequence first. It is
+cut into stretches of time. Each is padded by itself and is a call of its own, which takes the states of the sequences
+that go on from the call before it. At most half of a stretch is padding, so work and memory are proportional to the
+rows, however different the lengths are. There are at most log2(B) + 1 stretches, because fewer than half of a stretch's
+sequences are left at its end; equal lengths, and all lengths that fill half of T·B, are a single one.
 
-All of it follows from the batch sizes alone, which are always on the CPU: nothing is read back from a device, and both
-directions, and their derivatives, are one gather or scatter of rows for each stretch.
+The layout follows from the batch sizes alone, which are always on the CPU. So nothing is read back from a device, and
+both directions, and their derivatives, are one gather or scatter of rows for each stretch.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Packing:
     Attributes:
         steps, batch: T and B, of all sequences.
         lengths: for each stretch (sequences in it) int64 on the device, the steps of each in this stretch, decreasing;
-            None if all have all of them.
+            None if all sequences have all steps.
     """
 
     def __init__(self, batch_sizes: Tensor, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class Packing:
         self._shapes = [(len(running), int(running[0])) for running in parts]
         self._rows = [int(running.sum()) for running in parts]
         padded = [rows < steps * batch for rows, (steps, batch) in zip(self._rows, self._shapes)]
-        if any(padded):  # so few numbers that a GPU need not be waited for, as it would be for those of all rows
+        if any(padded):  # few enough to copy without waiting for a GPU, unlike indices of all rows
             _check_no_capture(device)
             parts = batch_sizes.to(device, non_blocking=True).split(steps)
         self.steps = len(batch_sizes)
@@ -49,19 +49,19 @@ class Packing:
         self._places = [_places(running, *shape, rows) if part else None for part, running, shape, rows in stretches]
 
     def pad(self, data: Tensor) -> list[Tensor]:
-        """For each stretch (T, B, features), zero past the end of a sequence, of packed rows (rows, features)."""
+        """Scatter packed rows (rows, features) into (T, B, features) for each stretch, with zeros past the ends."""
         stretches = zip(data.split(self._rows), self._shapes, self._places)
         return [_padded(rows, *shape, places) for rows, shape, places in stretches]
 
     def cut(self, resets: Tensor | None) -> list[Tensor | None]:
-        """For each stretch its part (steps, sequences) of a padded tensor (T, B), in the order of packing, or None."""
+        """Cut a padded tensor (T, B), or None, into (steps, sequences) for each stretch, in the order of packing."""
         if resets is None:
             return [None] * len(self._shapes)
         parts = resets.split([steps for steps, _ in self._shapes])
         return [part[:, :batch] for part, (_, batch) in zip(parts, self._shapes)]
 
     def pack(self, padded: Sequence[Tensor]) -> Tensor:
-        """The rows (rows, features) that ``pad`` made these of."""
+        """Return the packed rows (rows, features), the inverse of ``pad``."""
         rows = (part.flatten(0, 1) for part in padded)
         packed = [part if places is None else part.index_select(0, places) for part, places in zip(rows, self._places)]
         return packed[0] if len(packed) == 1 else torch.cat(packed)
@@ -82,26 +82,26 @@ def _padded(rows: Tensor, steps: int, batch: int, places: Tensor | None) -> Tens
 
 
 def _cut(batch_sizes: Tensor) -> list[int]:
-    """The steps of each stretch: as many as go together with no more padding than rows."""
+    """Return the steps of each stretch, as long as possible with no more padding than rows."""
     found = []
     while len(batch_sizes):
         padded = batch_sizes[0] * torch.arange(1, len(batch_sizes) + 1, device=batch_sizes.device)
-        fits = padded <= 2 * batch_sizes.cumsum(0)  # once it does not it never does again, as fewer and fewer run
+        fits = padded <= 2 * batch_sizes.cumsum(0)  # once False it stays False, as fewer and fewer sequences run
         found.append(int(fits.sum()))
         batch_sizes = batch_sizes[found[-1] :]
     return found
 
 
 def _lengths(running: Tensor, steps: int, batch: int) -> Tensor:
-    """(B) the steps of each sequence, of (T) how many have each step."""
+    """Return the steps (B) of each sequence, given the number (T) of sequences that have each step."""
     numbers = torch.arange(batch, device=running.device)
     return steps - torch.searchsorted(running.flip(0), numbers, right=True)
 
 
 def _places(running: Tensor, steps: int, batch: int, rows: int) -> Tensor:
-    """(rows) where each row stands among steps·batch, of (T) how many have each step."""
+    """Return the indices (rows) of rows in steps·batch, given the number (T) of sequences that have each step."""
     times, numbers = (torch.arange(count, device=running.device) for count in (steps, rows))
-    passed = times * batch - (running.cumsum(0) - running)  # by padding, before each step
+    passed = times * batch - (running.cumsum(0) - running)  # padding before each step
     return numbers + passed.repeat_interleave(running, output_size=rows)
 
 
@@ -117,18 +117,19 @@ def run(
     resets: Sequence[Tensor | None],
     **how,
 ) -> tuple:
-    """``ops.run`` over one stretch of a sequence after the other; a padded sequence has but one.
+    """Call ``ops.run`` on one stretch of sequences after the other; padded sequences have a single stretch.
 
     Args:
-        inputs: of each stretch (T, B, I).
-        state: of all sequences, with which each begins.
-        lengths: of each stretch, as ``Packing`` has them.
-        masks: of each stretch, keep_h and keep_c.
-        resets: of each stretch, as ``Packing.cut`` has them, or None.
+        inputs: (T, B, I) of each stretch.
+        state: the state of all sequences, with which each begins.
+        lengths: for each stretch, as in ``Packing``.
+        masks: keep_h and keep_c of each stretch.
+        resets: for each stretch, as from ``Packing.cut``, or None.
         how: the options of ``ops.run`` that all stretches share; h_reset and c_reset are (H).
 
     Returns:
-        The outputs of each stretch, the final state of all sequences and, if asked for, the cell states of each.
+        The outputs of each stretch, the final state of all sequences and, if requested, the cell states of each
+        stretch.
     """
     if len(inputs) == 1:
         here = {"lengths": lengths[0], "resets": resets[0], **masks[0]}
@@ -153,7 +154,7 @@ def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, resets
         final = final if pair else (final,)
         if resets[stretch] is None or not reverse or stretch == 0:
             return final
-        # with which the stretch of earlier steps goes on, but not over a boundary between the two
+        # the stretch of earlier steps goes on with these states, except across a boundary between the two
         new = how.get("h_reset"), how.get("c_reset")
         return tuple(episodes.begun(part, resets[stretch][0], beginning) for part, beginning in zip(final, new))
 
@@ -164,7 +165,7 @@ def _run_stretches(cell, inputs, state, weights, lengths, masks, reverse, resets
 
 
 def _forwards(call: Callable[[int, Parts], Parts], sizes: list[int], parts: Parts) -> Parts:
-    """Call each stretch with the states of those that go on; returns those with which each sequence ended."""
+    """Call each stretch with the states of the sequences that go on; return the final state of each sequence."""
     ended = []
     for stretch, going_on in enumerate([*sizes[1:], 0]):
         final = call(stretch, parts)
@@ -174,7 +175,7 @@ def _forwards(call: Callable[[int, Parts], Parts], sizes: list[int], parts: Part
 
 
 def _backwards(call: Callable[[int, Parts], Parts], sizes: list[int], parts: Parts) -> Parts:
-    """Likewise from the last stretch to the first: in each more sequences begin, at their own ends."""
+    """Do the same from the last stretch to the first: in each, more sequences begin, at their own ends."""
     begin = [size - going_on for size, going_on in zip(sizes, [*sizes[1:], 0])]
     begin.reverse()
     final: Parts = ()

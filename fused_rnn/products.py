@@ -1,9 +1,10 @@
-"""The products around a time loop on a GPU: all of the operators but the loop, for any backend whose kernels run that.
+"""The products around a time loop on a GPU: all of the operators but the loop, for any backend with kernels for that.
 
-What does not depend on the order of the steps is done here, for all T·B rows at once, by the library behind torch's
-matrix products: W x before the loop (W_m x where x is modulated, both where h₋ is), and after it every weight gradient
-and δx, from the gradients of the pre-activations that the kernels leave behind. These products are in the dtype of the
-tensors, and in float32 obey torch's own switch of TF32. Nothing here waits for the GPU.
+Everything that does not depend on the order of the steps is done here, for all T·B rows at once, by the library behind
+torch's matrix products: before the loop the projection of x, and after it every weight gradient and δx, from the
+gradients of the pre-activations that the kernels return. The projection is W x in plain cells, W_m x if x is modulated,
+and both if h₋ is. These products are in the dtype of the tensors, and in float32 obey torch's switch of TF32. Nothing
+here waits for the GPU.
 """
 
 import functools
@@ -31,21 +32,21 @@ from .operands import (
 
 @dataclass(frozen=True)
 class Kernels:
-    """The time loop in both directions: they take the fields of ``ForwardLoop`` and of ``BackwardLoop`` in order."""
+    """The kernels of the time loop; they take the fields of ``ForwardLoop`` and of ``BackwardLoop`` in order."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # Results
     backward: Callable[..., tuple[Tensor, ...]]  # LoopGradients
 
 
 def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The operator ``forward``, by these kernels."""
+    """Run the operator ``forward`` with these kernels."""
     q, save = ForwardCall.of(arguments)
     projected = _project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih)
     return kernels.forward(*_loop(ForwardLoop, q, (projected, _modulated(q), _weight_ih(q), save)))
 
 
 def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
-    """The operator ``backward``, by these kernels."""
+    """Run the operator ``backward`` with these kernels."""
     d_results, kept, q, wanted = BackwardCall.of(arguments)
     modulated = _modulated(q)
     loop = _loop(BackwardLoop, q, (*d_results, *kept, modulated, _weight_ih(q)))
@@ -59,7 +60,7 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, *d_reset)
 
 
-# What a loop is given other than in the operators, or by the name that it has there.
+# Operands of a loop that are not the operators' own, or have another name there.
 _OTHERS = {
     ForwardLoop: ("projected", "input", "weight_ih", "save"),
     BackwardLoop: (*ResultGradients._fields, *Kept._fields, "input", "weight_ih"),
@@ -68,48 +69,48 @@ _OTHERS = {
 
 @functools.cache
 def _places(kind: type) -> itemgetter:
-    """Takes what a loop is given, in its order, from ``_OTHERS`` and the operands after them."""
+    """Make a getter of the operands of a loop, in its order, from ``_OTHERS`` followed by the operators' operands."""
     return itemgetter(*map((*_OTHERS[kind], *Operands._fields).index, kind._fields))
 
 
 def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, others: tuple) -> tuple:
-    """The fields of a loop in order; made anew in every call, and so by place."""
+    """Return the fields of a loop in order, selected by position because every call makes them."""
     return _places(kind)((*others, *q))
 
 
 def _weight_ih(q: Operands) -> Tensor | None:
-    """Where x is modulated; elsewhere W x is all that is needed of it."""
+    """Return ``weight_ih`` if x is modulated; otherwise the loop needs only W x."""
     return q.weight_ih if q.spec.modulates == "input" else None
 
 
 def _empty(like: Tensor) -> Tensor:
-    """What stands for a missing result; each has memory of its own."""
+    """Make the placeholder of a missing result; each has memory of its own."""
     return like.new_empty(0)
 
 
 def _project(input: Tensor, weight: Tensor) -> Tensor:
-    """W x of all steps, (T, B, rows of W)."""
+    """Compute W x of all steps, (T, B, rows of W)."""
     return torch.mm(_rows(input), weight.t()).view(*input.shape[:2], -1)
 
 
 def _modulated(q: Operands) -> Tensor | None:
-    """What a multiplicative cell scales by m, (T, B, values of m): x, or W_m x, of which x̂ then replaces h₋."""
+    """Return what a multiplicative cell scales by m, (T, B, values of m): x, or W_m x, whose x̂ replaces h₋."""
     if q.spec.modulates == "hidden":
         return _project(q.input, q.weight_mih)
     return q.input if q.spec.multiplicative else None
 
 
 def _rows(steps: Tensor) -> Tensor:
-    """(T, B, columns) as (T·B, columns); a view for all that is passed here except inputs with strides of their own."""
+    """Reshape (T, B, columns) to (T·B, columns), without a copy except for inputs with strides of their own."""
     return steps.flatten(0, 1)
 
 
 class _Products:
-    """The products after the loop, from its d (T, B, columns), the gradients of the pre-activations.
+    """The products after the loop, from d (T, B, columns), the gradients of the pre-activations.
 
-    The columns of d: H for each gate; in the reset-after GRU then H for the part of n that r scales, which takes the
-    place of n beside U; in multiplicative cells then δm. Past the end of a sequence d and the outputs are zero.
-    Matrix products take column slices of d as they are.
+    d has H columns for each gate; then, in the reset-after GRU, H for the part of n that r scales, which replaces n in
+    products with U; then, in multiplicative cells, δm. d and the outputs are zero past the end of a sequence. Matrix
+    products read column slices of d without a copy.
     """
 
     def __init__(self, q: Operands, kept: Kept, modulated: Tensor | None, found: LoopGradients) -> None:
@@ -118,11 +119,11 @@ class _Products:
         self.d = _rows(found.d)
         self.d_modulated = found.d_input
         self.d_gates = self._columns(0, cell.gates)
-        # beside U: where n has a product of its own there, the last H columns, and before them r and z
+        # for U: n has a product of its own, with the last H columns, and r and z have the columns before them
         self.n_apart = cell.reset_before or cell.gradients > cell.gates
 
     def _columns(self, begin: int, end: int) -> Tensor:
-        """Of d (T·B, columns), as parts as large as a gate."""
+        """Return columns of d (T·B, columns), numbered in units of a gate."""
         whole = (begin, end * self.H) == (0, self.d.shape[1])
         return self.d if whole else self.d[:, begin * self.H : end * self.H]
 
@@ -141,7 +142,7 @@ class _Products:
         return d_input
 
     def weight_gradients(self, wanted: list[str]) -> dict[str, Tensor]:
-        """At least those that are wanted, by name."""
+        """Return at least the gradients that are wanted, by name."""
         if not wanted:
             return {}
         x, d_gates = self._active(self.q.input), self.d_gates
@@ -161,12 +162,12 @@ class _Products:
         return result | self._bias_gradients([name for name in wanted if name.startswith("bias")])
 
     def _bias_gradients(self, wanted: list[str]) -> dict[str, Tensor]:
-        """Sums over all rows, in memory of their own."""
+        """Return sums over all rows, each in memory of its own."""
         if not wanted:
             return {}
         H, sums = self.H, self.d.sum(0)
         of_gates, last = self.cell.gates * H, (self.cell.gradients - 1) * H
-        # the first may have the sums themselves where they are all of them
+        # the first result may take the sums themselves if it uses all of them
         result = {"bias_ih": sums if len(sums) == of_gates else sums[:of_gates].clone()}
         if "bias_hh" in wanted:
             apart = (sums[: 2 * H], sums[last : last + H])
@@ -176,7 +177,7 @@ class _Products:
         return result
 
     def _recurrent(self) -> Tensor:
-        """The gradient of U; in the reset-before GRU U_n multiplies r⊙h₋."""
+        """Return the gradient of U; in the reset-before GRU U_n multiplies r⊙h₋."""
         if not self.n_apart:
             return self._with_states(self.d_gates)
         r = self.kept.saved[..., : self.H] if self.cell.reset_before else None
@@ -184,9 +185,9 @@ class _Products:
         return torch.cat([self._with_states(self._columns(0, 2)), self._with_states(d_n, r)])
 
     def _with_states(self, d: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Σ dᵀ h₋ over all steps, h₋ scaled elementwise by a factor (T, B, H); d (T·B, columns)."""
+        """Return Σ dᵀ h₋ over all steps, with h₋ scaled elementwise by a factor (T, B, H); d is (T·B, columns)."""
         steps, batch = self.kept.output.shape[:2]
-        begin = 0 if self.q.reverse else batch  # of the rows of steps that have one before them
+        begin = 0 if self.q.reverse else batch  # of the rows of steps that have a predecessor
         count, outputs = (steps - 1) * batch, _rows(self.kept.output)
         first, rest = self.q.h_0, outputs.narrow(0, batch - begin, count)
         if self.q.resets is not None:
@@ -201,10 +202,10 @@ class _Products:
         return gradient.addmm_(d.narrow(0, begin, count).t(), rest) if count else gradient
 
     def _first(self, rows: Tensor) -> Tensor:
-        """Of (T·B, columns) the rows (B, columns) of every sequence's first step, which begins with h_0.
+        """Select from (T·B, columns) the rows (B, columns) of every sequence's first step, which begins with h_0.
 
-        A sequence without steps may show any row, where d is zero. In a reverse run the step after the last one of a
-        sequence shows an output of zero, and adds nothing.
+        The row of a sequence without steps is arbitrary, because its d is zero. In a reverse run the step after the
+        last one of a sequence has an output of zero, and contributes nothing.
         """
         steps, batch = self.kept.output.shape[:2]
         if not self.q.reverse or self.q.lengths is None:
@@ -213,7 +214,7 @@ class _Products:
         return rows[first * batch + torch.arange(batch, device=first.device)]
 
     def _active(self, steps: Tensor) -> Tensor:
-        """The rows of (T, B, columns) with zeros past the ends of sequences, where an input may hold anything."""
+        """Return the rows of (T, B, columns) with zeros past the ends, where an input may hold anything."""
         if self.q.lengths is None:
             return _rows(steps)
         times = torch.arange(len(steps), device=steps.device).unsqueeze(1)

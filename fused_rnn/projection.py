@@ -2,11 +2,11 @@
 
 Equations: as the LSTM's, but h = R k with k = o⊙tanh(c). R (P, H) is ``weight_hr``; U, ``weight_hh``, is (4H, P).
 
-From the second step on U h₋ = (U R) k₋. So k is the state of an LSTM with recurrent weights U R (4H, H), and all
-h = R k are one product after the loop. Only the first step reads h_0, for which there is no k_0: it comes in as P more
-features of the input, zero in all other steps, with weights U, while k_0 is zero. So does what later episodes begin
-with, where it is not zero. Gradients are autograd's, through these products and sums. The mathematics is exact; U R is
-rounded once where otherwise every h would be.
+From the second step on U h₋ = (U R) k₋. So k is the state of an LSTM with recurrent weights U R (4H, H), and one
+product after the loop gives all h = R k. Only the first step reads h_0, for which there is no k_0: it enters as P
+additional features of the input, zero in all other steps, with weights U, while k_0 is zero. The initial states of
+later episodes enter likewise, unless they are zero. Gradients are autograd's, through these products and sums. The
+mathematics is exact; U R is rounded once, where otherwise every h would be.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,12 @@ def run_lstm(
     h_reset: Tensor | None = None,
     **how,
 ) -> tuple:
-    """``packing.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P), h_0 (B, P).
+    """Run ``packing.run`` for an LSTM with ``weight_hr`` (P, H) among its weights, ``weight_hh`` (4H, P), h_0 (B, P).
 
-    ``h_reset`` is (P), and goes with a state.
+    ``h_reset`` is (P), and requires a state.
 
-    Returns the outputs (T, B, P) of each stretch, the state (h_n (B, P), c_n (B, H)) and, if asked for, the cell states
-    (T, B, H) of each.
+    Returns the outputs (T, B, P) of each stretch, the state (h_n (B, P), c_n (B, H)) and, if requested, the cell states
+    (T, B, H) of each stretch.
     """
     recurrent, project = weights["weight_hh"], weights["weight_hr"]
     weights = {name: weight for name, weight in weights.items() if name != "weight_hr"}
@@ -61,7 +61,7 @@ def run_lstm(
 def _in_first_steps(
     h_0: Tensor, inputs: Sequence[Tensor], reverse: bool, lengths: Sequence[Tensor | None]
 ) -> Iterator[Tensor]:
-    """For each stretch (T, B, P): h_0 in the step with which a sequence begins, zero elsewhere."""
+    """Return (T, B, P) for each stretch: h_0 in the step with which a sequence begins, zero elsewhere."""
     if (h_0.dtype, h_0.device) != (inputs[0].dtype, inputs[0].device):
         raise RuntimeError(f"h_0 is {h_0.dtype} on {h_0.device} but input is {inputs[0].dtype} on {inputs[0].device}")
     sizes = [part.shape[1] for part in inputs]
@@ -76,10 +76,10 @@ def _in_first_steps(
 
 
 def _beginnings(resets: Sequence[Tensor], reverse: bool, lengths: Sequence[Tensor | None]) -> Iterator[Tensor]:
-    """For each stretch (T, B) the steps that begin anew."""
+    """Yield the steps (T, B) of each stretch that begin anew."""
     for stretch, (boundaries, ends) in enumerate(zip(resets, lengths)):
         after = None
-        if stretch + 1 < len(resets):  # only the first sequences go on in it
+        if stretch + 1 < len(resets):  # only the first sequences continue there
             after = resets[stretch + 1][:1]
             after = nn.functional.pad(after, (0, boundaries.shape[1] - after.shape[1]))
         yield episodes.beginnings(boundaries, reverse, ends, after)

@@ -1,13 +1,13 @@
-"""The quick path: calls that ask for nothing in particular, straight to the operators.
+"""The quick path: calls without special options, straight to the operators.
 
-A single step computes for a few microseconds, and to look at all that a call may ask for takes ten times as long. So a
-few cheap questions tell the calls apart that ask for none of it, of a cell or of a module of layers in one direction.
-They go to the operator unchecked, because it checks its operands itself, and to autograd by a Function of their own,
-past autograd's part of the operator. Where the operator refuses, the full path says in its own words what is wrong.
-That is ``fused_rnn::forward``, and for a single step on the CPU ``fused_rnn::step``, which has fewer arguments.
+A single step computes for a few microseconds, and the full path's checks of everything that a call may ask for take ten
+times as long. So a few cheap checks recognise plain calls, of a cell or of a module of layers in one direction. They go
+to the operator unchecked, because it checks its operands itself, and to autograd by a Function of their own, which
+bypasses autograd's part of the operator. If the operator refuses, the full path explains what is wrong. The operator
+is ``fused_rnn::forward``, or for a single step on the CPU ``fused_rnn::step``, which has fewer arguments.
 
-All else that may be going on sends a call on the full path: a compiler, a trace, a transform of ``torch.func``, a
-derivative in forward mode, autocast, modes that watch operators, hooks of saved tensors. So do weights that are no
+Anything else that affects operators sends a call to the full path: a compiler, a trace, a transform of ``torch.func``,
+a derivative in forward mode, autocast, modes that watch operators, hooks on saved tensors. So do weights that are not
 plain parameters, because something else makes them in each call.
 """
 
@@ -23,23 +23,24 @@ from .cell_based import CellBased, reshaped
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
-_PLAIN = (Tensor, nn.Parameter)  # others may mean anything by an operator
+_PLAIN = (Tensor, nn.Parameter)  # other classes may change what an operator means
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
-_STEP_WEIGHTS = 4  # of cells that are not multiplicative, which come first
+_STEP_WEIGHTS = 4  # weights of cells that are not multiplicative, which come first
 _NO_WEIGHTS = [None] * len(WEIGHTS)
 _SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
-# Operators that are Python on these kinds of devices: where nobody looks on they are called as such, because the
-# dispatcher takes as long with the arguments as all else that the host does for a call.
+# Operators that are implemented in Python for these kinds of devices. They are called directly if nothing looks on,
+# because the dispatcher takes as long with the arguments as the host does with the rest of a call.
 IN_PYTHON = {"cuda": (cuda.forward, cuda.backward)}
 
 
 def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
-    """Make ``quick`` what ``forward`` of a module does where it can; what ``quick`` returns None for it does itself.
+    """Decorate a module's ``forward`` to call ``quick`` first, and itself only if that returns None.
 
-    An error of ``quick`` is replaced by that of ``forward``, which knows more, but if it has none it stays.
+    An error of ``quick`` is replaced by that of ``forward``, whose message is better; if ``forward`` raises none, it
+    stays.
     """
 
     def before(full: _Forward) -> _Forward:
@@ -57,7 +58,7 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
                 full(module, input, hx)
                 raise refusal
             finally:
-                del refusal  # whose traceback holds this frame, and so all tensors of the call
+                del refusal  # its traceback holds this frame, and so all tensors of the call
 
         return forward
 
@@ -65,7 +66,7 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
 
 
 def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
-    """The final state, as ``RecurrentCell.forward`` returns it, of a batch (B, I); None where that is to be called."""
+    """Return the final state of a batch (B, I), as ``RecurrentCell.forward`` does; None sends the call there."""
     results = _run(module, "", input, hx, 2)
     if results is None:
         return None
@@ -73,7 +74,7 @@ def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | 
 
 
 def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
-    """Outputs and the final state, as ``Recurrent.forward`` returns them, of (T, B, I); None where that is to be."""
+    """Return outputs and the final state of (T, B, I), as ``Recurrent.forward`` does; None sends the call there."""
     results = _run(module, "_l0", input, hx, 3) if module.num_layers == 1 else _layers(module, input, hx)
     if results is None or len(results) == 2:
         return results and tuple(results)
@@ -81,11 +82,11 @@ def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] |
 
 
 def _layers(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Sequence | None:
-    """The results of several layers, with states (layers, B, H)."""
+    """Return the results of several layers, with states (layers, B, H)."""
     count, parts = module.num_layers, hx if type(hx) is tuple else (hx,)
     if any(part is not None and (type(part) not in _PLAIN or part.dim() != 3 or len(part) != count) for part in parts):
         return None
-    # what is found to be missing after dropout has drawn comes too late
+    # after dropout has drawn it is too late to leave a call to the full path
     if any(_weights(module, f"_l{layer}") is None for layer in range(count)):
         return None
     states = list(zip(*((None,) * count if part is None else part.split(1) for part in parts)))
@@ -107,7 +108,7 @@ def _is_undisturbed() -> bool:
 
 
 def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> Sequence | None:
-    """The results of ``_Call`` or ``_Step``, or None where the call is not for the quick path."""
+    """Return the results of ``_Call`` or ``_Step``, or None if the call is not for the quick path."""
     if type(input) not in _PLAIN or not _is_our_own(type(module)):
         return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
@@ -115,21 +116,21 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
     for tensor in given:
         if type(tensor) not in _PLAIN or tensor.dim() != rank:
             return None
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of a transform that is over
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # from a transform that has ended
             return None
     cell, weights = module.cell, _weights(module, suffix)
-    # an empty batch has nothing to compute, which the operator refuses
+    # the operator refuses an empty batch, which has nothing to compute
     if weights is None or not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
         return None
     recording = torch.is_grad_enabled() and (weights[0].requires_grad or torch._C._any_requires_grad(*given, *weights))
     if len(weights) == _STEP_WEIGHTS and input.is_cpu and (rank == 2 or input.shape[0] == 1):
-        # which refuses tensors on different devices
+        # this refuses tensors on different devices
         if recording:
             return _apply_step(cell, input, h, c, *weights)
         return torch.ops.fused_rnn.step(input, h, c, *weights, cell, False)
     device = input.device
     for tensor in (*given, *weights):
-        if tensor is not None and tensor.device != device:  # one on meta would send the whole call there
+        if tensor is not None and tensor.device != device:  # a tensor on meta would send the whole call there
             return None
     weights += _NO_WEIGHTS[len(weights) :]
     if recording:
@@ -139,7 +140,7 @@ def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | Non
 
 
 def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
-    """The parameters of a layer as ``_weight_names`` orders them; None if any is something else."""
+    """Return the parameters of a layer as ``_weight_names`` orders them; None if any is something else."""
     parameters, weights = module._parameters, []
     for name in _weight_names(module.cell, module.bias, suffix):
         weight = parameters.get(name)
@@ -151,7 +152,7 @@ def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
 
 @functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
 def _is_our_own(kind: type[CellBased]) -> bool:
-    """Whether a class leaves as they are all methods that the full path may ask; what it adds does not matter."""
+    """Whether a class inherits all methods that the full path may call; methods that it adds do not matter."""
     place = next(n for n, base in enumerate(kind.__mro__) if base.__module__.startswith(f"{__package__}."))
     names = {name for derived in kind.__mro__[:place] for name in vars(derived) if not name.startswith("__")}
     return not any(hasattr(kind.__mro__[place], name) for name in names - {"forward", "extra_repr"})
@@ -159,7 +160,7 @@ def _is_our_own(kind: type[CellBased]) -> bool:
 
 @functools.cache
 def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
-    """Of the weights that ``step`` knows, or all, in the order of operators; None for those that a module lacks."""
+    """Return the names of the weights of ``step``, or of all, in the order of operators; None for missing ones."""
     names = [name for name in CELLS[cell].weights if bias or not name.startswith("bias")]
     known = WEIGHTS if CELLS[cell].multiplicative else WEIGHTS[:_STEP_WEIGHTS]
     return tuple(name + suffix if name in names else None for name in known)
@@ -167,14 +168,14 @@ def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
 
 @functools.cache
 def _has_kernels(device: torch.device, dtype: torch.dtype, backend: str) -> bool:
-    """Whether ``fused_rnn::forward`` runs such calls; kept, because it takes as long to find out as a step."""
+    """Whether ``fused_rnn::forward`` runs such calls; cached, because finding out takes as long as a step."""
     return device.type in ("cpu", "cuda") and choice.choose_backend(device, dtype, backend).backend in ("cpu", "cuda")
 
 
 def _forward(
     cell: str, save: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor | None]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    """What ``_Call`` returns, and what it keeps: results of the operator, input and states."""
+    """Return the results of ``_Call``, and what its backward pass needs: the operator's results, input and states."""
     if h is None:
         h = input.new_zeros((*input.shape[-2:-1], weights[_WEIGHT_HH].shape[1]))
         c = h if CELLS[cell].has_cell_state else None
@@ -188,7 +189,7 @@ def _forward(
 
 
 def _operands(input: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As the operator takes them: (T, B, I) and (B, H)."""
+    """Shape operands as the operator takes them: (T, B, I) and (B, H)."""
     if input.dim() == 2:
         return input.unsqueeze(0), h, c
     return input, *(part.squeeze(0) if part is not None and part.dim() == 3 else part for part in (h, c))
@@ -197,7 +198,7 @@ def _operands(input: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
 class _Call(torch.autograd.Function):
     """One call: cell, input (T, B, I), h_0, c_0 (1, B, H) or None, and weights to output and final state (1, B, H).
 
-    Of a single step (B, I) and (B, H) to the final state (B, H) alone.
+    For a single step, input (B, I) and states (B, H) to the final state (B, H) alone.
     """
 
     @staticmethod
@@ -224,7 +225,7 @@ def _gradients(
     weights: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Those of input, states and weights that are needed, by an operator that has derivatives of its own."""
+    """Return the needed gradients of input, states and weights, by an operator that has derivatives itself."""
     output, cells, saved, input, h, c = kept
     of_input, of_h, of_c, *of_weights = needs
     stacked = input.dim() == 3
@@ -251,15 +252,15 @@ def _gradients(
 
 
 class _Step(torch.autograd.Function):
-    """The same of a single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``.
+    """A single step on the CPU, by the operators ``fused_rnn::step`` and ``fused_rnn::step_backward``.
 
-    Both run where nothing is recorded, which is all that autograd's part of them asks.
+    Both run with recording off, which is all that their registration with autograd checks.
     """
 
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
         results = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
-        # an RNN's output, where there is one, is all that the backward pass reads
+        # the backward pass of an RNN reads only its output, if it has one
         saved = results[0] if input.dim() == 3 and cell in _SAVING_OUTPUTS else results.pop()
         cells = results.pop() if CELLS[cell].has_cell_state else None
         ctx.cell = cell
@@ -279,16 +280,16 @@ class _Step(torch.autograd.Function):
             d_results = (None, *d_results)
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
         _, of_input, _, _, *of_weights = needs
-        # those that nobody needs are not looked at
+        # gradients that nobody needs are not read
         return None, *torch.ops.fused_rnn.step_backward(
             d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
         )
 
 
 def _is_unrecorded(d_results: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass is one of plain gradients that itself is not to be differentiated, and nobody looks on.
+    """Whether a backward pass is of plain gradients that are not differentiated further, and nobody looks on.
 
-    With ``is_grads_batched`` those that ``torch.autograd.grad`` gives are of several calls at once.
+    With ``is_grads_batched``, ``torch.autograd.grad`` passes gradients of several calls at once.
     """
     if torch.is_grad_enabled() or not _is_undisturbed():
         return False
@@ -303,7 +304,7 @@ def _gradients_with_derivatives(
     tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Those of a single step by the operator that autograd, transforms and compilers know."""
+    """Return the gradients of a single step by the operator that autograd, transforms and compilers know."""
     input, h, c, *weights = tensors
     zeros = saved.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
     if h is None:
@@ -315,6 +316,6 @@ def _gradients_with_derivatives(
     return grads[: len(tensors)]
 
 
-# without what Function adds for tensors of ``torch.func``, which are on the full path
+# without what Function adds for tensors of ``torch.func``, which take the full path
 _apply = super(torch.autograd.Function, _Call).apply
 _apply_step = super(torch.autograd.Function, _Step).apply

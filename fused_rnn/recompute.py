@@ -1,7 +1,7 @@
-"""The backward pass where forward saved states only: the operator ``fused_rnn::backward_from_states``.
+"""The backward pass after a forward pass that saved states only: ``fused_rnn::backward_from_states``.
 
-The state before every step is known: it is an output, or a cell state, of the step before. So all else that
-backward reads is what forward saves of a single step over T·B sequences, and no equation is written again here.
+The state before every step is known: it is the output, or the cell state, of the step before. So the other values that
+backward reads are those that forward saves of a single step over T·B sequences, and no equation is repeated here.
 Both operators run over one part of the sequence after the other, so that only a part is rebuilt at a time.
 """
 
@@ -18,9 +18,9 @@ _MOST_PARTS = 8  # enough to make what is rebuilt at a time a small share of eve
 
 
 def backward_from_states(operators, *arguments) -> tuple[Tensor, ...]:
-    """``fused_rnn::backward`` without the saved values that it reads.
+    """Run ``fused_rnn::backward`` without the saved values that it reads.
 
-    δh and δc are handed from part to part in the type of the input, and weight gradients summed in float32 at least.
+    δh and δc pass from part to part in the type of the input; weight gradients are summed in float32 or wider.
     """
     (d_output, d_h, d_c, d_cells), (output, cells, _), operands, wanted = BackwardCall.of(arguments)
     input, reverse = operands.input, operands.reverse
@@ -51,7 +51,7 @@ def backward_from_states(operators, *arguments) -> tuple[Tensor, ...]:
 
 
 def _parts(steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:
-    """The times at which each part begins and ends; the part that was computed last comes first."""
+    """Yield the times at which each part begins and ends; the part that was computed last comes first."""
     length = max(-(-steps // _MOST_PARTS), _FEWEST_ROWS // batch, 1)
     for last in range(steps, 0, -length):
         first = max(0, last - length)
@@ -68,10 +68,9 @@ def _before(
     reverse: bool,
     lengths: Tensor | None,
 ) -> Tensor | None:
-    """The states (end - begin, B, H) that the steps of a part began with, None for a state that the cell lacks.
+    """Return the states (end - begin, B, H) before the steps of a part, None for a state that the cell lacks.
 
-    ``begins`` says which of these steps began anew, and so with ``new``.
-    Where a sequence takes no part in a step, what stands here is read by nobody.
+    ``begins`` marks the steps that began anew, with ``new``. The value is unused for sequences that do not have a step.
     """
     if initial is None:
         return None
@@ -87,7 +86,7 @@ def _before(
 
 
 def _rebuild(operators, part: Operands, before: list[Tensor | None]) -> Tensor:
-    """What forward with ``save="everything"`` would have saved of a part, whose steps began with these states."""
+    """Compute what forward with ``save="everything"`` would save of a part, given the states before its steps."""
     steps, batch, features = part.input.shape
     h_0, c_0 = (None if state is None else state.flatten(0, 1) for state in before)
     active = None
@@ -98,7 +97,7 @@ def _rebuild(operators, part: Operands, before: list[Tensor | None]) -> Tensor:
         h_0=h_0,
         c_0=c_0,
         lengths=active,
-        **dict.fromkeys((*MASKS, *LATER)),  # what is saved is what the cell made of these states, before zoneout
+        **dict.fromkeys((*MASKS, *LATER)),  # saved values do not depend on zoneout
         reverse=False,
         gradient_clip=0.0,
     )

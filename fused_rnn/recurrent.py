@@ -1,7 +1,8 @@
-"""What the modules of all cells share: their options, and the stacking of layers and directions.
+"""The base class of all modules of whole sequences: their options, and the stacking of layers and directions.
 
-One layer in one direction is one call of ``ops.run``; ``packing`` and ``projection`` turn what the kernels do not know
-into what they do. The modules by name are in ``modules``, those of a single step in ``cell_modules``.
+One layer in one direction is one call of ``ops.run``. ``packing`` and ``projection`` express what the kernels lack,
+packed sequences and projections, in calls that they have. The modules by name are in ``modules``, those of a single
+step in ``cell_modules``.
 """
 
 import warnings
@@ -18,7 +19,7 @@ from .arguments import as_size, check_bools, check_positive, check_probabilities
 from .cell_based import reshaped
 from .torch_attributes import LikeRNNBase
 
-RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # those that the state is multiplied with
+RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # weights that multiply the state
 
 
 def _quick_layer(module: "Recurrent", input: Tensor, hx: ops.State | None) -> tuple | None:
@@ -40,57 +41,59 @@ class Recurrent(LikeRNNBase):
         device, dtype: of the parameters.
         backend: "auto", or one of ``fused_rnn.backends()``.
         recompute: save only states for the backward pass, which rebuilds the gates; see below.
-        variational: draw the mask of ``dropout`` once a call for each sequence and feature, the same at every step (Gal
-            & Ghahramani 2016), in place of one for each step.
+        variational: draw the mask of ``dropout`` once per call for each sequence and feature and use it at every step
+            (Gal & Ghahramani 2016), instead of a new mask for each step.
         weight_drop: probability of dropping an element of ``weight_hh`` or ``weight_mhh`` (DropConnect; Merity, Keskar
-            & Socher 2018), in training mode only: drawn once a call for each layer and direction.
+            & Socher 2018), in training mode only: drawn once per call for each layer and direction.
         zoneout: probability with which a unit keeps its hidden state in a step (Krueger et al. 2016); not with
             ``proj_size``.
-        zoneout_cell: the same of cell states, for modules that have them.
+        zoneout_cell: the same for cell states, in modules that have them.
         gradient_clip: the largest magnitude of the gradients of the pre-activations in each step (Graves 2013,
             arXiv:1308.0850, section 2.1), more than 0; None for no limit.
-        learn_initial_state: add parameters ``h_0`` (num_layers * directions, 1, H), with projections P for H, and where
-            the cell has a cell state ``c_0``, zero at first, which every sequence begins with unless given ``hx``.
+        learn_initial_state: add the parameters ``h_0`` (num_layers * directions, 1, H), with projections P for H, and,
+            in cells with a cell state, ``c_0``. They start at zero, and every sequence begins with them unless ``hx``
+            is given.
 
     Call: ``output, state = module(input, hx=None, lengths=None, resets=None)`` with input (T, B, I) or unbatched (T, I)
     and states (num_layers * directions, B, H) or (num_layers * directions, H); a missing state is zeros. The output is
     (T, B, directions * H). Cells with a cell state take and return the pair (h, c). ``lengths`` (B), int64, gives each
-    sequence its own number of steps, 0 to T, and does what packing does: outputs past the end are zero, final states
-    are those of the last real step, and the reverse direction starts there. A ``PackedSequence``, sorted or not, is
-    taken too, and returned as output; work and memory are those of the steps that it holds, and at most as much again
-    for padding.
+    sequence its own number of steps, 0 to T, and is equivalent to packing: outputs past the end are zero, final states
+    are those of the last real step, and the reverse direction starts there. The input may also be a ``PackedSequence``,
+    sorted or not; the output is then packed, too. Work and memory are proportional to the steps that it holds, plus at
+    most as much again for padding.
 
     ``resets`` (T, B), with ``batch_first`` (B, T), unbatched (T,), bool, says where episodes begin within sequences:
     True at (t, b) is a boundary between steps t-1 and t of sequence b. Outputs, cell states and gradients are then
-    those of running every episode by itself, in either direction. Each begins with a state of zeros, or with the
-    learnt one where there is one, and the first that a direction reads with ``hx`` if that is given: so True in the
-    first step drops what a chunk before this one handed in, going forward, and says nothing going backward. Final
-    states are those of the episode read last. With a PackedSequence ``resets`` is formed as if the sequences were
-    padded, T being the longest, in the order in which the caller gave them.
+    those of running every episode by itself, in either direction. Each episode begins with the learnt initial state, or
+    with zeros if none is learnt; the first episode that a direction reads begins with ``hx`` if that is given. So True
+    in the first step makes the forward direction drop the state from a preceding chunk, and has no effect on the
+    reverse direction. Final states are those of the episode read last. With a PackedSequence ``resets`` has the shape
+    of the padded sequences, T being the longest, in the order in which the caller gave them.
 
-    With ``return_cells=True`` the call returns a third thing, the cell states of all steps of the last
-    layer, formed as the output, of H features in each direction; they are differentiable.
+    With ``return_cells=True`` the call returns a third result, the cell states of all steps of the last layer, shaped
+    like the output but with H features in each direction; they are differentiable.
 
-    ``recompute=True`` trades time for memory; results stay the same, and gradients too up to rounding (in bfloat16 also
-    that of the stored states). For each step and unit the forward pass then saves, beside its output, one value in
-    LSTMs (the cell state), none in other cells; without it 5 in LSTMs, 4 in the GRU, 3 in reset-before GRUs and 1 in
-    the RNN, and multiplicative cells as many more per step as m has. A value takes the bytes of the dtype, 4 in
-    float32. The backward pass computes what was not saved once more, at the cost of the products of a forward pass, for
-    an eighth of the steps at a time (but for at least 1024 steps times sequences), and while it does so holds about 16
-    values for each of these steps and units. So it pays where sequences are long, or where several layers or calls wait
-    for the same backward pass. The reference takes no notice: there autograd saves what it needs.
+    ``recompute=True`` trades time for memory; results stay the same, and so do gradients up to rounding (in bfloat16
+    this includes the rounding of the stored states). For each step and unit the forward pass then saves, beside its
+    output, one value in LSTMs (the cell state) and none in other cells. Without it, it saves 5 in LSTMs, 4 in the GRU,
+    3 in reset-before GRUs and 1 in the RNN; multiplicative cells save in addition the values of m in each step. A value
+    takes the bytes of the dtype, 4 in float32. The backward pass recomputes the missing values, at the cost of the
+    products of a forward pass, for an eighth of the steps at a time (but for at least 1024 steps times sequences), and
+    meanwhile holds about 16 values for each of these steps and units. So recomputing pays for long sequences, or if
+    several layers or calls wait for the same backward pass. The reference ignores this option: there autograd saves
+    what it needs.
 
-    What is dropped depends on torch's generator alone, and what is kept is scaled by 1/(1 − probability), so that in
-    eval mode nothing is drawn and the weights are used as they are. Zoneout likewise: a step ends with k⊙h₋ + (1−k)⊙h
-    in place of h, where k is drawn from 0 and 1 for each layer, direction, step, sequence and unit, and in eval mode is
-    the probability, the expectation; likewise with c, h being made of the c before that. The k of a layer and direction
-    take as much memory as its output. Gal & Ghahramani's second mask, of h₋ and for each sequence, is not to be had:
-    the kernels multiply all sequences with the same weights. ``weight_drop`` drops those.
+    Dropped elements depend on torch's generator alone, and kept ones are scaled by 1/(1 − probability), so that eval
+    mode draws nothing and uses the weights as they are. Zoneout ends a step with k⊙h₋ + (1−k)⊙h in place of h, where k
+    is drawn from 0 and 1 for each layer, direction, step, sequence and unit; in eval mode k is its expectation, the
+    probability. The same holds for c, and h is computed from c before its zoneout. The masks k of a layer and direction
+    take as much memory as its output. Gal & Ghahramani's second mask, of h₋ for each sequence, is not available,
+    because the kernels multiply all sequences with the same weights; ``weight_drop`` drops elements of those.
 
-    Under torch.autocast the module computes in autocast's dtype, but for float64, on every device.
+    Under torch.autocast the module computes in autocast's dtype, except for float64, on every device.
 
-    Raises torch.nn's exception types for the mistakes that torch.nn checks, and TypeError for a state that is no
-    tensor, or no pair of tensors.
+    Raises torch.nn's exception types for the mistakes that torch.nn checks, and TypeError for a state that is not a
+    tensor or a pair of tensors.
     """
 
     _defaults: ClassVar[dict] = {
@@ -135,7 +138,7 @@ class Recurrent(LikeRNNBase):
             warnings.warn(
                 "dropout acts on the outputs of all but the last layer, so non-zero dropout expects num_layers "
                 f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
-                stacklevel=2 + ("__init__" in vars(type(self))),  # at the caller's line
+                stacklevel=2 + ("__init__" in vars(type(self))),  # the caller's line
             )
         self.num_layers = num_layers
         self.batch_first = batch_first
@@ -184,7 +187,7 @@ class Recurrent(LikeRNNBase):
         return_cells: bool = False,
         resets: Tensor | None = None,
     ) -> tuple:
-        """Run all layers: the call that the class describes."""
+        """Run all layers, as the class describes."""
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, return_cells, resets)
         if isinstance(input, fx.Proxy):
@@ -211,7 +214,7 @@ class Recurrent(LikeRNNBase):
         return output, self._state_of(final), *cells
 
     def _is_plain(self) -> bool:
-        """Whether each layer of the module is one call of one cell, and nothing else but dropout is between them."""
+        """Whether each layer is one call of one cell, with at most dropout between them."""
         return not (
             self.batch_first
             or self.bidirectional
@@ -232,7 +235,7 @@ class Recurrent(LikeRNNBase):
         return_cells: bool,
         resets: Tensor | None,
     ) -> tuple:
-        """Runs in the order of packing, the longest sequence first; resets and states come and go in the caller's."""
+        """Run sequences in packing order, the longest first; resets and states come and go in the caller's order."""
         if lengths is not None:
             raise ValueError("a PackedSequence brings its lengths along: lengths goes with a padded tensor")
         data, batch_sizes, order, inverse = input
@@ -257,9 +260,9 @@ class Recurrent(LikeRNNBase):
         return_cells: bool,
         resets: list[Tensor | None],
     ) -> tuple[tuple[list[Tensor], ...], tuple[Tensor, ...]]:
-        """The last layer's outputs, perhaps with its cell states; the final states of all layers and directions.
+        """Return the last layer's outputs, perhaps with its cell states, and all layers' and directions' final states.
 
-        Sequences come and go in stretches, see ``packing``: those that are padded in a single one.
+        Sequences come and go in stretches, see ``packing``; padded ones are a single stretch.
         """
         run = projection.run_lstm if self.proj_size else partial(packing.run, self.cell)
         how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
@@ -286,7 +289,7 @@ class Recurrent(LikeRNNBase):
     def _calls(
         self, layer: int, run: partial, inputs: list[Tensor], states: list[ops.State] | None, in_episodes: bool
     ) -> Iterator[partial]:
-        """The call of each direction of a layer, for which random numbers are drawn when it is asked for."""
+        """Yield the call of each direction of a layer; its random numbers are drawn when it is asked for."""
         for direction, suffix in enumerate(self._suffixes(layer)):
             index = layer * self._directions + direction
             state = None if states is None else states[index]
@@ -295,12 +298,12 @@ class Recurrent(LikeRNNBase):
             yield partial(run, inputs, state, weights, reverse=direction == 1, masks=masks, **beginning)
 
     def _learnt(self, index: int) -> dict[str, Tensor]:
-        """What every episode of a layer and direction begins with where that is learnt, h_reset and c_reset (H)."""
+        """Return h_reset and c_reset (H), the learnt state with which every episode of a layer and direction begins."""
         names = self._state_sizes() if self.learn_initial_state else ()
         return {name.replace("_0", "_reset"): getattr(self, name)[index, 0] for name in names}
 
     def _drawn_weights(self, suffix: str) -> dict[str, Tensor]:
-        """The weights of one layer and direction, for one call: in training mode with ``weight_drop``."""
+        """Return the weights of one layer and direction for one call; in training mode ``weight_drop`` is applied."""
         weights = self._weights(suffix)
         if self.training and self.weight_drop > 0:
             for name in RECURRENT_WEIGHTS:
@@ -309,20 +312,20 @@ class Recurrent(LikeRNNBase):
         return weights
 
     def _drawn_masks(self, input: Tensor) -> dict[str, Tensor]:
-        """What zoneout keeps of the states of one layer and direction, for one call."""
+        """Return zoneout's masks of the states of one layer and direction for one call."""
         masks: dict[str, Tensor] = {}
         if self.zoneout == 0 and self.zoneout_cell == 0:
             return masks
         shape = (*input.shape[:2], self.hidden_size)
         for name, probability in (("keep_h", self.zoneout), ("keep_c", self.zoneout_cell)):
             if probability > 0:
-                # no tensor that follows from input, so that members of torch.func.vmap may draw the same
+                # not derived from input, so that the members of torch.func.vmap may draw the same
                 expected = torch.full(shape, probability, dtype=input.dtype, device=input.device)
                 masks[name] = torch.bernoulli(expected) if self.training else expected
         return masks
 
     def _drop(self, outputs: list[Tensor]) -> list[Tensor]:
-        """A layer's outputs (T, B, features) as the next one reads them: in training mode with ``dropout``."""
+        """Apply ``dropout``, in training mode, to a layer's outputs (T, B, features) on their way to the next."""
         if not self.training or self.dropout == 0:
             return outputs
         if not self.variational:
@@ -331,7 +334,7 @@ class Recurrent(LikeRNNBase):
         return [stretch * mask[: stretch.shape[1]] for stretch in outputs]
 
     def _initial(self, state: ops.State | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
-        """The parts of the initial state, each (layers * directions, B, features); raises if a shape is wrong."""
+        """Return the parts of the initial state, each (layers * directions, B, features); raise if a shape is wrong."""
         if state is None:
             learnt = [getattr(self, name) for name in self._state_sizes()] if self.learn_initial_state else []
             return tuple(part.expand(-1, batch, -1) for part in learnt) or None
@@ -342,7 +345,7 @@ class Recurrent(LikeRNNBase):
     def _checked_resets(
         self, resets: Tensor | None, steps: int, batch: int, device: torch.device, batched: bool
     ) -> Tensor | None:
-        """As (T, B); raises if they are not what the class describes."""
+        """Return resets as (T, B); raise if they are not as the class describes."""
         if resets is None:
             return None
         if not batched:
@@ -375,7 +378,7 @@ class Recurrent(LikeRNNBase):
 
 
 def _side_by_side(directions: tuple[list[Tensor], ...]) -> list[Tensor]:
-    """What each direction gives for each stretch, as one tensor for each stretch."""
+    """Concatenate the outputs of the directions into one tensor for each stretch."""
     return directions[0] if len(directions) == 1 else [torch.cat(parts, -1) for parts in zip(*directions)]
 
 

@@ -4,28 +4,30 @@ Each function computes a whole sequence exactly as its equation reads. It import
 of kernels, runs in any dtype on any device and can be differentiated any number of times. Every kernel is
 tested against these functions in float64, and double backward of the fused operators runs through them.
 
-Shapes, everywhere: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih`` (G*H, I), ``weight_hh``
+Shapes in all functions: ``input`` (T, B, I), ``h_0`` and ``c_0`` (B, H), ``weight_ih`` (G*H, I), ``weight_hh``
 (G*H, H), biases (G*H) with G = 1 gate for the RNN, 4 for LSTMs (i, f, g, o) and 3 for GRUs (r, z, n);
-``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), where h₋ is modulated (H, I), (H, H) and none. Results:
-the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first; outputs stay in the
-input's order, and the final state is that of step 0. A missing ``state`` is zeros. All tensors share one dtype and
-device. The LSTMs with ``return_cells=True`` return a third result, the cell states of all steps (T, B, H).
+``weight_mih`` (I, I), ``weight_mhh`` (I, H), ``bias_m`` (I), or (H, I), (H, H) and None for the variant that modulates
+h₋. The results are the outputs (T, B, H) and the final state. ``reverse=True`` runs from the last step to the first;
+outputs stay in the input's order, and the final state is that of step 0. A missing ``state`` is zeros. All tensors
+share one dtype and device. With ``return_cells=True`` the LSTMs also return the cell states of all steps (T, B, H).
+
 ``lengths`` (B), int64, gives each sequence its own number of steps, 0 to T: outputs and cell states past the end are
 zero, the final state is that of the last real step, and a reverse run starts there.
+
 ``resets`` (T, B), bool, cuts sequences into episodes: True at (t, b) is a boundary between steps t-1 and t of sequence
-b, and what is computed of each episode is what it would be alone. The state is not handed over a boundary, whichever
-way the sequence is read: the episode beyond begins with ``h_reset`` and ``c_reset`` (B, H), or with zeros where these
-are missing. ``state`` is what the first episode that is read begins with; one that is True at t = 0 separates it from
-that episode in a forward run, and in a reverse run nothing, nor does one at the end or past it. The final state is
-that of the episode that is read last.
+b, and each episode is computed as if it were alone. No state crosses a boundary, in either direction: the episode
+beyond it begins with ``h_reset`` and ``c_reset`` (B, H), or with zeros if these are missing. ``state`` is the initial
+state of the first episode in reading order. A boundary at t = 0 separates it from that episode in a forward run, and
+has no effect in a reverse run; nor has one at or past the end of a sequence. The final state is that of the episode
+read last.
 
 Two options regularise any cell. ``keep_h`` and, in the LSTMs, ``keep_c`` (T, B, H) are zoneout (Krueger et al. 2016,
-arXiv:1606.01305): the part k, from 0 to 1, of its old state that each unit keeps in each step; a step ends with
-k⊙h₋ + (1−k)⊙h and k⊙c₋ + (1−k)⊙c in place of h and c, h being made of the c before that. They are masks: 0 and 1 where
-drawn at random, the probability itself for the expectation. ``gradient_clip`` limits the magnitude of the gradient of
-every product of a weight with x or a state in every step (Graves 2013, arXiv:1308.0850, section 2.1), which are those
-of the pre-activations, before it goes on to states, inputs and weights; None is no limit. Clipped gradients cannot be
-differentiated again.
+arXiv:1606.01305): the fraction k, from 0 to 1, of its old state that each unit keeps in each step. A step ends with
+k⊙h₋ + (1−k)⊙h and k⊙c₋ + (1−k)⊙c in place of h and c, where h is computed from c before its zoneout. k is 0 or 1 if the
+masks are drawn at random, and the probability itself for the expectation. ``gradient_clip`` limits the magnitude of the
+gradients of the pre-activations, that is of every product of a weight with x or a state in every step (Graves 2013,
+arXiv:1308.0850, section 2.1), before they go on to states, inputs and weights; None is no limit. Clipped gradients
+cannot be differentiated again.
 """
 
 from collections.abc import Callable
@@ -34,25 +36,25 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Unpack  # which torch brings; Python has it from 3.11 on
+from typing_extensions import Unpack  # a dependency of torch; the standard library has it from Python 3.11 on
 
 __all__ = ["Options", "PairOptions", "gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Linear = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
-PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n) and cell states
+PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n), cell states
 
 
 class Options(TypedDict, total=False):
-    """What every function takes beside states and weights, by name.
+    """Keyword arguments of every function.
 
     Attributes:
         reverse: run from the last step to the first; False.
         lengths: (B) int64, the steps of each sequence, 0 to T; None is T for all.
-        keep_h: (T, B, H), zoneout: the part of its old h that each unit keeps in each step; None.
+        keep_h: (T, B, H), zoneout: the fraction of its old h that each unit keeps in each step; None.
         gradient_clip: the largest magnitude of the gradients of the pre-activations; None is no limit.
-        resets: (T, B) bool, True where an episode begins; None is nowhere.
-        h_reset: (B, H), what episodes begin with beside ``state``; None is zeros.
+        resets: (T, B) bool, True where an episode begins; None for a single episode.
+        h_reset: (B, H), the initial state of all episodes but the first, which begins with ``state``; None is zeros.
     """
 
     reverse: bool
@@ -64,7 +66,7 @@ class Options(TypedDict, total=False):
 
 
 class PairOptions(Options, total=False):
-    """What the functions take whose cells have a cell state.
+    """Keyword arguments of the functions whose cells have a cell state.
 
     Attributes:
         return_cells: return the cell states of all steps (T, B, H) as a third result; False.
@@ -90,7 +92,7 @@ def rnn(
 ) -> Pair:
     """Elman network (Elman 1990): h = tanh(W x + b + U h₋), or relu in place of tanh.
 
-    Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
+    Returns (output (T, B, H), h_n (B, H)). Shapes are given at the head of this module.
     """
     activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
 
@@ -112,7 +114,7 @@ def lstm(
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), as torch.nn.LSTM.
 
     i, f, o = σ(W x + U h₋ + b); g = tanh(W x + U h₋ + b); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
-    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
+    Returns (output (T, B, H), (h_n, c_n)) and, with ``return_cells``, the cell states (T, B, H).
     """
 
     def step(linear: Linear, x: Tensor, state: Pair) -> Pair:
@@ -138,7 +140,7 @@ def gru(
     n = tanh(W_n x + b_n + r⊙(U_n h₋ + b'_n)); h = (1−z)⊙n + z⊙h₋.
     ``reset_after=False`` is Chung et al. 2014 (arXiv:1412.3555), which has one bias:
     r, z = σ(W x + U h₋ + b); n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n.
-    Note that z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
+    z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
     """
 
     def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
@@ -166,12 +168,12 @@ def multiplicative_lstm(
     variant: str = "input",
     **options: Unpack[PairOptions],
 ) -> PairResult:
-    """LSTM of which the input or the hidden state is modulated in every step. Not xLSTM's matrix memory.
+    """LSTM whose input or hidden state is modulated in every step. It is not xLSTM's matrix memory.
 
     ``variant="input"`` scales x by a state-dependent m: m = W_m x + U_m h₋ + b_m; x̂ = m⊙x; LSTM step on x̂.
     ``variant="hidden"`` is Krause et al.'s mLSTM (arXiv:1609.07959): m = (W_m x)⊙(U_m h₋), with no bias; LSTM step with
-    m in place of h₋. That step is ``lstm``'s, h = o⊙tanh(c); some write tanh(o⊙c) there, which gives other values.
-    Returns (output (T, B, H), (h_n, c_n)) and, if asked for, the cell states. Shapes as at the head of this module.
+    m in place of h₋. That step is ``lstm``'s, h = o⊙tanh(c); some authors write tanh(o⊙c), which gives other values.
+    Returns (output (T, B, H), (h_n, c_n)) and, with ``return_cells``, the cell states (T, B, H).
     """
     if bias_m is not None and variant == "hidden":
         raise ValueError("bias_m goes with variant='input', and variant='hidden' has no bias there")
@@ -201,7 +203,7 @@ def multiplicative_gru(
 ) -> Pair:
     """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m.
 
-    Returns (output (T, B, H), h_n (B, H)). Shapes as at the head of this module.
+    Returns (output (T, B, H), h_n (B, H)). Shapes are given at the head of this module.
     """
 
     def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
@@ -212,7 +214,7 @@ def multiplicative_gru(
 
 
 class _ClipGradient(torch.autograd.Function):
-    """The identity, whose gradient is clipped; a Function, and not a hook, so that forward-mode AD knows it too."""
+    """The identity with a clipped gradient; a Function rather than a hook, so that forward-mode AD supports it."""
 
     generate_vmap_rule = True
 
@@ -234,7 +236,7 @@ class _ClipGradient(torch.autograd.Function):
 
 
 class _Clip(torch.autograd.Function):
-    """A clipped gradient. Its own gradient would be clipped once more on its way through the forward pass."""
+    """A clipped gradient. It refuses its own derivative, which the forward pass would clip once more."""
 
     generate_vmap_rule = True
 
@@ -252,7 +254,7 @@ class _Clip(torch.autograd.Function):
 
 
 def _linear(gradient_clip: float | None) -> Linear:
-    """torch's linear, with the gradient of its result clipped."""
+    """Return torch's linear, with the gradient of its result clipped."""
     if gradient_clip is None:
         return F.linear
     return lambda *operands: _ClipGradient.apply(F.linear(*operands), gradient_clip)
@@ -301,7 +303,7 @@ def _scan(
     resets: Tensor | None = None,
     h_reset: Tensor | None = None,
 ) -> Pair:
-    """Apply a step of cells whose state is h alone."""
+    """Scan over the steps of a cell whose state is h alone."""
     linear = _linear(gradient_clip)
     begin = _Beginnings(resets, (h_reset,), reverse, lengths)
 
@@ -327,7 +329,7 @@ def _scan_pair(
     h_reset: Tensor | None = None,
     c_reset: Tensor | None = None,
 ) -> PairResult:
-    """Apply a step of cells whose state is (h, c)."""
+    """Scan over the steps of a cell whose state is (h, c)."""
     linear, keep = _linear(gradient_clip), (keep_h, keep_c)
     begin = _Beginnings(resets, (h_reset, c_reset), reverse, lengths)
 
@@ -340,7 +342,7 @@ def _scan_pair(
 
 
 class _Beginnings(NamedTuple):
-    """Where episodes begin beside the first one that is read, and with what."""
+    """The boundaries between episodes, and the initial states of all episodes but the first."""
 
     resets: Tensor | None
     states: tuple[Tensor | None, ...]
@@ -348,7 +350,7 @@ class _Beginnings(NamedTuple):
     lengths: Tensor | None
 
     def at(self, t: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state before step t, of that which the step read before it left."""
+        """Return the state before step t: ``state``, which the previous step left, or that of a new episode."""
         boundary = t + 1 if self.reverse else t
         if self.resets is None or boundary == self.resets.shape[0]:
             return state
@@ -366,12 +368,12 @@ def _scan_all(
     lengths: Tensor | None,
     beginnings: "_Beginnings",
 ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """The state after each step, in the order of the input, zero past the end of a sequence; and the final state."""
+    """Return the states after all steps, in input order and zero past the end of a sequence; and the final state."""
     states = []
     times = range(len(input))
     for t in reversed(times) if reverse else times:
         active = None if lengths is None else (t < lengths).unsqueeze(1)
-        # what stands past the end must not matter, not even as NaN times zero in a gradient
+        # inputs past the end must have no effect, not even as NaN times zero in a gradient
         x = input[t] if active is None else torch.where(active, input[t], 0)
         state = beginnings.at(t, state)
         parts = zip(step(x, state), state, keep)

@@ -1,6 +1,6 @@
-"""``replace``: torch.nn's recurrent modules inside a model, exchanged for this package's; ``restore``: the way back.
+"""``replace`` exchanges torch.nn's recurrent modules inside a model for this package's; ``restore`` does the reverse.
 
-How one module takes the place of another, and what cannot be exchanged, stands in ``exchange``.
+``exchange`` does this for a single module, and knows which modules cannot be exchanged.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ _FUSED: dict[type[nn.Module], type[CellBased]] = {
 
 @dataclass
 class Replacement:
-    """What ``replace`` or ``restore`` did.
+    """The report of ``replace`` or ``restore``.
 
     Attributes:
-        model: the model to go on with: the one that was given, unless that was itself a recurrent module.
-        replaced: by the name in the model, what the module is now. The model itself has the name "".
-        kept: by name, why a recurrent module was left alone.
+        model: the model to go on with: the given one, unless that was itself a recurrent module.
+        replaced: maps the name of each exchanged module to a description of the new one. The model itself is named "".
+        kept: maps the name of each recurrent module that was left alone to the reason.
     """
 
     model: nn.Module
@@ -46,18 +46,19 @@ class Replacement:
 def replace(model: nn.Module, *, backend: str = "auto") -> Replacement:
     """Exchange every torch.nn.RNN, LSTM, GRU, RNNCell, LSTMCell and GRUCell inside a model for the fused module.
 
-    In place: parameters remain the same objects, the training state and the order of modules what they are. A module
-    that stands at several places is exchanged for one that does. Subclasses, modules with hooks or parametrisations
-    and others for which a fused module might not stand in are kept, and the report says which and why.
+    The exchange is in place: parameters remain the same objects, and the training state and the order of modules stay.
+    A module that is used in several places is exchanged for one that is. Subclasses, modules with hooks or
+    parametrisations and others that a fused module might not replace faithfully are kept, and the report gives the
+    reasons.
 
     A model that is itself such a module cannot be exchanged in place: the report's ``model`` is the fused one.
 
     Args:
-        model: changed in place.
-        backend: of the fused modules, as for their constructors.
+        model: the model, changed in place.
+        backend: the backend of the fused modules, as for their constructors.
 
     Raises:
-        TypeError: ``model`` is no torch.nn.Module.
+        TypeError: ``model`` is not a torch.nn.Module.
         ValueError: the backend's name is unknown.
     """
     check_backend(backend)
@@ -73,17 +74,17 @@ def replace(model: nn.Module, *, backend: str = "auto") -> Replacement:
 def restore(model: nn.Module) -> Replacement:
     """Exchange the modules of this package inside a model for torch.nn's, for tools that know no others.
 
-    The way back from ``replace``, with the same care: in place, parameters remain the same objects, and what torch.nn
-    cannot stand in for is kept, with the reason in the report: cells that it lacks, modules with an option that it
-    lacks, and subclasses, hooks and so on as in ``replace``. An option that is no longer wanted, such as
-    ``weight_drop`` in a model that is trained, can be set to 0 before, and ``gradient_clip`` to None. ``backend`` and
-    ``recompute``, which change no result, are forgotten, and so is ``variational`` where nothing is dropped.
+    This is the inverse of ``replace``, with the same care: in place, with the same parameter objects. Modules that
+    torch.nn's cannot replace are kept, and the report gives the reason: a cell or an option that torch.nn lacks, or
+    subclasses, hooks and so on as in ``replace``. An option that is no longer needed, such as ``weight_drop`` in a
+    trained model, can be set to 0 before, and ``gradient_clip`` to None. ``backend`` and ``recompute``, which do not
+    affect results, are dropped, and so is ``variational`` if there is no dropout.
 
     Args:
-        model: changed in place; of ``copy.deepcopy(model)`` the fused one remains.
+        model: the model, changed in place; pass ``copy.deepcopy(model)`` to keep the fused one.
 
     Raises:
-        TypeError: ``model`` is no torch.nn.Module.
+        TypeError: ``model`` is not a torch.nn.Module.
     """
     return _exchange(model, (CellBased,), obstacle_to_torch, to_torch, "torch.nn")
 
@@ -95,7 +96,7 @@ def _exchange(
     other: Callable[[nn.Module], nn.Module],
     package: str,
 ) -> Replacement:
-    """Put ``other(module)``, which is of that package, in the place of every module of these kinds."""
+    """Put ``other(module)``, a module of ``package``, in the place of every module of these kinds."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got: {type(model).__name__}")
     report = Replacement(model)

@@ -1,6 +1,6 @@
-"""What tools find that look inside a model: torch.fx, TorchScript, torch.ao.quantization and FLOP counters.
+"""Support for tools that look inside a model: torch.fx, TorchScript, torch.ao.quantization and FLOP counters.
 
-They know torch.nn's modules by their classes, and nothing of ours. Where torch has a hook, this is what they get.
+They know torch.nn's modules by their classes, but not ours. This file uses the hooks that torch has for such classes.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from torch import fx, nn
 from . import exchange, flops
 
 flops.register()
-# as torch.jit does for torch's own files: all that depends on sizes in these is checks, which a trace may leave out
+# torch.jit does the same for torch's own files: sizes matter only to checks here, which a trace may leave out
 warnings.filterwarnings(
     "ignore", category=torch.jit.TracerWarning, module=r"fused_rnn\.(cell_modules|ops|torch_attributes)"
 )
@@ -22,7 +22,7 @@ class SeenByTools(nn.Module):
     """A module whose steps run in one operator, which tools of torch cannot look into."""
 
     def _as_one_node(self, input: fx.Proxy, hx: Any, **options: Any) -> fx.Proxy:
-        """What torch.fx makes of a call of torch.nn's modules, which it does not look into."""
+        """Return the node that torch.fx makes of a call of torch.nn's modules, which it does not look into."""
         path = input.tracer.path_of_module(self) if isinstance(input.tracer, fx.Tracer) else ""
         if not path:
             raise TypeError(
@@ -34,7 +34,7 @@ class SeenByTools(nn.Module):
         return input.tracer.create_proxy("call_module", path, arguments, given)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script compiles in place of this module, and leaves in the model that it was given."""
+        """Return what torch.jit.script compiles in place of this module, and leaves in the model that it was given."""
         obstacle = exchange.obstacle_to_torch(self)
         if obstacle is not None:
             raise RuntimeError(
@@ -50,7 +50,7 @@ class SeenByTools(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "qconfig":  # which torch.ao.quantization sets in all modules of a model
+        if name == "qconfig":  # torch.ao.quantization sets it in all modules of a model
             warnings.warn(
                 f"torch.ao.quantization leaves fused_rnn.{type(self).__name__} as it is: fused_rnn.restore(model), "
                 "called before, makes it torch.nn's, if torch.nn has it",

@@ -1,6 +1,6 @@
-"""What programs read and call of torch.nn.RNNBase beside ``forward``: names, lists of weights, sizes and checks.
+"""The interface of torch.nn.RNNBase beside ``forward`` that programs use: names, lists of weights, sizes and checks.
 
-Nothing of it is stored: it follows from the parameters and options, whenever it is asked for.
+None of it is stored: it is computed from the parameters and options on every access.
 """
 
 import weakref
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import autocast, ops
 from .cell_based import CellBased
 
-_MODES = {"gru_reset_after": "GRU", "gru": "GRU_RESET_BEFORE"}  # cells that torch.nn calls by another name than we
+_MODES = {"gru_reset_after": "GRU", "gru": "GRU_RESET_BEFORE"}  # cells that torch.nn names otherwise
 
 
 class LikeRNNBase(CellBased):
@@ -29,7 +29,7 @@ class LikeRNNBase(CellBased):
 
     @property
     def mode(self) -> str:
-        """The cell as torch.nn names it; names of cells that it lacks are none of torch.nn's."""
+        """The cell as torch.nn names it; cells that torch.nn lacks have names that it does not use."""
         return _MODES.get(self.cell, self.cell.upper())
 
     @property
@@ -38,7 +38,7 @@ class LikeRNNBase(CellBased):
 
     @property
     def _runs(self) -> int:
-        """Layers and directions: so many states there are."""
+        """The number of states: layers × directions."""
         return self.num_layers * self._directions
 
     @property
@@ -87,17 +87,17 @@ class LikeRNNBase(CellBased):
         return [None if weight is None else weakref.ref(weight) for weight in self._flat_weights]
 
     def _weights_have_changed(self) -> bool:
-        return False  # since when? each call reads them
+        return False  # there is no copy that could be out of date; each call reads the weights
 
     def flatten_parameters(self) -> None:
-        """Nothing to do here: torch.nn needs this for cuDNN, whose callers may go on calling it."""
+        """Do nothing: torch.nn needs this for cuDNN, and its callers may go on calling it."""
 
     _init_flat_weights = _update_flat_weights = flatten_parameters
 
     # Sizes and checks ---------------------------------------------------------------------------------------
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raise RuntimeError for a rank or number of features, ValueError for a dtype, that the module does not take.
+        """Raise RuntimeError for a wrong rank or number of features, ValueError for a wrong dtype.
 
         Args:
             input: (T, B, I) or with ``batch_first`` (B, T, I), or packed (rows, I).
@@ -119,11 +119,11 @@ class LikeRNNBase(CellBased):
             )
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """The shape of h_0 for an input as in ``check_input``: (layers * directions, B, H), P for H if projected."""
+        """Return the shape of h_0 for an input as in ``check_input``: (layers * directions, B, H), P if projected."""
         return self._runs, self._batch(input, batch_sizes), self._output_size
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """The shape of c_0, in modules that have it: (layers * directions, B, H)."""
+        """Return the shape of c_0, in modules that have it: (layers * directions, B, H)."""
         return self._runs, self._batch(input, batch_sizes), self.hidden_size
 
     def check_hidden_size(
@@ -134,12 +134,12 @@ class LikeRNNBase(CellBased):
             raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
 
     def check_forward_args(self, input: Tensor, hidden: ops.State, batch_sizes: Tensor | None) -> None:
-        """Raise what a call with batched input and these initial states would raise for their shapes."""
+        """Raise the error that a call with batched input and these initial states would raise for their shapes."""
         self.check_input(input, batch_sizes)
         self._check_states(self._state_parts(hidden), self._batch(input, batch_sizes), batched=True)
 
     def permute_hidden(self, hx: ops.State, permutation: Tensor | None) -> ops.State:
-        """States whose sequences, of dimension 1, are in the order of ``permutation``; None leaves them as they are."""
+        """Reorder the sequences of states, in dimension 1, by ``permutation``; None leaves them as they are."""
         if permutation is None:
             return hx
         return self._state_of(tuple(part.index_select(1, permutation) for part in self._state_parts(hx)))
@@ -148,7 +148,7 @@ class LikeRNNBase(CellBased):
         return input.shape[0 if self.batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
 
     def _check_states(self, parts: tuple[Tensor, ...], batch: int, batched: bool) -> None:
-        """For unbatched input the states have no dimension of sequences."""
+        """Check the shapes of states; those of unbatched input have no dimension of sequences."""
         kind = "batched (3-D)" if batched else "unbatched (2-D)"
         for (name, size), part in zip(self._state_sizes().items(), parts):
             shape = (self._runs, batch, size) if batched else (self._runs, size)
@@ -156,7 +156,7 @@ class LikeRNNBase(CellBased):
 
 
 class _FlatWeights(list):
-    """The weights of all layers and directions, as torch.nn lists them; to set one here is to set the attribute."""
+    """The weights of all layers and directions, as torch.nn lists them; setting an item sets the attribute."""
 
     def __init__(self, module: LikeRNNBase) -> None:
         super().__init__(getattr(module, name, None) for name in module._flat_weights_names)

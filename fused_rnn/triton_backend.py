@@ -1,11 +1,11 @@
 """The Triton backend: the operators ``fused_rnn_triton::forward``, ``backward`` and ``backward_from_states``.
 
 They have the schemas of ``fused_rnn::forward`` and so on, and a namespace of their own, because both serve CUDA tensors
-and a dispatch key cannot tell them apart. They are declared here and need no compiled library. Around the kernels of
-``fused_rnn/triton`` stand the same products as around the CUDA kernels, those of ``products``.
+and a dispatch key cannot tell them apart. They are declared here and need no compiled library. The kernels of
+``fused_rnn/triton`` are surrounded by the same products as the CUDA kernels, those of ``products``.
 
-Triton is optional: it is imported when the backend is first asked for. With TRITON_INTERPRET=1 in the environment the
-kernels run in Triton's interpreter, on the CPU and on nothing else, slowly: that is for tests.
+Triton is optional: it is imported when the backend is first requested. With TRITON_INTERPRET=1 in the environment the
+kernels run in Triton's interpreter, on the CPU and nowhere else, slowly; this is for tests.
 """
 
 import functools
@@ -24,7 +24,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # its operators last as long
 
 
 def register() -> None:
-    """Declare the operators, and make this backend what the first two do on every device."""
+    """Declare the operators, and implement the first two by this backend on every device."""
     for name, schema in SCHEMAS.items():
         _LIBRARY.define(name + schema)
     _LIBRARY.impl("forward", forward, "CompositeExplicitAutograd")
@@ -35,7 +35,7 @@ def register() -> None:
 
 
 def status() -> str:
-    """'available', or why the kernels run on nothing here."""
+    """Return 'available', or why the kernels cannot run here."""
     missing = _missing()
     if missing is None and not _interpreted() and not _gpu_there():
         return "there is no GPU that Triton could compile for"
@@ -43,7 +43,7 @@ def status() -> str:
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device, or None if they can."""
+    """Return why the kernels cannot run on a device, or None if they can."""
     missing = _missing()
     if missing is not None or device.type == "meta":
         return missing
@@ -67,7 +67,7 @@ obstacle._dynamo_marked_constant = True  # as in cuda.py
 
 @functools.cache
 def _missing() -> str | None:
-    """What the installation lacks, or None."""
+    """Return what the installation lacks, or None."""
     try:
         import triton
     except ImportError as error:
@@ -99,7 +99,7 @@ def _kernels() -> products.Kernels:
 
 
 def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``fused_rnn_triton::forward``."""
+    """Implement ``fused_rnn_triton::forward``."""
     q, save = ForwardCall.of(arguments)
     _check(q)
     if save not in SAVES:
@@ -108,7 +108,7 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def backward(*arguments) -> tuple[Tensor, ...]:
-    """``fused_rnn_triton::backward``."""
+    """Implement ``fused_rnn_triton::backward``."""
     d_results, kept, q, _ = BackwardCall.of(arguments)
     _check(q)
     for name, tensor in {**d_results._asdict(), **kept._asdict()}.items():
@@ -118,7 +118,7 @@ def backward(*arguments) -> tuple[Tensor, ...]:
 
 
 def _check(q: Operands) -> None:
-    """Keep a direct caller from reading or writing out of bounds; ``ops.run`` explains wrong arguments to people."""
+    """Keep direct callers from reading or writing out of bounds; ``ops.run`` has the better messages."""
     spec = q.spec
     if q.input.dim() != 3 or q.h_0.dim() != 2 or q.input.numel() == 0 or q.h_0.numel() == 0:
         raise RuntimeError("fused_rnn: input must be a non-empty (T, B, I) tensor and h_0 a non-empty (B, H) tensor")

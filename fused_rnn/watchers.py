@@ -1,6 +1,6 @@
-"""What may look on while operators run, and must see a call as operators that are differentiated in the usual way.
+"""Observers of operators that must see a call as operators which are differentiated in the usual way.
 
-The quick path and the second stream leave all calls to the full path in which something does.
+The quick path and the second stream leave all calls to the full path if there is such an observer.
 """
 
 import torch

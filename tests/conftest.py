@@ -1,4 +1,4 @@
-"""What the tests share: the cells and backends under test, random operands, and errors against float64."""
+"""The common parts of the tests: cells and backends under test, random operands, and errors against float64."""
 
 import gc
 import shutil
@@ -99,7 +99,7 @@ class Operands:
         return [output, *(last if isinstance(last, tuple) else (last,)), *cells]
 
     def arguments(self) -> tuple:
-        """Of the operators, up to the last tensor."""
+        """The operators' arguments, up to the last tensor."""
         tensors = [self.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)]
         masks = [None if t is None else t.to(tensors[0].dtype) for t in (self.keep_h, self.keep_c)]
         return *tensors, self.lengths, *masks
@@ -143,7 +143,7 @@ def operands(
 
 
 def regularised(op: Operands, drawn: bool = True, seed: int = 2) -> Operands:
-    """With zoneout, drawn from 0 and 1 or keeping any parts between, and with a limit that clips many gradients."""
+    """Add zoneout, drawn from 0 and 1 or keeping arbitrary fractions, and a limit that clips many gradients."""
     generator = torch.Generator().manual_seed(seed)
     T, B, H = *op.tensors["input"].shape[:2], op.tensors["h_0"].shape[1]
     masks = torch.rand(2, T, B, H, dtype=torch.float64, generator=generator)
@@ -188,7 +188,7 @@ def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads for what torch computes."""
+    """Set the number of threads of torch's computations."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

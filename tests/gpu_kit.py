@@ -1,4 +1,4 @@
-"""How the tests run ``benchmarks/gpu/run_all.sh``."""
+"""The means to run ``benchmarks/gpu/run_all.sh`` in tests."""
 
 import os
 import subprocess

@@ -44,7 +44,7 @@ class Way:
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
-        """What runs inside finds the plan in its environment."""
+        """Set the plan in the environment for the code inside."""
         with pytest.MonkeyPatch.context() as patch:
             if self.forced is not None:
                 patch.setenv(cuda.FORCED, self.forced)
@@ -103,7 +103,7 @@ def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProce
 
 
 def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float64) -> Plan:
-    """How a call would be launched; RuntimeError if it cannot be."""
+    """Return the plan of a call; raise RuntimeError if it cannot be launched."""
     return planned(library, direction, calls.sized(direction, cell, dtype, **vars(shape)), way)
 
 

@@ -1,4 +1,4 @@
-"""What results in low precision are held against: PyTorch's own errors in the same dtype, tensor by tensor.
+"""The standard for results in low precision: PyTorch's own errors in the same dtype, tensor by tensor.
 
 PyTorch computes a call in several ways: by the plain loop and, for some cells, by a module of torch.nn. The better of
 these says how large an error may be anywhere. The gradient of a weight is besides a sum over all steps and sequences,
@@ -47,7 +47,7 @@ class Yardstick:
         assert all(our <= 2 * their for our, their in pairs), f"errors and PyTorch's, tensor by tensor: {pairs}"
 
     def _averages(self, errors: list[list[float]]) -> list[float]:
-        """Of each tensor, over the draws."""
+        """Average the errors of each tensor over the draws."""
         return [self.average(of_tensor) for of_tensor in zip(*errors)]
 
 
@@ -92,5 +92,5 @@ class Products(TorchFunctionMode):
         return output
 
     def of_weights(self) -> list[tuple[tuple[Tensor, ...], ...]]:
-        """For each weight, or part of one: the inputs, the weight and the outputs, of one product after the other."""
+        """Return, for each weight or part of one, the inputs, the weight and the outputs of its products in order."""
         return [tuple(zip(*products)) for products in self._products.values()]

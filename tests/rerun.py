@@ -1,4 +1,4 @@
-"""In place of CUDA graphs, for tests without a GPU: a recorder that runs a function anew for each replay."""
+"""A stand-in for CUDA graphs in tests without a GPU: a recorder that runs a function anew for each replay."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ HARNESSES = ((copy_task, copy_task_train), (language_model, language_model_train
 
 
 class Rerun:
-    """As ``Recorder``, on the CPU. What ``recorded`` counts is of all of them together."""
+    """A ``Recorder`` on the CPU. ``recorded`` counts over all instances."""
 
     recorded = 0
 

@@ -132,7 +132,7 @@ def test_float64_is_left_alone():
 
 
 def test_input_in_another_dtype():
-    """As torch.nn: what an autocast layer below returns is taken under autocast, and refused without."""
+    """The input, of another autocast layer, is accepted under autocast, and refused without, as in torch.nn."""
     module, x = fused_rnn.GRU(I, H), torch.randn(T, B, I)
     with low():
         assert torch.equal(module(x.to(LOW))[0], module(x)[0])
@@ -143,7 +143,7 @@ def test_input_in_another_dtype():
 
 
 def test_float16_on_the_cpu_runs_as_any_float16_call():
-    """That is, on the reference, with a warning; a backend named outright refuses."""
+    """The call runs on the reference, with a warning; a backend named outright refuses."""
     fused_rnn.choice.warn_of_reference.cache_clear()
     module, x = fused_rnn.LSTM(I, H), torch.randn(T, B, I)
     with low(torch.float16), pytest.warns(UserWarning, match="the dtype is torch.float16"):

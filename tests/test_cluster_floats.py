@@ -168,7 +168,7 @@ def test_order_of_threads_does_not_matter(library, cell, name):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_where_tensors_begin_does_not_matter(library, cell):
-    """Of the input's gradient a part is a product of the library's, whose order of sums may follow the address."""
+    """A part of the input's gradient is a product of the library, whose order of sums may depend on the address."""
     op = operands(cell, Shape(7, 11, 8, 24), dtype=F32, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
     results = op.run("reference")
     d_results = random_like(results)
@@ -199,7 +199,7 @@ def test_gives_out_cell_states_alone_or_nothing(library, cell):
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
 def test_a_state_that_does_not_arrive(library, cell):
-    """What could not be computed is NaN, to the end and in the tiles that follow."""
+    """Results that could not be computed are NaN, to the end and in later tiles."""
     op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)
     for seed, lost in enumerate((1, 2500)):
         kernels = HostKernels(library, way(4, 1, ONE), seed, missing=lost)

@@ -30,7 +30,7 @@ WAITS = ["-DFUSED_RNN_WAIT_CYCLES=1000", "-DFUSED_RNN_DRAIN_CYCLES=200"]
 
 
 def way(blocks: int, octets: int = 1, clusters: tuple[int, ...] = H200) -> Way:
-    """What makes the one size with so many blocks and octets run."""
+    """Return the way that selects the one size with these blocks and octets."""
     forced = f"exchange=cluster,parts={blocks},sequences={8 * octets}"
     return Way(132, 232_448, forced, clusters, tight=clusters != H200)
 
@@ -362,7 +362,7 @@ def test_what_cannot_be_forced_says_what_there_is(library, direction, asked, rea
 
 
 def test_of_sizes_that_fit_the_fastest_is_taken(library):
-    """Of those that the device has clusters for, and the memory."""
+    """The candidates are the sizes that the device has clusters and memory for."""
     for clusters, parts in ((H200, {1, 2, 4, 8, 16}), ((132, 0, 0, 0, 0), {1}), ((132, 66, 0, 0, 0), {1, 2})):
         plan = plan_of(
             library, "forward", "lstm", Shape(3, 9, 4, 60), Way(132, 232_448, "exchange=cluster", clusters), DTYPES[0]

@@ -45,7 +45,7 @@ def way(sequences: int) -> Way:
 def compile_program(
     target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
 ) -> Path:
-    """What runs some cells of sizes; with a sanitizer, if one is named."""
+    """Compile a program that runs some cells of sizes; with a sanitizer, if one is named."""
     flags = [*flags, "-O0", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else WAITS  # what is watched is slow
     return compile_calls("clusters", target, *flags, **tree)
@@ -69,7 +69,7 @@ def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is changed in a file, the program that must see it (plain, or of ThreadSanitizer), and what that says."""
+    """A change of a file, the program that must detect it (plain, or of ThreadSanitizer), and the expected report."""
 
     file: str
     pattern: str
@@ -214,7 +214,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where all programs go, because the shim's runtime is made once in a folder."""
+    """Put all programs into one folder, because the shim's runtime is compiled once per folder."""
     return tmp_path_factory.mktemp("faulty")
 
 

@@ -1,4 +1,4 @@
-"""What a time step of the kernels of warps consists of, by their machine code."""
+"""The composition of a time step of the warp kernels, by their machine code."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ class Kernel:
 
     @property
     def barriers(self) -> int:
-        """Of a block's warps in a step; forward these need none where none shares what another multiplies."""
+        """The barriers of a block's warps in a step; forward has none if no warps share the products of the others."""
         shares = self.size[2]
         return 0 if self.direction == "forward" and shares == 1 else self.phases
 
@@ -161,14 +161,14 @@ SPILLING_IN_FLOAT32 = {
 
 
 def kernel_of(symbol: str) -> carry.Kernel | None:
-    """As the table of choice knows it, and where messages take the place of a cluster alike."""
+    """Identify a kernel as the table of choice does, with those of messages taken for clusters."""
     return carry.kernel_of(symbol.replace(*map(build.SIZE_NAMES.get, ("messages", "cluster"))))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
-    """Of all kernels that the library was built with. What is spilled outside of steps hardly takes time."""
+    """The test covers all kernels in the library. Spills outside of steps hardly take time."""
     if without := torch.ops.fused_rnn.without_cuda():
         pytest.skip(f"the library has no CUDA kernels: {without}")
     compiled = ROOT / "build/objects/csrc/cuda/cluster" / f"{direction}_{dtype}.cu.o"

@@ -160,7 +160,7 @@ def test_products_with_lengths(cell, reverse):
 
 
 def test_lengths_out_of_range_are_taken_as_the_nearest(cell, reverse):
-    """On a GPU nobody reads them before the kernels do, so no value may index past the end."""
+    """Nobody reads lengths on a GPU before the kernels do, so no value may index past the end."""
     wild, tame = ([-3, 9, 2, 5], [0, 5, 2, 5])
     op = operands(cell, Shape(5, 4, 2, 3), reverse=reverse)
     d_results = random_like(op.run("reference"))
@@ -223,7 +223,7 @@ def test_unknown_cell():
 
 
 def test_status_says_what_is_missing(monkeypatch):
-    """In the order of what to repair first: this library, torch, the machine."""
+    """The obstacles come in the order of repair: this library, torch, the machine."""
     monkeypatch.setattr(torch.version, "cuda", None)
     without = torch.ops.fused_rnn.without_cuda()
     expected = f"no CUDA kernels: {without}" if without else "is a build without CUDA"

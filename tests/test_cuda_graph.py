@@ -144,7 +144,7 @@ def test_copy_task_goes_on_with_graphs_or_without(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", optimisers.OPTIMISERS)
 def test_optimiser_keeps_its_form_where_it_goes_on(name):
-    """What was saved by one whose rate is a number, or another number, goes on at the rate and in the place of this."""
+    """State that was saved with a rate as a number, or another rate, continues at the rate and place of this one."""
     parameter = nn.Parameter(torch.ones(3))
     saved = optimisers.make_optimiser(name, [parameter], 0.5)
     parameter.grad = torch.ones(3)

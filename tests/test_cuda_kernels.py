@@ -200,7 +200,7 @@ def test_zoneout_and_clipping(library, cell, way, reverse):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("learnt", [False, True], ids=["zeros", "learnt"])
 def test_resets(library, cell, way, reverse, learnt):
-    """In the second tile too, at its end and where it rests."""
+    """Episodes also begin in the second tile, at its end, and where it has no steps."""
     lengths = [4, 0, 1, 2, 4, 4, 1, 2, 3, 4, 2] if learnt else None
     op = with_resets(operands(cell, Shape(4, 11, 5, 23), reverse=reverse, lengths=lengths), learnt=learnt, share=0.4)
     compare(library, regularised(op, drawn=reverse) if learnt else op, 1e-11, WAYS[way])
@@ -335,7 +335,7 @@ def test_seeded_races_are_reported(tmp_path, fault):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_nothing_is_spilled(dtype, direction):
-    """By what the compiler said when the library was built: every kernel keeps its values in registers."""
+    """The compiler's report says that every kernel keeps its values in registers."""
     if without := torch.ops.fused_rnn.without_cuda():
         pytest.skip(f"the library has no CUDA kernels: {without}")
     report = (ROOT / "build/objects/csrc/cuda" / f"{direction}_{dtype}.cu.report").read_text()

@@ -1,4 +1,4 @@
-"""How the CUDA kernels divide the work of a call: what is told of it without a GPU, what is estimated and timed."""
+"""The plans of the CUDA kernels: their description without a GPU, their estimates and measured times."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ def test_kernels_of_warps_refuse_resets():
 
 
 def test_a_plan_adds_up():
-    """Of an LSTM whose every share is whole: 4 gates of 32 units for each of 16 parts, 8 x 8 fragments of weights."""
+    """The plan is of an LSTM with even shares: 4 gates of 32 units for each of 16 parts, 8 x 8 fragments of weights."""
     plan = cuda.plan(*LSTM, chip=H200, forced="sequences=16,parts=16")
     assert (plan.sequences, plan.parts, plan.segments, plan.teams, plan.blocks) == (16, 16, 1, 4, 64)
     assert plan.held + plan.resident + plan.streamed == 8
@@ -78,7 +78,7 @@ def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
 def test_clusters_can_be_forced(cell, direction):
-    """For every size up to the largest that is compiled, in all types but float64, on a device that has them."""
+    """Every size up to the largest one compiled is tested, in all types but float64, on a device that has them."""
     for dtype, most in ((torch.bfloat16, 768), (torch.float16, 768), (torch.float32, 256)):
         for hidden in [size for size in (1, 128, 129, 256, 300, 500, 768) if size <= most]:
             plan = cuda.plan(cell, dtype, 16, hidden, None, direction, H200, "exchange=cluster")
@@ -96,7 +96,7 @@ def test_clusters_can_be_forced(cell, direction):
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
 def test_messages_can_be_forced(cell, direction):
-    """For more units than clusters have room for, in types of 16 bits, with as many teams as run at the same time."""
+    """Messages serve more units than clusters have room for, in 16-bit types, with as many teams as fit."""
     for dtype in (torch.bfloat16, torch.float16):
         for hidden, parts, teams in ((1000, 64, 2), (1024, 64, 2), (1025, 128, 1), (2048, 128, 1)):
             plan = cuda.plan(cell, dtype, 64, hidden, None, direction, H200, "exchange=messages")
@@ -194,7 +194,7 @@ def timed_on_an_h200() -> list[tuple[Layer, dict[str, float]]]:
 
 
 def test_estimates_are_as_near_as_they_claim():
-    """Of plans within 2.5 times the fastest; the times include packing the weights, which the estimate leaves out."""
+    """The bound holds for plans within 2.5 times the fastest; times include packing, which the estimate leaves out."""
     errors = [
         math.log(layer.plan(H200, forced).nanoseconds / 1000 / us)
         for layer, times in timed_on_an_h200()
@@ -206,7 +206,7 @@ def test_estimates_are_as_near_as_they_claim():
 
 
 def test_the_plan_that_is_chosen_is_near_the_fastest():
-    """By the times that the estimates are fitted to."""
+    """The comparison uses the times that the estimates are fitted to."""
     lost, not_timed = [], []
     for layer, times in timed_on_an_h200():
         chosen = layer.plan(H200, "exchange=blocks").division
@@ -309,7 +309,7 @@ def test_a_budget_skips_layers_and_says_so(tmp_path, capsys):
 
 
 def test_kernels_of_warps_are_chosen_where_the_table_has_them():
-    """And only there: of the cells, types, sizes and chips that were measured."""
+    """The table holds for the cells, types, sizes and chips that were measured, and for no others."""
     found = [each for each in results.load() if not header.stale(each)]
     for row in [row for each in found for row in rows.rows(each.outcomes)][::10]:
         for batch in (row.least_batch, row.most_batch):

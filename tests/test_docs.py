@@ -34,6 +34,6 @@ def test_everything_public_has_a_docstring(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_docstrings_begin_with_a_sentence(module):
-    """On a line of its own, with a full stop, as pages and editors show it."""
+    """The sentence has a line of its own and ends in a full stop, because pages and editors show that line."""
     documented = {name: thing.__doc__ or "" for name, thing in public(module) if callable(thing)}
     assert {name for name, text in documented.items() if not re.match(r"\S.*[.:](\n\s*\n|\n?\s*$)", text)} == set()

@@ -35,7 +35,7 @@ def test_any_width_equals_reference(cell, reverse, I, H, bias):
 
 
 def error_of(op: Operands) -> float:
-    """Of results and gradients of the CPU backend, against the reference."""
+    """Return the error of results and gradients of the CPU backend, against the reference."""
     d_results = random_like(op.run("reference"))
     return relative_error(op.results_and_gradients("cpu", d_results), op.results_and_gradients("reference", d_results))
 
@@ -93,7 +93,7 @@ def with_threads(op: Operands, d_results: list[torch.Tensor], number: int) -> li
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
 def test_the_library_is_asked_for_nothing(cell, dtype):
-    """It takes longer to begin than so few rows take to compute. One row more, and its operators appear."""
+    """The library takes longer to start than so few rows take to compute. With one more row, its operators appear."""
     assert library_calls(cell, Shape(2, FEW // 2, 5, 18), dtype) == set()
     assert library_calls(cell, Shape(1, FEW + 1, 5, 18), dtype) != set()
 

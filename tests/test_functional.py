@@ -66,7 +66,7 @@ def test_equals_reference(cell, backend, with_state, reverse):
 
 
 def test_cell_states_compile(backend):
-    """To one graph, with their gradient, also where the backward pass rebuilds the gates."""
+    """Cell states compile to one graph, with their gradient, even if the backward pass rebuilds the gates."""
     op = operands("lstm", Shape(5, 3, 4, 6), lengths=[5, 0, 3])
     d_results = random_like(op.run("reference"))
     expected = op.results_and_gradients("reference", d_results)

@@ -63,7 +63,7 @@ def test_other_kernels_have_no_such_name():
 
 @pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
 def test_names_are_those_of_the_types(tmp_path):
-    """As a compiler of this machine has them, which names as nvcc does."""
+    """A compiler of this machine mangles names as nvcc does."""
     types = [(build.cpp_cell(cell), cells.CELLS[cell].modulates) for cell in CELLS]
     names = [f"Modulated<{base}, Modulates::{modulates}>" if modulates else base for base, modulates in types]
     lines = "\n".join(

@@ -1,4 +1,4 @@
-"""Where kernels of clusters are chosen: what is measured, and the files of results."""
+"""The choice of warp kernels: the measurements, and the files of results."""
 
 import contextlib
 import json
@@ -151,7 +151,7 @@ def test_the_most_telling_points_come_first():
 
 
 def test_sizes_that_no_kernel_is_compiled_for_are_only_measured_if_asked_for():
-    """In float32 weights take more room; and there are messages where blocks exchange once a step."""
+    """Weights take more room in float32; and there are messages if blocks exchange once a step."""
     found = measure.points(dtypes=["float32"])
     assert max(layer.hidden for layer in found if layer.cell in results.ONCE) == 512
     assert max(layer.hidden for layer in found if layer.cell not in results.ONCE) == 256
@@ -298,7 +298,7 @@ def test_float32_is_wrong_if_it_is_off_by_more_than_twice_the_reference(on_cpu, 
 
 
 def test_gradients_of_weights_may_be_off_as_sums_over_all_steps_and_sequences():
-    """Which torch makes, in another order than the reference."""
+    """torch computes these gradients, in another order than the reference."""
     sizes = {"T": 25, "B": 36, "I": 2, "H": 3}
     judge = check.Judge("gru", torch.float32, torch.device("cpu"), True, **sizes)
     exact, eps = judge._exact, torch.finfo(torch.float32).eps

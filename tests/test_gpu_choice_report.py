@@ -1,4 +1,4 @@
-"""What the README shows of kernels of clusters beside those of blocks, and of the micro-measurements."""
+"""The README's blocks on warp kernels beside block kernels, and on the micro-measurements."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Where kernels of clusters are chosen: the ranges of sizes that follow from measurements, and their table in C++."""
+"""The choice of warp kernels: the ranges of sizes that follow from measurements, and their table in C++."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(host_obstacle() is not None, reason=str(host
 def outcome(
     hidden: int, batch: int, cluster: float | str, blocks: float | str, features: int = 0, **which: str
 ) -> Outcome:
-    """Of these µs of both directions together, or of what is in their way."""
+    """Make an outcome with these µs of both directions together, or with these obstacles."""
     sides = [Times(obstacle=t) if isinstance(t, str) else Times(t / 4, 3 * t / 4) for t in (cluster, blocks)]
     return Outcome(which.get("cell", "lstm"), which.get("dtype", "bfloat16"), hidden, batch, *sides, features)
 
@@ -87,13 +87,13 @@ def test_cells_dtypes_and_rows_in_pieces_are_apart():
 
 
 def modulated(times: dict, **which: str) -> list[Outcome]:
-    """Of these µs, cluster and blocks, by H, B and I of a cell whose input is modulated."""
+    """Make outcomes with these µs, cluster and blocks, by H, B and I of a cell whose input is modulated."""
     kind = {"cell": "multiplicative_lstm", **which}
     return [outcome(h, b, *both, features=i, **kind) for (h, b, i), both in times.items()]
 
 
 def test_where_the_input_is_modulated_its_features_are_a_size_as_well():
-    """And values travel one by one where either H or I is no multiple of 8."""
+    """Values also travel one by one if either H or I is not a multiple of 8."""
     whole, single = product((128, 256), (16, 64), (8, 128)), product((100, 250), (16,), (8, 128))
     kind = ("multiplicative_lstm", "bfloat16")
     assert rows(modulated(dict.fromkeys([*whole, *single], (1, 8)))) == [

@@ -39,7 +39,7 @@ def _no_gpu_and_nothing_forced(monkeypatch):
 
 @pytest.mark.parametrize(("name", "expected"), [("cuda", 1), ("cuda:2", 2)])
 def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, name, expected):
-    """As torch.cuda.set_device refuses it, which this test calls."""
+    """torch.cuda.set_device would refuse such a device."""
     set_to = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", set_to.append, raising=False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
@@ -162,7 +162,7 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
 
 @needs_compiler
 def test_a_kernel_in_clusters(tmp_path):
-    """Of the sizes that are compiled, the one that is planned is what is shown and checked."""
+    """The size that is planned is the one that is shown and checked, of all those that are compiled."""
     find_nvcc()
     options = ["--exchange", "cluster", "--cell", "rnn_tanh", "--dtype", "float16"]
     options += ["--hidden", "200", "--sequences", "16"]
@@ -181,7 +181,7 @@ def test_a_kernel_in_clusters(tmp_path):
 @needs_compiler
 @pytest.mark.parametrize(("cell", "features"), [("multiplicative_gru", 20), ("multiplicative_lstm_hidden", 40)])
 def test_a_kernel_in_clusters_of_a_multiplicative_cell(cell, features, tmp_path):
-    """It is its own kernel that is compiled, and not that of the base cell."""
+    """The compiled kernel is that of the cell itself, not that of the base cell."""
     library, sizes = tmp_path / "host.so", "-DFUSED_RNN_CLUSTER_SIZES=Size<64,2,1,1>,Size<64,2,1,1,32>"
     chosen = build.macros(cell, "bfloat16", "forward", "cluster")
     build.compile_on_host(build.SOURCE, library, "-O0", "-shared", sizes, *chosen)
@@ -223,7 +223,7 @@ def test_a_kernel_that_does_not_compile_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_kernel_that_was_carried_here(forward, tmp_path, monkeypatch):
-    """It needs no nvcc, but sources that are the same."""
+    """This requires the same sources, but no nvcc."""
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
     monkeypatch.setattr(build, "host_obstacle", lambda: "no compiler either")
     built = ["--built", "--folder", str(forward[0]), "--out", str(tmp_path / "kernels.json")]
@@ -323,7 +323,7 @@ def test_without_gpu_and_compiler_it_says_what_it_cannot_do(on_gpu, tmp_path, mo
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 @pytest.mark.parametrize("cell", plans.WITH_KERNELS)
 def test_time_is_the_difference_of_two_lengths(cell, direction):
-    """What a call costs whatever its length drops out; operands are such as the kernel takes."""
+    """Costs independent of the length cancel; operands are those of a real call."""
 
     class Library:
         device = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What the tests that the kit runs write while they run, and how their processes end."""
+"""The records of the kit's tests while they run, and the end of their processes."""
 
 import re
 import subprocess

@@ -28,7 +28,7 @@ def corpus(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_the_models_of_the_readme_are_trained_and_a_second_call_goes_on(tmp_path, corpus):
-    """What the first call leaves is enough: nothing is trained anew."""
+    """The files of the first call are enough: nothing is trained again."""
     done = {}
     for name, more in ("first", {}), ("second", {"RESUME": "first"}):
         result = run_all(tmp_path / name, PARTS="harness", PTB=str(corpus), **more)
@@ -78,7 +78,7 @@ def test_what_training_has_is_carried_in_files_that_are_small_enough(tmp_path, m
 
 @pytest.fixture
 def until_begun(tmp_path, monkeypatch) -> None:
-    """To the harness the time is over as soon as the file ``begun`` is there."""
+    """End the harness's time as soon as the file ``begun`` exists."""
     now = SimpleNamespace(monotonic=lambda: 1e9 * (tmp_path / "begun").exists(), sleep=lambda _: time.sleep(0.05))
     monkeypatch.setattr(harness, "time", now)
 
@@ -131,7 +131,7 @@ def test_training_that_does_not_stop_is_killed_with_what_it_started(tmp_path, mo
 
 @pytest.mark.parametrize("works", [True, False], ids=["shares", "takes turns"])
 def test_a_gpu_is_shared_where_the_service_works(tmp_path, monkeypatch, works):
-    """With stand-ins for the service and for the interpreter that tries whether it works."""
+    """There are stand-ins for the service and for the interpreter that tries whether it works."""
     for name, code in (
         ("nvidia-cuda-mps-control", f'echo "$*$(cat)" >> {tmp_path}/said'),
         ("tries", f"{str(works).lower()}"),

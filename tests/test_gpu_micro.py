@@ -92,7 +92,7 @@ def test_seeded_races_are_reported(tmp_path, fault):
 
 
 def test_all_inline_assembly_is_in_few_headers():
-    """Of the whole project: what each instruction does is said there, and the shim has a twin of it."""
+    """These headers document every instruction of the project, and the shim has a counterpart of each."""
     sources = [path for folder in ("csrc", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.[ch]*")]
     using = {str(path.relative_to(ROOT)) for path in sources if re.search(r"\basm\b", path.read_text())}
     assert using == {"csrc/cuda/device.h", "csrc/cuda/prefetch.h", "csrc/cuda/sm90.h", "tests/host_shim/fiber.h"}

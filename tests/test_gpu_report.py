@@ -1,4 +1,4 @@
-"""What documents show of the speed on a GPU: who is faster, every number, and whether kernels changed since."""
+"""The documents' statements on GPU speed: who is faster, every number, and whether kernels have changed since."""
 
 from dataclasses import replace
 

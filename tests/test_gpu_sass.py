@@ -1,4 +1,4 @@
-"""What the bench of one kernel reads out of machine code: instructions, loops, and what a step consists of."""
+"""The analysis of machine code by the bench of one kernel: instructions, loops, and the composition of a step."""
 
 import pytest
 

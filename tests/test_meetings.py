@@ -1,4 +1,4 @@
-"""How often threads of the CPU wait for each other: a wait lasts long where another program has one of the cores."""
+"""The number of synchronisations of CPU threads: a wait lasts long if another program occupies one of the cores."""
 
 import json
 import os

@@ -31,7 +31,7 @@ STEPS = 4  # messages in a third of the places, of partial sums half as many
 
 
 def way(blocks: int, octets: int = 1, teams: int = 1) -> Way:
-    """What makes the one size with so many blocks and octets run, in so many teams at most."""
+    """Return the way that selects the one size with these blocks and octets, in at most this number of teams."""
     return Way(blocks * teams, 232_448, f"exchange=messages,parts={blocks},sequences={8 * octets}", H200)
 
 
@@ -110,7 +110,7 @@ def test_how_many_teams_there_are_does_not_matter(library, cell):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", ONE_PHASE)
 def test_the_same_bits_as_in_clusters(library, cell, dtype):
-    """Where a warp adds up the sums of one block they are added up in the same order."""
+    """A warp that adds up the sums of one block adds them in the same order as in clusters."""
     op = operands(cell, Shape(15, 11, 3, 61), dtype=dtype, lengths=[15, 14, 3, 0, 15, 15, 9, 2, 11, 15, 13])
     assert_all_the_same(regularised(op), *(HostKernels(library, each) for each in (way(4), cluster_way(4))))
 

@@ -24,7 +24,7 @@ def way(sequences: int) -> Way:
 
 
 def compile_messages(target: Path, sanitizer: str | None, *sequences: int, cells: Sequence[str], **tree: Path) -> Path:
-    """What runs some cells of the sizes for so many sequences, and compares the results if no sanitizer watches."""
+    """Compile a program that runs some cells for a number of sequences; it compares results without a sanitizer."""
     sizes = [f"TeamSize<{SIZES[each]}>" for each in sequences]
     sizes += [] if sanitizer else [f"Size<{SIZES[each]}>" for each in sequences]
     flags = ["-DFUSED_RNN_MESSAGE_STEPS=4", *([] if sanitizer else ["-DCOMPARED"])]
@@ -93,7 +93,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where all programs go, because the shim's runtime is made once in a folder."""
+    """Put all programs into one folder, because the shim's runtime is compiled once per folder."""
     return tmp_path_factory.mktemp("faulty")
 
 

@@ -255,7 +255,7 @@ POSITIONAL = {
 
 @pytest.mark.parametrize("name", POSITIONAL)
 def test_arguments_by_position(name):
-    """In torch.nn's order, to the last."""
+    """The order is torch.nn's, to the last argument."""
     made = [cls(I, H, 2, *POSITIONAL[name], "cpu", torch.float64) for cls in PAIRS[name][:2]]
     assert repr(made[0]) == repr(made[1])
     ours, theirs = ([(n, p.shape, p.dtype) for n, p in m.named_parameters()] for m in made)

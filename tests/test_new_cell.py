@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of adding a cell, done to a copy of the sources: it builds, and passes the cells' tests."""
+"""CONTRIBUTING.md's steps to add a cell, applied to a copy of the sources: it builds, and passes the cells' tests."""
 
 import os
 import re

@@ -59,7 +59,7 @@ def export(model: nn.Module, args: tuple, **options):
 
 
 def computed(program, args: tuple) -> list[Tensor]:
-    """What onnxruntime makes of a call."""
+    """Return onnxruntime's results of a call."""
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     given = [t.numpy() for t in tree_leaves(args) if t is not None]
     names = [value.name for value in session.get_inputs()]
@@ -225,7 +225,7 @@ def test_programs_of_torch_export():
 
 
 def test_the_table_alone():
-    """In torch.onnx.export itself, where nothing is saved for a backward pass."""
+    """The table also works in torch.onnx.export itself, where nothing is saved for a backward pass."""
     torch.manual_seed(6)
     model, x = fused_rnn.GRU(I, H, bidirectional=True).eval(), torch.randn(5, 3, I)
     table = onnx.table()

@@ -25,7 +25,7 @@ def test_schemas_are_made_of_the_tuples(namespace, name):
 
 
 def test_what_has_a_default_may_be_missing():
-    """As a later operand must, for programs that were saved before."""
+    """New operands must be optional, for programs that were saved before."""
 
     class Later(NamedTuple):
         keep_x: torch.Tensor | None = None
@@ -68,7 +68,7 @@ def test_groups_of_backward():
 
 
 def test_a_call_without_resets_is_what_it_was_before_there_were_any():
-    """Of the arguments that may be missing none is given, and none is needed."""
+    """Optional arguments are neither passed nor needed."""
     for group, fields in ((named.ForwardCall, 16 + 1), (named.BackwardCall, 4 + 3 + 16 + 2)):
         arguments = tuple(range(fields))
         assert group.of(arguments).operands[-3:] == (None, None, None)
@@ -78,7 +78,7 @@ def test_a_call_without_resets_is_what_it_was_before_there_were_any():
 
 
 def test_shapes(cell):
-    """Of operands, and of what the operators make of them."""
+    """The shapes are those of operands, and of the operators' results."""
     op = operands(cell, Shape(5, 3, 2, 4))
     q = named.Operands(*op.arguments(), cell, False, 0.0)
     for name in named.DIFFERENTIABLE:

@@ -97,7 +97,7 @@ TILED_SHAPES += [Shape(4, 3, 9, 200)]
 @pytest.mark.parametrize("ends", [False, True], ids=["whole", "lengths"])
 @pytest.mark.parametrize("shape", TILED_SHAPES, ids=str)
 def test_bfloat16_of_any_size(cell, reverse, shape, ends):
-    """As exact as above, with one thread and with two."""
+    """Errors are bounded as above, with one thread and with two."""
     lengths = [row % (shape.T + 1) for row in range(shape.B)] if ends else None
     op = operands(cell, shape, scale=1.0, reverse=reverse, lengths=lengths, dtype=torch.bfloat16)
     yardstick = Yardstick([op])
@@ -107,7 +107,7 @@ def test_bfloat16_of_any_size(cell, reverse, shape, ends):
 
 
 def torch_results_and_gradients(op: Operands, d_results: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What torch.nn's module of the same cell computes from the same operands."""
+    """Return the results and gradients of torch.nn's module of the same cell for the same operands."""
     t = op.tensors
     hidden, features = t["weight_hh"].shape[1], t["input"].shape[2]
     module = {"lstm": torch.nn.LSTM, "gru_reset_after": torch.nn.GRU}[op.cell](features, hidden).to(t["input"])
@@ -138,7 +138,7 @@ def test_saturated_gates(cell, backend, dtype, value):
     ("batch", "size", "number"), [(1, 4, 1), (8, 4, 2), (2, 256, 2)], ids=["alone", "rows", "panels"]
 )
 def test_vanishing_gradients_pass_over_subnormal_numbers(batch, size, number):
-    """On the CPU, where these would slow every step down a hundredfold. Outside of the call nothing changes."""
+    """Subnormal numbers would slow every step on the CPU a hundredfold. Outside of the call nothing changes."""
     # a step takes a tenth of the gradient of the state, and from there to the input it is a hundredth
     x, weights = torch.zeros(60, batch, size), (0.01 * torch.eye(size), 0.1 * torch.eye(size))
     smallest = torch.finfo(torch.float32).tiny
@@ -290,7 +290,7 @@ def test_empty_batch(cell, backend):
 
 
 def test_operands_are_only_read(cell, backend):
-    """Not even a private copy is made of a tensor that is copied on write."""
+    """A tensor that is copied on write is not even copied."""
     op = operands(cell, Shape(3, 2, 2, 4))
     lazy = {name: torch._lazy_clone(t.detach()).requires_grad_() for name, t in op.tensors.items()}
     op.run(backend, **lazy)[0].sum().backward()
@@ -350,7 +350,7 @@ def test_opcheck(cell, kind):
 
 
 def backward_arguments(op: Operands, forward_arguments: tuple) -> tuple:
-    """Of the operator, with copies of all results as their gradients."""
+    """Return the operator's arguments, with copies of all results as their gradients."""
     output, h_n, c_n, cells, saved = (t.detach() for t in torch.ops.fused_rnn.forward(*forward_arguments))
     d_states = (c_n.clone(), cells.clone()) if ops.CELLS[op.cell].has_cell_state else (None, None)
     d_results = output.clone().requires_grad_(), h_n.clone(), *d_states
@@ -365,7 +365,7 @@ def test_opcheck_where_nothing_is_saved():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_saved_states(cell, dtype, reverse, lengths):
-    """With save="states" only cell states are given out, with "nothing" not even these; the results are the same."""
+    """``save="states"`` returns cell states only, and "nothing" not even these; the results are the same."""
     op = operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=lengths, dtype=dtype)
     *results, cells, _ = torch.ops.fused_rnn.forward(*op.arguments(), cell, reverse, 0.0, "everything")
     assert cells.shape == ((7, len(LENGTHS), 18) if ops.CELLS[cell].has_cell_state else (0,))

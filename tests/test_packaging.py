@@ -1,4 +1,4 @@
-"""What pip makes of this repository: a wheel that works elsewhere, a clear refusal without torch, a light import.
+"""pip's products of this repository: a wheel that works elsewhere, a clear refusal without torch, a light import.
 
 Everything runs on a copy of the files that git knows or would add, in new virtual environments, so neither the
 working tree nor the environment of the tests is touched. Builds are isolated, as a user's are, when pip can
@@ -75,7 +75,7 @@ def copy_source(target: Path) -> Path:
 
 
 def litter(tree: Path) -> set[str]:
-    """What a build left in a copy of the source outside the folders that .gitignore has for it."""
+    """List files that a build left in a copy of the source outside the folders in .gitignore."""
     files = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
     return {name for name in files.difference(source_files()) if not name.startswith(("build/", "fused_rnn.egg-info/"))}
 

@@ -144,7 +144,7 @@ def test_cell_states_of_all_steps(order, bidirectional, backend):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 def test_zoneout_and_dropout_of_each_step(training):
-    """In every stretch masks are drawn for its own steps: at a probability of 1 nothing is left, or all is kept."""
+    """Every stretch draws masks for its own steps: at a probability of 1 nothing is left, or all is kept."""
     x = packed(LENGTHS["uneven"])
     module = MODULES["lstm"](I, H, 2, dtype=torch.float64, dropout=1.0, zoneout_cell=1.0).train(training)
     h, c = (torch.ones(2, len(LENGTHS["uneven"]), H, dtype=torch.float64) for _ in range(2))
@@ -186,7 +186,7 @@ def test_under_another_default_device():
 
 
 def test_data_of_any_strides():
-    """What a user puts together from a transposed tensor."""
+    """The data may come from a transposed tensor that a user packed by hand."""
     module = MODULES["lstm"](I, H)
     rows = torch.randn(I, B * T).t()
     for sizes in ([B] * T, [B] * (T - 1) + [2, 1], [B * T - 9, *[1] * 9]):
@@ -235,7 +235,7 @@ def test_cuda_graphs_refuse_different_lengths(monkeypatch):
 
 
 def random_lengths(seed: int) -> list[int]:
-    """From equal ones to a few that are very much longer than the others."""
+    """Draw lengths between all equal and a few much longer than the others."""
     draw = random.Random(seed)
     most, tail = draw.choice([1, 3, 30, 300]), draw.choice([0.0, 0.5, 1.0, 3.0])
     return [max(1, int(most * draw.random() ** tail)) for _ in range(draw.choice([1, 2, 7, 100]))]
@@ -243,7 +243,7 @@ def random_lengths(seed: int) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_no_stretch_is_more_than_half_padding(seed):
-    """And there are no more stretches than that takes: a single one where the whole is at least half full."""
+    """The number of stretches is minimal: a single one if the whole is at least half full."""
     lengths = sorted(random_lengths(seed), reverse=True)
     sizes = torch.tensor([sum(length > t for length in lengths) for t in range(lengths[0])])
     stretches = Packing(sizes, sizes.device).pad(torch.zeros(sum(lengths), 1))
@@ -293,7 +293,7 @@ def test_the_work_follows_the_rows(options, lengths, backend):
 
 
 def saved_bytes(module: nn.Module, lengths: list[int], autocast: bool) -> int:
-    """What the call keeps for the backward pass, each memory once."""
+    """Return the bytes that the call keeps for the backward pass, counting each memory once."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:

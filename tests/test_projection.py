@@ -68,7 +68,7 @@ def test_lengths(with_state, recompute, backend):
 
 
 def test_h_0_comes_in_where_the_kernels_begin():
-    """On a GPU nobody checks the values of lengths: past T they count as T, below 0 as 0."""
+    """Values of lengths are not checked on a GPU: past T they count as T, below 0 as 0."""
     h_0, input = torch.ones(4, P), torch.zeros(T, 4, I)
     (placed,) = projection._in_first_steps(h_0, [input], True, [torch.tensor([T + 2, 3, 0, -1])])
     assert placed.sum(2).nonzero().tolist() == [[2, 1], [T - 1, 0]]

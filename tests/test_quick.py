@@ -85,7 +85,7 @@ def test_plain_calls_take_it(kind, name, gradients, with_state, full_calls):
 
 @pytest.mark.parametrize(("kind", "name"), STEPS)
 def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
-    """But those of multiplicative cells, and second derivatives."""
+    """The exceptions are multiplicative cells, and second derivatives."""
     calls = []
 
     def counted(operator):
@@ -111,7 +111,7 @@ def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "multiplicative_gru"])
 def test_operators_that_are_python_are_called_past_the_dispatcher(name, with_state, monkeypatch):
-    """As those of a GPU are, but not where their gradients are to be differentiated or somebody looks on."""
+    """The operators of a GPU are, unless their gradients are to be differentiated or somebody looks on."""
     calls, forward, backward = [], torch.ops.fused_rnn.forward, torch.ops.fused_rnn.backward
 
     def counted(title, operator):
@@ -224,7 +224,7 @@ def test_backward_passes_in_other_situations(kind, name, with_state):
 @pytest.mark.parametrize("kind", ["step", "module"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_several_layers_take_it(name, kind, options, with_state, full_calls):
-    """With the bits of the full path, and the same random numbers."""
+    """Results have the bits of the full path, with the same random numbers."""
     module = made(kind, name, num_layers=3, **options)
     x, *state = given(kind, module, with_state)
     state = [
@@ -261,7 +261,7 @@ def test_a_parametrised_layer_does_not(full_calls):
 @pytest.mark.parametrize("kind", ["cell", "step", "module"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_parts_of_larger_tensors(kind, name):
-    """In the middle of their memory, and with strides of their own."""
+    """The parts are in the middle of their memory, and have strides of their own."""
     module = made(kind, name)
     x, state = given(kind, module, True)
     whole = full(module)(x, state)
@@ -286,7 +286,7 @@ def test_parts_of_larger_tensors(kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("step", "lstm"), ("module", "rnn")])
 def test_results_do_not_share_memory(kind, name):
-    """Not among each other, and not with the operands, and none is a view."""
+    """Results share no memory with each other or with the operands, and none is a view."""
     module = made(kind, name)
     arguments = given(kind, module, True)
     for gradients in (False, True):
@@ -388,7 +388,7 @@ def test_calls_in_other_situations_do_not(kind, call, full_calls):
 
 
 def test_classes_that_derive_from_ours(full_calls):
-    """What they add does not matter; what they put in the place of ours is asked."""
+    """Methods that they add do not matter; methods that they override are called."""
 
     class Adding(fused_rnn.GRU):
         """Another one."""

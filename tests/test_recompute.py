@@ -45,7 +45,7 @@ def test_equals_the_ordinary_path(cell, backend, reverse, parts, lengths, bias):
 
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(5, 1, 3, 4), Shape(600, 5, 3, 5)], ids=str)
 def test_any_number_of_parts(cell, backend, reverse, shape):
-    """As they come, in a short sequence one part and in a long one several, with sequences fewer than a tile."""
+    """The number follows from the length: one part for a short sequence, several for a long one, also below a tile."""
     assert len(list(recompute._parts(shape.T, shape.B, reverse))) == (3 if shape.T == 600 else 1)
     expected, results = both_ways(operands(cell, shape, reverse=reverse), backend)
     assert relative_error(results, expected) < 1e-11
@@ -53,7 +53,7 @@ def test_any_number_of_parts(cell, backend, reverse, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_same_bits_on_the_cpu(cell, reverse, dtype):
-    """What is rebuilt in one part is the same to the bit, as long as the products have their rows in the same order."""
+    """One part is rebuilt to the bit, as long as the products have their rows in the same order."""
     op = operands(cell, Shape(7, len(LENGTHS), 5, 18), reverse=reverse, dtype=dtype)
     expected, results = both_ways(op, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(results, expected))
@@ -117,7 +117,7 @@ def test_gradients_of_some_results_and_operands(cell, backend, parts):
 
 
 def saved_values(run: Callable[[], Tensor], operands: Iterable[Tensor]) -> int:
-    """How many values autograd holds after a forward pass, beside the operands."""
+    """Return the number of values that autograd holds after a forward pass, beside the operands."""
     operand_memory = {t.data_ptr() for t in operands}
     saved = {}
 

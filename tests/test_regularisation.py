@@ -57,7 +57,7 @@ def test_clipping_by_hand():
 
 
 def test_every_pre_activation_is_clipped(cell):
-    """With one step of one sequence the gradient of each bias is that of a pre-activation."""
+    """The gradient of each bias is that of a pre-activation if there is one step of one sequence."""
     op = operands(cell, Shape(1, 1, 3, 4))
     d_results = [100 * d for d in random_like(op.run("reference"))]
     free, limited = (
@@ -103,7 +103,7 @@ def test_one_state_alone(name, backend, missing):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype):
-    """Of draws rnn_relu takes more than others: a unit near the kink has either slope, by its rounding."""
+    """rnn_relu needs more draws than others, because rounding decides the slope of a unit near the kink."""
     draws = [
         regularised(operands(cell, Shape(20, 8, 12, 40), scale=1.0, seed=seed, dtype=dtype))
         for seed in range(8 if cell == "rnn_relu" else 3)

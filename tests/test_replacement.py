@@ -165,7 +165,7 @@ def hook(*arguments) -> None:
 
 
 def with_a_deleted_weight() -> nn.LSTM:
-    """As hand-written DropConnect leaves a module: one weight is no parameter any more."""
+    """Delete a weight as hand-written DropConnect does, after which it is no longer a parameter."""
     module = nn.LSTM(I, H)
     weight = module.weight_hh_l0.detach()
     del module.weight_hh_l0

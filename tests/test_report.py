@@ -31,7 +31,7 @@ SPEED = results("speed", measured(TRAINING, fused=12.5, torch=50.0), hardware=MA
 
 
 def gpu(day: int, **us_per_step: float) -> dict:
-    """What is measured of one point on a GPU."""
+    """Return the measurements of one point on a GPU."""
     case = measured(replace(POINT, mode="training"), **{name: us(time) for name, time in us_per_step.items()})
     machine = {**common.hardware(), "gpu": "NVIDIA A1"}
     return results("gpu", case, hardware=machine, date=f"2026-01-{day:02}", digests={"kernels": "0" * 64})
@@ -144,7 +144,7 @@ def test_the_example_runs(capsys):
 
 
 def anchors(text: str) -> set[str]:
-    """Those that GitHub makes of headings."""
+    """Return GitHub's anchors of headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

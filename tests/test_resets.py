@@ -40,7 +40,7 @@ def in_episodes(cell: str, *, lengths=None, shape: Shape = SHAPE, reverse=False,
 
 
 def episodes(resets: Tensor, length: int) -> list[tuple[int, int]]:
-    """Where each of one sequence begins and ends, of its boundaries (T)."""
+    """Return the begin and end of each episode of a sequence, given its boundaries (T)."""
     begins = [0, *(t for t in range(1, length) if resets[t])]
     return list(zip(begins, [*begins[1:], length])) if length else []
 
@@ -134,7 +134,7 @@ def test_few_and_many_rows_and_states_that_are_missing(backend, reverse, shape, 
 
 @pytest.mark.parametrize("shape", [Shape(6, 2, 3, 150), Shape(6, 40, 3, 8)], ids=str)
 def test_threads_share_a_step(cell, shape):
-    """By the units of a few sequences, and by sequences."""
+    """Threads share the units of a few sequences, or the sequences."""
     op = in_episodes(cell, shape=shape)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -154,7 +154,7 @@ def test_second_derivatives(cell, backend, reverse):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_where_no_episode_begins_nothing_changes(cell, backend, reverse, lengths):
-    """To the bit."""
+    """Results are equal to the bit."""
     plain = regularised(operands(cell, SHAPE, reverse=reverse, lengths=lengths))
     d_results = random_like(plain.run("reference"))
     never = replace(plain, resets=torch.zeros(SHAPE.T, SHAPE.B, dtype=torch.bool))

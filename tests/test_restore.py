@@ -60,7 +60,7 @@ def test_weights_that_change_afterwards_count():
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_the_model_itself(kind):
-    """What changes no result is forgotten: the backend, and what is saved for the backward pass."""
+    """Options that do not affect results are dropped: the backend, and recomputation."""
     module = kind(I, H, backend="reference", **({} if kind.__name__.endswith("Cell") else {"recompute": True}))
     report = fused_rnn.restore(module)
     assert type(report.model) is getattr(nn, kind.__name__)
@@ -205,7 +205,7 @@ def test_torchscript_of_a_restored_model(how, trained):
 
 @pytest.mark.filterwarnings("ignore:torch.ao:DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
 def test_dynamic_quantisation_of_a_restored_model():
-    """Of an LSTM without a projection, which torch's quantised one does not have."""
+    """The model is an LSTM without a projection, which torch's quantised one lacks."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"rnn": fused_rnn.LSTM(I, H, 2), "step": fused_rnn.GRUCell(H, H)})
     x = torch.randn(T, B, I)

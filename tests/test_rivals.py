@@ -149,7 +149,7 @@ def test_torchrl_gets_its_16_bit_products_on_float32_tensors(monkeypatch):
 @pytest.mark.parametrize("mode", ["training", "forward"])
 @pytest.mark.parametrize("cell", FlashRNN.FUNCTIONS)
 def test_flashrnn_itself_gets_our_weights_and_gives_our_results(cell, mode):
-    """By its plain PyTorch backend, which takes the same arguments as its kernels, and runs on a CPU."""
+    """The test uses its plain PyTorch backend, which takes the same arguments as its kernels, and runs on a CPU."""
     pytest.importorskip("flashrnn")
     bench, candidate = Bench(SMALL, torch.float32), RIVALS["flashrnn_alternating"](cell)
     plain = replace(candidate, build=partial(FlashRNN, cell, backend="vanilla"))

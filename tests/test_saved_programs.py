@@ -54,7 +54,7 @@ def given_to_program(shape: Shape) -> tuple:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_a_saved_program_computes_what_it_did(path):
-    """In other sizes than those it was saved with, against the reference."""
+    """The program runs in other sizes than those it was saved with, and is compared with the reference."""
     program = torch.export.load(path).module()
     op, d_results, tensors = given_to_program(OTHER_SHAPE)
     of_module, results, gradients, recomputed = program(tensors, tuple(d_results))

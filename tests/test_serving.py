@@ -1,4 +1,4 @@
-"""What serving needs: one graph for all lengths, export, states carried over chunks, calls from several threads."""
+"""The requirements of serving: one graph for all lengths, export, states carried over chunks, calls from threads."""
 
 import threading
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ EXPORTED = {
 
 @pytest.mark.parametrize(("cell", "options", "strict"), EXPORTED.values(), ids=EXPORTED)
 def test_exports_with_any_number_of_steps_and_sequences(cell, options, strict, tmp_path):
-    """In eval mode; the program, saved and loaded, takes other sizes and lengths."""
+    """The program is exported in eval mode; saved and loaded, it takes other sizes and lengths."""
     module = MODULES[cell](I, H, LAYERS, bidirectional=True, weight_drop=0.5, batch_first=True, **options).eval()
     sizes = {"input": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
     example = inputs(3, 6), None, torch.tensor([6, 2, 5])  # (B, T, I)
@@ -95,7 +95,7 @@ def test_exports_with_any_number_of_steps_and_sequences(cell, options, strict, t
 
 
 def test_exports_with_states():
-    """As a streaming server wants it: a chunk and its states in, outputs and states out."""
+    """A streaming server passes a chunk and its states, and gets outputs and states."""
     module = fused_rnn.LSTM(I, H, LAYERS).eval()
     state = torch.zeros(LAYERS, 3, H), torch.zeros(LAYERS, 3, H)
     sizes = {"input": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "hx": ({1: Dim.DYNAMIC}, {1: Dim.DYNAMIC})}
@@ -131,7 +131,7 @@ def test_chunks_make_the_sequence(name, backend):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_sequences_that_end_in_different_chunks(name, backend):
-    """With ``lengths`` of each chunk, a sequence that has ended keeps its state through the rest."""
+    """A sequence that has ended keeps its state through the other chunks, whose ``lengths`` say so."""
     module = MODULES[name](I, H, LAYERS, dtype=torch.float64, backend=backend)
     x, lengths = inputs(12, 4, torch.float64), torch.tensor([12, 5, 0, 7])
     expected = flat(module(x, lengths=lengths))
@@ -149,7 +149,7 @@ THREADS = 4
 
 @pytest.fixture(params=[1, 2])
 def threads_of_torch(request) -> Iterator[None]:
-    """That one call uses; new Python threads take the number over."""
+    """Set the threads that one call uses; new Python threads inherit the number."""
     with threads(request.param):
         yield
 

@@ -18,7 +18,7 @@ RAGGED = Case("lstm", sized(7, 4, 9, ragged=True), "training", group="ragged")
 
 
 def assert_right(case: Case, backends=("reference",), asked=None) -> list[str]:
-    """That all candidates are; their names."""
+    """Check that all candidates are right; return their names."""
     bench = Bench(case.shape, getattr(torch, case.dtype))
     found = candidates(case, backends, asked=asked)
     for candidate in found:
@@ -66,7 +66,7 @@ def test_single_steps_compute_what_the_reference_does(cell, mode):
 
 @pytest.mark.parametrize("cell", ["lstm", "lstm_cell"])
 def test_every_step_of_a_stream_is_a_call(cell):
-    """Which records a gradient unless the mode is without them."""
+    """A step records a gradient unless the mode has none."""
     bench = Bench(SMALL, torch.float32)
     for mode in STEP_MODES:
         case = Case(cell, SMALL, mode)

@@ -1,4 +1,4 @@
-"""What is measured: every kind of results has the cases that it should, the most telling first, within its time."""
+"""The measurements: every kind of results has its intended cases, the most informative first, within its time."""
 
 from dataclasses import replace
 from itertools import chain

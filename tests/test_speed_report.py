@@ -1,4 +1,4 @@
-"""What is shown of the speed on a CPU: the ratios of what was measured, how cost grows, and nothing hidden."""
+"""The report of the speed on a CPU: the measured ratios, the growth of cost, and nothing hidden."""
 
 from dataclasses import replace
 

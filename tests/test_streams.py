@@ -220,7 +220,7 @@ def test_one_side_stream_for_each_current_stream(mock):
 
 
 def test_a_stream_is_not_its_own_side_stream(mock, monkeypatch):
-    """As torch deals out 32 streams again and again, the next one may be the current one."""
+    """torch hands out 32 streams again and again, so the next one may be the current one."""
     dealt = [mock.current, mock.new("side 1")]
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: dealt.pop(0))
     fused_rnn.GRU(I, H, bidirectional=True)(torch.randn(T, B, I))

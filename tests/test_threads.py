@@ -1,4 +1,4 @@
-"""With how many threads the harnesses compute: what a trial finds, what is asked for, what a run goes on with."""
+"""The number of threads of the harnesses: the result of a trial, a requested number, and that of a resumed run."""
 
 import json
 import time
@@ -73,7 +73,7 @@ def test_no_trial_where_there_is_nothing_to_choose(device, most):
 
 @pytest.mark.parametrize(("many", "chosen"), [(0.010, 2), (0.444, 1)])
 def test_copy_task_says_what_it_found(many, chosen, tmp_path, monkeypatch, capsys):
-    """And goes on with it, whatever a trial would find then."""
+    """A resumed run keeps the number, whatever a trial would find then."""
     monkeypatch.setattr(copy_task.document, "draw_pictures", lambda *_: [])
     asked = measured(monkeypatch, 0.029, many)
     found = copy_task.run(tmp_path)

@@ -154,7 +154,7 @@ for module in (fused_rnn.LSTM(2, 4, 2, proj_size=3), fused_rnn.GRUCell(2, 4)):
 
 
 def test_a_trace_warns_of_none_of_our_checks():
-    """In a process of its own: pytest has filters of its own."""
+    """The test runs in a process of its own, because pytest has its own filters."""
     subprocess.run([sys.executable, "-c", WARNED], check=True)
 
 
@@ -250,7 +250,7 @@ def test_quantisation_that_passes_by_is_told(kind):
 
 
 def flops(operands, backend: str, *differentiated: str) -> tuple[int, int]:
-    """Of forward and backward, with respect to these of the operands."""
+    """Count forward and backward, with respect to these of the operands."""
     for name, tensor in operands.tensors.items():
         kind = {"input": "input", "h_0": "states", "c_0": "states"}.get(name, "weights")
         tensor.requires_grad_(kind in differentiated)
@@ -274,7 +274,7 @@ def test_flops_are_those_of_the_reference(cell, differentiated):
 
 
 def test_flops_of_a_model_are_those_of_torchs():
-    """Of the GRU, whose products torch's CPU implementation lets the counter see; by the names of modules too."""
+    """The model is a GRU, because torch's CPU implementation exposes its products; also by module name."""
     counts = []
     for kind in (nn.GRU, fused_rnn.GRU):
         model, x = model_of(kind)

@@ -1,4 +1,4 @@
-"""What programs read, set and call of torch.nn's recurrent modules beside ``forward`` is here too, and the same."""
+"""The interface of torch.nn's recurrent modules beside ``forward``, as programs use it, exists here and is the same."""
 
 import inspect
 import types
@@ -27,12 +27,12 @@ CLASSES.remove(fused_rnn.RecurrentCell)
 
 
 def attributes(module: nn.Module) -> dict[str, object]:
-    """By name, what the module has beside what every module has."""
+    """Return the module's attributes beyond those of every module, by name."""
     return {name: plain(getattr(module, name)) for name in set(dir(module)) - set(dir(nn.Module()))}
 
 
 def plain(value):
-    """What can be compared with ``==``; of a method that it is one."""
+    """Return a value that can be compared with ``==``; for a method only that it is one."""
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, weakref.ref):
@@ -111,7 +111,7 @@ def test_check_of_the_states(name, shape):
 
 
 def test_forward_asks_the_methods():
-    """So a subclass may check otherwise, as it may in torch.nn."""
+    """A subclass may override the checks, as in torch.nn."""
 
     class Lenient(fused_rnn.GRU):
         def check_hidden_size(self, *arguments) -> None:
@@ -159,7 +159,7 @@ def test_lists_of_weights_are_up_to_date(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_programs_that_take_a_parameter_away_and_set_the_list(name):
-    """As hand-written DropConnect and hypernetworks do."""
+    """Hand-written DropConnect and hypernetworks do this."""
     outcomes = []
     for module in pair(name):
         weight = module.weight_hh_l0.detach() / 2

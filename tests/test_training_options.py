@@ -105,7 +105,7 @@ def test_variational_dropout_ends_with_training():
 
 
 def test_a_seed_determines_what_is_dropped():
-    """In eager, compiled to one graph, and exported; in both directions, gradients included."""
+    """The seed holds in eager mode, compiled to one graph, and exported; in both directions, gradients included."""
     module = made("multiplicative_gru", bidirectional=True, dropout=0.3, variational=True, weight_drop=0.3)
     x = random_input()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -270,7 +270,7 @@ def interpreter():
 
 @pytest.fixture(scope="session")
 def usages(interpreter) -> dict[Case, Usage]:
-    """What each case takes, compiled while the interpreter runs."""
+    """Return the resources of each case, compiled while the interpreter runs."""
     return dict(zip(cases(), run(compile_case, cases())))
 
 

@@ -77,13 +77,13 @@ def dims_of(tensors: dict[str, Tensor], names: list[str]) -> dict[str, int | Non
 
 
 def loop(function: Callable, tensors: dict[str, Tensor], names: list[str]) -> tuple[Tensor, ...]:
-    """What vmap should come to."""
+    """Compute the expected results of vmap by a loop."""
     members = [{n: t[index] if n in names else t for n, t in tensors.items()} for index in range(N)]
     return tuple(map(torch.stack, zip(*map(function, members))))
 
 
 def error(op: Operands, backend: str, names: list[str], loop_backend: str = "reference") -> float:
-    """Of results, and of gradients of the whole, against a loop."""
+    """Return the error of results, and of gradients of the whole, against a loop."""
     tensors = stacked(op, names)
     leaves = [tensors[name] for name in op.tensors]
     results = vmap(call(op, backend), (dims_of(tensors, names),))(tensors)
@@ -94,7 +94,7 @@ def error(op: Operands, backend: str, names: list[str], loop_backend: str = "ref
 
 
 def error_of_members(op: Operands, backend: str, names: list[str], loop_backend: str = "reference") -> float:
-    """Of the gradients of each member, also of what the members share, against a loop."""
+    """Return the error of the gradients of each member, including shared operands, against a loop."""
     tensors = {name: t.detach() for name, t in stacked(op, names).items()}
 
     def gradients(tensors, name):
@@ -264,7 +264,7 @@ def test_second_derivatives(cell, backend):
 
 
 def test_forward_mode_within_vmap(cell):
-    """As outside of it: auto takes the reference, a backend by name refuses."""
+    """The behaviour is that outside of vmap: auto takes the reference, a backend by name refuses."""
     op = operands(cell, SMALL)
     tensors = {n: t.detach() for n, t in stacked(op, ["input"]).items()}
     x = tensors["input"]
@@ -292,7 +292,7 @@ def test_forward_mode_within_vmap(cell):
 
 @BACKENDS
 def test_pulling_back_after_the_transform_has_ended(backend):
-    """What vjp returns is called where its level is gone; and differentiated there."""
+    """The function that vjp returns is called, and differentiated, after its level has ended."""
     op = operands("lstm", SHAPE)
     tensors = {n: t.detach() for n, t in op.tensors.items()}
     results, pull_back = vjp(lambda x: call(op, backend)({**tensors, "input": x}), tensors["input"])

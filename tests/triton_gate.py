@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes, and what its plan promised."""
+    """The resources of a compiled kernel, and the promises of its plan."""
 
     resident: bool
     registers: int
@@ -68,7 +68,7 @@ class Usage:
 
 
 def optional(cell: str, backward: bool) -> tuple[str, ...]:
-    """What a call may leave out: operands, and forward the results that only backward reads."""
+    """Return what a call may leave out: operands, and in forward the results that only backward reads."""
     spec = CELLS[cell]
     of_cell_state = ("keep_c", "c_reset", *(("d_c_n", "d_cells") if backward else ("cells",)))
     names = ("d_output", "d_h_n") if backward else (*(n for n in spec.weights if n.startswith("bias")), "saved")
@@ -109,7 +109,7 @@ def attempt(function: Callable, case: Case):
 
 
 def translate_case(case: Case) -> None:
-    """As far as Triton's own language of kernels, where all that is particular to Python is decided."""
+    """Compile to Triton's own language of kernels, which resolves everything that is particular to Python."""
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
@@ -123,7 +123,7 @@ def translate_case(case: Case) -> None:
 
 
 def compile_case(case: Case) -> Usage:
-    """As far as machine code."""
+    """Compile to machine code."""
     import triton
 
     source, target, options, plan = prepared(case)
@@ -134,7 +134,7 @@ def compile_case(case: Case) -> Usage:
 
 
 def prepared(case: Case) -> tuple:
-    """What ``triton.compile`` takes, and the plan of the launch."""
+    """Return the arguments of ``triton.compile``, and the plan of the launch."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

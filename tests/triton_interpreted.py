@@ -26,7 +26,7 @@ SMALL = Shape(2, 13, 11, 29)  # fills most of one tile, which costs the interpre
 
 @pytest.fixture
 def streamed(monkeypatch):
-    """As if no weights fitted the device's shared memory."""
+    """Pretend that no weights fit the device's shared memory."""
     monkeypatch.setattr(plan, "resident_plans", lambda *sizes: [])
     plan.choose_plan.cache_clear()
     yield
@@ -89,7 +89,7 @@ def test_zoneout_and_clipping(cell, reverse, dtype):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "multiplicative_lstm_hidden"])
 def test_clipping_on_the_chip(cell):
-    """In bfloat16 a limit that none or all of the gradients pass, by far."""
+    """The bfloat16 case has limits that clip either none or all of the gradients, by a wide margin."""
     op = regularised(operands(cell, SMALL, dtype=torch.bfloat16))
     d_results = random_like(op.run("reference"))
     free, wide, narrow = (
@@ -335,7 +335,7 @@ def elementwise(FUNCTION: tl.constexpr, x, y, size, BLOCK: tl.constexpr):
 
 
 def test_error_of_the_functions():
-    """In units in the last place, over all normal numbers; where σ is subnormal it is zero from some point on."""
+    """Errors are in units in the last place, over all normal numbers; σ becomes zero in its subnormal range."""
     every = torch.arange(-(2**31), 2**31, 40_009).int().view(torch.float32)
     every = every[every.isfinite()]
     for function, exact, lowest, highest, most in (

@@ -1,1 +1,1 @@
-"""The copy task: how far back each cell remembers, and what that costs. ``python -m benchmarks.copy_task --help``."""
+"""The copy task: how far back each cell remembers, and at what cost. ``python -m benchmarks.copy_task --help``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.copy_task``: train every cell at every length, several times, and say what came of it."""
+"""``python -m benchmarks.copy_task``: train every cell at every length, several times, and report the results."""
 
 import multiprocessing
 import sys
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(options: Namespace, console: Console) -> dict:
-    """Check that the options can be had here, and train; returns the content of ``results.json``."""
+    """Check that the options are possible here, and train; return the content of ``results.json``."""
     task = task_of(options)
     choice = check_backend(options.device, options.dtype, options.backend)
     if options.cuda_graph:
@@ -59,7 +59,7 @@ def run(options: Namespace, console: Console) -> dict:
 
 
 def report(content: dict, folder: Path, console: Console) -> None:
-    """Write tables, pictures and ``report.md`` into ``folder``, and print the table and the words."""
+    """Write tables, pictures and ``report.md`` into ``folder``, and print the table and the sentences."""
     task = task_of(Namespace(**content["configuration"]))
     if not content["trials"]:
         raise InputError(f"{folder / 'results.json'} holds no finished trial yet: there is nothing to report")
@@ -73,15 +73,15 @@ def report(content: dict, folder: Path, console: Console) -> None:
 
 
 def train_all(options: Namespace, task: Task, results: Results) -> None:
-    """Run the trials that ``results`` lacks, in a fixed order, under one progress bar."""
+    """Run the trials that ``results`` lacks, in a fixed order, with one progress bar."""
     trials = [(cell, n, trial) for n in options.length for cell in options.cell for trial in range(options.trials)]
     left = [trial for trial in trials if results.find(*trial) is None]
     if len(left) < len(trials):
         print(f"{len(trials) - len(left)} of {len(trials)} trials were finished before.", flush=True)
-    # a trial's share of the bar: its length, with which its time grows, or 1 where all have the same --minutes
+    # a trial's share of the bar: its length, which its time grows with, or 1 if all have the same --minutes
     sizes = {length: length if options.minutes is None else 1 for length in options.length}
     total = sum(sizes[length] for _, length, _ in left)
-    with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:  # 0 because cells differ
+    with tqdm(total=total, bar_format=PROGRESS, smoothing=0, disable=not left) as bar:  # unsmoothed: cells differ
 
         def keep(record: dict) -> None:
             bar.write(trial_sentence(results.add(record, trials), task))
@@ -103,7 +103,7 @@ def train_in_turn(
     bar: tqdm,
     keep: Callable[[dict], None],
 ) -> None:
-    """One trial after the other, in this process; the bar moves within a trial."""
+    """Run one trial after the other, in this process; the bar moves within a trial."""
     for cell, length, trial in left:
         end = bar.n + sizes[length]
         if not (options.ascend and left_out(results.trials, cell, length)):
@@ -113,11 +113,11 @@ def train_in_turn(
                 bar.update(begin + done * size - bar.n)
 
             keep(run_trial(options, task, cell, length, trial, advance))
-        bar.total -= end - bar.n  # what an early end of the training spared
+        bar.total -= end - bar.n  # steps saved by an early end
 
 
 def side_by_side(options: Namespace, task: Task, left: list[tuple[str, int, int]]) -> Iterator[dict]:
-    """The records of the trials, as they are finished; the processes share the cores, and end with this one."""
+    """Yield the records of the trials as they finish; the processes share the cores, and end with this one."""
     threads = torch.get_num_threads()  # of each process
     fresh = multiprocessing.get_context("spawn")  # a fork may not use a GPU
     with ProcessPoolExecutor(options.processes, fresh, torch.set_num_threads, (threads,)) as pool:

@@ -1,9 +1,9 @@
-"""The two protocols of the copy task: what goes in, what must come out, and how an answer is scored.
+"""The two protocols of the copy task: inputs, targets, and the scores of answers.
 
 ``Recall`` is the task of Henaff, Szlam & LeCun 2016 (§3.1, after Arjovsky, Shah & Bengio 2016): read S symbols, wait,
-and at a delimiter say them again. ``Echo`` asks for every row of a sequence at the step at which it is read. Both
-know what guessing scores, so that a result at chance is seen to be at chance. ``Data`` draws
-the sequences of one trial; the seed alone decides them, so all cells of a trial see the same.
+and repeat them after a delimiter. ``Echo`` asks for every row of a sequence at the step at which it is read. Both
+know the scores of guessing, so that results at chance are recognised. ``Data`` draws the sequences of one trial from
+the seed alone, so all cells of a trial see the same ones.
 """
 
 import math
@@ -20,7 +20,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a model scores that learns nothing from its input."""
+    """The scores of a model that learns nothing from its input."""
 
     accuracy: float  # of guessing
     loss: float
@@ -32,39 +32,39 @@ class Task(Protocol):
     input_size: int
     output_size: int
     loss_name: str
-    baseline_name: str  # whose loss the baseline is
+    baseline_name: str  # the model whose loss the baseline is
     fresh: bool  # whether every epoch draws new sequences for training
 
     def draw(self, length: int, count: int, generator: Generator) -> Pair:
-        """``count`` random sequences: (inputs, targets)."""
+        """Draw ``count`` random sequences: (inputs, targets)."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of the outputs at the targets' steps."""
+        """Return the mean loss of the outputs at the targets' steps."""
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Share of the symbols that come out right."""
+        """Return the share of correct symbols."""
 
     def steps(self, length: int) -> int:
-        """T, the steps of one sequence."""
+        """Return T, the steps of one sequence."""
 
     def delay(self, length: int) -> int:
-        """How many steps after it was read a symbol is due."""
+        """Return the number of steps from reading a symbol to its target."""
 
     def answers(self, length: int) -> int:
-        """How many symbols of one sequence the accuracy counts."""
+        """Return how many symbols of one sequence the accuracy counts."""
 
     def baseline(self, length: int) -> Baseline:
-        """The scores of guessing and of the best model that ignores what it reads."""
+        """Return the scores of guessing and of the best model that ignores its input."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """S symbols, ``length`` blanks, a delimiter, then S blanks during which the S symbols must come out.
+    """S symbols, ``length`` blanks, a delimiter, then S blanks, at which the S symbols are the targets.
 
     Inputs are one-hot vectors of vocabulary + 2 categories, the last two being blank and delimiter. A sequence has
-    2 S + length + 1 steps, and a symbol comes out S + length + 1 steps after it went in: the T of the publications is
+    2 S + length + 1 steps, and the target of a symbol is S + length + 1 steps after it: the T of the publications is
     length + 1. They average the loss over the whole sequence; here it is the mean over the recalled part alone,
-    where no memory means ln(vocabulary).
+    where a model without memory scores ln(vocabulary).
     """
 
     symbols: int
@@ -82,7 +82,7 @@ class Recall:
         return self.vocabulary
 
     def draw(self, length: int, count: int, generator: Generator) -> Pair:
-        """Inputs (2 S + length + 1, count, vocabulary + 2), targets (S, count) in 0..vocabulary-1."""
+        """Draw inputs (2 S + length + 1, count, vocabulary + 2), targets (S, count) in 0..vocabulary-1."""
         blank, delimiter = self.vocabulary, self.vocabulary + 1
         targets = torch.randint(self.vocabulary, (self.symbols, count), generator=generator)
         categories = torch.full((self.steps(length), count), blank)
@@ -113,8 +113,8 @@ class Recall:
 class Echo:
     """``length`` rows of vocabulary + 1 random integers below the vocabulary, then a delimiter row; repeat each row.
 
-    Integers go in and must come out as they are, and the delimiter row is filled with the vocabulary's size. The best
-    constant predictor knows the delimiter row, which never changes, and says the mean of the integers before it.
+    Inputs and targets are the integers themselves, and the delimiter row is filled with the vocabulary's size. The best
+    constant predictor knows the delimiter row, which never changes, and predicts the mean of the integers before it.
     """
 
     vocabulary: int
@@ -131,7 +131,7 @@ class Echo:
         return self.vocabulary + 1
 
     def draw(self, length: int, count: int, generator: Generator) -> Pair:
-        """Inputs and targets are the same (length + 1, count, vocabulary + 1) integers."""
+        """Draw inputs and targets, the same (length + 1, count, vocabulary + 1) integers."""
         rows = torch.randint(self.vocabulary, (self.steps(length), count, self.input_size), generator=generator)
         rows[-1] = self.vocabulary
         return rows, rows
@@ -141,7 +141,7 @@ class Echo:
         return F.mse_loss(outputs, targets.to(outputs.dtype))
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Share of the random integers that the rounded outputs hit; the delimiter row does not count."""
+        """Return the share of the random integers that the rounded outputs equal; the delimiter row does not count."""
         return (outputs[:-1].round() == targets[:-1]).double().mean()
 
     def steps(self, length: int) -> int:
@@ -159,9 +159,9 @@ class Echo:
 
 
 class Data:
-    """The sequences of one trial, drawn on the CPU from ``seed`` so that no device or cell changes them.
+    """The sequences of one trial, drawn on the CPU from ``seed``, so that no device or cell changes them.
 
-    Those that are held out have ``length``. So have those of the training, unless ``first`` is given: then they have
+    Held-out sequences have ``length``. So have those of the training, unless ``first`` is given: then they start with
     that length, and grow when ``lengthen`` is called.
     """
 
@@ -172,11 +172,11 @@ class Data:
         self.training_length = length if first is None else min(first, length)
 
     def lengthen(self) -> None:
-        """Draw what comes next of the training a tenth longer, up to ``length``."""
+        """Make later training sequences a tenth longer, up to ``length``."""
         self.training_length = min(self.training_length + -(-self.training_length // 10), self.length)
 
     def training(self, count: int, batch: int) -> Iterator[Iterator[Pair]]:
-        """Epoch after epoch without end, each an iterator over batches of (inputs, targets) of ``count`` sequences.
+        """Yield epochs without end, each an iterator over batches of (inputs, targets) of ``count`` sequences.
 
         A task of fresh sequences draws every batch anew; any other shuffles one training set.
         """
@@ -194,7 +194,7 @@ class Data:
                 yield tuple(part[:, rows] for part in fixed)
 
     def held_out(self, split: str, count: int, extra: int = 0) -> Pair:
-        """A set that training never sees; ``split`` is validation or test, ``extra`` lengthens its sequences."""
+        """Return a set that training never sees; ``split`` is validation or test, ``extra`` lengthens its sequences."""
         return self.task.draw(self.length + extra, count, self._generator(split))
 
     def _generator(self, split: str) -> Generator:

@@ -1,4 +1,4 @@
-"""``DIR/report.md``: the whole of a run on one page, in words, tables and pictures, from its results alone."""
+"""``DIR/report.md``: a complete run on one page, in words, tables and pictures, from its results alone."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def _document(content: dict, rows: list[dict], task: Task, pictures: list[str]) 
 
 
 def _state(content: dict) -> str:
-    """Where the run stands: what is not finished, and what ``--ascend`` left out; nothing where there is neither."""
+    """State the progress of the run: what is unfinished, and what ``--ascend`` omitted; empty if there is neither."""
     configuration, trials = content["configuration"], content["trials"]
     pairs = [(cell, length) for cell in configuration["cell"] for length in configuration["length"]]
     spared = [pair for pair in pairs if configuration.get("ascend") and left_out(trials, *pair)]
@@ -75,7 +75,7 @@ def _state(content: dict) -> str:
 
 
 def _growth(configuration: dict) -> str:
-    """What the curves of the training show, where its sequences grow."""
+    """Explain the curves of a training with growing sequences."""
     first = configuration.get("grow_from")
     return f"Training begins with sequences of length {first}, which grow as they are learned." if first else ""
 
@@ -93,7 +93,7 @@ def _gradient_table(rows: list[dict]) -> list[list[str]]:
 
 
 def _settings(values: dict) -> list[list[str]]:
-    """Names and values, whatever they are."""
+    """List names and values, of any kind."""
 
     def text(value) -> str:
         return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
@@ -107,5 +107,5 @@ def _split(lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
 
 
 def _show(pictures: list[str], stem: str) -> str:
-    """The pictures whose names begin with ``stem``, as Markdown shows them."""
+    """Show the pictures whose names begin with ``stem`` in Markdown."""
     return "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in pictures if name.startswith(stem))

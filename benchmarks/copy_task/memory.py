@@ -1,8 +1,8 @@
-"""What a trial takes of memory, before it is begun: a configuration that cannot fit is refused with the estimate.
+"""The memory of a trial, estimated before it begins: configurations that cannot fit are refused with the estimate.
 
-Two things grow with the length: the sequences, which are drawn as 64-bit integers, and what the forward pass keeps
-for the backward pass. Both are counted here, the latter at its largest: where ``gradient_norms`` runs every step as a
-call of its own. The estimate is of the peak, meant to be right within a factor of two.
+Two parts grow with the length: the sequences, which are drawn as 64-bit integers, and the values that the forward pass
+keeps for the backward pass. Both are counted here, the latter at its largest, when ``gradient_norms`` runs every step
+as a call of its own. The estimate is of the peak, meant to be right within a factor of two.
 """
 
 import math
@@ -17,12 +17,12 @@ from fused_rnn import ops
 from .data import Task
 
 GIB = 2**30
-PER_CALL = 12_000  # bytes that PyTorch and Python keep of one step in one layer until the backward pass, however small
-REFERENCE = 1.5  # times what the kernels save is what autograd keeps of the reference
+PER_CALL = 12_000  # bytes that PyTorch and Python keep of one step in one layer until the backward pass, at any size
+REFERENCE = 1.5  # ratio of the values that autograd keeps of the reference to those that the kernels save
 
 
 def check_memory(options: Namespace, task: Task, backend: str) -> None:
-    """Raise InputError where as many as run side by side of the largest trial cannot fit into the memory now free."""
+    """Raise InputError if the largest trials that run side by side cannot fit into the memory now free."""
     needs = {(n, cell): trial_bytes(options, task, cell, n, backend) for n in options.length for cell in options.cell}
     length, cell = max(needs, key=lambda trial: sum(needs[trial].values()))
     for device, of_one in needs[length, cell].items():
@@ -36,14 +36,14 @@ def check_memory(options: Namespace, task: Task, backend: str) -> None:
 
 
 def trial_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> dict[str, int]:
-    """Peak memory of ``run_trial`` on each device that it uses, as far as it depends on the configuration."""
+    """Estimate the peak memory of ``run_trial`` on each device that it uses, where the configuration matters."""
     needs = {"cpu": _sequence_bytes(options, task, length)}
     needs[options.device] = needs.get(options.device, 0) + _training_bytes(options, task, cell, length, backend)
     return needs
 
 
 def _sequence_bytes(options: Namespace, task: Task, length: int) -> int:
-    """The sets that a trial holds at a time, one-hot vectors or rows of 64-bit integers, and two batches."""
+    """Count the sets that a trial holds at a time, one-hot vectors or rows of 64-bit integers, and two batches."""
     steps = task.steps(length)
     longest = task.steps(length + max(options.extra, default=0))
     rows = options.held_out * (steps + longest) + 2 * options.batch * steps
@@ -53,7 +53,7 @@ def _sequence_bytes(options: Namespace, task: Task, length: int) -> int:
 
 
 def _training_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> int:
-    """What forward keeps in all layers, and the gradients and pre-activations of one layer at a time."""
+    """Count the values that forward keeps in all layers, and gradients and pre-activations of one layer at a time."""
     spec = ops.CELLS[_cell_name(cell)]
     hidden, itemsize = options.hidden, DTYPES[options.dtype].itemsize
     values = working = parameters = 0
@@ -71,12 +71,12 @@ def _training_bytes(options: Namespace, task: Task, cell: str, length: int, back
 
 
 def _cell_name(cell: str) -> str:
-    """The key of ``ops.CELLS`` for one of the harness's names."""
+    """Return the key of ``ops.CELLS`` for one of the harness's names."""
     return CELLS[cell](1, 1, device="meta").cell
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that a new computation can take on ``device``; None where the system does not tell."""
+    """Return the memory available to a new computation on ``device``; None if the system does not tell."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [_available(), left_in_group()]
@@ -84,7 +84,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def _available() -> int | None:
-    """What Linux says could be given out without swapping."""
+    """Return the memory that Linux could hand out without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -93,7 +93,7 @@ def _available() -> int | None:
 
 
 def left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the container may still take (control groups, version 2), if it has a limit; cached files make room."""
+    """Return the container's remaining memory (control groups, version 2), if limited; cached files count as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit == "max":

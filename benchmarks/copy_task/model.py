@@ -1,10 +1,10 @@
-"""The network of the copy task, recurrent layers and a linear decoder, and how strongly its loss feels each step.
+"""The network of the copy task, recurrent layers and a linear decoder, and the gradient of its loss at each step.
 
-``gradient_norms`` measures dL/dh_t. The gradient of the layers' outputs would not do: it holds only what reaches h_t
-from its own step's output, and vanishing or exploding happens on the other path, through all later states. So the
-sequence runs in T calls of one step that hand the state on, the decoder reads the very tensor that is handed on,
-and autograd then collects both paths in its gradient, for any cell and backend. An LSTM's cell state is a third path,
-beside h_t: what reaches earlier steps through it shows at their h, not at h_t.
+``gradient_norms`` measures dL/dh_t. The gradient of the layers' outputs would not do: it contains only the part that
+reaches h_t from its own step's output, but gradients vanish or explode on the other path, through all later states. So
+the sequence runs in T calls of one step that pass the state on, the decoder reads the very tensor that is passed on,
+and autograd then sums both paths in its gradient, for any cell and backend. An LSTM's cell state is a third path,
+beside h_t: gradients that reach earlier steps through it appear at their h, not at h_t.
 """
 
 import torch
@@ -22,8 +22,8 @@ class CopyModel(nn.Module):
         cell: a key of ``CELLS``.
         task: decides the sizes of input and output.
         hidden, layers: size and number of the recurrent layers.
-        keep_bias: by how much the gates favour keeping the state at the start, or "chrono", which asks for as much as
-            the ``delay`` needs: how many steps after it was read a symbol is due.
+        keep_bias: how much the gates initially favour keeping the state, or "chrono", which derives this from
+            ``delay``, the number of steps from reading a symbol to its target.
         backend, device, dtype: as in ``fused_rnn``'s modules.
     """
 
@@ -45,7 +45,7 @@ class CopyModel(nn.Module):
         _favour_keeping(self.recurrent, keep_bias, delay)
 
     def forward(self, inputs: Tensor, steps: int) -> Tensor:
-        """Outputs (steps, B, output_size) at the last ``steps`` steps of inputs (T, B, input_size)."""
+        """Return outputs (steps, B, output_size) at the last ``steps`` steps of inputs (T, B, input_size)."""
         outputs, _ = self.recurrent(inputs)
         return self.decoder(outputs[-steps:])
 
@@ -70,12 +70,12 @@ def _favour_keeping(recurrent: nn.Module, bias: float | str, delay: int) -> None
 
 
 def chrono_bias(hidden: int, delay: int) -> Tensor:
-    """ln u with u drawn uniformly from 1 to ``delay`` - 1: a gate of 1 - 1/(1+u) keeps a state for about u steps."""
+    """Return ln u with u drawn uniformly from 1 to ``delay`` - 1: a gate of 1 - 1/(1+u) keeps a state about u steps."""
     return torch.empty(hidden).uniform_(1, max(delay - 1, 1)).log()
 
 
 def gradient_norms(model: CopyModel, task: Task, inputs: Tensor, targets: Tensor) -> list[float]:
-    """‖dL/dh_t‖ for t = 1..T, of the top layer's h_t: L is one sequence's loss, and the mean is over sequences."""
+    """Return ‖dL/dh_t‖ for t = 1..T, of the top layer's h_t: L is one sequence's loss, averaged over sequences."""
     hiddens, state = [], None
     for step in inputs.split(1):
         _, state = model.recurrent(step, state)

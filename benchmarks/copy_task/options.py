@@ -1,8 +1,8 @@
-"""The command line of the copy task: options, and the presets that give them their defaults.
+"""The command line of the copy task: options, and the presets of their defaults.
 
-``PRESETS`` holds each protocol's published or recorded setting, ``DEMO`` and ``LONGEST`` what ``--demo`` and
-``--longest`` change of it. All are only defaults: an option that is given overrides them, and ``--help`` shows the
-values in force beside it.
+``PRESETS`` holds each protocol's published or recorded setting, ``DEMO`` and ``LONGEST`` the changes that ``--demo``
+and ``--longest`` make to it. All are only defaults: a given option overrides them, and ``--help`` shows the values in
+force.
 """
 
 import argparse
@@ -30,8 +30,8 @@ COMMON = {
     "processes": 1,
     "out": Path("runs/copy_task"),
 }
-# recall: what all gated cells learn with at a length of 50, faster than at half the rate; one bias for all units leaves
-# the LSTM at chance there. echo: as recorded.
+# recall: all gated cells learn with these at a length of 50, faster than at half the rate; one bias for all units would
+# leave the LSTM at chance there. echo: as recorded.
 PRESETS = {
     "recall": {
         **COMMON,
@@ -58,14 +58,14 @@ LONGEST = {
     "trials": 1,
     "grow_from": 10,
     "until": 0.995,
-    "minutes": 9.5,  # with the tests afterwards a trial takes less than ten
+    "minutes": 9.5,  # including the tests a trial takes less than ten
     "ascend": True,
 }
 NOT_DECIDING = ("out", "resume", "demo", "longest", "compare", "report", "threads")
 
 
 def parse_options(arguments: list[str] | None = None) -> Namespace:
-    """The checked options of a run; ends the program or raises InputError where they are wrong."""
+    """Return the checked options of a run; end the program or raise InputError if they are wrong."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--protocol", nargs="?")
     first.add_argument("--demo", action="store_true")
@@ -74,7 +74,7 @@ def parse_options(arguments: list[str] | None = None) -> Namespace:
     parser = _parser()
     preset = PRESETS.get(chosen.protocol, PRESETS["recall"])
     if chosen.demo:
-        # a fresh folder, because the demo is to be run again and again
+        # a fresh folder, because people run the demo repeatedly
         folder = {"out": Path(time.strftime("runs/demo-%Y%m%d-%H%M%S"))}
         preset = preset | {name: value for name, value in DEMO.items() if preset[name] is not None} | folder
     elif chosen.longest:
@@ -205,13 +205,13 @@ def _check(options: Namespace) -> None:
 
 
 def task_of(options: Namespace) -> Task:
-    """The protocol that the options name."""
+    """Return the protocol that the options name."""
     if options.protocol == "recall":
         return Recall(options.symbols, options.vocabulary)
     return Echo(options.vocabulary)
 
 
 def configuration_of(options: Namespace, backend: str) -> dict:
-    """What decides the results, as they state it: every option but where they go, and the ``backend`` that runs."""
+    """Return the settings that decide the results: every option but output paths, and the ``backend`` that runs."""
     deciding = {name: value for name, value in vars(options).items() if name not in NOT_DECIDING}
     return {**deciding, "backend": backend}

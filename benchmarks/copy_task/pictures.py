@@ -1,4 +1,4 @@
-"""What a run found, in pictures: learning curves, scores and times against length, gradient norms by step.
+"""The findings of a run in pictures: learning curves, scores and times against length, gradient norms by step.
 
 A cell has the same colour everywhere. Lines are means over the trials; bands and bars are standard errors.
 """
@@ -20,7 +20,7 @@ REFERENCE_LINE = {"color": "black", "linestyle": ":", "linewidth": 1}
 
 
 def draw_pictures(trials: list[dict], rows: list[dict], task: Task, folder: Path) -> list[Path]:
-    """Draw all pictures of a run into ``folder``; returns their paths."""
+    """Draw all pictures of a run into ``folder``; return their paths."""
     lengths = sorted({trial["length"] for trial in trials})
     with plt.rc_context(STYLE):
         figures = {"lengths.png": lengths_figure(rows, lengths)}
@@ -34,7 +34,7 @@ def draw_pictures(trials: list[dict], rows: list[dict], task: Task, folder: Path
 
 
 def curves_figure(trials: list[dict], task: Task) -> Figure:
-    """Loss and accuracy by epoch, in training and on held-out sequences, of all cells at one length."""
+    """Draw loss and accuracy by epoch, in training and on held-out sequences, of all cells at one length."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for axes, name in ((left, "loss"), (right, "accuracy")):
         for cell, epochs in _by_cell(trials, lambda trial: trial["epochs"]).items():
@@ -52,7 +52,7 @@ def curves_figure(trials: list[dict], task: Task) -> Figure:
 
 
 def lengths_figure(rows: list[dict], lengths: list[int]) -> Figure:
-    """Accuracy and time of an optimisation step against length, with error bars."""
+    """Draw accuracy and time of an optimisation step against length, with error bars."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     for position, cell in enumerate(cells):
@@ -76,7 +76,7 @@ def lengths_figure(rows: list[dict], lengths: list[int]) -> Figure:
 
 
 def longer_figure(rows: list[dict], lengths: list[int]) -> Figure:
-    """Accuracy on longer sequences than those of the training: one panel for each length that was trained."""
+    """Draw accuracy on sequences longer than those of the training: one panel per training length."""
     size = (max(6.5, 2 + 2.8 * len(lengths)), 4.2)
     figure, panels = plt.subplots(1, len(lengths), figsize=size, sharey=True, squeeze=False)
     for axes, length in zip(panels[0], lengths):
@@ -98,7 +98,7 @@ def longer_figure(rows: list[dict], lengths: list[int]) -> Figure:
 
 
 def gradients_figure(trials: list[dict]) -> Figure:
-    """The norm of dL/dh_t by step, before and after training, of all cells at one length."""
+    """Draw the norm of dL/dh_t by step, before and after training, of all cells at one length."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axes, when in zip(panels, ("before", "after")):
         for cell, norms in _by_cell(trials, lambda trial, when=when: trial["gradient_norms"][when]).items():
@@ -118,7 +118,7 @@ def _by_cell(trials: list[dict], part) -> dict[str, list]:
 
 
 def _line_and_band(axes: Axes, values: list[list[float | None]], cell: str, line: str, name: str | None) -> None:
-    """Mean over trials of ``values`` (trials, steps), and its standard error as a band.
+    """Draw the mean over trials of ``values`` (trials, steps), and its standard error as a band.
 
     A trial that ended early keeps its last value.
     """
@@ -133,5 +133,5 @@ def _line_and_band(axes: Axes, values: list[list[float | None]], cell: str, line
 
 
 def _numbers(values: list[float | None]) -> np.ndarray:
-    """As an array; None, a diverged model's figure, as NaN, which leaves a gap."""
+    """Convert to an array; None, from a diverged model, becomes NaN, which leaves a gap."""
     return np.array(values, dtype=float)

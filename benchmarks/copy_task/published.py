@@ -1,4 +1,4 @@
-"""The block of benchmarks/copy_task/README.md on how far back a cell recalls; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/copy_task/README.md on how far back a cell recalls, for ``benchmarks.report``.
 
 Every number comes from a results.json of ``python -m benchmarks.copy_task``, of ``--longest`` or ``--compare``, kept as
 benchmarks/results/copy-*.json.
@@ -12,12 +12,12 @@ from .summary import summarise
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
+    """Make one section per file of results, or one sentence without results."""
     return "\n\n".join(section(result) for result in results) if results else "No run has been recorded yet."
 
 
 def section(result: dict) -> str:
-    """What was asked, where it ran, what was solved, and the table of all that was tried."""
+    """State the task, the machine and the solved lengths, and show the table of all trials."""
     task, rows = task_of(Namespace(**result["configuration"])), summarise(result["trials"])
     headings, *lines = table(rows, task)
     return "\n\n".join([preamble(result), longest_solved(rows), markdown(headings, lines).rstrip("\n")])

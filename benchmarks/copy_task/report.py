@@ -1,6 +1,6 @@
-"""What a run found, for people: a table in Markdown, JSON and on the terminal, and plain words.
+"""The findings of a run for people: a table in Markdown, JSON and on the terminal, and plain sentences.
 
-Beside every score stands what guessing and a model without memory score. A dash stands for a model that diverged.
+Every score is accompanied by those of guessing and of a model without memory. A dash stands for a model that diverged.
 """
 
 from pathlib import Path
@@ -22,17 +22,17 @@ VERDICTS = {
     "more accurate": "more accurate than guessing but of no lower loss than the {baseline}",
     "chance": "at chance (no better than guessing and the {baseline})",
 }
-TEXT = ("cell", "setting", "value")  # headings of columns of words
+TEXT = ("cell", "setting", "value")  # headings of text columns
 
 
 def label(cell: str) -> str:
-    """A cell's name for people: multiplicative_lstm is 'multiplicative LSTM'."""
+    """Return a cell's name for people: multiplicative_lstm is 'multiplicative LSTM'."""
     *modifiers, base = cell.split("_")
     return " ".join([*modifiers, base.upper()])
 
 
 def sentence(row: dict, task: Task) -> str:
-    """How one cell did at one length, and how that compares."""
+    """Describe the result of one cell at one length, compared with the baseline."""
     baseline, outcomes = row["baseline"], row["outcomes"]
     verdicts = [VERDICTS[name].format(baseline=task.baseline_name) for name in VERDICTS if name in outcomes]
     if len(outcomes) > 1:
@@ -47,7 +47,7 @@ def sentence(row: dict, task: Task) -> str:
 
 
 def longest_solved(rows: list[dict]) -> str:
-    """For each cell, the greatest length that all of its trials solved, and how long that took."""
+    """State, for each cell, the greatest length that all of its trials solved, and the time that took."""
     sentences = []
     for cell in dict.fromkeys(row["cell"] for row in rows):
         solved = [row for row in rows if row["cell"] == cell and set(row["outcomes"]) == {"solved"}]
@@ -61,14 +61,14 @@ def longest_solved(rows: list[dict]) -> str:
 
 
 def trial_sentence(record: dict, task: Task) -> str:
-    """The same for a trial that has just finished, and what it cost."""
+    """Describe a trial that has just finished, and its cost."""
     (row,) = summarise([record])
     step = number(row["seconds_per_step"], 1, 1000)
     return f"trial {record['trial'] + 1} of {sentence(row, task)}, {step} ms per step"
 
 
 def table(rows: list[dict], task: Task) -> list[list[str]]:
-    """The headings, then for every length what guessing and the baseline's model score, and one line per cell."""
+    """Return the headings, then for every length the scores of guessing and the baseline, and one line per cell."""
     extras = [part["extra"] for part in rows[0]["extra"]]
     lines = [
         [
@@ -104,13 +104,13 @@ def _line(row: dict) -> list[str]:
 
 
 def markdown(headings: list[str], lines: list[list[str]]) -> str:
-    """A table of Markdown, words to the left and numbers to the right."""
+    """Format a table of Markdown, text to the left and numbers to the right."""
     rule = ["---" if heading in TEXT else "---:" for heading in headings]
     return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rule, *lines])
 
 
 def write_tables(rows: list[dict], task: Task, folder: Path) -> list[Path]:
-    """``table.md`` and ``table.json``."""
+    """Write ``table.md`` and ``table.json``."""
     headings, *lines = table(rows, task)
     with replacing(folder / "table.md") as path:
         path.write_text(markdown(headings, lines))
@@ -130,7 +130,7 @@ def print_table(rows: list[dict], task: Task, console: Console) -> None:
 
 
 def number(figure: dict, digits: int, scale: float = 1.0) -> str:
-    """'mean ± standard error', as far as there is either."""
+    """Format 'mean ± standard error', of which either may be missing."""
     mean, error = figure["mean"], figure["standard_error"]
     if mean is None:
         return "–"

@@ -1,8 +1,7 @@
-"""``DIR/results.json``: what a run is, and the trials that it has finished.
+"""``DIR/results.json``: the configuration of a run, and its finished trials.
 
-The file is replaced as a whole after each trial, so it is complete whenever somebody looks. A run continues only
-where its configuration, machine and versions are the same, in as many processes as it likes; it never writes over
-results that are not its own.
+The file is replaced as a whole after each trial, so readers always find it complete. A run continues only with the
+same configuration, machine and versions, in any number of processes; it never overwrites results that are not its own.
 """
 
 import json
@@ -18,18 +17,18 @@ RECORD = (
 )
 
 
-MAY_CHANGE = ("processes", "cuda_graph", "threads")  # where a run goes on
+MAY_CHANGE = ("processes", "cuda_graph", "threads")  # when a run continues
 
 
 class Results:
     """Finished trials of one run, on disk in ``folder``.
 
     Args:
-        folder: where ``results.json`` lies or will lie.
-        configuration: what decides the results.
-        resume: whether to go on from what is there.
+        folder: the folder of ``results.json``.
+        configuration: the settings that decide the results.
+        resume: whether to continue from existing results.
 
-    Raises InputError where the folder holds results and ``resume`` is not set, holds results of another run, or
+    Raises InputError if the folder holds results and ``resume`` is not set, holds results of another run, or
     cannot be written.
     """
 
@@ -48,12 +47,12 @@ class Results:
         return self.content["trials"]
 
     def find(self, cell: str, length: int, trial: int) -> dict | None:
-        """The record of a finished trial."""
+        """Return the record of a finished trial."""
         wanted = (cell, length, trial)
         return next((t for t in self.trials if (t["cell"], t["length"], t["trial"]) == wanted), None)
 
     def add(self, record: dict, order: Sequence[tuple[str, int, int]]) -> dict:
-        """Keep a finished trial, on disk too, at its place in the ``order`` of (cell, length, trial); returns it."""
+        """Keep a finished trial, on disk too, at its place in the ``order`` of (cell, length, trial); return it."""
         record = _without_nan(record)
         self.trials.append(record)
         self.trials.sort(key=lambda t: order.index((t["cell"], t["length"], t["trial"])))
@@ -75,7 +74,7 @@ class Results:
 
 
 def read(path: Path) -> dict:
-    """The content of a results file; InputError where it is none, or has trials without one of RECORD's parts."""
+    """Read a results file; raise InputError if it is none, or has trials without one of RECORD's parts."""
     try:
         found = json.loads(path.read_text())
         parts = [found[name] for name in ("configuration", "hardware", "trials")]
@@ -95,7 +94,7 @@ def read(path: Path) -> dict:
 
 
 def found_before(folder: Path, resume: bool) -> dict | None:
-    """What there is to go on from, if anything; InputError where that was not asked for."""
+    """Return results to continue from, if any; raise InputError if that was not requested."""
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -105,7 +104,7 @@ def found_before(folder: Path, resume: bool) -> dict | None:
 
 
 def _without_nan(value):
-    """JSON has no NaN and no infinity: None stands for the numbers of a model that diverged."""
+    """Replace NaN and infinity, which JSON lacks, by None; they come from models that diverged."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list):

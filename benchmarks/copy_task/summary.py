@@ -1,7 +1,7 @@
-"""What a run found, in numbers: one row per length and cell over the trials' records.
+"""The findings of a run in numbers: one row per length and cell over the trials' records.
 
-A figure is the mean over the trials with the standard error of that mean; both are None where a trial diverged, the
-error also where there is a single trial. Beside it stands the baseline, and ``outcome`` judges a trial by it.
+A figure is the mean over the trials with the standard error of that mean; both are None if a trial diverged, and the
+error is also None for a single trial. The baseline accompanies it, and ``outcome`` compares a trial with it.
 """
 
 import math
@@ -9,11 +9,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 
-SOLVED = 0.99  # an accuracy above this
+SOLVED = 0.99  # accuracies above this count
 
 
 def mean_and_error(values: Iterable[float | None]) -> dict[str, float | None]:
-    """The figure of ``values``, one per trial."""
+    """Return the figure of ``values``, one per trial."""
     values = list(values)
     if None in values:
         return {"mean": None, "standard_error": None}
@@ -22,12 +22,12 @@ def mean_and_error(values: Iterable[float | None]) -> dict[str, float | None]:
 
 
 def typical(trial: dict, name: str) -> float:
-    """A trial's time: the median over its epochs, which the first one's warm-up does not distort."""
+    """Return a trial's time: the median over its epochs, which the first one's warm-up does not distort."""
     return statistics.median(epoch[name] for epoch in trial["epochs"])
 
 
 def summarise(trials: list[dict]) -> list[dict]:
-    """One row per length and cell, in the order of the trials."""
+    """Return one row per length and cell, in the order of the trials."""
     groups: dict[tuple, list[dict]] = {}
     for trial in trials:
         groups.setdefault((trial["length"], trial["cell"]), []).append(trial)
@@ -64,23 +64,23 @@ def _row(length: int, cell: str, trials: list[dict]) -> dict:
 
 
 def way(trial: dict) -> float | None:
-    """How far a trial came from guessing (0) to all symbols right (1); below 0 where guessing does better."""
+    """Return a trial's progress from guessing (0) to all symbols right (1); below 0 if guessing is better."""
     guess = trial["baseline"]["accuracy"]
     return None if trial["loss"] is None else (trial["accuracy"] - guess) / (1 - guess)
 
 
 def decades(norms: list[float | None]) -> float | None:
-    """log10 of the gradient's norm at the first step over that at the last; None where one is 0 or not finite."""
+    """Return log10 of the ratio of the gradient's norms at the first and last step; None if one is 0 or not finite."""
     first, last = norms[0], norms[-1]
     return math.log10(first / last) if first and last else None
 
 
 def outcome(trial: dict) -> str:
-    """One of 'diverged', 'solved', 'better', 'lower loss', 'more accurate', 'chance'.
+    """Return one of 'diverged', 'solved', 'better', 'lower loss', 'more accurate', 'chance'.
 
-    Solved is more than 99 % right. Otherwise two things count: an accuracy above guessing by more than three standard
-    deviations of guessing as many symbols, and a loss below the baseline's by more than a hundredth, which is more
-    than luck gives a model that knows nothing. Better has both, chance neither.
+    Solved is more than 99 % right. Otherwise there are two criteria: an accuracy above guessing by more than three
+    standard deviations of guessing that many symbols, and a loss below the baseline's by more than a hundredth, which
+    is more than chance gives a model that knows nothing. Better meets both, chance neither.
     """
     accuracy, loss, baseline = trial["accuracy"], trial["loss"], trial["baseline"]
     if loss is None:
@@ -96,5 +96,5 @@ def outcome(trial: dict) -> str:
 
 
 def left_out(trials: list[dict], cell: str, length: int) -> bool:
-    """Whether ``--ascend`` leaves this out: the cell has not solved a shorter length."""
+    """Whether ``--ascend`` omits this, because the cell has not solved a shorter length."""
     return any(t["cell"] == cell and t["length"] < length and outcome(t) != "solved" for t in trials)

@@ -1,7 +1,7 @@
-"""One trial: a fresh model of one cell trains at one length under one seed, and is then measured.
+"""One trial: a fresh model of one cell trains at one length with one seed, and is then measured.
 
-A trial is the unit that a run resumes at: it starts from its seed alone and returns a record ready for JSON, so an
-interrupted run that repeats it gets the same record, times apart, unless ``--minutes`` lets the clock decide.
+A run resumes at trials: each depends on its seed alone and returns a record ready for JSON, so an interrupted run that
+repeats it gets the same record, except for times, unless ``--minutes`` lets the clock decide.
 """
 
 import math
@@ -29,7 +29,7 @@ def run_trial(
     trial: int,
     advance: Callable[[float], None] = lambda _: None,
 ) -> dict:
-    """Train and measure one model; after every step ``advance`` is told how much of the training is done, 0 to 1."""
+    """Train and measure one model; after every step ``advance`` receives the completed fraction of the training."""
     started = time.perf_counter()
     seed = options.seed + trial
     torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def run_trial(
 
 
 def trial_step(options: Namespace, task: Task) -> Callable[[], object]:
-    """A training step of the first cell at the shortest length, of a model of its own, to be timed."""
+    """Return a training step of the first cell at the shortest length, with a model of its own, to be timed."""
     length = min(options.length)
     model = _new_model(options, task, options.cell[0], length)
     (batch,) = next(Data(task, length, options.seed).training(options.batch, options.batch))
@@ -83,7 +83,7 @@ def _new_model(options: Namespace, task: Task, cell: str, length: int) -> CopyMo
 def _train(
     options: Namespace, task: Task, model: CopyModel, data: Data, advance: Callable[[float], None]
 ) -> list[dict]:
-    """Train until ``options`` say that it is enough; returns losses, accuracies and times of each epoch."""
+    """Train until ``options`` say that it is enough; return losses, accuracies and times of each epoch."""
     began = time.perf_counter()
     optimiser = make_optimiser("adam", model.parameters(), options.lr)
     step = partial(_step, model, task, optimiser, options.clip)
@@ -126,19 +126,19 @@ def _train(
 
 
 def progress(options: Namespace, steps: int, seconds: float) -> float:
-    """How much of a training is done, 0 to 1: of its steps or of its time, whichever is further."""
+    """Return the completed fraction of a training: of its steps or of its time, whichever is larger."""
     by_steps = steps / (options.epochs * -(-options.sequences // options.batch))
     by_time = 0.0 if options.minutes is None else seconds / (60 * options.minutes)
     return min(max(by_steps, by_time), 1.0)
 
 
 def learning_rate(options: Namespace, done: float) -> float:
-    """The rate at this progress: ``--schedule cosine`` lets it fall from ``--lr`` to 0 along half a cosine."""
+    """Return the rate at this progress: ``--schedule cosine`` lets it fall from ``--lr`` to 0 along half a cosine."""
     return options.lr * (1 + math.cos(math.pi * done)) / 2 if options.schedule == "cosine" else options.lr
 
 
 def _step(model: CopyModel, task: Task, optimiser, clip: float | None, inputs: Tensor, targets: Tensor) -> Pair:
-    """One optimisation step; returns the loss and the accuracy before it, on the device."""
+    """Take one optimisation step; return the loss and the accuracy before it, on the device."""
     optimiser.zero_grad(set_to_none=True)
     outputs = model(inputs, len(targets))
     loss = task.loss(outputs, targets)
@@ -151,7 +151,7 @@ def _step(model: CopyModel, task: Task, optimiser, clip: float | None, inputs: T
 
 @torch.no_grad()
 def evaluate(model: CopyModel, task: Task, sequences: Pair, batch: int) -> tuple[float, float]:
-    """Mean loss and accuracy over sequences that are held out, ``batch`` at a time."""
+    """Return mean loss and accuracy over held-out sequences, ``batch`` at a time."""
     mean = Mean()
     for part in zip(*(tensor.split(batch, dim=1) for tensor in sequences)):
         inputs, targets = _to_model(model, part)
@@ -161,7 +161,7 @@ def evaluate(model: CopyModel, task: Task, sequences: Pair, batch: int) -> tuple
 
 
 def _at_extra_length(options: Namespace, task: Task, model: CopyModel, data: Data, extra: int) -> dict[str, float]:
-    """How the model does on sequences ``extra`` longer than those it trained on."""
+    """Measure the model on sequences ``extra`` longer than those it trained on."""
     loss, accuracy = evaluate(model, task, data.held_out("test", options.held_out, extra), options.batch)
     return {"extra": extra, "accuracy": accuracy, "loss": loss}
 
@@ -182,12 +182,12 @@ class Mean:
 
 
 def _to_model(model: CopyModel, batch: Pair) -> Pair:
-    """The batch on the model's device, the inputs in its dtype."""
+    """Move the batch to the model's device, the inputs also to its dtype."""
     inputs, targets = batch
     return inputs.to(model.decoder.weight), targets.to(model.decoder.weight.device)
 
 
 def _wait(model: CopyModel) -> None:
-    """Let queued GPU work end, so that the clock measures it."""
+    """Wait for queued GPU work, so that the clock measures it."""
     if model.decoder.weight.is_cuda:
         torch.cuda.synchronize(model.decoder.weight.device)

@@ -1,6 +1,6 @@
-"""What a GPU alone can tell, beside the speed of the cells there, which ``python -m benchmarks.speed`` measures.
+"""Measurements that only a GPU can make, beside the speed of the cells, which ``python -m benchmarks.speed`` measures.
 
-``machine`` describes the device. ``micro`` measures what the kernels are tuned by, ``plans`` their divisions of work,
-``choice`` those of clusters beside those of blocks, ``kernel`` shows one of them alone. ``run_all.sh`` runs it all, by
-``kit``.
+``machine`` describes the device. ``micro`` measures the costs that the kernels are tuned by, ``plans`` the plans of
+block kernels, ``choice`` warp kernels beside block kernels; ``kernel`` examines a single one. ``run_all.sh`` runs
+everything, through ``kit``.
 """

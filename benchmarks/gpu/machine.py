@@ -1,4 +1,4 @@
-"""The device that measures: its name and state, what code it runs, and what it costs to launch a kernel."""
+"""The measuring device: its name and state, the code that it runs, and the cost of a kernel launch."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ LAUNCHES = 1000
 
 
 def description(device: torch.device) -> dict:
-    """Hardware and versions; on a GPU also what the driver says of it before the measurements."""
+    """Describe hardware and versions; on a GPU also the driver's readings before the measurements."""
     found = {**common.hardware(), "device": str(device)}
     if device.type != "cuda":
         return found
@@ -45,7 +45,7 @@ def description(device: torch.device) -> dict:
 
 
 def state(device: torch.device) -> dict[str, str]:
-    """Driver, clocks, power and temperature as nvidia-smi reads them now; empty where it cannot."""
+    """Return driver, clocks, power and temperature as nvidia-smi reads them now; empty if it cannot."""
     if device.type != "cuda" or not shutil.which("nvidia-smi"):
         return {}
     chosen = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -57,7 +57,7 @@ def state(device: torch.device) -> dict[str, str]:
 
 
 def digests(root: Path = ROOT) -> dict[str, str | None]:
-    """Of the kernels' sources, and of the library that runs, which may have been built from others."""
+    """Return digests of the kernels' sources, and of the loaded library, which may have been built from others."""
     files = [path for folder in KERNELS for path in (root / folder).rglob("*") if path.is_file()]
     library = root / "fused_rnn" / "_C.so"
     return {
@@ -67,7 +67,7 @@ def digests(root: Path = ROOT) -> dict[str, str | None]:
 
 
 def other_kernels(result: dict) -> bool:
-    """Whether a file of results was measured with other kernels than those whose sources lie here."""
+    """Whether a file of results was measured with other kernels than those of the present sources."""
     return result.get("digests", {}).get("kernels") != digests()["kernels"]
 
 
@@ -77,7 +77,7 @@ def typical_ms(clock: HostClock, call: Callable[[], object], repeats: int = 10) 
 
 
 def launch_costs(clock: HostClock) -> dict[str, float | None]:
-    """µs of one of many small kernels in a row, of one node of a CUDA graph of them, and of one waited for."""
+    """Measure µs of one of many small kernels in a row, of one node of a CUDA graph of them, and of one waited for."""
     value = torch.zeros(1, device=clock.device)
 
     def many() -> None:

@@ -34,7 +34,7 @@ DIRECTIONS = ("forward", "backward")
 DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in cuda.DTYPES)
 SEQUENCES, PARTS = (8, 16, 32, 64), (1, 2, 4, 8, 16, 32, 64, 128)
 WITH_KERNELS = tuple(name for name in CELLS if CELLS[name].modulates is None or "rnn" not in name)
-STEPS, ROUNDS, CALLS = 512, 3, 3  # calls in a row, so that the host is not what is waited for
+STEPS, ROUNDS, CALLS = 512, 3, 3  # calls in a row, so that the host is not the bottleneck
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Layer:
 
     @property
     def cost(self) -> float:
-        """About how long it takes to try all its plans, in arbitrary units."""
+        """Estimate the time to try all its plans, in arbitrary units."""
         return self.steps * (1 + self.batch * self.hidden**2 / 1e7)
 
     def plan(self, chip: cuda.Chip, forced: str = "") -> cuda.Plan:
@@ -67,9 +67,9 @@ class Layer:
         return cuda.plan(self.cell, dtype, self.batch, self.hidden, self.features, self.direction, chip, forced)
 
 
-# The layers that are tried, and what the estimates are held against beside the times of this command, to which they are
-# fitted: µs per step of the kernels alone, forward and backward, T = 512, by the profiler on an H200, each with the
-# plan that was chosen then.
+# The layers to try, and earlier times that the estimates are compared with, besides the times of this command, which
+# they are fitted to: µs per step of the kernels alone, forward and backward, T = 512, by the profiler on an H200, each
+# with the plan that was chosen then.
 _BLOCK, _TEAM = "sequences=8,parts=1", "sequences=8,parts={},segments=1"
 MEASURED = {
     ("lstm", "bfloat16", 128, 16): ((_BLOCK, 5.80), (_BLOCK, 5.28)),
@@ -91,9 +91,9 @@ MEASURED = {
 
 
 def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequence[int]) -> list[cuda.Plan]:
-    """The plan that the planner chooses, then one of each division of the grid that fits, the cheapest first.
+    """Return the plan that the planner chooses, then one of each division of the grid that fits, the cheapest first.
 
-    Of the kernels of blocks: those of clusters are compared with them by ``benchmarks.gpu.choice``.
+    All are of block kernels; ``benchmarks.gpu.choice`` compares warp kernels with them.
     """
     chosen = layer.plan(chip, "exchange=blocks")
     found = {}
@@ -101,7 +101,7 @@ def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequen
         if tile >= 2 * max(layer.batch, SEQUENCES[0]):  # half of it would be empty
             continue
         for count in parts:
-            with contextlib.suppress(RuntimeError):  # it does not fit
+            with contextlib.suppress(RuntimeError):  # for plans that do not fit
                 plan = layer.plan(chip, f"sequences={tile},parts={count}")
                 found[plan.forced] = plan
     found.pop(chosen.forced, None)
@@ -109,13 +109,13 @@ def plans(layer: Layer, chip: cuda.Chip, sequences: Sequence[int], parts: Sequen
 
 
 def forced(plan: cuda.Plan) -> contextlib.AbstractContextManager[None]:
-    """Calls inside run with this plan."""
+    """Run calls inside with this plan."""
     return enforced(plan.forced)
 
 
 @contextlib.contextmanager
 def enforced(text: str) -> Iterator[None]:
-    """What runs inside finds this text in the environment, where a plan is forced."""
+    """Set this text in the environment, where it forces a plan, for the code inside."""
     before = os.environ.get(cuda.FORCED)
     os.environ[cuda.FORCED] = text
     try:
@@ -154,7 +154,7 @@ class Operands:
             random(rows, scale=H**-0.5),
             random(rows, scale=H**-0.5) if spec.recurrent_bias else None,
         ]
-        self.constants = [*[None] * 6, layer.cell, False]  # lengths, masks, and where episodes begin
+        self.constants = [*[None] * 6, layer.cell, False]  # lengths, masks, and resets
         self.d_output = random(T, B, H)
         self.results = self.forward()
 
@@ -173,7 +173,7 @@ class Operands:
 
 
 def measure(operands: Operands, tried: Sequence[cuda.Plan], clock: HostClock, rounds: int = ROUNDS) -> list[dict]:
-    """A record of each plan, the first of which the others' results are held against."""
+    """Measure a record of each plan; the first plan's results are the standard for the others."""
     records = [{**asdict(plan), "blocks": plan.blocks, "chosen": plan is tried[0]} for plan in tried]
     expected: tuple[Tensor, ...] = ()
     for plan, record in zip(tried, records):
@@ -188,18 +188,18 @@ def measure(operands: Operands, tried: Sequence[cuda.Plan], clock: HostClock, ro
     return records
 
 
-Entry = tuple[str, Callable[[], object], dict]  # the plan that is forced, a call, and its record
+Entry = tuple[str, Callable[[], object], dict]  # the forced plan, a call, and its record
 
 
 def time_in_turns(entries: Sequence[Entry], steps: int, clock: HostClock, rounds: int = ROUNDS) -> None:
-    """Add the time of each call to its record, unless that says that it failed."""
+    """Add the time of each call to its record, unless that has a failure."""
     readings: list[list[float]] = [[] for _ in entries]
-    for number in range(1 + rounds):  # the first to warm up
+    for number in range(1 + rounds):  # the first one warms up
         for (plan, call, record), times in zip(entries, readings):
             if "failed" not in record:
                 with enforced(plan), failure_recorded(record):
                     reading = clock.time(lambda call=call: [call() for _ in range(CALLS)])
-                    cuda.raise_timed_out()  # the clock has waited
+                    cuda.raise_timed_out()  # after the clock's synchronisation
                     if number:
                         times.append(1000 * reading.ms / (CALLS * steps))
     for (_, _, record), times in zip(entries, readings):
@@ -217,18 +217,18 @@ def failure_recorded(record: dict) -> Iterator[None]:
 
 
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest between two results, in units of the largest value of that tensor; NaN where there is one."""
+    """Return the largest difference of two results, in units of the tensor's largest value; NaN if there is one."""
     pairs = [(a.double(), b.double()) for a, b in zip(results, expected) if b.numel()]
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
 
 
 def allowed(dtype: torch.dtype) -> float:
-    """Plans add up in different orders, and a sequence carries that on; a wrong index makes a difference of order 1."""
+    """Return the tolerance: orders of sums differ, which a sequence amplifies; wrong indices differ by order 1."""
     return 32 * torch.finfo(dtype).eps
 
 
 def lines(layer: Layer, records: Sequence[dict]) -> str:
-    """A layer's plans, the fastest first, in a line each."""
+    """Format a layer's plans, one per line, the fastest first."""
     timed = sorted((r for r in records if "us_per_step" in r), key=lambda record: record["us_per_step"])
     found = [f"{layer}: µs per step"]
     for record in timed:

@@ -1,11 +1,11 @@
-"""Digests of sources: of their bytes, or of what a C++ compiler sees of them, without comments and white space."""
+"""Digests of sources: of their bytes, or of the code that a C++ compiler sees, without comments and white space."""
 
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-# What C++ text consists of; what stands first goes before what else would match.
+# The tokens of C++; alternatives that others would match come first.
 TOKEN = re.compile(
     r"(?P<space>//[^\n]*|/\*.*?\*/|[^\S\n]+)"
     r"|(?P<line>\n)"
@@ -20,7 +20,7 @@ TOKEN = re.compile(
 
 
 def digest(paths: Iterable[Path], root: Path, content: Callable[[Path], bytes] = Path.read_bytes) -> str:
-    """SHA-256 of the files' names, relative to ``root``, and contents, in the order of the names."""
+    """Return SHA-256 of the files' names, relative to ``root``, and contents, in the order of the names."""
     found = hashlib.sha256()
     for path in sorted(paths):
         found.update(f"{path.relative_to(root)}\n".encode() + content(path))
@@ -28,12 +28,12 @@ def digest(paths: Iterable[Path], root: Path, content: Callable[[Path], bytes] =
 
 
 def code(path: Path) -> bytes:
-    """A C++ file without comments, and with its tokens laid out in one way, however they were before."""
+    """Return a C++ file without comments, with its tokens in one layout, independent of the original one."""
     return "\n".join(_lines(path.read_text())).encode()
 
 
 def _lines(text: str) -> Iterator[str]:
-    """A directive of the preprocessor is a line of its own, and so is all code between two of them."""
+    """Yield the lines: each preprocessor directive, and all code between two of them."""
     code: list[str] = []
     for line in _tokens_by_line(text.replace("\\\n", "")):
         if line[0] == "#":
@@ -45,7 +45,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _tokens_by_line(text: str) -> Iterator[list[str]]:
-    """The tokens of each line that has some; a comment is a space, however many lines it has."""
+    """Yield the tokens of each line that has some; a comment is a space, however many lines it has."""
     line: list[str] = []
     for token in TOKEN.finditer(f"{text}\n"):
         if token["line"]:

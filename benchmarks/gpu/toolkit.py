@@ -1,4 +1,4 @@
-"""Where the programs of the CUDA toolkit are."""
+"""The search for programs of the CUDA toolkit."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ def nvcc() -> str | None:
 def cuobjdump(beside: str) -> str | None:
     """The disassembler beside the compiler, on PATH or in an installed Triton, with nvdisasm, which does its work."""
     folders = [Path(beside).resolve().parent, *map(Path, os.environ.get("PATH", "").split(os.pathsep))]
-    triton = importlib.util.find_spec("triton")  # which is not imported
+    triton = importlib.util.find_spec("triton")  # located without importing it
     if triton and triton.origin:
         folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
     for folder in folders:

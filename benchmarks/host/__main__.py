@@ -42,13 +42,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def output_path(options: argparse.Namespace) -> Path:
-    """Only the whole of it belongs with the results that the report reads."""
+    """Return where results go: only a complete run belongs with those that the report reads."""
     whole = options.against and (options.rounds, options.repeats) == (ROUNDS, REPEATS)
     return options.out or (RESULTS if whole else ROOT / "runs") / "host-cpu.json"
 
 
 def measured(folder: Path, rounds: int) -> list[dict]:
-    """The records of one process with the ``fused_rnn`` of a folder."""
+    """Return the records of one process with the ``fused_rnn`` of a folder."""
     command = [sys.executable, str(Path(__file__).with_name("measuring.py")), "--rounds", str(rounds)]
     environment = {**os.environ, "PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -56,7 +56,7 @@ def measured(folder: Path, rounds: int) -> list[dict]:
 
 
 def measure(sources: dict[str, Path], rounds: int, repeats: int) -> list[dict]:
-    """Records of all sources, each with the median of its processes, which take turns."""
+    """Return the records of all sources, each with the median of its processes, which take turns."""
     found: dict[tuple[str, tuple], list[float]] = defaultdict(list)
     for _ in range(repeats):
         for source, folder in sources.items():

@@ -41,7 +41,7 @@ except ImportError:  # in earlier revisions
 
 
 def allocate_results(*loop) -> tuple[Tensor, ...]:
-    """What the loop forward returns, as it comes from the allocator."""
+    """Allocate the results of the forward loop, uninitialised."""
     projected, _, h_0, c_0 = loop[:4]
     cell, save = (part for part in loop if isinstance(part, str))
     steps, hidden = projected.shape[:2], h_0.shape[1]
@@ -56,7 +56,7 @@ def allocate_results(*loop) -> tuple[Tensor, ...]:
 
 
 def allocate_gradients(*loop) -> tuple[Tensor, ...]:
-    """What the loop backward returns, likewise."""
+    """Allocate the results of the backward loop, uninitialised."""
     output, h_0, c_0 = loop[4], loop[8], loop[9]
     (cell,) = (part for part in loop if isinstance(part, str))
     return (
@@ -68,7 +68,7 @@ def allocate_gradients(*loop) -> tuple[Tensor, ...]:
 
 
 class Recorder:
-    """A function that keeps the arguments of its calls while it is asked to."""
+    """A function that records the arguments of its calls on request."""
 
     recording = False
 
@@ -82,7 +82,7 @@ class Recorder:
         return self.function(*arguments)
 
     def again(self) -> Callable[[], None]:
-        """The calls that were kept, to be made once more."""
+        """Return a function that repeats the recorded calls."""
         return repeated(self.function, self.calls)
 
 
@@ -99,13 +99,13 @@ def repeated(function: Callable, calls: list[tuple]) -> Callable[[], None]:
 LOOPS = {"forward": Recorder(allocate_results), "backward": Recorder(allocate_gradients)}
 KERNELS = around.Kernels(*LOOPS.values())
 OPERATORS = {name: Recorder(functools.partial(getattr(around, name), kernels=KERNELS)) for name in LOOPS}
-_LIBRARY = torch.library.Library("fused_rnn", "IMPL")  # what is registered lasts as long as this does
+_LIBRARY = torch.library.Library("fused_rnn", "IMPL")  # registrations last as long as this object
 
 
 def pretend() -> None:
-    """Have the operators do on the CPU what they do on a GPU, but for the kernels."""
+    """Make the operators do on the CPU what they do on a GPU, except for the kernels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # which says that others did something else
+        warnings.simplefilter("ignore")  # of overwritten implementations
         for name, operator in OPERATORS.items():
             _LIBRARY.impl(name, operator, "CPU", allow_override=True)
     if hasattr(fused_rnn, "quick") and hasattr(fused_rnn.quick, "IN_PYTHON"):
@@ -116,7 +116,7 @@ def pretend() -> None:
 
 
 def ways(cell: str, layers: int) -> dict[tuple[str, str], Callable[[], object]]:
-    """What is measured of a module, by mode and part."""
+    """Return the measurements of a module, by mode and part."""
     torch.manual_seed(0)
     module = MODULES[cell](SIZE, SIZE, num_layers=layers)
     x, d = torch.randn(T, B, SIZE), torch.randn(T, B, SIZE)
@@ -148,7 +148,7 @@ def ways(cell: str, layers: int) -> dict[tuple[str, str], Callable[[], object]]:
 
 
 def unrecorded(run: Callable[[], None]) -> Callable[[], None]:
-    """As operators are called by those who know that nothing is to be recorded."""
+    """Call operators as callers do who know that nothing is recorded."""
 
     def call() -> None:
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
@@ -158,11 +158,11 @@ def unrecorded(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def medians(found: dict[tuple, Callable[[], object]], rounds: int) -> dict[tuple, float]:
-    """Median µs of a call of each, which take turns: of this thread's time, so that other programs hardly matter."""
+    """Return the median µs of each call, in turns: of this thread's CPU time, so that other programs hardly matter."""
     times: dict[tuple, list[float]] = {way: [] for way in found}
     for _ in range(rounds):
         for way, run in found.items():
-            run()  # so that caches are as warm as in a loop of such calls
+            run()  # makes caches as warm as in a loop of such calls
             started = time.thread_time()
             for _ in range(CALLS):
                 run()

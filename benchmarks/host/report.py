@@ -14,7 +14,7 @@ PARTS = {
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
+    """Make one section per file of results, or one sentence without results."""
     return "\n\n".join(section(result) for result in results) if results else NOT_MEASURED
 
 
@@ -33,7 +33,7 @@ def section(result: dict) -> str:
 
 
 def calls(times: dict[tuple, float], sources: list[str]) -> str:
-    """Whole calls, and against earlier sources what they take of them."""
+    """Make the table of whole calls, with their time as a share of earlier sources'."""
     here, *earlier = sources
     lines = [f"| | {' | '.join(MODES.values())} |", "|---" * (1 + len(MODES)) + "|"]
     for cell, layers in _modules(times):
@@ -50,7 +50,7 @@ def calls(times: dict[tuple, float], sources: list[str]) -> str:
 
 
 def parts(times: dict[tuple, float], sources: list[str]) -> str:
-    """Where it goes: the products with the results of kernels, and all else of forward passes and of training."""
+    """Make the table of parts: products with the kernels' results, and the rest of forward passes and training."""
     head = ["module, checks and choice", "recording", *PARTS.values(), "backward pass but its products"]
     lines = [f"| | | {' | '.join(head)} |", "|---" * (2 + len(head)) + "|"]
     for cell, layers in _modules(times):

@@ -22,7 +22,7 @@ from .run import train_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that ``arguments``, or those of the process, ask for, perhaps as one of several processes."""
+    """Run the command in ``arguments``, or in those of the process, perhaps as one of several processes."""
     with joined() as world:
         run_command(partial(_run, arguments, world), say=world.say)
 
@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str] | None, world: World) -> None:
 
 
 def generate_command(options: argparse.Namespace) -> None:
-    """Print the prompt and how the model continues it, and how fast."""
+    """Print the prompt and the model's continuation, and the speed."""
     checkpoint = Checkpoint.load(options.checkpoint)
     model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
     prompt = alphabet.encode_prompt(options.prompt)
@@ -52,7 +52,7 @@ def generate_command(options: argparse.Namespace) -> None:
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    """Print the loss of a trained model on a text, cut into sentences or read as a stream as its training text was."""
+    """Print the loss of a trained model on a text, cut into sentences or read as a stream like its training text."""
     checkpoint = Checkpoint.load(options.checkpoint)
     model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
     text = read(options.text, alphabet, checkpoint.training["max_length"], checkpoint.training["bptt"])

@@ -1,9 +1,9 @@
-"""Symbols: which ones a model knows, and how text becomes numbers and numbers text.
+"""Symbols: the ones that a model knows, and the conversion between text and numbers.
 
 An alphabet gives every symbol a number. Two numbers mean the same in all of them: ``PAD`` fills the places past
 the end of a sequence and is never learnt nor generated; ``EOS`` ends a sequence, and starts the next.
-``ALPHABETS`` lists them by name; what a checkpoint must know to build one again is its ``name`` and ``symbols``.
-``unit`` is what one symbol is called.
+``ALPHABETS`` lists them by name; ``name`` and ``symbols`` are sufficient for a checkpoint to rebuild one. ``unit`` is
+the word for one symbol.
 """
 
 import io
@@ -23,7 +23,7 @@ PAD, EOS = 0, 1
 class Characters:
     """Letters, punctuation, digits and space: 95 characters, with ``PAD`` and ``EOS`` 97 symbols.
 
-    A sentence is a sequence: what stands between two full stops, whose place ``EOS`` takes.
+    A sentence is a sequence: the text between two full stops, which ``EOS`` replaces.
     """
 
     name = "characters"
@@ -38,16 +38,16 @@ class Characters:
         return EOS + 1 + len(self.symbols)
 
     def normalise(self, text: str) -> str:
-        """Decompose accented letters (NFD), turn all white space into spaces, drop characters that are not here."""
+        """Decompose accented letters (NFD), turn all white space into spaces, drop characters outside the alphabet."""
         return self._dropped.sub("", re.sub(r"\s", " ", unicodedata.normalize("NFD", text)))
 
     def sentences(self, text: str) -> list[str]:
-        """The sentences of ``text``, normalised, with runs of spaces collapsed, without empty ones."""
+        """Return the sentences of ``text``, normalised, with runs of spaces collapsed, without empty ones."""
         collapsed = (" ".join(sentence.split()) for sentence in self.normalise(text).split("."))
         return [sentence for sentence in collapsed if sentence]
 
     def encode(self, text: str) -> list[int]:
-        """One number per character. Raises InputError naming the characters that are not of this alphabet."""
+        """Return one number per character; raise InputError naming the characters that are not of this alphabet."""
         unknown = sorted(set(text) - self._numbers.keys())
         if unknown:
             named = ", ".join(map(ascii, unknown))
@@ -55,13 +55,13 @@ class Characters:
         return [self._numbers[character] for character in text]
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The beginning of one sentence as numbers; raises InputError if it has unknown characters or ends."""
+        """Return the beginning of one sentence as numbers; raise InputError if it has unknown characters or ends."""
         if "." in prompt:
             raise InputError(f"the prompt {prompt!r} has a full stop, but must be the beginning of one sentence")
         return self.encode(prompt)
 
     def decode(self, numbers: Tensor) -> str:
-        """The text of ``numbers`` (N,), leaving out ``PAD`` and ``EOS``."""
+        """Return the text of ``numbers`` (N,), leaving out ``PAD`` and ``EOS``."""
         return "".join(self.symbols[number - EOS - 1] for number in numbers.tolist() if number > EOS)
 
 
@@ -72,26 +72,26 @@ class Bytes:
     unit = "byte"
 
     def __init__(self, symbols: None = None):
-        self.symbols = symbols  # nothing to know
+        self.symbols = symbols  # always the same bytes
 
     def __len__(self) -> int:
         return EOS + 1 + 256
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The bytes of ``prompt`` in UTF-8 as numbers."""
+        """Return the bytes of ``prompt`` in UTF-8 as numbers."""
         return [byte + EOS + 1 for byte in prompt.encode()]
 
     def decode(self, numbers: Tensor) -> str:
-        """The text of ``numbers`` (N,), leaving out ``PAD`` and ``EOS``; what is not UTF-8 becomes a question mark."""
+        """Return the text of ``numbers`` (N,) without ``PAD`` and ``EOS``; invalid UTF-8 becomes question marks."""
         return bytes(number - EOS - 1 for number in numbers.tolist() if number > EOS).decode(errors="replace")
 
 
 class Words:
-    """The words of a training text, which white space separates; ``EOS`` ends every line, an empty one too.
+    """The words of a training text, separated by white space; ``EOS`` ends every line, an empty one too.
 
     The published counts of WikiText-2, which has empty lines between its paragraphs, and of Penn Treebank, which has
-    none, are made so. A newline ends a line and nothing else does. Where the training text has the word ``<unk>`` it
-    stands for words that are not in the vocabulary.
+    none, use this rule. Only a newline ends a line. If the training text has the word ``<unk>``, it stands for words
+    that are not in the vocabulary.
     """
 
     name = "words"
@@ -104,16 +104,16 @@ class Words:
 
     @classmethod
     def of(cls, text: str) -> "Words":
-        """The vocabulary of ``text``, most frequent words first."""
+        """Build the vocabulary of ``text``, most frequent words first."""
         return cls([word for word, _ in Counter(text.split()).most_common() if word != cls.END])
 
     def __len__(self) -> int:
         return EOS + 1 + len(self.symbols)
 
     def encode(self, text: str) -> np.ndarray:
-        """One number per word, and one per line, for its end: (N,), int32.
+        """Return one number per word, and one per line, for its end: (N,), int32.
 
-        Raises InputError naming words that are not in the vocabulary, if nothing in it stands for those.
+        Raises InputError naming words that are not in the vocabulary, unless it has ``<unk>``.
         """
         words = [word for line in io.StringIO(text) for word in (*line.split(), self.END)]
         unknown = self._numbers.get(self.UNKNOWN)
@@ -122,7 +122,7 @@ class Words:
         return np.fromiter((self._numbers.get(word, unknown) for word in words), np.int32, len(words))
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The beginning of a line as numbers; raises InputError naming words that are not in the vocabulary."""
+        """Return the beginning of a line as numbers; raise InputError naming words that are not in the vocabulary."""
         self._check_known(prompt.split())
         return [self._numbers[word] for word in prompt.split()]
 
@@ -133,7 +133,7 @@ class Words:
             raise InputError(f"the text has words that are not in the model's vocabulary: {named}")
 
     def decode(self, numbers: Tensor) -> str:
-        """The words of ``numbers`` (N,) with spaces between them, leaving out ``PAD`` and ``EOS``."""
+        """Return the words of ``numbers`` (N,) with spaces between them, leaving out ``PAD`` and ``EOS``."""
         return " ".join(self.symbols[number - EOS - 1] for number in numbers.tolist() if number > EOS)
 
 

@@ -1,8 +1,8 @@
-"""Beam search: of all ways to go on from the likeliest hypotheses, the likeliest are gone on from.
+"""Beam search: each step keeps the likeliest of all continuations of the likeliest hypotheses.
 
-The hypotheses step together as the columns of a batch. When one is gone on from in several ways its recurrent state is
-copied with it, so nothing is read twice. A hypothesis that has come to its ``EOS`` keeps its place and its
-log-probability, and gives it up only to likelier ones.
+The hypotheses step together as the columns of a batch. A hypothesis with several continuations has its recurrent state
+copied, so nothing is read twice. A hypothesis that has reached its ``EOS`` keeps its place and its log-probability, and
+loses them only to likelier ones.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class Beam:
 
 @torch.no_grad()
 def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int, normalise: bool = False) -> Beam:
-    """The ``width`` likeliest continuations of ``prompt`` by at most ``length`` symbols that the search finds.
+    """Return the ``width`` likeliest continuations of ``prompt`` by at most ``length`` symbols that the search finds.
 
     ``normalise`` ranks by log-probability per symbol, ``EOS`` included; without it short ones have the advantage.
-    Fewer hypotheses come back where there are no more.
+    Fewer hypotheses are returned if there are no more.
     """
     model.eval()
     symbols = torch.tensor([EOS, *prompt], device=model.device).unsqueeze(1)
@@ -43,7 +43,7 @@ def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int
         scores, state = model(symbols, state)
         steps = _step_log_probabilities(scores[-1], ended)
         candidates = (totals.unsqueeze(1) + steps).flatten()
-        counts = (numbers != PAD).sum(0) + ~ended  # symbols of a candidate
+        counts = (numbers != PAD).sum(0) + ~ended  # symbols of each candidate
         ranks = candidates / counts.repeat_interleave(steps.shape[1]) if normalise else candidates
         best = ranks.topk(min(width, int(ranks.isfinite().sum()))).indices
         parents, chosen = best // steps.shape[1], best % steps.shape[1]
@@ -55,7 +55,7 @@ def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int
 
 
 def _step_log_probabilities(scores: Tensor, ended: Tensor) -> Tensor:
-    """What each symbol adds to each hypothesis, (K, symbols): nothing but ``PAD`` follows an end, and only there."""
+    """Return each symbol's contribution to each hypothesis, (K, symbols): only ``PAD`` follows an end, at no cost."""
     scores = scores.double()
     scores[:, PAD] = -torch.inf
     steps = scores.log_softmax(-1)
@@ -65,7 +65,7 @@ def _step_log_probabilities(scores: Tensor, ended: Tensor) -> Tensor:
 
 
 def _columns(state: State, columns: Tensor) -> State:
-    """The state of some of the hypotheses, each as often as ``columns`` (K) names it."""
+    """Return the state of some of the hypotheses, each as often as ``columns`` (K) names it."""
     if isinstance(state, tuple):
         return tuple(part.index_select(1, columns) for part in state)
     return state.index_select(1, columns)

@@ -1,9 +1,9 @@
-"""Checkpoints: one file per cell with everything that generating, measuring and going on with training need.
+"""Checkpoints: one file per cell with everything that generation, evaluation and further training need.
 
-They are taken after an epoch or within one. What differs from process to process, where several train together, is kept
-of each, so that as many go on as if nothing had happened.
+They are taken after an epoch or within one. Values that differ between processes which train together are kept of each,
+so that the same number of processes continues as if nothing had happened.
 
-Written atomically, so that an interruption leaves the one before; read without running code from the file.
+Files are written atomically, so that an interruption leaves the previous one, and read without running code from them.
 """
 
 from dataclasses import dataclass, field, fields
@@ -21,12 +21,12 @@ FORMAT = "fused_rnn language model, version 3"
 
 @dataclass
 class Position:
-    """How far training has come in the epoch after the finished ones."""
+    """The progress of training in the epoch after the finished ones."""
 
     steps: int = 0
     seconds: float = 0.0
     sums: list[tuple[float, int]] = field(default_factory=list)  # of each process: total loss, number of symbols
-    state: State | None = None  # what the columns of a stream go on from, in their order
+    state: State | None = None  # with which the columns of a stream continue, in their order
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read a file that ``save`` wrote, onto the CPU; InputError if it is missing, damaged or something else."""
+        """Read a file that ``save`` wrote, onto the CPU; raise InputError if it is missing or not a checkpoint."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-        except Exception:  # whatever the file is, torch.load may raise anything on it
+        except Exception:  # torch.load may raise anything on an arbitrary file
             raise InputError(f"{path} is damaged, or is not a checkpoint") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise InputError(f"{path} is not a checkpoint of this language model, whose files say {FORMAT!r}")
@@ -72,7 +72,7 @@ class Checkpoint:
         return ALPHABETS[self.alphabet["name"]](self.alphabet["symbols"])
 
     def build_model(self, device: str, backend: str) -> LanguageModel:
-        """The trained model on ``device``; InputError if the backend cannot run there."""
+        """Build the trained model on ``device``; raise InputError if the backend cannot run there."""
         config = ModelConfig(**self.model)
         check_backend(device, config.computed_in, backend)
         model = LanguageModel(config, backend).to(device)

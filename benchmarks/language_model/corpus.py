@@ -1,9 +1,9 @@
-"""Text on disk to batches.
+"""Conversion of text on disk to batches.
 
-``read`` brings a text in as ``Sentences``, each a sequence of its own, in padded batches, or as a ``Stream``, one long
-sequence in chunks from which the recurrent state is carried to the next. ``split`` keeps a part of it apart to be
-measured on, and ``batches`` deals it out as ``Batch``, which is all that training and measuring see of it. A
-process that trains together with others is dealt only its columns of each.
+``read`` loads a text as ``Sentences``, each a sequence of its own, in padded batches, or as a ``Stream``, one long
+sequence in chunks from which the recurrent state is carried to the next. ``split`` holds out a part of it for
+evaluation, and ``batches`` yields it as ``Batch``, the only form that training and evaluation see. A process that
+trains together with others receives only its columns of each.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ from benchmarks.common import InputError
 
 from .alphabet import ALPHABETS, EOS, PAD, Alphabet, Characters, Words
 
-STANDARD_LIBRARY_LIMIT = 1_000_000  # characters; all of it would keep a laptop busy for long
-BLOCK = 2**22  # symbols of a stream to look at at a time, so that none is ever in memory as a whole
+STANDARD_LIBRARY_LIMIT = 1_000_000  # characters; the whole of it would keep a laptop busy for long
+BLOCK = 2**22  # symbols of a stream that are processed at a time, so that none is ever in memory as a whole
 ALL = slice(None)
 POOL = 32  # batches whose sentences are sorted by length together: little padding, and still shuffled
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads and what it is to predict, ``PAD`` past the end of a sequence.
+    """Inputs and targets of a step, ``PAD`` past the end of a sequence.
 
     inputs: (T, B), the targets one step later, ``EOS`` first.
     targets: (T, B), a sequence and its ``EOS``, or the next part of a stream, in each column.
-    continues: whether each column goes on where that of the batch before ended, and so does the recurrent state.
+    continues: whether each column continues that of the batch before, with its recurrent state.
     """
 
     inputs: Tensor
@@ -48,14 +48,14 @@ class Batch:
         return cls(torch.cat([torch.full_like(targets[:1], EOS), targets[:-1]]), targets)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets on ``device``; where that is a GPU they are only queued, and nothing waits for it."""
+        """Return inputs and targets on ``device``; copies to a GPU are only queued, and nothing waits for them."""
         parts = self.inputs, self.targets
         if device.type == "cuda":
             parts = tuple(part.pin_memory() for part in parts)
         return tuple(part.to(device, non_blocking=True) for part in parts)
 
     def counts(self) -> tuple[int, int]:
-        """Symbols to predict, and sequences that have any."""
+        """Return the numbers of symbols to predict, and of sequences that have any."""
         predicted = self.targets != PAD
         return int(predicted.sum()), int(predicted.any(0).sum())
 
@@ -63,7 +63,7 @@ class Batch:
 class Sentences:
     """Sentences as numbers, each cut at ``max_length`` characters and ended with ``EOS``."""
 
-    unit, batch_options = "sentences", "--batch"  # what ``len`` counts, and what decides how many make a batch
+    unit, batch_options = "sentences", "--batch"  # the unit of ``len``, and the option that sets the size of a batch
 
     def __init__(self, sequences: list[Tensor]):
         self.sequences = sequences
@@ -77,21 +77,21 @@ class Sentences:
         return len(self.sequences)
 
     def split(self, held_out: float) -> tuple["Sentences", "Sentences"]:
-        """All but the last, and the last ``held_out`` (a fraction) of the sentences; at least one each of two."""
+        """Return all but the last, and the last ``held_out`` (a fraction) of the sentences; of two, one each."""
         kept = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
         return Sentences(self.sequences[:kept]), Sentences(self.sequences[kept:])
 
     def count(self) -> int:
-        """Symbols to predict, ``EOS`` among them."""
+        """Return the number of symbols to predict, including ``EOS``."""
         return sum(map(len, self.sequences))
 
     def unigram_entropy(self) -> float:
-        """Nats per symbol that a model without memory needs, which knows only how frequent each symbol is."""
+        """Return the nats per symbol of a model without memory, which knows only the frequency of each symbol."""
         counts = torch.cat(self.sequences).bincount().double()
         return torch.special.entr(counts / counts.sum()).sum().item()
 
     def longest(self) -> int:
-        """Steps of the longest batch."""
+        """Return the steps of the longest batch."""
         return max(map(len, self.sequences))
 
     def digest(self) -> bytes:
@@ -99,7 +99,7 @@ class Sentences:
         return hashlib.sha256(lengths.encode() + torch.cat(self.sequences).numpy().tobytes()).digest()
 
     def least(self, size: int) -> int:
-        """How many sentences fill one batch."""
+        """Return the number of sentences that fill one batch."""
         return size
 
     def batch_count(self, size: int) -> int:
@@ -108,10 +108,10 @@ class Sentences:
     def batches(
         self, size: int, generator: torch.Generator | None = None, columns: slice = ALL, skip: int = 0
     ) -> Iterator[Batch]:
-        """Every sentence once, ``size`` at a time, the last batch perhaps smaller; ``columns`` of all but ``skip``.
+        """Yield every sentence once, ``size`` at a time, the last batch perhaps smaller: ``columns``, after ``skip``.
 
-        Without ``generator`` in order of length. With it in random order, sorted by length only within pools of
-        ``POOL`` batches, so that sentences of like length meet, but not the same ones in every epoch.
+        Without ``generator`` the order is that of length. With it the order is random, sorted by length only within
+        pools of ``POOL`` batches, so that sentences of similar length meet, but not the same ones in every epoch.
         """
         lengths = torch.tensor([len(sequence) for sequence in self.sequences])
         if generator is None:
@@ -127,8 +127,8 @@ class Sentences:
 class Stream:
     """One sequence of symbols, read as several contiguous streams side by side, ``bptt`` steps at a time.
 
-    values: (N,), of any integer type and perhaps a memory map, or (B, N), the B streams to read it as; ``first`` is
-    added to make them numbers.
+    values: (N,), of any integer type and perhaps a memory map, or (B, N) for B given streams; ``first`` is added to
+    make them numbers.
     """
 
     unit, batch_options = "symbols", "--batch times --bptt"
@@ -142,11 +142,11 @@ class Stream:
         return self.values.size
 
     def split(self, held_out: float) -> tuple["Stream", "Stream"]:
-        """All but the end, and the end, ``held_out`` (a fraction) of the symbols; at least one each of two."""
+        """Return all but the end, and the end, ``held_out`` (a fraction) of the symbols; at least one each of two."""
         return self._cut(self.values, held_out)
 
     def split_streams(self, held_out: float, size: int) -> tuple["Stream", "Stream"]:
-        """The same of each of ``size`` streams, so that every part of the text is measured on; what is over is left."""
+        """Split each of ``size`` streams, so that every part of the text is evaluated; the remainder is dropped."""
         length = len(self) // size
         return self._cut(self.values[: size * length].reshape(size, length), held_out)
 
@@ -157,15 +157,15 @@ class Stream:
         return tuple(Stream(part, self.first, self.bptt) for part in parts)
 
     def count(self) -> int:
-        """Symbols to predict."""
+        """Return the number of symbols to predict."""
         return len(self)
 
     def longest(self) -> int:
-        """Steps of the longest batch."""
+        """Return the steps of the longest batch."""
         return min(self.bptt, len(self))
 
     def unigram_entropy(self) -> float:
-        """Nats per symbol that a model without memory needs, which knows only how frequent each symbol is."""
+        """Return the nats per symbol of a model without memory, which knows only the frequency of each symbol."""
         counts = np.zeros(1 + max(int(block.max()) for block in self._blocks()), np.int64)
         for block in self._blocks():
             counts += np.bincount(block, minlength=len(counts))
@@ -182,7 +182,7 @@ class Stream:
             yield from (row[start : start + BLOCK] for start in range(0, len(row), BLOCK))
 
     def least(self, size: int) -> int:
-        """How many symbols fill one batch."""
+        """Return the number of symbols that fill one batch."""
         return size * self.bptt
 
     def batch_count(self, size: int) -> int:
@@ -191,9 +191,9 @@ class Stream:
     def batches(
         self, size: int, generator: torch.Generator | None = None, columns: slice = ALL, skip: int = 0
     ) -> Iterator[Batch]:
-        """Every symbol once, in ``size`` streams of equal length, the last perhaps padded at its end.
+        """Yield every symbol once, in ``size`` streams of equal length, the last perhaps padded at its end.
 
-        ``EOS`` comes first in each. Their order is that of the text, so ``generator`` is not used. ``columns`` are the
+        ``EOS`` comes first in each. The order is that of the text, so ``generator`` is not used. ``columns`` are the
         streams to read, and the first ``skip`` batches are left out.
         """
         streams = self._streams(size)
@@ -204,7 +204,7 @@ class Stream:
             if start == 0:
                 numbers[0] = EOS
             for column, values in zip(numbers.T, streams):
-                part = values[max(start - 1, 0) : end]  # with the last symbol of the batch before
+                part = values[max(start - 1, 0) : end]  # including the last symbol of the batch before
                 column[1 if start == 0 else 0 :][: len(part)] = torch.from_numpy(part.astype(np.int64)) + self.first
             yield Batch(numbers[:-1], numbers[1:], continues=start > 0)
 
@@ -221,25 +221,25 @@ Text = Sentences | Stream
 
 @dataclass(frozen=True)
 class Data:
-    """The texts of a training run: learnt from, measured after every epoch, measured at the end."""
+    """The texts of a training run: for training, for evaluation after every epoch, and for evaluation at the end."""
 
     training: Text
     held_out: Text
     test: Text | None
 
     def digest(self) -> str:
-        """Tells whether two runs had the same data."""
+        """Return a digest that tells whether two runs had the same data."""
         parts = [self.training, self.held_out, self.test] if self.test else [self.training, self.held_out]
         return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
 
 
 def make_alphabet(name: str, path: Path | None, limit: int | None) -> Alphabet:
-    """The alphabet of that name; the vocabulary of ``Words`` is that of the text to train on."""
+    """Return the alphabet of that name; the vocabulary of ``Words`` is that of the training text."""
     return Words.of(_read(path, limit)) if name == Words.name else ALPHABETS[name]()
 
 
 def read(path: Path | None, alphabet: Alphabet, max_length: int, bptt: int, limit: int | None = None) -> Text:
-    """The first ``limit`` characters (bytes, for ``Bytes``) of a file, or of the standard library if ``path`` is None.
+    """Read the first ``limit`` characters (bytes, for ``Bytes``) of a file, or without one of the standard library.
 
     Characters make sentences, cut at ``max_length``; bytes and words make streams, read ``bptt`` steps at a time.
     """
@@ -259,7 +259,7 @@ def _read(path: Path | None, limit: int | None) -> str:
 
 
 def _map_bytes(path: Path) -> np.ndarray:
-    """The bytes of a file, (N,) of uint8, brought into memory only where they are looked at."""
+    """Return the bytes of a file, (N,) of uint8, which are loaded into memory only on access."""
     try:
         if path.stat().st_size == 0:
             raise InputError(f"the text file {path} is empty")
@@ -269,7 +269,7 @@ def _map_bytes(path: Path) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file as ``open`` reads it, without a byte order mark; InputError if missing, empty or not UTF-8."""
+    """Read a file as ``open`` does, without a byte order mark; raise InputError if missing, empty or not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -282,7 +282,7 @@ def read_text(path: Path) -> str:
 
 
 def standard_library(limit: int) -> str:
-    """The first ``limit`` characters of the source text of Python's standard library, modules in order of name."""
+    """Return the first ``limit`` characters of the sources of Python's standard library, modules in order of name."""
     folder = Path(sysconfig.get_path("stdlib"))
     pieces, length = [], 0
     for path in sorted(folder.glob("*.py")):

@@ -1,11 +1,11 @@
-"""The processes that train one model together, as torchrun starts them, and what they tell each other.
+"""The processes that train one model together, as torchrun starts them, and their communication.
 
-Every process has a share of the columns of each batch, and DistributedDataParallel takes the mean of their gradients,
-through gloo on CPUs and nccl on GPUs. Else they tell each other a few numbers per step, through gloo everywhere, so
-that none waits for its GPU. What people see, on the terminal and on disk, comes from the first process; only what ends
-a run early is said by the one that notices first. No wait is longer than ``TIMEOUT``.
+Every process has a share of the columns of each batch, and DistributedDataParallel averages their gradients, through
+gloo on CPUs and nccl on GPUs. All other communication is a few numbers per step, through gloo everywhere, so that no
+process waits for its GPU. All output, on the terminal and on disk, comes from the first process; only the reason for an
+early end is printed by the process that notices it first. No wait is longer than ``TIMEOUT``.
 
-Without torchrun there is one process, which tells nobody anything.
+Without torchrun there is one process, which communicates with nobody.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import InputError, print_error
 
-TIMEOUT = timedelta(minutes=10)  # also for what only the first process does, while the others wait: saving, drawing
+TIMEOUT = timedelta(minutes=10)  # includes work of the first process that the others wait for: saving, drawing
 Result = TypeVar("Result")
 
 
 @dataclass
 class World:
-    """All the processes, and which of them this is.
+    """All the processes, and the rank of this one.
 
-    Every method of several processes but ``say`` must be called by all of them, in the same order.
+    If there are several, all must call every method except ``say``, in the same order.
     """
 
     rank: int = 0
     size: int = 1
-    store: dist.Store | None = None  # what all can read and write; torchrun keeps it, so it outlives the processes
-    saved: str = "nothing is saved yet"  # what the run can go on from
+    store: dist.Store | None = None  # shared by all; torchrun keeps it, so it outlives the processes
+    saved: str = "nothing is saved yet"  # what the run can continue from
 
     @property
     def is_first(self) -> bool:
@@ -48,7 +48,7 @@ class World:
         return slice(self.rank, None, self.size)
 
     def device(self, name: str) -> str:
-        """The device of this process, its own GPU for ``cuda``; InputError if ``name`` is one GPU for all."""
+        """Return this process's device, its own GPU for ``cuda``; raise InputError if ``name`` is one GPU for all."""
         if self.size == 1 or name == "cpu":
             return name
         if name != "cuda":
@@ -56,11 +56,11 @@ class World:
         return f"cuda:{os.environ['LOCAL_RANK']}"
 
     def sharers(self, device: str) -> int:
-        """How many of the processes compute in the memory of ``device``: on a CPU all on this machine."""
+        """Return how many of the processes compute in the memory of ``device``: on a CPU all on this machine."""
         return int(os.environ["LOCAL_WORLD_SIZE"]) if self.size > 1 and device == "cpu" else 1
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """``model``, or what calls it and leaves the mean of all processes' gradients in its parameters."""
+        """Return ``model``, or a wrapper that averages gradients over all processes in the model's parameters."""
         if self.size == 1:
             return model
         device = next(model.parameters()).device
@@ -73,7 +73,7 @@ class World:
         return DistributedDataParallel(model, devices, process_group=group, gradient_as_bucket_view=True)
 
     def sum(self, *values: float) -> list[float]:
-        """The sums of what all processes give; exact for whole numbers."""
+        """Return the sums of all processes' values; exact for whole numbers."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -81,14 +81,14 @@ class World:
         return total.tolist()
 
     def gather(self, value: Result) -> list[Result]:
-        """What each process gives, in their order; tensors on the CPU."""
+        """Return the values of all processes, in their order; tensors on the CPU."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def from_first(self, make: Callable[[], Result]) -> Result:
-        """What ``make`` returns in the first process, for all; the others do not call it, but wait."""
+        """Return the result of ``make`` in the first process, to all; the others wait for it."""
         result = [make() if self.is_first else None]
         if self.size > 1:
             dist.broadcast_object_list(result)
@@ -96,10 +96,10 @@ class World:
 
     @contextlib.contextmanager
     def ending_together(self) -> Iterator[None]:
-        """If another process is lost, end with one sentence and status 1.
+        """Exit with one sentence and status 1 if another process is lost.
 
-        The launcher sends SIGTERM as soon as it notices the loss itself, so where signals are heeded this must be
-        entered after them: they are heeded until the sentence is said.
+        The launcher sends SIGTERM as soon as it notices the loss itself. So if signals are heeded, this must be entered
+        after them, so that they are heeded until the sentence is printed.
         """
         try:
             yield
@@ -107,17 +107,17 @@ class World:
             if self.size == 1 or not _is_loss(error):
                 raise
             self.say(f"\nerror: another of the {self.size} processes is gone or does not answer; {self.saved}")
-            os._exit(1)  # the tidy way would wait for what the lost process was to send
+            os._exit(1)  # a regular exit would wait for data from the lost process
 
     def say(self, message: str) -> None:
-        """Print why the run ends early, if no other process has done so; all return only when it is printed."""
+        """Print why the run ends early, unless another process has done so; all return only when it is printed."""
         if self.store is None:
             print_error(message)
         elif self.store.add("speakers", 1) == 1:
             print_error(message)
             self.store.set("said", "")
         else:
-            with contextlib.suppress(RuntimeError):  # the speaker is gone, too
+            with contextlib.suppress(RuntimeError):  # the process that prints is gone, too
                 self.store.wait(["said"], timedelta(seconds=10))
 
 
@@ -126,7 +126,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """The processes that torchrun started, or this one alone; only the first prints on standard output.
+    """Yield the processes that torchrun started, or this one alone; only the first prints on standard output.
 
     If one of them is lost, all end with one sentence and status 1.
     """
@@ -152,5 +152,5 @@ def _join() -> World:
 
 
 def _is_loss(error: RuntimeError) -> bool:
-    """Whether ``error`` is of a connection; gloo's have no type of their own, but name the source file."""
+    """Whether ``error`` is of a connection; gloo's errors have no type of their own, but name the source file."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,8 +1,8 @@
-"""Generation symbol by symbol: the prompt is read once, then every symbol is made from the state and the one before.
+"""Generation symbol by symbol: the prompt is read once, then every symbol follows from the state and the one before.
 
 Hypotheses are the columns of a batch and each carries its recurrent state with it: nothing is fed twice, and the
-state is never reset. A way of generating is a function that chooses the next symbols given their scores; beam search,
-which also chooses what to go on from, is in ``beam``.
+state is never reset. A method of generation is a function that chooses the next symbols given their scores; beam
+search, which also chooses the hypotheses to continue, is in ``beam``.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from torch import Tensor
 from .alphabet import EOS, PAD
 from .model import LanguageModel
 
-Choose = Callable[[Tensor], Tensor]  # scores (B, symbols), -inf for what must not come -> numbers (B,)
-Restrict = Callable[[Tensor], Tensor]  # probabilities (B, symbols) -> the same, 0 for what must not be drawn
+Choose = Callable[[Tensor], Tensor]  # scores (B, symbols), -inf for excluded symbols -> numbers (B,)
+Restrict = Callable[[Tensor], Tensor]  # probabilities (B, symbols) -> the same, 0 for excluded symbols
 
 
 def greedy(scores: Tensor) -> Tensor:
-    """The likeliest symbol of each hypothesis. Shapes: (B, symbols) -> (B,)."""
+    """Choose the likeliest symbol of each hypothesis. Shapes: (B, symbols) -> (B,)."""
     return scores.argmax(-1)
 
 
 def sampler(temperature: float, seed: int, restrict: Restrict | None = None) -> Choose:
-    """Draws from the model's distribution, sharpened by a temperature below 1 or flattened by one above.
+    """Draw from the model's distribution, which a temperature below 1 sharpens and one above 1 flattens.
 
-    ``restrict`` sees the distribution at that temperature, and what it keeps is drawn in proportion. Draws on the CPU,
-    so that the same scores and seed give the same symbols whatever the device.
+    ``restrict`` sees the distribution at that temperature, and the symbols that it keeps are drawn in proportion. Draws
+    are on the CPU, so that the same scores and seed give the same symbols on every device.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def sample(scores: Tensor) -> Tensor:
         scores = scores.double()
-        likeliest = scores.amax(-1, keepdim=True)  # subtracted first: a tiny temperature must not overflow
+        likeliest = scores.amax(-1, keepdim=True)  # subtracted first, so that a tiny temperature does not overflow
         probabilities = ((scores - likeliest) / temperature).softmax(-1).cpu()
         if restrict is not None:
             probabilities = restrict(probabilities)
@@ -42,7 +42,7 @@ def sampler(temperature: float, seed: int, restrict: Restrict | None = None) -> 
 
 
 def top_k(count: int) -> Restrict:
-    """Keeps the ``count`` likeliest symbols of each hypothesis, or all where there are no more."""
+    """Keep the ``count`` likeliest symbols of each hypothesis, or all if there are no more."""
 
     def restrict(probabilities: Tensor) -> Tensor:
         kept, symbols = probabilities.topk(min(count, probabilities.shape[-1]))
@@ -52,11 +52,11 @@ def top_k(count: int) -> Restrict:
 
 
 def nucleus(alpha: float) -> Restrict:
-    """Keeps the smallest set of symbols whose mass is at least ``alpha`` (Holtzman et al. 2020)."""
+    """Keep the smallest set of symbols whose mass is at least ``alpha`` (Holtzman et al. 2020)."""
 
     def restrict(probabilities: Tensor) -> Tensor:
         descending, symbols = probabilities.sort(descending=True, stable=True)
-        before = descending.cumsum(-1) - descending  # mass of what is likelier
+        before = descending.cumsum(-1) - descending  # mass of likelier symbols
         return torch.zeros_like(probabilities).scatter(-1, symbols, descending.where(before < alpha, 0.0))
 
     return restrict
@@ -67,7 +67,7 @@ def generate(model: LanguageModel, prompt: list[int], choose: Choose, length: in
     """Continue ``prompt`` by at most ``length`` symbols.
 
     Returns numbers (at most length, hypotheses) on the CPU without the prompt: in each column the symbols up to and
-    with the first ``EOS``, then ``PAD``. Ends early when every hypothesis has come to its ``EOS``.
+    including the first ``EOS``, then ``PAD``. Ends early when every hypothesis has reached its ``EOS``.
     """
     model.eval()
     symbols = torch.tensor([EOS, *prompt], device=model.device).unsqueeze(1).expand(-1, hypotheses)

@@ -14,7 +14,7 @@ from .model import LanguageModel
 
 
 def masked_cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of all ``targets`` that are not ``PAD``, and how many these are; both ().
+    """Return the sum of the losses of all ``targets`` that are not ``PAD``, and their number; both ().
 
     scores: (T, B, symbols), reduced in float32 or wider. targets: (T, B).
     """
@@ -34,18 +34,18 @@ class Mean:
         self._count += count
 
     def sums(self) -> tuple[float, int]:
-        """The total loss and the number of symbols, of this process."""
+        """Return the total loss and the number of symbols, of this process."""
         return self._total.item(), self._count.item()
 
     def value(self, world: World = ALONE) -> float:
-        """The mean over what all processes added."""
+        """Return the mean over the additions of all processes."""
         total, count = world.sum(*self.sums())
         return total / count
 
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, batches: Iterable[Batch], world: World = ALONE) -> float:
-    """Nats per symbol over all ``batches``, of which every process has its columns, without dropout."""
+    """Return nats per symbol over all ``batches``, of which every process has its columns, without dropout."""
     model.eval()
     mean, state = Mean(model.device), None
     for batch in batches:
@@ -56,5 +56,5 @@ def mean_loss(model: LanguageModel, batches: Iterable[Batch], world: World = ALO
 
 
 def in_units(nats: float, unit: str) -> dict[str, float]:
-    """A loss per symbol, one ``unit`` of text, in the other units in which the literature gives it."""
+    """Convert a loss per symbol, one ``unit`` of text, to the other units in the literature."""
     return {f"bits_per_{unit}": nats / math.log(2), "perplexity": math.exp(nats)}

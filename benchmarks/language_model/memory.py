@@ -1,4 +1,4 @@
-"""Whether a training step fits into memory, estimated before anything large is allocated."""
+"""The check that a training step fits into memory, estimated before anything large is allocated."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 def estimate(config: ModelConfig, optimiser: str, steps: int, batch: int) -> tuple[int, int]:
-    """Bytes of a training step: of parameters with gradients and the optimiser's state, and of activations."""
+    """Return bytes of a training step: of parameters with gradients and the optimiser's state, and of activations."""
     with torch.device("meta"):
         model = LanguageModel(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -39,7 +39,7 @@ def estimate(config: ModelConfig, optimiser: str, steps: int, batch: int) -> tup
 
 
 def available(device: str) -> int:
-    """Bytes that are free for a new process: on the GPU, or in main memory within the limits of its control group."""
+    """Return the bytes available to a new process: on the GPU, or in main memory within its control group's limits."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -53,7 +53,7 @@ def available(device: str) -> int:
 
 
 def check_fits(config: ModelConfig, optimiser: str, steps: int, batch: int, device: str, sharers: int = 1) -> None:
-    """InputError with the estimate if a training step needs more memory than ``device`` has left for each sharer."""
+    """Raise InputError with the estimate if a training step needs more memory than ``device`` has left per sharer."""
     fixed, activations = estimate(config, optimiser, steps, batch)
     free = available(device) // sharers
     if fixed + activations > free:

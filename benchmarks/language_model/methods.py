@@ -1,4 +1,4 @@
-"""The ways to continue a prompt, by name, and what decides what each comes up with."""
+"""The methods to continue a prompt, by name, and their parameters."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
 
 @dataclass(frozen=True)
 class Choices:
-    """What beside the model and the prompt decides a continuation; the options of ``generate`` explain each."""
+    """The parameters of a continuation beside the model and the prompt; the options of ``generate`` explain each."""
 
     temperature: float = 1.0
     top_k: int = 10
@@ -27,9 +27,9 @@ class Choices:
 
 
 def continuation(model: LanguageModel, prompt: list[int], method: str, choices: Choices) -> Tensor:
-    """The numbers (N,), at most ``choices.length`` of them, that ``method`` continues ``prompt`` with.
+    """Return the numbers (N,), at most ``choices.length`` of them, with which ``method`` continues ``prompt``.
 
-    The last is ``EOS`` where the sentence ended.
+    The last is ``EOS`` if the sentence ended.
     """
     if method == "beam":
         hypotheses = beam_search(model, prompt, choices.beam_width, choices.length, choices.normalise)
@@ -44,7 +44,7 @@ def continuation(model: LanguageModel, prompt: list[int], method: str, choices: 
 
 
 def continuations(model: LanguageModel, alphabet: Alphabet, prompt: str, choices: Choices) -> dict[str, str]:
-    """``prompt`` and how the model goes on from it, by method."""
+    """Return ``prompt`` and the model's continuation, by method."""
     start = alphabet.encode_prompt(prompt)
     ends = {method: continuation(model, start, method, choices) for method in METHODS}
     return {method: alphabet.decode(torch.cat([torch.tensor(start), end])) for method, end in ends.items()}

@@ -14,15 +14,15 @@ from benchmarks.common import CELLS, DTYPES, InputError
 
 from .alphabet import PAD
 
-BASELINES = {"torch_rnn": nn.RNN, "torch_lstm": nn.LSTM, "torch_gru": nn.GRU}  # of which --backend changes nothing
+BASELINES = {"torch_rnn": nn.RNN, "torch_lstm": nn.LSTM, "torch_gru": nn.GRU}  # --backend does not affect them
 MODULES = {**CELLS, **BASELINES}
-RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # how their names start
+RECURRENT_WEIGHTS = ("weight_hh", "weight_mhh")  # prefixes of their names
 State = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What makes one model's parameters differ in number or shape from another's."""
+    """The settings that determine the number and shapes of a model's parameters, and its computation."""
 
     cell: str  # a key of MODULES
     symbols: int  # size of the alphabet
@@ -30,14 +30,14 @@ class ModelConfig:
     hidden: int  # units per layer
     layers: int
     dropout: float  # of embedding, each layer's outputs
-    weight_drop: float  # of the weights that the state is multiplied with
+    weight_drop: float  # of recurrent weights
     tie: bool  # decode with the transposed embedding
     dtype: str  # a key of DTYPES
     autocast: bool  # compute in bfloat16, with parameters in float32
 
     @property
     def computed_in(self) -> str:
-        """What activations are, a key of DTYPES."""
+        """The dtype of activations, a key of DTYPES."""
         return "bfloat16" if self.autocast else self.dtype
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class ModelConfig:
 
 
 class LanguageModel(nn.Module):
-    """Scores of every next symbol, given the symbols so far."""
+    """Scores every possible next symbol, given the symbols so far."""
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__()
@@ -72,7 +72,7 @@ class LanguageModel(nn.Module):
         return self.decoder.weight.device
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Scores (T, B, symbols) of what follows each of ``inputs`` (T, B), and the state after the last.
+        """Return scores (T, B, symbols) of the successor of each of ``inputs`` (T, B), and the state after the last.
 
         state: as the recurrent module's, (layers, B, H) or a pair of them; None before the first symbol.
         """
@@ -81,9 +81,9 @@ class LanguageModel(nn.Module):
             return self.decoder(self.dropout(outputs)), state
 
     def _recur(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The recurrent layers, with dropped weights (Merity, Keskar & Socher 2018) where asked for, torch.nn's too.
+        """Run the recurrent layers, with ``weight_drop`` (Merity, Keskar & Socher 2018), also for torch.nn's cells.
 
-        What is dropped is drawn once per call, so it is the same at every step.
+        Dropped elements are drawn once per call, so they are the same at every step.
         """
         drop = self.config.weight_drop if self.training else 0.0
         if drop == 0:

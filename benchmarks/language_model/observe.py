@@ -1,6 +1,6 @@
-"""What TensorBoard shows beside the losses: how large gradients are, and how open the gates.
+"""The contents of TensorBoard beside the losses: the sizes of gradients, and the openness of gates.
 
-Fused kernels keep their gates to themselves, so these are taken from the same model run by the reference, on one batch.
+Fused kernels do not expose their gates, so the same model computes them by the reference, on one batch.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ GATES = {  # in the order in which a step of the reference computes them
     "multiplicative_gru": GRU_GATES,
 }
 SCALARS = ("train_loss", "held_out_loss", "test_loss", "learning_rate")
-STEPS, SEQUENCES = 64, 16  # of the batch that gates are looked at in; the reference is slow
+STEPS, SEQUENCES = 64, 16  # of the batch on which gates are computed; the reference is slow
 
 
 class _Sigmoids(TorchFunctionMode):
-    """Keeps every result of torch.sigmoid while it is active."""
+    """Records every result of torch.sigmoid while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Sigmoids(TorchFunctionMode):
 
 @torch.no_grad()
 def gate_values(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
-    """Values (T, B, H) of every gate, by name and layer, without dropout; none of torch.nn's cells."""
+    """Return the values (T, B, H) of every gate, by name and layer, without dropout; none for torch.nn's cells."""
     gates = GATES.get(model.config.cell, ())
     if not gates:
         return {}
@@ -64,7 +64,7 @@ def gate_values(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
 
 
 def gradient_magnitudes(model: LanguageModel) -> dict[str, Tensor]:
-    """Decimal logarithms of the absolute values of each parameter's last gradient that are not zero."""
+    """Return decimal logarithms of the absolute values of each parameter's last gradient that are not zero."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: g[g != 0].abs().float().log10() for name, g in gradients.items() if g is not None and g.any()}
 
@@ -82,7 +82,7 @@ class TensorBoard:
         self._batch = Batch(batch.inputs[:STEPS], batch.targets[:STEPS])
 
     def write(self, model: LanguageModel, epoch: dict) -> None:
-        """Append what is known after ``epoch``."""
+        """Append the values of ``epoch``."""
         for name in SCALARS:
             if name in epoch:
                 self._writer.add_scalar(name, epoch[name], epoch["epoch"])

@@ -28,9 +28,9 @@ from .train import CLIPS, SCHEDULES
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse ``arguments``, or those of the process; ``command`` says which of the commands was given.
+    """Parse ``arguments``, or those of the process; ``command`` names the given command.
 
-    ``command_line`` is what to type to run it from its beginning.
+    ``command_line`` is the command to type to run it from its beginning.
     """
     parser = Parser(prog="python -m benchmarks.language_model", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.command == "train" and options.preset is not None:
         train_parser.set_defaults(**PRESETS[options.preset])
-        options = parser.parse_args(arguments)  # again: what was given wins over the preset
+        options = parser.parse_args(arguments)  # parsed again, because given options take precedence over the preset
     given = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--resume"]
     options.command_line = shlex.join(["python", "-m", "benchmarks.language_model", *given])
     return options
@@ -177,7 +177,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choices_of(options: argparse.Namespace) -> Choices:
-    """The options of ``generate`` that decide a continuation."""
+    """Return the options of ``generate`` that decide a continuation."""
     return Choices(**{field.name: getattr(options, field.name) for field in fields(Choices)})
 
 

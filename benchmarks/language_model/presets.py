@@ -1,6 +1,6 @@
 """Published settings by name, as defaults of the command line's options.
 
-What each needs beside them is the text: ``--text ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt`` for Zaremba
+The text must be given in addition: ``--text ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt`` for Zaremba
 et al., whose gradient is that of the sum over the steps; one file for char-rnn.
 """
 
@@ -37,8 +37,8 @@ PRESETS = {
         "decay_after": 6,
         "decay": 1 / 1.2,
     },
-    # Karpathy 2015, the defaults of char-rnn, which bounds each value of the gradient, and measures on the end of each
-    # stream: tiny Shakespeare's last scenes, of a play of their own, are harder than the rest
+    # Karpathy 2015, the defaults of char-rnn, which bounds each value of the gradient, and evaluates on the end of each
+    # stream, because tiny Shakespeare's last scenes, from a play of their own, are harder than the rest
     "char-rnn": {
         "alphabet": "bytes",
         "cell": ["lstm"],

@@ -1,4 +1,4 @@
-"""What language models reach beside what was published, as a block that ``benchmarks.report`` puts into README.md here.
+"""The results of language models beside published ones, as a block that ``benchmarks.report`` puts into README.md.
 
 Every number but the published ones comes from a results.json of ``python -m benchmarks.language_model train``, kept as
 benchmarks/results/language_model-*.json.
@@ -13,16 +13,16 @@ PUBLISHED = {  # by preset
     "zaremba-medium": "Published for this model (Zaremba et al. 2014), after 39 epochs: 82.7 on the test set.",
     "char-rnn": "With these settings, those of char-rnn (Karpathy 2015), others report about 1.40 to 1.45 nats.",
 }
-SHOWN = 4  # epochs at most
+SHOWN = 4  # maximum number of epochs
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
+    """Make one section per file of results, or one sentence without results."""
     return "\n\n".join(section(result) for result in results) if results else "No run has been recorded yet."
 
 
 def section(result: dict) -> str:
-    """The command, where it ran, a table of losses, what was published, and what the best model says to a prompt."""
+    """Show the command, the machine, a table of losses, published results, and the best model's samples."""
     preset = result["configuration"]["preset"]
     parts = [f"`{result['configuration']['command_line']}`", preamble(result), table(result)]
     parts += [sentence for run in result["runs"] for sentence in stopped(run, result["configuration"]["epochs"])]
@@ -35,7 +35,7 @@ def section(result: dict) -> str:
 
 
 def stopped(run: dict, epochs: int) -> list[str]:
-    """A sentence where a run ended before all its epochs."""
+    """Return a sentence if a run ended before all its epochs."""
     last, cell = run["epochs"][-1]["epoch"], run["cell"].replace("_", " ")
     return [f"The run of the {cell} was stopped after epoch {last} of {epochs}."] if last < epochs else []
 
@@ -52,7 +52,7 @@ def preamble(result: dict) -> str:
 
 
 def table(result: dict) -> str:
-    """One row per cell, a column for each of a few epochs."""
+    """Make a table with one row per cell, a column for each of a few epochs."""
     count = max(len(run["epochs"]) for run in result["runs"])
     shown = sorted({round(1 + step * (count - 1) / (SHOWN - 1)) for step in range(SHOWN)})
     tested = any("test_loss" in run["epochs"][-1] for run in result["runs"])
@@ -93,13 +93,13 @@ def _unit(result: dict) -> str:
 
 
 def _measure(result: dict) -> str:
-    """What people state such models by."""
+    """Return the usual measure of such models."""
     unit = _unit(result)
     return "perplexity" if unit == "word" else f"nats per {unit}"
 
 
 def samples(run: dict) -> str:
-    """What a model says, by method."""
+    """Show a model's samples, by method."""
     lines = [f"What the {run['cell'].replace('_', ' ')} says:", ""]
     lines += ["| method | |", "|---|---|"]
     lines += [f"| {method} | {_in_a_cell(run['samples'][method])} |" for method in METHODS]
@@ -107,5 +107,5 @@ def samples(run: dict) -> str:
 
 
 def _in_a_cell(text: str) -> str:
-    """Text as Markdown shows it unchanged within a table."""
+    """Escape text so that Markdown shows it unchanged within a table."""
     return "".join(f"\\{mark}" if mark in "\\`*_{}[]<>()#+!|~$" else mark for mark in text).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What a training run leaves for people and programs to read: results.json, and one picture of all loss curves."""
+"""The output of a training run for people and programs: results.json, and one picture of all loss curves."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .corpus import Data, Sentences, Text
 from .loss import in_units
 
-LOSSES = {"train_loss": "train", "held_out_loss": "held out", "test_loss": "test"}  # as epochs name them, as people do
+LOSSES = {"train_loss": "train", "held_out_loss": "held out", "test_loss": "test"}  # names in epochs, and for people
 
 
 def describe(nats: float, unit: str) -> str:
@@ -21,7 +21,7 @@ def describe(nats: float, unit: str) -> str:
 
 
 def describe_epoch(epoch: dict, unit: str) -> str:
-    """One line of log per loss of an epoch."""
+    """Format one line of log per loss of an epoch."""
     speed = f"{epoch['seconds']:.1f} s, {epoch['symbols_per_second']:,.0f} symbols/s"
     lines = [f"  {label:9}{describe(epoch[name], unit)}" for name, label in LOSSES.items() if name in epoch]
     return "\n".join([f"epoch {epoch['epoch']} ({speed})", *lines])
@@ -45,7 +45,7 @@ def write_results(
     data: Data,
     samples: dict[str, dict[str, str]] | None = None,
 ) -> None:
-    """Write what is known after the latest epoch of any cell; ``checkpoints`` and ``samples`` by name of cell."""
+    """Write the state after the latest epoch of any cell; ``checkpoints`` and ``samples`` are by name of cell."""
     write_json(
         path,
         {
@@ -67,7 +67,7 @@ def _sizes(name: str, text: Text) -> dict[str, int]:
 
 
 def _run(cell: str, checkpoint: Checkpoint, samples: dict[str, str] | None) -> dict:
-    weights = {weight.data_ptr(): weight.numel() for weight in checkpoint.weights.values()}  # tied ones count once
+    weights = {weight.data_ptr(): weight.numel() for weight in checkpoint.weights.values()}  # tied weights count once
     unit = ALPHABETS[checkpoint.alphabet["name"]].unit
     epochs = [_with_units(epoch, unit) for epoch in checkpoint.epochs]
     said = {"samples": samples} if samples else {}
@@ -75,13 +75,13 @@ def _run(cell: str, checkpoint: Checkpoint, samples: dict[str, str] | None) -> d
 
 
 def _with_units(epoch: dict, unit: str) -> dict:
-    """An epoch's record, followed by its losses in the other units."""
+    """Return an epoch's record, followed by its losses in the other units."""
     losses = {name.removesuffix("_loss"): in_units(epoch[name], unit) for name in LOSSES if name in epoch}
     return {**epoch, **{f"{name}_{unit}": value for name, units in losses.items() for unit, value in units.items()}}
 
 
 def draw_losses(path: Path, checkpoints: dict[str, Checkpoint], data: Data, unit: str) -> None:
-    """One picture: training (dashed) and held-out loss by epoch, a colour per cell, and what no memory scores."""
+    """Draw one picture: training (dashed) and held-out loss by epoch, a colour per cell, and the loss of no memory."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (cell, checkpoint) in enumerate(checkpoints.items()):

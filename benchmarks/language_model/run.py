@@ -1,7 +1,7 @@
-"""A training run and its folder: reads the data, finds what an interrupted run left, trains cell after cell.
+"""A training run and its folder: reads the data, finds the state of an interrupted run, trains cell after cell.
 
-The folder holds a checkpoint per cell, from which all the rest can be made again: results.json, and the picture.
-Nothing is written to it before everything that can be wrong with the input has been checked.
+The folder holds a checkpoint per cell, from which everything else can be rebuilt: results.json, and the picture.
+Nothing is written to it before all possible errors in the input have been checked.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from .report import describe_data, describe_epoch, draw_losses, write_results
 from .signals import Signals, Stopped
 from .train import Settings, Trainer, trial_step
 
-PATHS = {"text", "valid", "test"}  # of files only the contents must be the same
-FREE_TO_CHANGE = {"epochs", *PATHS}  # on resuming
+PATHS = {"text", "valid", "test"}  # only the contents of the files must be the same
+FREE_TO_CHANGE = {"epochs", *PATHS}  # when a run is resumed
 
 
 def train_command(options: argparse.Namespace, world: World) -> None:
-    """Train every cell asked for, and leave results, a picture and a checkpoint per cell in ``--out``."""
+    """Train every requested cell, and leave results, a picture and a checkpoint per cell in ``--out``."""
     if options.batch % world.size:
         raise InputError(f"--batch {options.batch} cannot be shared evenly by {world.size} processes: give a multiple")
     device = world.device(options.device)
@@ -56,11 +56,11 @@ def train_command(options: argparse.Namespace, world: World) -> None:
     run = {name: getattr(options, name) for name in ("command_line", "preset", "cuda_graph")}
     configuration = {**run, "processes": world.size, **configuration}
     if options.prompt is not None:
-        alphabet.encode_prompt(options.prompt)  # which refuses what the model will not know
+        alphabet.encode_prompt(options.prompt)  # raises for symbols that the model will not know
     if world.is_first:
         _make_folder(options.out)
         print(describe_data(data, alphabet.unit))
-    if world.size == 1 or options.threads is not None:  # several share a machine in ways that no trial of one finds
+    if world.size == 1 or options.threads is not None:  # a trial of one does not tell how several share a machine
         first = partial(trial_step, configs[options.cell[0]], settings, alphabet, data)
         number = options.threads or _threads_before(checkpoints)
         if settled := settle_threads(number, torch.get_num_threads(), device, first):
@@ -73,7 +73,7 @@ def train_command(options: argparse.Namespace, world: World) -> None:
             _train_cell(options, trainer, configuration, checkpoints)
     if world.is_first:
         samples = {cell: _samples(checkpoint, options) for cell, checkpoint in checkpoints.items()}
-        # again where no epoch was left to train, because the run ended just after saving its checkpoint
+        # again if no epoch was left to train, because the run ended just after saving its checkpoint
         write_results(options.out / "results.json", configuration, checkpoints, data, samples)
     print(f"results.json, losses.png and a checkpoint per cell are in {options.out}")
 
@@ -81,7 +81,7 @@ def train_command(options: argparse.Namespace, world: World) -> None:
 def _train_cell(
     options: argparse.Namespace, trainer: Trainer, configuration: dict, checkpoints: dict[str, Checkpoint]
 ) -> None:
-    """Train one cell, saving each checkpoint; exits with the status that the shell expects if a signal stops it."""
+    """Train one cell, saving each checkpoint; exit with the status that the shell expects if a signal stops it."""
     cell, data, world, unit = trainer.config.cell, trainer.data, trainer.world, trainer.alphabet.unit
     path = _path(options, cell)
     tensorboard = None
@@ -107,12 +107,12 @@ def _train_cell(
 
 
 def _threads_before(checkpoints: dict[str, Checkpoint]) -> int | None:
-    """With how many threads the run to go on from computed; None where there is none, or where it does not say."""
+    """Return the number of threads of the run to be continued; None without one, or if it is not recorded."""
     return next((checkpoint.training.get("threads") for checkpoint in checkpoints.values()), None)
 
 
 def _samples(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:
-    """How a trained model continues ``--prompt``, by method; nothing without a prompt."""
+    """Return a trained model's continuations of ``--prompt``, by method; empty without a prompt."""
     if options.prompt is None:
         return {}
     model = checkpoint.build_model(options.device, options.backend)
@@ -152,7 +152,7 @@ def _model_config(options: argparse.Namespace, cell: str, symbols: int) -> Model
 
 
 def _from_options(kind: type, options: argparse.Namespace, **given) -> dict:
-    """A value for each field of the dataclass ``kind``: the one ``given``, or the option of the same name."""
+    """Return a value for each field of the dataclass ``kind``: the one ``given``, or the option of the same name."""
     values = {**vars(options), **given}
     return {field.name: values[field.name] for field in fields(kind)}
 
@@ -162,7 +162,7 @@ def _what_is_saved(path: Path, checkpoint: Checkpoint) -> str:
 
 
 def _check_agreed(world: World, configuration: dict) -> None:
-    """InputError if the processes, started on several machines perhaps, were given different options or texts."""
+    """Raise InputError if the processes, perhaps on several machines, were given different options or texts."""
     given = world.gather(configuration)
     names = [name for name in configuration if any(other[name] != given[0][name] for other in given)]
     different = [name for name in names if name not in PATHS]
@@ -175,7 +175,7 @@ def _path(options: argparse.Namespace, cell: str) -> Path:
 
 
 def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
-    """The checkpoints to go on from, by cell; InputError if ``--out`` holds what must not be written over."""
+    """Return the checkpoints to continue, by cell; raise InputError if ``--out`` holds files that must be kept."""
     paths = {cell: _path(options, cell) for cell in MODULES if _path(options, cell).exists()}
     results = (options.out / "results.json").exists()
     if not options.resume and (paths or results):
@@ -188,7 +188,7 @@ def _unfinished(options: argparse.Namespace) -> dict[str, Checkpoint]:
 def _check_unchanged(
     path: Path, checkpoint: Checkpoint, alphabet: Alphabet, config: ModelConfig, settings: Settings, world: World
 ) -> None:
-    """InputError if the run to go on from had other symbols, settings or processes, or has come further already."""
+    """Raise InputError if the run to be continued had other symbols, settings or processes, or is further already."""
     if checkpoint.alphabet["name"] == alphabet.name and checkpoint.alphabet["symbols"] != alphabet.symbols:
         before, now = (len(symbols) for symbols in (checkpoint.alphabet["symbols"], alphabet.symbols))
         raise InputError(

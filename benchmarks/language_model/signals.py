@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, with which torchrun ends its workers: kept in mind until there is something whole to save."""
+"""Ctrl-C and SIGTERM, with which torchrun ends its workers, deferred until the state to save is consistent."""
 
 import signal
 from types import FrameType
@@ -12,10 +12,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While it is entered the first of ``HEEDED`` that comes is only kept in ``received``; a second acts at once.
+    """Stores the first of ``HEEDED`` that arrives within the context in ``received``; a second one acts at once.
 
-    What the process was started to ignore stays ignored, the first time and the second: a shell has the background jobs
-    of its scripts ignore Ctrl-C, which is meant for the script; ``kill``, that is SIGTERM, still stops them.
+    Signals that the process was started to ignore stay ignored, the first time and the second: a shell makes background
+    jobs of its scripts ignore Ctrl-C, which is meant for the script; ``kill``, that is SIGTERM, still stops them.
     """
 
     HEEDED = (signal.SIGINT, signal.SIGTERM)

@@ -1,10 +1,10 @@
 """Training: one model on one text, by one process or by several, each epoch ending in a checkpoint.
 
-Everything random comes from the seed: weights and dropout from torch's generators, whose states the checkpoint
-keeps, the order of the sentences from the seed and the number of the epoch. So a run that goes on from a checkpoint, of
-the end of an epoch or of any step, continues bit for bit on the CPU, and each cell's result does not depend on which
-others are trained beside it. Several processes share each batch, and follow one process within rounding except for
-dropout, of which each draws its own.
+All randomness comes from the seed: weights and dropout from torch's generators, whose states the checkpoint keeps, the
+order of the sentences from the seed and the number of the epoch. So a run that continues from a checkpoint, of the end
+of an epoch or of any step, continues bit for bit on the CPU, and each cell's result does not depend on the others that
+are trained beside it. Several processes share each batch, and agree with one process up to rounding except for dropout,
+which each draws itself.
 """
 
 import math
@@ -32,17 +32,17 @@ from .signals import Signals, Stopped
 
 SCHEDULES = ("epochs", "plateau")
 CLIPS = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
-DIVERGED = 100.0  # nats per symbol, or not a number; guessing costs no more than the logarithm of the alphabet's size
+DIVERGED = 100.0  # nats per symbol; guessing costs no more than the logarithm of the alphabet's size
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What, beside the model's configuration, decides the result of a training run. ``__main__`` explains each."""
+    """The settings that, with the model's configuration, decide the result of a run. ``__main__`` explains each."""
 
     text: str
     valid: str | None
     test: str | None
-    text_digest: str  # of all that was read from the texts
+    text_digest: str  # of everything that was read from the texts
     limit: int | None
     held_out: float
     held_out_from: str
@@ -65,9 +65,10 @@ class Settings:
     device: str
 
     def learning_rate(self, held_out: list[float]) -> float:
-        """The learning rate of the epoch that follows those with these ``held_out`` losses.
+        """Return the learning rate of the epoch that follows those with these ``held_out`` losses.
 
-        Smaller by ``decay`` with each epoch after the first ones, or with each that was no better than one before it.
+        It shrinks by ``decay`` with each epoch after the first ones, or with each that was no better than an earlier
+        one.
         """
         if self.schedule == "epochs":
             steps = max(len(held_out) + 1 - self.decay_after, 0)
@@ -77,7 +78,7 @@ class Settings:
 
 
 class Trainer:
-    """A model in training, from its start or from ``last``; where in its epoch it stands, from step to step.
+    """A model in training, from its start or from ``last``; it keeps its position in the epoch from step to step.
 
     All processes of ``world`` make the same calls. Each draws its own dropout, from the seed and its rank.
     """
@@ -118,22 +119,22 @@ class Trainer:
         restore(self.optimiser, last.optimiser)
         self.epochs = last.epochs
         self._set_position(Position(**last.position))
-        if len(last.random) == self.world.size:  # of other numbers nothing is drawn, run.py sees to that
+        if len(last.random) == self.world.size:  # run.py rejects other numbers if anything is drawn
             _restore_random(last.random[self.world.rank], self.device)
 
     def _set_position(self, position: Position) -> None:
         self.steps, self.seconds = position.steps, position.seconds
-        own = position.sums[self.world.columns]  # of one process where there are as many as before
+        own = position.sums[self.world.columns]  # a single one if the number of processes is unchanged
         self.mean = Mean(self.model.device, *map(sum, zip(*own)))
         self.state = position.state
         if self.state is not None:
             self.state = _each(lambda part: part[:, self.world.columns].contiguous().to(self.device), self.state)
 
     def run(self, save_every: float = math.inf, observe: Observe | None = None) -> Iterator[Checkpoint]:
-        """Train to the last epoch; yields a checkpoint after every epoch, and within one every ``save_every`` minutes.
+        """Train to the last epoch; yield a checkpoint after every epoch, and within one every ``save_every`` minutes.
 
-        Several processes yield one before the first step, too, so that there is always one to go on from. Raises
-        Stopped, after yielding a checkpoint, when any process has received a signal. ``observe`` is given the model,
+        Several processes yield one before the first step, too, so that there is always one to continue from. Raises
+        Stopped, after yielding a checkpoint, when any process has received a signal. ``observe`` receives the model,
         whose gradients are those of the last step, and the results of the epoch.
         """
         total, steps = self.settings.epochs, self.data.training.batch_count(self.settings.batch)
@@ -156,9 +157,9 @@ class Trainer:
                 yield self._checkpoint()
 
     def _train_epoch(self) -> Iterator[None]:
-        """One step per batch of those that are left in the epoch; yields between two when it is time to save.
+        """Run one step per remaining batch of the epoch; yield between two steps when it is time to save.
 
-        Where a batch continues the one before, so does the state; its gradient does not (truncated back-propagation).
+        If a batch continues the one before, so does the state; its gradient does not (truncated back-propagation).
         """
         self.model.train()
         set_learning_rate(self.optimiser, self._learning_rate())
@@ -174,7 +175,7 @@ class Trainer:
             self.seconds = time.perf_counter() - started
 
     def _confer(self, *values: float) -> list[float]:
-        """The sums of ``values`` over all processes; raises Stopped, in all of them, if any has received a signal."""
+        """Return the sums of ``values`` over all processes; raise Stopped in all of them if any received a signal."""
         received = [self.signals.received == number for number in Signals.HEEDED]
         *sums, interrupted, terminated = self.world.sum(*values, *received)
         if interrupted or terminated:
@@ -184,7 +185,7 @@ class Trainer:
     def _step(self, batch: Batch, divisor: float) -> None:
         """Follow the gradient of the loss of the whole batch, divided by ``divisor``."""
         inputs, targets = batch.to(self.model.device)
-        # the mean of the gradient over the processes is then the sum over the batch
+        # the mean of the gradient over the processes is then the sum over the batch, divided by ``divisor``
         divided_by = torch.full((), divisor / self.world.size, dtype=self.loss_dtype, device=self.model.device)
         state = _parts(self.state) if batch.continues else ()
         loss, predicted, *state = self.update(inputs, targets, divided_by, *state)
@@ -193,9 +194,9 @@ class Trainer:
         self.steps += 1
 
     def _measure_epoch(self) -> dict:
-        """The results of the epoch whose steps are done; raises InputError if training diverged."""
+        """Return the results of the epoch whose steps are done; raise InputError if training diverged."""
         settings, epoch, start = self.settings, len(self.epochs) + 1, time.perf_counter()
-        train_loss = self.mean.value(self.world)  # of what the steps started from; waits for the last of them
+        train_loss = self.mean.value(self.world)  # before each step's update; waits for the last of them
         self.seconds += time.perf_counter() - start
         held_out_loss = self._measure(self.data.held_out)
         if not (train_loss < DIVERGED and held_out_loss < DIVERGED):
@@ -218,7 +219,7 @@ class Trainer:
         return self.settings.learning_rate([result["held_out_loss"] for result in self.epochs])
 
     def _measure(self, text: Text) -> float:
-        """Nats per symbol of ``text``; raises Stopped as ``_confer`` does."""
+        """Return nats per symbol of ``text``; raise Stopped as ``_confer`` does."""
 
         def watched() -> Iterator[Batch]:
             for batch in text.batches(self.settings.batch, columns=self.world.columns):
@@ -228,7 +229,7 @@ class Trainer:
         return mean_loss(self.model, watched(), self.world)
 
     def _backend(self) -> str:
-        """What ran the cell, as results state it."""
+        """Return the backend of the cell, as results state it."""
         if self.config.cell in BASELINES:
             return "torch.nn"
         return check_backend(self.device, self.config.computed_in, self.settings.backend).backend
@@ -236,11 +237,11 @@ class Trainer:
     def _checkpoint(self) -> Checkpoint:
         self.saved_at = time.monotonic()
         state = None
-        if self.state is not None and isinstance(self.data.training, Stream):  # sentences have none to go on from
+        if self.state is not None and isinstance(self.data.training, Stream):  # sentences do not carry a state over
             state = _each(Tensor.cpu, self.state)
         random, sums, states = zip(*self.world.gather((_random_state(self.device), self.mean.sums(), state)))
         if state is not None:
-            state = _each(lambda *parts: torch.stack(parts, 2).flatten(1, 2), *states)  # shares deal columns in turn
+            state = _each(lambda *parts: torch.stack(parts, 2).flatten(1, 2), *states)  # processes own columns in turn
         return Checkpoint(
             model=asdict(self.config),
             alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
@@ -254,7 +255,7 @@ class Trainer:
 
 
 def trial_step(config: ModelConfig, settings: Settings, alphabet: Alphabet, data: Data) -> Callable[[], None]:
-    """A training step, of a model of its own and always of the same batch, to be timed."""
+    """Return a training step, of a model of its own and always of the same batch, to be timed."""
     trainer = Trainer(config, settings, alphabet, data)
     batch = next(data.training.batches(settings.batch, torch.Generator().manual_seed(settings.seed)))
     return partial(trainer._step, batch, batch.counts()[0])
@@ -269,7 +270,7 @@ def update(
     divided_by: Tensor,
     *state: Tensor,
 ) -> tuple[Tensor, ...]:
-    """One step along the gradient of the loss ``divided_by`` something; of tensors alone, so that a graph can hold it.
+    """Take one step along the gradient of the loss ``divided_by`` something; all values are tensors, for CUDA graphs.
 
     Returns the loss and the number of symbols predicted, as ``masked_cross_entropy``, and the parts of the state.
     """
@@ -291,10 +292,10 @@ def _new_model(config: ModelConfig, settings: Settings) -> LanguageModel:
 
 
 def _settled(world: World, model: LanguageModel) -> nn.Module:
-    """What ``world`` makes of ``model`` for training, laid out as it will stay.
+    """Return ``world.parallel(model)`` with the layout that it will keep.
 
-    DistributedDataParallel lays out anew, after its first backward pass, what it sends; with three processes or more
-    the order in which they are added, and so the last bit, follows the layout. So that pass is not a step.
+    DistributedDataParallel changes the layout of its messages after its first backward pass. With three processes or
+    more the order of their sums, and so the last bit, depends on the layout. So that pass is not a step.
     """
     parallel = world.parallel(model)
     if world.size > 1:
@@ -309,17 +310,17 @@ def _parts(state: State) -> tuple[Tensor, ...]:
 
 
 def _whole(parts: Sequence[Tensor]) -> State | None:
-    """The state of these parts, None of none."""
+    """Return the state of these parts, or None of none."""
     return tuple(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _each(function: Callable[..., Tensor], *states: State) -> State:
-    """What ``function`` makes of the states, or of the parts of each where they are pairs."""
+    """Apply ``function`` to the states, or to the parts of each if they are pairs."""
     return _whole(tuple(map(function, *map(_parts, states))))
 
 
 def _random_state(device: str) -> dict[str, Tensor]:
-    """The states of the generators that dropout draws from, on the CPU and on ``device``."""
+    """Return the states of the generators that dropout draws from, on the CPU and on ``device``."""
     state = {"cpu": torch.get_rng_state()}
     return {**state, "cuda": torch.cuda.get_rng_state(device)} if device != "cpu" else state
 

@@ -1,6 +1,6 @@
-"""What episodes within sequences cost, and what the ways around them do: ``python -m benchmarks.resets``.
+"""The cost of episodes within sequences, and of the alternatives to them: ``python -m benchmarks.resets``.
 
-``cases`` says what is measured: how many of all steps begin an episode, and the ways to run them, ours and those that
-people use with torch.nn. ``check`` says whether a way computes what it should, ``measuring`` times all of them in a
-process of its own, ``__main__`` starts that and writes the results, ``report`` makes what is shown of them.
+``cases`` defines the measurements: the share of all steps that begin an episode, and the ways to run them, ours and the
+usual ones with torch.nn. ``check`` judges the results of a way, ``measuring`` times all of them in a process of its
+own, ``__main__`` starts that and writes the results, ``report`` presents them.
 """

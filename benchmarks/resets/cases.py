@@ -1,9 +1,8 @@
-"""What is measured: a batch of sequences in which some share of all steps begins an episode, and the ways to run it.
+"""The measurements: batches of sequences in which some share of all steps begins an episode, and the ways to run them.
 
-torch.nn cannot be told of episodes. Whoever trains with it writes a loop over steps, in which the state of sequences
-that begin anew is zeroed; or cuts all sequences wherever any of them begins anew; or takes every episode for a sequence
-of its own and packs them. All that a way does with the boundaries is part of its time, because they are others in
-every batch.
+torch.nn does not support episodes. Users who train with it have three ways: a loop over steps, in which the state of
+sequences that begin anew is zeroed; calls that end wherever any sequence begins anew; or packed sequences, one for each
+episode. Everything that a way computes from the boundaries is part of its time, because every batch has others.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import fused_rnn
 
 MODES = ("training", "forward")
 OURS, WITHOUT = "resets", "without"
-# by name: ours, torch.nn's, and torch.nn's single step
+# cells by name: our module, torch.nn's, and torch.nn's single step
 CELLS: dict[str, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
     "lstm": (fused_rnn.LSTM, nn.LSTM, nn.LSTMCell),
     "gru_reset_after": (fused_rnn.GRU, nn.GRU, nn.GRUCell),
@@ -35,7 +34,7 @@ Way = Callable[[Tensor, Tensor], Results]  # of an input (T, B, I) and boundarie
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run measures and how; travels to the child process as JSON."""
+    """The measurements of one run; passed to the child process as JSON."""
 
     cells: tuple[str, ...] = tuple(CELLS)
     shares: tuple[int, ...] = (0, 1, 10)  # percent of all steps that begin an episode
@@ -49,7 +48,7 @@ class Plan:
     rounds: int = 5
 
     def cases(self) -> Iterator[tuple[str, int, str]]:
-        """Cell, share and mode."""
+        """Yield cell, share and mode."""
         for cell in self.cells:
             for share in self.shares:
                 for mode in MODES:
@@ -57,7 +56,7 @@ class Plan:
 
 
 def ways(cell: str, plan: Plan, weights: dict[str, Tensor]) -> dict[str, tuple[nn.Module, Way]]:
-    """By name a module with these weights, of one layer, and what is called."""
+    """Make, by name of the way, a module with these weights, of one layer, and the function to call."""
     ours, theirs, single = CELLS[cell]
     how = {"device": plan.device, "dtype": getattr(torch, plan.dtype)}
     fused = _loaded(ours(plan.size, plan.size, backend=plan.backend, **how), weights)
@@ -82,12 +81,12 @@ def _of_h(output: Tensor, state) -> Results:
 
 
 def _kept(state, keeps: Tensor):
-    """A state (B, H), or (1, B, H), zero where a sequence does not keep it; a pair of them likewise."""
+    """Zero a state (B, H), or (1, B, H), or a pair of them, for sequences that do not keep it."""
     return tuple(part * keeps for part in state) if isinstance(state, tuple) else state * keeps
 
 
 def step_by_step(cell: nn.Module, input: Tensor, resets: Tensor) -> Results:
-    """A loop over single steps."""
+    """Loop over single steps."""
     keeps, state, outputs = (~resets).to(input.dtype).unsqueeze(2), None, []
     for x, keep in zip(input, keeps):
         state = cell(x, state if state is None else _kept(state, keep))
@@ -96,7 +95,7 @@ def step_by_step(cell: nn.Module, input: Tensor, resets: Tensor) -> Results:
 
 
 def cut_at_boundaries(module: nn.Module, input: Tensor, resets: Tensor) -> Results:
-    """A call from each time at which any sequence begins anew up to the next such time."""
+    """Call the module once for each stretch of time in which no sequence begins anew."""
     times = [t for t in resets.any(1).nonzero().flatten().tolist() if t > 0]
     keeps, state, outputs = (~resets).to(input.dtype).unsqueeze(2), None, []
     for begin, end in zip([0, *times], [*times, len(input)]):
@@ -106,7 +105,7 @@ def cut_at_boundaries(module: nn.Module, input: Tensor, resets: Tensor) -> Resul
 
 
 def packed_episodes(module: nn.Module, input: Tensor, resets: Tensor) -> Results:
-    """A call with a packed sequence for every episode; rows are gathered, because that many slices cost far more."""
+    """Call the module with a packed sequence for every episode; rows are gathered, because slices would cost more."""
     steps, batch, _ = input.shape
     begins = resets.T.clone()
     begins[:, 0] = True

@@ -1,7 +1,7 @@
-"""Whether a way computes what it should: results and gradients against the reference in float64.
+"""The check of a way's results and gradients against the reference in float64.
 
-It may be off by twice as much as the reference is in the dtype that is measured, and in any case by the random walk of
-the rounding errors of a sum over all T·B rows.
+The tolerance is twice the reference's own error in the measured dtype, and at least the random walk of the rounding
+errors of a sum over all T·B rows.
 """
 
 import math
@@ -43,7 +43,7 @@ def weights_of(cell: str, plan: Plan) -> dict[str, Tensor]:
 
 
 def step_of(mode: str, module: nn.Module, way: Way, batch: Batch) -> Callable[[], list[Tensor]]:
-    """A call of the way: the forward pass without gradients, or a training step, whose gradients follow the results."""
+    """Make a call of the way: the forward pass without gradients, or a training step, which appends gradients."""
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
@@ -58,7 +58,7 @@ def step_of(mode: str, module: nn.Module, way: Way, batch: Batch) -> Callable[[]
 
 
 class Judge:
-    """What is right for a batch, and how far the reference is from it in the dtype that is measured."""
+    """The exact results of a batch, and the error of the reference in the measured dtype."""
 
     def __init__(self, cell: str, plan: Plan, batch: Batch, weights: dict[str, Tensor], with_resets: bool) -> None:
         self._floor = math.sqrt(plan.steps * plan.batch) * torch.finfo(torch.float32).eps
@@ -79,13 +79,13 @@ class Judge:
         self._own = self._off(results(batch))
 
     def complaint(self, results: list[Tensor]) -> str | None:
-        """What is wrong with results, of a training step or the first of them, or None."""
+        """Return what is wrong with the results of a training step, or its first ones, or None."""
         for number, (error, own) in enumerate(zip(self._off(results), self._own)):
-            if not error <= max(FACTOR * own, self._floor):  # so that a NaN is wrong
+            if not error <= max(FACTOR * own, self._floor):  # NaN counts as wrong
                 return f"result {number} is off by {error:.1e} of its norm, where the reference is off by {own:.1e}"
         return None
 
     def _off(self, results: list[Tensor]) -> list[float]:
         pairs = zip(results, self._exact)
-        # gradients of U are zero where every step begins an episode
+        # gradients of U are zero if every step begins an episode
         return [((found.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item() for found, exact in pairs]

@@ -1,4 +1,4 @@
-"""The process that measures: yields, for every case, a record for each way. The ways of a case take turns."""
+"""The measuring process: it yields, for every case, a record for each way. The ways of a case take turns."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def measure(plan: Plan) -> Iterator[dict]:
 
 
 def measure_case(plan: Plan, place: dict, batch: Batch, weights: dict, judges: dict[bool, Judge], clock) -> list[dict]:
-    """Median and interquartile range in ms, or what is wrong with a way."""
+    """Return the median and interquartile range in ms, or the error of a way."""
     records, running = [], []
     for name, (module, way) in ways(place["cell"], plan, weights).items():
         record = {**place, "candidate": name, "title": TITLES[name]}

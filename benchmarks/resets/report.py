@@ -1,7 +1,7 @@
 """The block on episodes within sequences; ``benchmarks.report`` puts it into benchmarks/README.md.
 
-Every number comes from a file that ``python -m benchmarks.resets`` wrote. Entries read *ours / other = ratio*, more
-than 1 being in our favour.
+Every number comes from a file that ``python -m benchmarks.resets`` wrote. Entries read *ours / other = ratio*; a ratio
+above 1 is in our favour.
 """
 
 from benchmarks.common import NOT_MEASURED, digits
@@ -14,7 +14,7 @@ OTHERS = [name for name in TITLES if name not in (OURS, WITHOUT)]
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
+    """Make one section per file of results, or one sentence without results."""
     return "\n\n".join(section(result) for result in results) if results else NOT_MEASURED
 
 
@@ -37,7 +37,7 @@ def preamble(result: dict) -> str:
 
 
 def table(result: dict, mode: str) -> str:
-    """One row per cell and share."""
+    """Make a table with one row per cell and share."""
     head = ["cell", "episodes", "cost of `resets`", *(f"`resets` / {TITLES[name]}" for name in OTHERS)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for cell in result["plan"]["cells"]:
@@ -51,7 +51,7 @@ def table(result: dict, mode: str) -> str:
 
 
 def cost(ours: dict | None, without: dict | None) -> str:
-    """What resets add to the time of a call, in percent."""
+    """Return the additional time of a call due to resets, in percent."""
     if ours is None or without is None:
         return "–"
     if "wrong" in ours or "wrong" in without:
@@ -60,7 +60,7 @@ def cost(ours: dict | None, without: dict | None) -> str:
 
 
 def entry(ours: dict | None, theirs: dict | None) -> str:
-    """Ours / theirs = ratio."""
+    """Format ours / theirs = ratio."""
     if ours is None or theirs is None:
         return "–"
     if "wrong" in ours or "wrong" in theirs:

@@ -94,7 +94,7 @@ def listed(values: Iterable[object]) -> str:
 
 
 def kind_of(options: argparse.Namespace) -> str:
-    """The one that is asked for, or the tables of the device."""
+    """Return the kind that was requested, or the tables of the device."""
     sizes = any((options.hidden, options.batch, options.steps))
     asked = [("steps", options.single_steps), ("rivals", options.all_rivals), ("fills", options.fills)]
     asked += [("scaling", options.sweep is not None), ("gpu", options.points), ("gpu", sizes)]
@@ -108,7 +108,7 @@ def kind_of(options: argparse.Namespace) -> str:
 
 
 def plan_from(options: argparse.Namespace) -> Plan:
-    """The plan that the command line asks for; raises InputError for what cannot run here."""
+    """Make the plan of the command line; raise InputError for what cannot run here."""
     kind, base = options.kind, PLANS[options.kind]
     if options.device != "cpu" and kind in CPU_KINDS:
         raise common.InputError(f"{CPU_KINDS[kind]} measures a CPU, and --device is {options.device}: leave one out")
@@ -133,7 +133,7 @@ def plan_from(options: argparse.Namespace) -> Plan:
 
 
 def check(plan: Plan) -> None:
-    """Raise InputError for names of another kind, for several of what a kind has one of, and for too many threads."""
+    """Raise InputError for names of another kind, several of what a kind has one of, or too many threads."""
     cells = {"steps": STEP_CELLS, "fills": PLANS["fills"].cells}.get(plan.kind, CELLS)
     shapes = {"steps": STEP_SHAPES, "speed": SHAPES, "rivals": SHAPES}.get(plan.kind, plan.names)
     for option, chosen, known in (("--cells", plan.cells, cells), ("--shapes", plan.names, shapes)):
@@ -160,7 +160,7 @@ def output_path(plan: Plan) -> Path:
 
 
 class Run:
-    """A file of results: what each case of a plan took with each number of threads."""
+    """A file of results: the times of each case of a plan with each number of threads."""
 
     def __init__(self, path: Path, plan: Plan, command: str) -> None:
         self.path, self.plan, self.device = path, plan, common.open_device(plan.device)
@@ -186,7 +186,7 @@ class Run:
         common.write_json(self.path, {**self.result, "cases": self.records})
 
     def measure(self) -> None:
-        """Times, by one process for each number of threads; then memory."""
+        """Measure times, in one process for each number of threads; then memory."""
         total = sum(cost(case, self.plan.device) for case, _ in self.cases)
         with tqdm(total=total, desc="time", bar_format=common.TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
             for threads in self.threads:
@@ -202,7 +202,7 @@ class Run:
         self.write()
 
     def take(self, found: dict, seconds: float) -> float:
-        """Keep what was found of the next case; its cost."""
+        """Keep the record of the next case; return its cost."""
         case, threads = self.cases[self.done]
         self.records[self.done] = {**case.record, "threads": threads, **found}
         self.done += 1
@@ -211,7 +211,7 @@ class Run:
         return cost(case, self.plan.device)
 
     def measure_memory(self) -> None:
-        """Peak memory of every candidate that is right, with malloc as it is by default."""
+        """Measure the peak memory of every correct candidate, with malloc's default settings."""
         runs = [
             (number, record["candidate"], case)
             for number, (case, threads) in enumerate(self.cases)
@@ -225,7 +225,7 @@ class Run:
                 self.records[number].setdefault("memory", []).append(found["memory"])
 
     def problems(self) -> Iterator[str]:
-        """What was wrong or raised, in a sentence each."""
+        """Yield a sentence for every wrong result and every error."""
         for (case, _), record in zip(self.cases, self.records):
             for found in (record, *record.get("times", [])):
                 if problem := problem_of(found):
@@ -234,7 +234,7 @@ class Run:
 
 
 def line(case: Case, found: dict, seconds: float) -> str:
-    """A case in a line: µs per step of every candidate."""
+    """Format a case as a line: µs per step of every candidate."""
     for reason in ("skipped", "failed"):
         if reason in found:
             return f"{case}, {case.mode}: {reason}: {found[reason]}"

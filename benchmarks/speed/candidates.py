@@ -1,8 +1,8 @@
-"""The ways to run a cell that are compared: fused, and what a user would otherwise take.
+"""The ways to run a cell that are compared: the fused one, and those that a user would otherwise take.
 
 Beside torch.nn (oneDNN on a CPU, cuDNN on a GPU) these are the careful loops of ``eager``: as they are, by TorchScript,
-by torch.compile, and replayed as a CUDA graph; and the libraries of ``others``. torch.nn.GRU stands beside the
-reset-before GRU too, whose equation it lacks. All multiply the input by its weights: that product is included.
+by torch.compile, and replayed as a CUDA graph; and the libraries of ``others``. torch.nn.GRU is compared with the
+reset-before GRU too, whose equation torch.nn lacks. All candidates include the product of the input and its weights.
 """
 
 import importlib.util
@@ -23,21 +23,22 @@ from .eager import EagerLoop, State
 from .others import FlashRNN, Haste, TorchRL
 
 Operands = tuple[Tensor, Tensor]  # the input and the gradient of the output
-# A candidate may err by this factor more than PyTorch's plain loop in the same dtype, or by the least if that is more.
-# The arithmetic of a rival is its own affair: it is held only to computing the same thing. cuDNN's persistent kernels,
-# for one, approximate in float32: they were seen to be off by 6e-6, forty times as much as the plain loop.
+# A candidate's error may exceed that of PyTorch's plain loop in the same dtype by this factor, or be as large as the
+# least tolerance if that is more. Rivals may use other arithmetic, as long as they compute the same thing. cuDNN's
+# persistent kernels, for one, approximate in float32: their error was seen to be 6e-6, forty times that of the plain
+# loop.
 FUSED_FACTOR, RIVAL_FACTOR = 2.0, 8.0
 RIVAL_LEAST = 2.0**-16
 COMPILER = "inductor"
 FUSED = tuple(backend for backend in fused_rnn.backends() if backend != "reference")
-# torch.compile unrolls a loop: many minutes at T=200, and again for each T. So on a CPU it gets the loop in pieces, of
-# as many steps as divide T, which are called one after the other. It gains by fusing what lies between two products;
-# pieces twice as long run a little faster still.
+# torch.compile unrolls a loop, which takes many minutes at T=200, and again for each T. So on a CPU it gets the loop in
+# pieces, of a number of steps that divides T, which are called one after the other. It gains by fusing the operations
+# between two products; pieces twice as long run a little faster still.
 STEPS_AT_ONCE = 25
 
 
 class Ready:
-    """A candidate that runs one case: ``load`` chooses the operands, ``run`` is what is timed."""
+    """A candidate that runs one case: ``load`` chooses the operands, ``run`` is timed."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Ready:
 
 
 class Packed(Ready):
-    """Sequences of different lengths, packed before the time is taken; results are those of the packed rows."""
+    """Sequences of different lengths, packed outside the timed call; results are those of the packed rows."""
 
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
         lengths = torch.tensor(case.shape.lengths)
@@ -74,7 +75,7 @@ class Packed(Ready):
 
     @staticmethod
     def translate(shape: Shape, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Results whose rows are padded again."""
+        """Pad the rows of results again."""
         batch_sizes = torch.tensor([sum(length > step for length in shape.lengths) for step in range(shape.steps)])
 
         def padded(rows: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Packed(Ready):
 
 
 class Padded(Ready):
-    """Padded sequences and their lengths; results are padded too."""
+    """Padded sequences with their lengths; results are padded too."""
 
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
         lengths = torch.tensor(case.shape.lengths)
@@ -93,7 +94,7 @@ class Padded(Ready):
 
 
 class SingleSteps(nn.Module):
-    """A module that makes single steps, with its parameters by the names that they have in a layer."""
+    """A module of single steps, whose parameters have their names in a layer."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class SingleSteps(nn.Module):
 
 
 class Stepped(Ready):
-    """Such a module, which is called with the rows of one step after the other."""
+    """A module of single steps, called with the rows of one step after the other."""
 
     def __init__(self, module: SingleSteps, case: Case, sets: Sequence[Operands]) -> None:
         cell = module.cell
@@ -126,7 +127,7 @@ class Graphed(Ready):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries load code and take their workspaces before the capture
+            for _ in range(3):  # libraries load code and allocate workspaces before the capture
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
@@ -144,25 +145,25 @@ class Graphed(Ready):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a cell, how far its results may be off, and what is done to its module before it runs."""
+    """One way to run a cell, the tolerance of its results, and the preparation of its module."""
 
     name: str
     title: str
     equations: str  # the cell whose reference it must agree with
-    build: Callable[..., nn.Module]  # from I and H, and num_layers and bidirectional where there are more than one
+    build: Callable[..., nn.Module]  # takes I and H, and num_layers and bidirectional if there are more than one
     factor: float = RIVAL_FACTOR
     least: float = RIVAL_LEAST
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
-    backend: str | None = None  # of a fused cell
+    backend: str | None = None  # of fused cells
     translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict  # its results by the names of the reference
 
 
 class ScriptedLoop(EagerLoop):
-    """The loop compiled by TorchScript, which keeps the loop and has no Python in it."""
+    """The loop compiled by TorchScript, which keeps the loop but has no Python in it."""
 
     def __init__(self, *sizes, **options) -> None:
         super().__init__(*sizes, **options)
-        # of a copy, as TorchScript keeps what it compiles of a function, made for the sizes and the mode that it met
+        # a copy, because TorchScript keeps the code that it compiled of a function, for the sizes and the mode it met
         loop = types.FunctionType(self.loop.__code__, self.loop.__globals__, self.loop.__name__)
         loop.__annotations__ = self.loop.__annotations__
         with warnings.catch_warnings():
@@ -171,11 +172,11 @@ class ScriptedLoop(EagerLoop):
 
 
 class CompiledLoop(EagerLoop):
-    """One layer whose loop is compiled by torch.compile for ``at_once`` steps at most, or unrolled whole."""
+    """One layer whose loop torch.compile compiles for at most ``at_once`` steps, or unrolls completely."""
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, at_once: int | None = STEPS_AT_ONCE) -> None:
         super().__init__(cell, input_size, hidden_size)
-        torch.compiler.reset()  # there is a limit to the sizes that one function is compiled for
+        torch.compiler.reset()  # the number of sizes that one function is compiled for is limited
         self.loop = torch.compile(self.loop, backend=COMPILER, fullgraph=True, dynamic=False)
         self.at_once, self.hidden_size = at_once, hidden_size
 
@@ -199,7 +200,7 @@ STEP_MODULES = {  # ours and torch.nn's
 
 
 def single_steps(cell: str, backend: str) -> list[Candidate]:
-    """A module of single steps and torch.nn's, which are held to the layer of the same cell."""
+    """Return a module of single steps and torch.nn's, which are held to the layer of the same cell."""
     ours, theirs = STEP_MODULES[cell]
     equations = cell.removesuffix("_cell")
     stepped = replace(fused(equations, backend), build=_stepped(ours, backend=backend), ready=Stepped)
@@ -217,7 +218,7 @@ def fused(cell: str, backend: str) -> Candidate:
 
 
 def torch_nn(cell: str) -> Candidate | None:
-    """What torch.nn has for the cell, or in its place; None if it has nothing."""
+    """Return torch.nn's module of the cell, or the closest one; None if it has none."""
     modules = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru_reset_after": nn.GRU, "gru": nn.GRU}
     if cell not in modules:
         return None
@@ -277,7 +278,7 @@ RIVALS: dict[str, Callable[[str], Candidate | None]] = {
 
 @dataclass(frozen=True)
 class Library:
-    """What must be installed for a rival, and the dtypes that it has."""
+    """The package that a rival needs, and the dtypes that it has."""
 
     module: str
     dtypes: tuple[str, ...]
@@ -290,8 +291,8 @@ LIBRARIES = {
     "flashrnn": Library("flashrnn", ("float32", "float16", "bfloat16")),
 }
 ON_GPU_ONLY = ("graphed", *LIBRARIES)
-GRAPHED_UP_TO = 1024 * 64  # H * B, beyond which the launches that a graph saves are not what takes the time
-LOOPS = ("recompute", "torch", "eager", "graphed")  # TorchScript takes longer to compile than all the rest of a case
+GRAPHED_UP_TO = 1024 * 64  # H * B; for larger sizes the launches that a graph saves are no longer the bottleneck
+LOOPS = ("recompute", "torch", "eager", "graphed")  # TorchScript takes longer to compile than the rest of a case
 WANTED = {  # by group of a GPU, beside every fused backend
     **dict.fromkeys(("honest", "people", "ragged"), ("torch",)),
     **dict.fromkeys(("main", "single", "grid", "chosen"), LOOPS),
@@ -304,10 +305,10 @@ OPTIONAL = ("recompute", *RIVALS)
 def candidates(
     case: Case, backends: Sequence[str], device: torch.device | str = "cpu", asked: Sequence[str] | None = None
 ) -> list[Candidate]:
-    """The fused cell on each of ``backends``, or all that run there if there are none, then rivals.
+    """Return the fused cell on each of ``backends``, or on all that run there if empty, then rivals.
 
-    Those are what is ``asked`` for, of what can run the case. If nothing is: on a GPU what the case's group is for;
-    elsewhere torch.nn where it has the cell, and the eager loop where it has not.
+    Rivals are those in ``asked`` that can run the case. If that is empty, they are those of the case's group on a GPU;
+    elsewhere torch.nn, or the eager loop for cells that torch.nn lacks.
     """
     if case.cell in STEP_MODULES:
         return single_steps(case.cell, *backends)
@@ -331,13 +332,13 @@ def candidates(
 
 
 def wanted_at(case: Case) -> Sequence[str]:
-    """The rivals of a case where none are asked for."""
+    """Return the rivals of a case if none are requested."""
     theirs = torch_nn(case.cell)
     return WANTED.get(case.group) or (("torch",) if theirs and theirs.equations == case.cell else ("torch", "eager"))
 
 
 def ways(candidate: Candidate, case: Case) -> list[Candidate]:
-    """To run sequences of different lengths: packed, and padded with their lengths or as if all were of full length."""
+    """Return the ways to run sequences of different lengths: packed, padded with lengths, or as if all were full."""
     packed = replace(
         candidate,
         title=f"{candidate.title}, packed",
@@ -357,7 +358,7 @@ def worthwhile(rival: str, case: Case) -> bool:
     shape = case.shape
     if rival != "torch" and (shape.lengths or shape.directions > 1):
         return False
-    if rival in LIBRARIES:  # whose adapters take no states
+    if rival in LIBRARIES:  # adapters of libraries take no states
         return shape.layers == 1 and case.mode != "stream" and case.dtype in LIBRARIES[rival].dtypes
     if rival == "compiled":
         return shape.layers == 1
@@ -373,7 +374,7 @@ def runs(backend: str, device: torch.device | str, dtype: str) -> bool:
 
 
 def obstacle(rival: str, device: torch.device | str) -> str | None:
-    """Why a rival cannot run on a device, whatever the cell, or None if it can."""
+    """Return why a rival cannot run on a device, whatever the cell, or None if it can."""
     if rival in ON_GPU_ONLY and torch.device(device).type != "cuda":
         return f"{rival} needs a CUDA device"
     if rival in LIBRARIES and importlib.util.find_spec(LIBRARIES[rival].module) is None:

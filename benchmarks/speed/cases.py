@@ -1,9 +1,9 @@
-"""What a case is, and how a module runs it.
+"""The definition of a case, and how a module runs it.
 
-A *case* is a cell at a shape, in a dtype and one mode: training, forward and backward; forward, no gradients; stream,
-the same with a call for each step, which is handed the state of the one before; stream_recording, such calls that
-record a gradient; stream_training, these with the backward pass through all of them. Which cases are measured stands
-in ``plan``, the ways to run them in ``candidates``.
+A *case* is a cell at a shape, in a dtype and one mode. The modes are: training, forward and backward; forward, without
+gradients; stream, forward with a call for each step, which takes the state of the one before; stream_recording, such
+calls that record a gradient; stream_training, these with the backward pass through all of them. ``plan`` lists the
+measured cases, ``candidates`` the ways to run them.
 """
 
 from collections.abc import Callable
@@ -25,28 +25,28 @@ class Shape:
     hidden_size: int
     steps: int
     modes: tuple[str, ...] = ("training", "forward")
-    memory: bool = False  # whether the peak memory of a training step is measured too
+    memory: bool = False  # whether the peak memory of a training step is also measured
     layers: int = 1
     directions: int = 1
-    lengths: tuple[int, ...] | None = None  # of the sequences, longest first, where they differ
+    lengths: tuple[int, ...] | None = None  # of the sequences, longest first, if they differ
     last_only: bool = False  # whether only the last output has a gradient, which then vanishes on the way to the first
 
     @property
     def module_sizes(self) -> dict[str, int]:
-        """As constructors of modules take them."""
-        several = {"num_layers": self.layers} if self.layers > 1 else {}  # not every rival can have them
+        """The sizes as constructors of modules take them."""
+        several = {"num_layers": self.layers} if self.layers > 1 else {}  # not every rival supports several
         both = {"bidirectional": True} if self.directions > 1 else {}
         return {"input_size": self.input_size, "hidden_size": self.hidden_size, **several, **both}
 
     @property
     def record(self) -> dict:
-        """What a file of results says of it: what is not as it mostly is."""
+        """The entry in a file of results: all values that differ from the usual ones."""
         kept = (field for field in fields(self) if field.name not in ("modes", "memory"))
         return {field.name: value for field in kept if (value := getattr(self, field.name)) != field.default}
 
     @property
     def sizes(self) -> str:
-        """In short, without what is as it mostly is."""
+        """A short description, without the usual values."""
         input = f"I={self.input_size} " if self.input_size != self.hidden_size else ""
         layers = f" {self.layers} layers" if self.layers > 1 else ""
         directions = " bidirectional" if self.directions > 1 else ""
@@ -58,7 +58,7 @@ class Shape:
         return f"{sizes}, a gradient of the last output alone" if self.last_only else sizes
 
 
-AXES = {"steps": "T", "batch": "B", "hidden_size": "H", "layers": "layers"}  # of what grows
+AXES = {"steps": "T", "batch": "B", "hidden_size": "H", "layers": "layers"}  # of growing sizes
 MODES = ("training", "forward")
 CELLS = {
     "rnn": "RNN",
@@ -69,7 +69,7 @@ CELLS = {
     "multiplicative_gru": "MultiplicativeGRU",
 }
 MODULES = {**common.CELLS, "gru_reset_after": fused_rnn.GRU}
-# The cells of which single steps are measured: as layers called with one step at a time, and as modules made for that.
+# The cells whose single steps are measured: as layers called with one step at a time, and as modules for single steps.
 STEP_CELLS = {
     "rnn": "RNN",
     "lstm": "LSTM",
@@ -80,7 +80,7 @@ STEP_CELLS = {
 }
 STEP_MODES = ("stream", "stream_recording", "stream_training")
 TITLES = {**CELLS, **STEP_CELLS}
-NAMES = {cell: "rnn_tanh" if cell == "rnn" else cell for cell in CELLS}  # as functions and kernels have them
+NAMES = {cell: "rnn_tanh" if cell == "rnn" else cell for cell in CELLS}  # as functions and kernels name them
 EQUATIONS = {cell: ops.CELLS[name] for cell, name in NAMES.items()}
 
 
@@ -97,7 +97,7 @@ class Case:
 
     @property
     def record(self) -> dict:
-        """What a file of results says of it."""
+        """The entry in a file of results."""
         return {
             **{name: getattr(self, name) for name in ("cell", "dtype", "group", "mode")},
             "shape": self.shape.record,
@@ -107,7 +107,7 @@ class Case:
 def random_operands(
     shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The input and the gradient of the output, the same for all that run ``shape``; padded with zeros."""
+    """Make the input and the gradient of the output, the same for all candidates of ``shape``; padded with zeros."""
     generator = torch.Generator(device).manual_seed(seed)
     sizes = shape.input_size, shape.directions * shape.hidden_size
     input, d_output = (
@@ -119,7 +119,7 @@ def random_operands(
 
 
 def unpadded(shape: Shape, rows: Tensor) -> Tensor:
-    """``rows`` (T, B, ...) with zeros beyond the end of each sequence."""
+    """Return ``rows`` (T, B, ...) with zeros past the end of each sequence."""
     if shape.lengths is None:
         return rows
     lengths = torch.tensor(shape.lengths, device=rows.device)
@@ -134,11 +134,11 @@ def make_step(
     call: Callable[..., tuple] | None = None,
     rows: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
-    """What is timed: a function that runs ``case`` once and returns by name all that it computed.
+    """Make the function to be timed, which runs ``case`` once and returns its results by name.
 
-    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU. ``call`` is how the
-    module is called with an input, where it is not handed that as it is. ``rows`` says that the steps of a stream are
-    (B, I) rather than (1, B, I).
+    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU. ``call`` calls the
+    module with an input, if it does not take that as it is. With ``rows`` the steps of a stream are (B, I) rather than
+    (1, B, I).
     """
     call = call or module
     input, d_output = operands or random_operands(case.shape, next(module.parameters()).dtype)

@@ -1,8 +1,8 @@
-"""How fast the device can be at all, measured in the same run as the cells, and what a case must take there at least.
+"""The limits of the device, measured in the same run as the cells, and the least time of a case that follows from them.
 
 The ceilings are the rate of a large matrix product on random data and the bandwidth of a large copy, bytes read and
 bytes written. The floor of a case is the longer of two times: its multiplications at that rate, and its compulsory
-traffic at that bandwidth. Nonlinearities, saved gates and the order of the steps count nothing there.
+traffic at that bandwidth. Nonlinearities, saved gates and the order of the steps do not count.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ ROUNDS = 10
 
 
 def ceilings(clock: HostClock, dtypes: Sequence[str], small: bool = False) -> dict[str, float | None]:
-    """Rates in TFLOP/s and bandwidth in TB/s, the best of some rounds; None for what the device has not, or cannot."""
+    """Return rates in TFLOP/s and bandwidth in TB/s, the best of some rounds; None for what the device cannot do."""
     size, copied = SMALL if small else SIZES[clock.device.type]
     found: dict[str, float | None] = {"product_size": size, "copied_bytes": copied}
     for dtype in dtypes:
@@ -31,7 +31,7 @@ def ceilings(clock: HostClock, dtypes: Sequence[str], small: bool = False) -> di
 def attempt(measure: Callable[[], float]) -> float | None:
     try:
         return measure()
-    except RuntimeError:  # out of memory, or a dtype that the device does not multiply
+    except RuntimeError:  # out of memory, or an unsupported dtype
         return None
 
 
@@ -52,7 +52,7 @@ def copy_bandwidth(clock: HostClock, size: int) -> float:
 
 
 def floor_ms(case: Case, dtype: str, ceilings: dict[str, float | None]) -> float | None:
-    """The least time that the case can take, in ms; None where a ceiling was not measured."""
+    """Return the least possible time of the case in ms; None if a ceiling was not measured."""
     rate, bandwidth = ceilings.get(f"product_{dtype}_tflops"), ceilings.get("copy_tb_per_s")
     if not rate or not bandwidth:
         return None
@@ -61,8 +61,8 @@ def floor_ms(case: Case, dtype: str, ceilings: dict[str, float | None]) -> float
 
 
 def work(case: Case) -> tuple[int, int]:
-    """Floating-point operations of the products of all layers, and values that these must read or write."""
-    below = case.shape.directions * case.shape.hidden_size  # what all layers but the first are handed
+    """Return the floating-point operations of the products of all layers, and the values that these transfer."""
+    below = case.shape.directions * case.shape.hidden_size  # the input of all layers but the first
     sizes = [case.shape.input_size] + (case.shape.layers - 1) * [below]
     flops, values = zip(*(_work_of_layer(case, size) for size in sizes))
     return sum(flops), sum(values)

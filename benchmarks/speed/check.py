@@ -1,8 +1,8 @@
-"""Whether a candidate computes what it should, judged by the errors of PyTorch's plain loop in the same dtype.
+"""The check of a candidate's results, judged by the errors of PyTorch's plain loop in the same dtype.
 
-Both are compared with the plain loop in float64, on the same operands (those of the dtype, widened): a result may be
-off by a factor more than the plain loop's, and in any case by one rounding of the dtype, and by the random walk of
-the rounding errors of a sum in float32 over all T·B rows, as gradients of weights are. Rivals may approximate.
+Both are compared with the plain loop in float64, on the same operands (those of the dtype, widened). The tolerance of a
+result is a multiple of the plain loop's error, and at least one rounding of the dtype, and the random walk of the
+rounding errors of a sum in float32 over all T·B rows, as in gradients of weights. Rivals may approximate.
 """
 
 import math
@@ -18,7 +18,7 @@ from .cases import MODULES, Case, Shape, make_step, random_operands, unpadded
 
 @dataclass(frozen=True)
 class Error:
-    """Of the result that comes nearest to, or goes furthest beyond, what is allowed."""
+    """The error of the result that is closest to its tolerance, or exceeds it most."""
 
     result: str
     relative: float  # in the Euclidean norm
@@ -27,7 +27,7 @@ class Error:
 
     @property
     def wrong(self) -> bool:
-        return not self.relative <= self.allowed  # so that a NaN is wrong
+        return not self.relative <= self.allowed  # NaN counts as wrong
 
     def __str__(self) -> str:
         return (
@@ -39,7 +39,7 @@ class Error:
 
 
 class Judge:
-    """What is right at a shape, for one cell: its exact results, and how far PyTorch is from them."""
+    """The exact results at a shape, for one cell, and PyTorch's distance from them."""
 
     def __init__(self, cell: str, shape: Shape, operands: Operands, weights: dict[str, Tensor]) -> None:
         self.dtype = operands[0].dtype
@@ -57,7 +57,7 @@ class Judge:
         self._own = self._relative(results(self.dtype))
 
     def error(self, results: dict[str, Tensor], factor: float, least: float) -> Error:
-        """The worst error of some or all of the results."""
+        """Return the worst error of some or all of the results."""
         walk = math.sqrt(self._rows) * torch.finfo(torch.float32).eps
         floor = max(walk, torch.finfo(self.dtype).eps, least)
         errors = [
@@ -71,14 +71,14 @@ class Judge:
         for name, result in results.items():
             exact = self._exact[name]
             difference = result.double() - exact
-            if name == "output":  # what lies beyond the end of a sequence is nobody's business
+            if name == "output":  # values past the end of a sequence do not matter
                 difference, exact = (unpadded(self._shape, rows) for rows in (difference, exact))
             errors[name] = (difference.norm() / exact.norm()).item()
         return errors
 
 
 class Bench:
-    """A shape in a dtype on a device, with all that its candidates share: operands, weights and judges."""
+    """A shape in a dtype on a device, with everything that its candidates share: operands, weights and judges."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", sets: int = 1) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
@@ -86,7 +86,7 @@ class Bench:
         self._judges: dict[str, Judge] = {}
 
     def ready(self, candidate: Candidate, case: Case) -> Ready:
-        """The candidate with the weights that all of its equations share."""
+        """Make the candidate with the weights that all candidates of its equations share."""
         with self.device:
             module = candidate.build(**self.shape.module_sizes)
         module.load_state_dict(self._weights(candidate.equations))
@@ -96,7 +96,7 @@ class Bench:
         return candidate.ready(module, case, self.sets)
 
     def error(self, candidate: Candidate, ready: Ready) -> Error:
-        """How far the candidate is off on the first operands."""
+        """Return the candidate's error on the first operands."""
         judge = self.judge(candidate.equations)
         ready.load(0)
         return judge.error(candidate.translate(ready.run()), candidate.factor, candidate.least)

@@ -1,8 +1,8 @@
 """Both ends of the pipe between the command and the processes that measure.
 
 Each measurement runs in a process of its own, because an allocator reads its settings when a process starts.
-``records`` starts one, with the thread count and a plan (a dataclass) as its arguments, and yields what it writes, one
-JSON object a line; ``serve`` is what runs in it.
+``records`` starts one, with the thread count and a plan (a dataclass) as its arguments, and yields its output, one JSON
+object per line; ``serve`` runs in it.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from . import ROOT
 
 # "resident" keeps freed memory in the process, in huge pages: no page faults, and so the least noise. It favours
-# code that allocates afresh in every call. "default" is what a program gets that sets nothing.
+# code that allocates anew in every call. "default" are the settings of a program that changes none.
 RESIDENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
@@ -46,11 +46,11 @@ def records(module: str, allocator: str, threads: int, plan: object, *arguments:
 
 def serve(measure: Callable[..., Iterable[dict]], plan_type: type) -> None:
     """Call ``measure`` with the plan and further arguments of the command line, and write what it yields."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it, and so does this
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the command's to explain
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it, and so must this
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command explains Ctrl-C
     threads, plan, *arguments = sys.argv[1:]
     torch.set_num_threads(int(threads))
     with os.fdopen(os.dup(1), "w") as pipe:
-        os.dup2(2, 1)  # what other people's kernels print while they compile is no record
+        os.dup2(2, 1)  # other people's kernels print while they compile, which is no record
         for record in measure(plan_type(**json.loads(plan)), *arguments):
             print(json.dumps(record), file=pipe, flush=True)

@@ -1,12 +1,12 @@
 """Time and memory of a call: by CUDA events and PyTorch's allocator on a GPU, by the host's clock on the CPU.
 
-A CPU's memory is that of a process, whose peak the kernel keeps (VmHWM) and lets it reset. Allocators keep what an
-earlier call has freed, so such a process measures one call only.
+A CPU's memory is that of a process, whose peak the kernel records (VmHWM) and can reset. Allocators keep memory that an
+earlier call freed, so such a process measures one call only.
 
-On a GPU, a buffer of twice the second-level cache is overwritten in front of every timed call, outside the events: no
-call finds its operands there because the one before left them. The call is queued behind that write, as in a program
-that keeps its GPU busy, so host work at its beginning is hidden as far as the write is long. How long the host is
-busy is measured by itself, by ``busy_us``.
+On a GPU, a buffer of twice the second-level cache is overwritten before every timed call, outside the events, so that
+no call finds its operands cached by the one before. The call is queued behind that write, as in a program that keeps
+its GPU busy, so host work at its beginning is hidden while the write lasts. ``busy_us`` measures the time of the host
+separately.
 """
 
 import gc
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Reading:
     ms: float
-    host_ms: float  # until the call returned, the device having been idle before
+    host_ms: float  # until the call returned, on a device that was idle before
 
 
 class HostClock:
@@ -39,15 +39,15 @@ class HostClock:
         return Reading(ms, ms)
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
-        """What ``call`` needs at most beside what is there before; None where nothing counts it."""
+        """Return the most memory that ``call`` takes beyond that in use before; None if nothing counts it."""
         call()
         return None
 
     def busy_us(self, call: Callable[[], object], calls: int = 20, seconds: float = 0.5) -> float:
-        """How long the host is busy until a call returns, in µs: the mean of calls in a row, begun with an empty queue.
+        """Return how long the host is busy with a call, in µs: the mean of successive calls, from an empty queue.
 
-        Nothing is waited for between them. A call whose kernels fill the device's queue waits for room there: that the
-        host is then busy is the truth as well.
+        Nothing waits between them. If a call's kernels fill the device's queue it waits for room, and rightly counts as
+        busy.
         """
         self.wait()
         start, made = time.perf_counter(), 0
@@ -59,7 +59,7 @@ class HostClock:
         return 1e6 * gone / made
 
     def chill(self) -> None:
-        """Make caches cold, as far as the clock does that; queued, not waited for."""
+        """Make caches cold, if the clock does that; this is queued, not waited for."""
 
     def wait(self) -> None:
         pass
@@ -110,7 +110,7 @@ class CudaClock(HostClock):
 
 
 class Instant:
-    """A moment in the GPU's queue; what lies between two of them, in seconds, is waited for."""
+    """A moment in the GPU's queue; reading the seconds between two of them waits for both."""
 
     def __init__(self) -> None:
         self._event = torch.cuda.Event(enable_timing=True)
@@ -130,13 +130,13 @@ def clock_for(device: torch.device) -> HostClock:
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median and interquartile range."""
+    """Return the median and the interquartile range."""
     quarter, median, three_quarters = torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return {"median_ms": round(median, 4), "spread_ms": round(three_quarters - quarter, 4)}
 
 
 def peak_growth(step: Callable[[], object]) -> float:
-    """MiB that the resident set grew by, at its peak, over its level just before the step."""
+    """Return by how many MiB the resident set grew, at its peak, over its level just before the step."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -145,15 +145,15 @@ def peak_growth(step: Callable[[], object]) -> float:
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status, in KiB."""
+    """Return a field of /proc/self/status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def saved_bytes(module: nn.Module, input: Tensor, call: Callable[[Tensor], object] | None = None) -> int:
-    """Bytes that autograd keeps of one forward pass, its outputs included, its input and the parameters not.
+    """Return the bytes that autograd keeps of one forward pass: outputs included, input and parameters excluded.
 
-    ``call`` is how the module is called with the input, where it is not handed that as it is.
+    ``call`` calls the module with the input, if it does not take that as it is.
     """
     operands = [input, *module.parameters()]
     known = {tensor.untyped_storage().data_ptr() for tensor in operands}
@@ -167,5 +167,5 @@ def saved_bytes(module: nn.Module, input: Tensor, call: Callable[[Tensor], objec
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = (call or module)(input.detach().requires_grad_())
-    del output  # alive until here, so that no two storages share a place
+    del output  # kept alive until here, so that no two storages share an address
     return sum(kept.values())

@@ -1,11 +1,11 @@
 """The cells as careful hand-written loops: the rivals that a good engineer would write.
 
-Where torch.nn has a cell, the main tables for CPUs take torch.nn alone; all other comparisons take the loop as well.
+For cells that torch.nn has, the main tables for CPUs compare with torch.nn alone; all others compare with the loop too.
 
-What does not depend on the state is one product before the loop; each step then spends as few and as large
-operations as plain PyTorch allows: products through addmm with the bias or projection as its addend, gates
-computed together and chunked, [x̂ | h] joined so that both products are one. Weights are transposed once, as
-views: the library multiplies by a transposed view as fast as by a copy. They stay within what TorchScript understands.
+Everything that does not depend on the state is one product before the loop. Each step then takes the fewest and largest
+operations that plain PyTorch allows: products through addmm with the bias or projection as its addend, gates computed
+together and chunked, [x̂ | h] joined so that both products are one. Weights are transposed once, as views, because the
+library multiplies by a transposed view as fast as by a copy. The loops stay within what TorchScript understands.
 
 Shapes: ``input`` (T, B, I); ``state`` (B, H), or a pair of them, zeros if None; weights and biases as in
 ``fused_rnn.reference``; results (T, B, H) and the state after the last step.
@@ -21,7 +21,7 @@ State = Tensor | tuple[Tensor, Tensor]
 
 
 class Layers(nn.Module):
-    """Layers of ``cell`` with the parameters of the fused module, for somebody else's forward pass."""
+    """Layers of ``cell`` with the parameters of the fused module, for another forward pass."""
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What sizes that grow show: how straight time is against T, and where the cost of a unit of work leaps.
+"""The findings for growing sizes: how straight time is against T, and where the cost of a unit of work leaps.
 
-A unit of work is a multiplication of the cell's products. Between two neighbouring sizes its cost may fall as far as it
-likes, since overhead is shared by more of it. Where it rises, the larger size is served worse: a cliff.
+A unit of work is a multiplication of the cell's products. Between two neighbouring sizes its cost may fall by any
+amount, because more work shares the overhead. If it rises, the larger size is served worse: a cliff.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from .cases import AXES
 from .ceilings import work
 from .records import Measured, Results
 
-CLIFF = 2.0  # times as much for a unit of work as at the next smaller size
-STRAIGHT = 0.1  # as part of the time that the line gives
+CLIFF = 2.0  # ratio of the costs of a unit of work at a size and at the next smaller one
+STRAIGHT = 0.1  # as a fraction of the fitted time
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Leap:
-    """The greatest rise of the cost of a unit of work from one size to the next."""
+    """The largest rise of the cost of a unit of work from one size to the next."""
 
     ratio: float
     smaller: int
@@ -43,7 +43,7 @@ class Leap:
 
 
 def curves(found: Results) -> list[Curve]:
-    """Every curve of a file of results that has a point; what was wrong or failed has none."""
+    """Return every curve of a file of results that has a point; wrong or failed cases have none."""
     groups: dict[tuple, list[Measured]] = {}
     for measured in found.cases:
         for name, record in measured.times.items():
@@ -60,12 +60,12 @@ def curves(found: Results) -> list[Curve]:
 
 
 def size(measured: Measured) -> int:
-    """What grows in its group."""
+    """Return the size that grows in its group."""
     return getattr(measured.case.shape, measured.case.group)
 
 
 def leap(curve: Curve) -> Leap | None:
-    """Where the cost of a unit of work rises most, or falls least; None for a single point."""
+    """Find where the cost of a unit of work rises most, or falls least; None for a single point."""
     cost = [ms / flops for ms, flops in zip(curve.ms, curve.flops)]
     sizes = curve.sizes
     leaps = [Leap(cost[k + 1] / cost[k], sizes[k], sizes[k + 1]) for k in range(len(cost) - 1)]
@@ -73,7 +73,7 @@ def leap(curve: Curve) -> Leap | None:
 
 
 def line(curve: Curve) -> tuple[float, float]:
-    """Intercept and slope of the straight line that is nearest in relative terms: least squares of a/t + b·x/t − 1."""
+    """Return intercept and slope of the line that is nearest in relative terms: least squares of a/t + b·x/t − 1."""
     u, v = [1 / ms for ms in curve.ms], [size / ms for size, ms in zip(curve.sizes, curve.ms)]
     uu, uv, vv = (sum(p * q for p, q in zip(*pair)) for pair in ((u, u), (u, v), (v, v)))
     determinant = uu * vv - uv * uv
@@ -81,7 +81,7 @@ def line(curve: Curve) -> tuple[float, float]:
 
 
 def deviation(curve: Curve) -> float | None:
-    """How far time is off its line at most, as a part of what the line gives; None for fewer than three points."""
+    """Return the largest deviation of time from its line, as a fraction of the latter; None below three points."""
     if len(curve.sizes) < 3:
         return None
     intercept, slope = line(curve)
@@ -89,7 +89,7 @@ def deviation(curve: Curve) -> float | None:
 
 
 def failures(found: Results) -> list[str]:
-    """Whatever the fused cells do not hold, in a sentence each: straight lines, no cliffs, all points measured."""
+    """Return a sentence for each property that fused cells violate: straight lines, no cliffs, all points measured."""
     sentences = []
     for curve in curves(found):
         if curve.candidate != "fused":

@@ -1,9 +1,8 @@
-"""The one measuring loop, in a process of its own: every candidate of a case checked, then timed side by side.
+"""The one measuring loop, in a process of its own: it checks every candidate of a case, then times them side by side.
 
-Candidates take turns, one call each in a round, so that a machine that slows down for a while slows all of them. A
-candidate that is wrong is not timed, one that raises is recorded with its message, and neither keeps the others from
-being measured. Results are checked once more after the last round, so that an error that comes and goes has two chances
-to be seen.
+Candidates take turns, one call each in a round, so that a machine that slows down for a while slows all of them. Wrong
+candidates are not timed, those that raise are recorded with the message, and neither prevent the others from being
+measured. Results are checked again after the last round, so that an intermittent error has two chances to be seen.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from .child import serve
 from .clock import HostClock, Reading, clock_for, peak_growth, saved_bytes, summary
 from .plan import Plan
 
-SLOW = {"rivals": 2.5, "compiled": 2.5}  # by group, how many times as much patience what compiles for long gets
+SLOW = {"rivals": 2.5, "compiled": 2.5}  # by group, multiples of the patience for code that compiles for long
 
 
 class DeviceLostError(Exception):
@@ -39,7 +38,7 @@ class DeviceLostError(Exception):
 
 @dataclass
 class Entry:
-    """One candidate in one case, and what is recorded of it. Paces are those of its readings."""
+    """One candidate in one case, and its record. Paces are those of its readings."""
 
     candidate: Candidate
     case: Case
@@ -55,10 +54,10 @@ class Entry:
 
 
 class Pace:
-    """How fast the device is, as a multiple of how fast it was when this was made.
+    """The speed of the device, as a multiple of its speed when this was made.
 
     Some measurements take minutes, in which processors change their clock and neighbours come and go. Their times are
-    stated as they would be at the pace of the beginning, told by a small product right before each.
+    normalised to the initial pace, which a small product right before each measurement tells.
     """
 
     SIZES: ClassVar[dict[str, int]] = {"cpu": 256, "cuda": 4096}  # of the product, in rows
@@ -73,14 +72,14 @@ class Pace:
         return self._first / self._ms()
 
     def _ms(self) -> float:
-        """The best of three, because whatever interrupts one product says nothing of the pace."""
+        """Return the best of three times, because interruptions of a product say nothing of the pace."""
         return min(self._clock.time(lambda: torch.mm(self._matrix, self._matrix, out=self._out)).ms for _ in range(3))
 
 
 def measure(plan: Plan, *candidate: str) -> Iterator[dict]:
-    """The ceilings of the device, then for each part of the plan the records of its cases, or why they were skipped.
+    """Yield the device's ceilings, then for each part of the plan the records of its cases, or why they were skipped.
 
-    Given the name of a candidate: its peak memory, in the one training step that the plan then has.
+    With the name of a candidate: yield its peak memory, in the one training step that the plan then has.
     """
     if candidate:
         yield {"memory": peak_memory(plan, *candidate)}
@@ -99,12 +98,12 @@ def measure(plan: Plan, *candidate: str) -> Iterator[dict]:
 
 
 class Loop:
-    """Measures cases as a plan says, by a clock and within a budget."""
+    """Measures cases according to a plan, by a clock and within a budget."""
 
     def __init__(self, plan: Plan, clock: HostClock, budget: Budget | None = None) -> None:
         self.plan, self.clock, self.budget = plan, clock, budget or Budget(math.inf)
         self.pace = Pace(clock) if plan.passes > 1 else None
-        self.lost = ""  # why the device does not answer any more
+        self.lost = ""  # why the device stopped answering
         self._bench: Bench | None = None
 
     def ceilings(self) -> dict:
@@ -113,18 +112,18 @@ class Loop:
         return {"threads": torch.get_num_threads(), **found, **launches}
 
     def measure(self, cases: Sequence[Case]) -> list[dict]:
-        """A record for each case, with those of the times of its candidates, and of their memory."""
+        """Return a record for each case, with those of the times of its candidates, and of their memory."""
         records: list[dict] = [{} for _ in cases]
         try:
             self.fill(records, cases)
         except DeviceLostError as lost:
             self.lost = str(lost)
             return [{"failed": self.lost} for _ in cases]
-        self.clock.free()  # what the candidates held
+        self.clock.free()  # memory of the candidates
         return records
 
     def fill(self, records: list[dict], cases: Sequence[Case]) -> None:
-        """Let the candidates of all cases be ready at once, and pass over the cases as often as is planned."""
+        """Make the candidates of all cases ready at once, and pass over the cases as often as planned."""
         prepared = [self.prepare(case, record) for case, record in zip(cases, records)]
         for _ in range(self.plan.passes):
             for entries in prepared:
@@ -133,13 +132,13 @@ class Loop:
             self.finish(entries, record)
 
     def prepare(self, case: Case, record: dict) -> list[Entry]:
-        """The candidates of a case, those that are right ready to run; none, with the reason, if its bench fails."""
+        """Return the candidates of a case, the correct ones ready to run; none, with the reason, if its bench fails."""
         try:
             bench = self.bench(case)
             found = candidates(case, self.plan.backends, self.clock.device, self.plan.candidates)
             for candidate in found:
                 bench.judge(candidate.equations)
-        except Exception as error:  # as when the float64 results do not fit the memory
+        except Exception as error:  # e.g. if the float64 results do not fit the memory
             record["failed"] = message(error)
             return []
         entries = [Entry(of, case, bench, {"candidate": of.name, "title": of.title}) for of in found]
@@ -152,7 +151,7 @@ class Loop:
         return entries
 
     def bench(self, case: Case) -> Bench:
-        """That of the case before, which mostly has the same shape, or another in its place."""
+        """Return the bench of the case before, which mostly has the same shape, or replace it."""
         dtype = getattr(torch, case.dtype)
         if self._bench is None or (self._bench.shape, self._bench.dtype) != (case.shape, dtype):
             self._bench = None
@@ -181,7 +180,7 @@ class Loop:
         judge(entry)
 
     def time_in_turn(self, entries: Sequence[Entry]) -> None:
-        """A pass of a case: rounds until there are enough, or the time for them is over."""
+        """Run a pass of a case: rounds until there are enough, or their time is over."""
         plan, gone = self.plan, 0.0
         for number in range(plan.warm_up + plan.rounds):
             enough = number >= plan.warm_up + plan.least_rounds
@@ -200,7 +199,7 @@ class Loop:
                         entry.paces.append(pace)
 
     def finish(self, entries: Sequence[Entry], record: dict) -> None:
-        """Judge candidates again, and write down the times of those that are still right; then the memory they take."""
+        """Judge candidates again, and record the times of those that are still right; then their memory."""
         for entry in entries:
             with self.recorded(entry):
                 if entry.runs:
@@ -222,23 +221,23 @@ class Loop:
         return found
 
     def memory(self, entry: Entry) -> dict:
-        """Peak memory of a training step, and what its forward pass keeps for the backward pass."""
+        """Return the peak memory of a training step, and the bytes that its forward pass keeps for backward."""
         of = entry.candidate
         memory = replace(entry, record={"candidate": of.name, "title": of.title})
-        graphed = isinstance(entry.ready, Graphed)  # takes its memory when it is captured, none when it is replayed
+        graphed = isinstance(entry.ready, Graphed)  # allocates memory when it is captured, none when it is replayed
 
         def anew() -> None:
             entry.bench.ready(of, entry.case).run()
 
         with self.recorded(memory):
             memory.record["peak_bytes"] = self.clock.peak_bytes(anew if graphed else entry.ready.run)
-            if not graphed and not isinstance(entry.ready.module, CompiledLoop):  # hooks would have it compiled again
+            if not graphed and not isinstance(entry.ready.module, CompiledLoop):  # hooks would cause recompilation
                 memory.record["saved_bytes"] = saved_bytes(entry.ready.module, entry.ready.input, entry.ready.call)
         return memory.record
 
     @contextlib.contextmanager
     def recorded(self, entry: Entry) -> Iterator[None]:
-        """Record what is raised inside; raise DeviceLostError if the device does not answer any more."""
+        """Record exceptions; raise DeviceLostError if the device no longer answers."""
         try:
             yield
         except Exception as error:
@@ -258,12 +257,12 @@ def judge(entry: Entry) -> None:
 
 
 def in_one_piece(module: nn.Module) -> bool:
-    """Whether the parameters lie as cuDNN wants them: if they do not, PyTorch copies them in every call."""
+    """Whether the parameters are contiguous for cuDNN; otherwise PyTorch copies them in every call."""
     return len({parameter.untyped_storage().data_ptr() for parameter in module.parameters()}) == 1
 
 
 def plans(case: Case, chip: cuda.Chip | None = None) -> dict[str, dict]:
-    """By direction, how the CUDA kernels divide the work of the first layer, on the current GPU if no chip is given."""
+    """Return, by direction, the CUDA kernels' plan for the first layer, by default on the current GPU."""
     directions = ("forward", "backward") if case.mode == "training" else ("forward",)
     cell, dtype, shape = NAMES[case.cell], getattr(torch, case.dtype), case.shape
     sizes = shape.batch, shape.hidden_size, shape.input_size
@@ -271,11 +270,11 @@ def plans(case: Case, chip: cuda.Chip | None = None) -> dict[str, dict]:
 
 
 def peak_memory(plan: Plan, name: str) -> dict:
-    """By how much a training step raises the resident set at its peak, of the only case that the plan has of one."""
+    """Return by how much a training step of the plan's only such case raises the peak of the resident set."""
     (case,) = (case for case in plan.cases() if case.mode == "training")
     (candidate,) = (way for way in candidates(case, plan.backends, asked=plan.candidates) if way.name == name)
     ready = Bench(case.shape, getattr(torch, case.dtype)).ready(candidate, case)
-    # a short sequence first: libraries load code and start threads in their first call
+    # a short sequence first, because libraries load code and start threads in their first call
     few = {"batch": 2, "steps": 3, "lengths": (3, 1)} if case.shape.lengths else {"steps": 2}
     short = replace(case, shape=replace(case.shape, **few))
     candidate.ready(ready.module, short, [random_operands(short.shape, getattr(torch, case.dtype))]).run()

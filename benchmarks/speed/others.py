@@ -1,8 +1,8 @@
-"""Other people's fused recurrent layers, as rivals where they are installed; all need a CUDA device.
+"""Other people's fused recurrent layers, as rivals if they are installed; all need a CUDA device.
 
-haste (LMNT, 2020) has its own layers, whose gates stand in another order: they keep their parameters as they are, and
-results are translated. FlashRNN (Pöppel, Beck & Hochreiter 2024) and torchrl's Triton kernels are functions, called
-with parameters in our layout. FlashRNN takes W x: that product is computed here.
+haste (LMNT, 2020) has its own layers, with another order of gates: they keep their parameters as they are, and results
+are translated. FlashRNN (Pöppel, Beck & Hochreiter 2024) and torchrl's Triton kernels are functions, called with
+parameters in our layout. FlashRNN takes W x: that product is computed here.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .eager import Layers
 class Haste(nn.Module):
     """haste_pytorch's LSTM or GRU with our weights."""
 
-    # by cell: the class, where each of its gates stands in ours (the way back is the same), and which bias is which
+    # by cell: the class, the position of each of its gates in ours (an involution), and the names of its biases
     LAYOUTS = {  # noqa: RUF012
         "lstm": ("LSTM", (0, 2, 1, 3), {"bias_ih": "bias", "bias_hh": None}),
         "gru_reset_after": ("GRU", (1, 0, 2), {"bias_ih": "bias", "bias_hh": "recurrent_bias"}),
@@ -45,14 +45,14 @@ class Haste(nn.Module):
 
     @classmethod
     def translate(cls, cell: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Results by our names and in our order."""
+        """Translate results to our names and our order of gates."""
         _, order, biases = cls.LAYOUTS[cell]
         theirs = {name: tensor for name, tensor in results.items() if "layer." in name}
         ours = {name: tensor for name, tensor in results.items() if name not in theirs}
         if theirs:
             ours["gradient of weight_ih_l0"] = _reordered(theirs["gradient of layer.kernel"].t(), order)
             ours["gradient of weight_hh_l0"] = _reordered(theirs["gradient of layer.recurrent_kernel"].t(), order)
-            for name, bias in biases.items():  # where there is one bias, both have its gradient
+            for name, bias in biases.items():  # a single bias has the gradient of both
                 ours[f"gradient of {name}_l0"] = _reordered(theirs[f"gradient of layer.{bias or 'bias'}"], order)
         return ours
 
@@ -65,8 +65,8 @@ def _reordered(weight: Tensor, order: tuple[int, ...]) -> Tensor:
 class FlashRNN(Layers):
     """flashrnn's function with one head, on parameters in our layout.
 
-    Its LSTM and RNN have their gates in our order. Its GRU has reset after: the recurrent weights of the candidate
-    come first, and of its biases the recurrent one of the candidate first, the other last.
+    Its LSTM and RNN have our order of gates. Its GRU resets after the product: the recurrent weights of the candidate
+    come first; of the biases, the candidate's recurrent one comes first and its other one last.
     """
 
     FUNCTIONS = {"lstm": "lstm", "rnn": "elman", "gru_reset_after": "gru"}  # noqa: RUF012
@@ -96,9 +96,9 @@ class FlashRNN(Layers):
 
 
 class TorchRL(Layers):
-    """torchrl's Triton functions on parameters in our layout, which is its own.
+    """torchrl's Triton functions on parameters in our layout, which is also theirs.
 
-    They take float32 alone. A bfloat16 point gets what they offer there: float32 tensors, the recurrent product in
+    They support float32 only. A bfloat16 point uses their closest option: float32 tensors, the recurrent product in
     bfloat16, the others in TF32.
     """
 
@@ -117,7 +117,7 @@ class TorchRL(Layers):
 
         x = input.transpose(0, 1).float()
         weights = [getattr(self, f"{name}_l0").float() for name in self.equations.weights]
-        start = x.new_zeros(*x.shape[:2], self.hidden_size)  # one for every step, of which a reset would take its own
+        start = x.new_zeros(*x.shape[:2], self.hidden_size)  # one per step, for resets
         states = [start, start] if self.equations.has_cell_state else [start]
         resets = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         function = getattr(_rnn_triton, self.function)

@@ -20,7 +20,7 @@ LINES = {"fused": "-", "torch": "--", "eager": ":"}
 
 
 def times_faster(measured: Measured) -> float | None:
-    """The time of the fastest rival by that of the fastest fused candidate."""
+    """Return the time of the fastest rival divided by that of the fastest fused candidate."""
     times = [(is_fused(record), measured.us_per_step(name)) for name, record in measured.times.items()]
     ours, theirs = ([us for fused, us in times if us and fused == side] for side in (True, False))
     return min(theirs) / min(ours) if ours and theirs else None
@@ -35,7 +35,7 @@ def _maps(
     text: str,
     **layout: object,
 ) -> Figure:
-    """A heat map for each of ``panels``, of a value of each of its cases."""
+    """Draw a heat map for each of ``panels``, of a value of each of its cases."""
     figure, axes = plt.subplots(squeeze=False, **layout)
     for panel, (title, cases) in zip(axes.flat, panels.items()):
         heat_map(panel, rows, columns, [[case and value(case) for case in row] for row in cases], text)
@@ -65,7 +65,7 @@ def _share(found: Results, measured: Measured) -> float | None:
 
 
 def _map_figure(found: Results, value: Callable[[Measured], float | None], caption: str, text: str) -> Figure:
-    """A panel for each number of threads: a row for each cell, a column for each shape and mode."""
+    """Draw a panel for each number of threads, with a row for each cell and a column for each shape and mode."""
     threads = sorted({measured.threads for measured in found.cases})
     cells = [cell for cell in CELLS if cell in found.plan["cells"]]
     places = columns(found)
@@ -100,7 +100,7 @@ def _memory_figure(found: Results, caption: str) -> Figure:
 
 
 def scaling_pictures(result: dict) -> list[Picture]:
-    """A picture for each axis that was measured, and one of the share of the floor."""
+    """Draw a picture for each measured axis, and one of the share of the floor."""
     found = Results(result)
     lines = curves(found)
     axes = [axis for axis in AXES if any(curve.axis == axis for curve in lines)]
@@ -179,7 +179,7 @@ def _finish(figure: Figure, axes: Axes, caption: str) -> Figure:
 
 
 def gpu_pictures(result: dict) -> list[Picture]:
-    """How many times faster the fused cells are than the fastest rival, dtype by dtype."""
+    """Show how many times faster the fused cells are than the fastest rival, dtype by dtype."""
     cases = {
         (case.dtype, case.mode, case.cell, case.shape.hidden_size, case.shape.batch): measured
         for measured in Results(result).cases

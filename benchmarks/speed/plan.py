@@ -1,8 +1,9 @@
-"""The one table of what is measured: for each kind of results its plan, and the cases that a plan consists of.
+"""The one table of measurements: for each kind of results its plan, and the cases of a plan.
 
-The kinds are named as the files of results are: tables of a CPU (``speed``), with a call for each step (``steps``) or
-beside every rival (``rivals``); one size that grows (``scaling``); sequences of different lengths (``fills``); and the
-groups of a GPU (``gpu``), the most telling first. The commands, the pytest-benchmark suite and the reports read this.
+Kinds have the names of the files of results: tables of a CPU (``speed``), with a call for each step (``steps``) or
+beside every rival (``rivals``); one growing size (``scaling``); sequences of different lengths (``fills``); and the
+groups of a GPU (``gpu``), the most informative first. The commands, the pytest-benchmark suite and the reports read
+this.
 """
 
 import os
@@ -20,46 +21,46 @@ GPU_DTYPES = ("bfloat16", "float32", "float16")
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run measures and how; travels to the process that measures as JSON."""
+    """The measurements of one run; passed to the measuring process as JSON."""
 
     kind: str
     cells: tuple[str, ...]
     names: tuple[str, ...]  # of shapes, of axes, of fills in percent or of groups
     dtypes: tuple[str, ...] = ("float32",)
     device: str = "cpu"
-    threads: tuple[int, ...] = (1,)  # of the CPU; as many as PyTorch takes if empty
+    threads: tuple[int, ...] = (1,)  # of the CPU; PyTorch's default if empty
     allocator: str = "resident"  # settings of malloc, for times
     backends: tuple[str, ...] = ("cpu",)  # of the fused cells
-    candidates: tuple[str, ...] | None = None  # what is timed beside them; what a group is for if None
-    hidden: tuple[int, ...] = ()  # sizes given one by one, in place of groups
+    candidates: tuple[str, ...] | None = None  # candidates timed beside the fused cells; those of the group if None
+    hidden: tuple[int, ...] = ()  # sizes given one by one, instead of groups
     batch: tuple[int, ...] = ()
     steps: int | None = None
     quick: bool = False  # tiny sizes, for a smoke run
-    minutes: float | None = None  # until which anything is begun
-    passes: int = 1  # over all sizes that are measured together, between which a machine may change its pace
+    minutes: float | None = None  # after which no measurement begins
+    passes: int = 1  # over all sizes that are measured together, because a machine may change its pace between them
     warm_up: int = 5  # rounds of each pass
     rounds: int = 15  # of each pass, at most
     least_rounds: int = 1
-    seconds: float | None = None  # for the rounds of a case in each pass, beyond the least; without it, all rounds
+    seconds: float | None = None  # for the rounds of a case in each pass, beyond the least number; None for all rounds
     sets: int = 1  # of operands
-    patience: float | None = None  # seconds until a candidate must have run once
-    host_calls: int = 0  # in a row, for the time that the host is busy with one
-    ceilings: bool = True  # whether times are held against what the machine can do at all
+    patience: float | None = None  # seconds within which a candidate must have run once
+    host_calls: int = 0  # successive calls to time the host's part of one
+    ceilings: bool = True  # whether times are compared with the limits of the machine
 
     def cases(self) -> list[Case]:
-        """In the order in which they are measured."""
+        """List the cases in the order of measurement."""
         return list(CASES[self.kind](self))
 
     def parts(self) -> list["Part"]:
-        """What is measured at once: the cases of one sweep together, others one by one."""
+        """List the cases that are measured together: those of a sweep, others one by one."""
         if self.kind != "scaling":
             return [Part((case,), cost(case, self.device)) for case in self.cases()]
         sweeps = groupby(self.cases(), key=lambda case: (case.cell, case.group))
-        return [Part(tuple(cases), 0.0) for _, cases in sweeps]  # too different for one to foretell the next
+        return [Part(tuple(cases), 0.0) for _, cases in sweeps]  # too different to predict each other
 
     @property
     def whole(self) -> bool:
-        """Whether this is all of its kind, or whole groups of it, and so belongs with what the report reads."""
+        """Whether this is all of its kind, or whole groups of it, and so belongs with results for the report."""
         free = {"gpu": ("names", "minutes"), "scaling": ("dtypes", "minutes")}.get(self.kind, ("dtypes", "rounds"))
         free += ("allocator",) if self.kind in TABLES else ()
         free += ("device", "backends") if self.kind == "scaling" and self.device != "cpu" else ("device",)
@@ -68,18 +69,18 @@ class Plan:
 
     @property
     def base(self) -> dict[str, int]:
-        """The size from which one after the other grows."""
+        """The size from which sizes grow one at a time."""
         return SWEEPS["quick" if self.quick else self.device.partition(":")[0]][0]
 
 
 @dataclass(frozen=True)
 class Part:
     cases: tuple[Case, ...]
-    cost: float  # by which a budget foretells how long it takes
+    cost: float  # by which a budget predicts its duration
 
 
 def cost(case: Case, device: str) -> float:
-    """About how long a case takes, in arbitrary units: its products, and what launches the operations of each step."""
+    """Estimate the time of a case, in arbitrary units: its products, and the launches of each step's operations."""
     shape = case.shape
     products = shape.batch * shape.hidden_size * (shape.input_size + shape.hidden_size)
     launches = 500_000 if device == "cpu" else 200_000_000
@@ -100,7 +101,7 @@ SHAPES = {
         Shape("e", batch=32, input_size=11, hidden_size=128, steps=200, modes=("training",), last_only=True),
     )
 }
-# Single steps, in which the host's part of a call is most of its time: their sizes are those of decoders and policies.
+# Sizes of single steps are those of decoders and policies, in which the host's part of a call dominates.
 STEP_SHAPES = {
     f"H{hidden}B{batch}": Shape(f"H{hidden}B{batch}", batch, hidden, hidden, steps=50, modes=STEP_MODES)
     for hidden, batch in ((64, 1), (64, 8), (256, 1), (256, 8))
@@ -116,9 +117,9 @@ def _tables(plan: Plan) -> Iterator[Case]:
 
 # One size that grows ------------------------------------------------------------------------------------------
 
-# From a middling size, up to the largest sensible. I = H throughout. Between powers of two lie sizes that fill no whole
-# tile of a kernel, and sizes whose weights only just fit, or no longer fit, some cache or register file: that is where
-# leaps would be.
+# Sizes grow from a middling one up to the largest sensible one, with I = H throughout. Between powers of two are sizes
+# that fill no whole tile of a kernel, and sizes whose weights only just fit, or no longer fit, some cache or register
+# file, because leaps would be there.
 SWEEPS: dict[str, tuple[dict[str, int], dict[str, Sequence[int]]]] = {
     "cpu": (
         {"steps": 64, "batch": 16, "hidden_size": 128, "layers": 1},
@@ -160,26 +161,26 @@ def _sweeps(plan: Plan) -> Iterator[Case]:
 # Sequences of different lengths -------------------------------------------------------------------------------
 
 FILLS = ("1 %", "3 %", "10 %", "30 %", "50 %", "100 %")  # of T·B
-LIBRARY_CELLS = ("lstm", "gru_reset_after")  # those that torch.nn has too, the RNN left out
+LIBRARY_CELLS = ("lstm", "gru_reset_after")  # cells that torch.nn has too, except the RNN
 
 
 def filled(name: str, steps: int = 400, batch: int = 200, size: int = 64, memory: bool = False) -> Shape:
-    """A batch whose longest sequence has all steps, the others falling off from there by a power law.
+    """Return a batch whose longest sequence has all steps, while the others fall off by a power law.
 
-    That is what sorted lengths of text or speech look like, and for little fill the hardest: most sequences have a few
-    steps, and one or two of them run nearly all the time.
+    Sorted lengths of text or speech look like that, and for little fill it is the hardest case: most sequences have a
+    few steps, and one or two of them run nearly all the time.
     """
     lengths = lengths_that_fill(int(name.removesuffix(" %")) / 100, steps, batch)
     return Shape(name, batch, size, size, steps, memory=memory, lengths=lengths)
 
 
 def lengths_that_fill(part: float, steps: int, batch: int) -> tuple[int, ...]:
-    """The lengths of ``batch`` sequences, falling from ``steps``, that fill this part of steps · batch, or nearly."""
+    """Return the lengths of ``batch`` sequences, falling from ``steps``, that fill about this part of steps · batch."""
 
     def lengths(power: float) -> tuple[int, ...]:
         return tuple(max(1, round(steps * (1 - number / batch) ** power)) for number in range(batch))
 
-    low, high = 0.0, 1000.0  # powers of which the one fills all, and the other no more than it must
+    low, high = 0.0, 1000.0  # powers, the first of which fills everything, and the second as little as possible
     for _ in range(50):
         power = (low + high) / 2
         low, high = (power, high) if sum(lengths(power)) > part * steps * batch else (low, power)
@@ -197,28 +198,28 @@ def _fills(plan: Plan) -> Iterator[Case]:
 
 # A GPU --------------------------------------------------------------------------------------------------------
 
-GPU_SIZES = ((512, 64), (1024, 16), (128, 16), (256, 64))  # (H, B) of the tables, where I = H
-GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)  # what else may be asked for
+GPU_SIZES = ((512, 64), (1024, 16), (128, 16), (256, 64))  # (H, B) of the tables, with I = H
+GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)  # further sizes that may be requested
 GPU_BATCHES = (1, 16, 64, 256)
 GPU_STEPS = 256
 SWEPT_CELLS = ("lstm", "gru", "multiplicative_lstm")
 GROUPS = {  # as tables name them
-    "honest": "Where cuDNN is at its best",  # which has persistent kernels for these sizes and dtypes
+    "honest": "Where cuDNN is at its best",  # cuDNN has persistent kernels for these sizes and dtypes
     "people": "Shapes that people use",
     "main": "Every cell in bfloat16",
     "single": "One sequence at a time",
     "ragged": "Sequences of different lengths, packed and padded",
     "grid": "Other dtypes and sizes",
-    "rivals": "Beside other people's kernels",  # which compile for minutes, as torch.compile does
+    "rivals": "Beside other people's kernels",  # they compile for minutes, as torch.compile does
     "compiled": "Beside the loop by torch.compile",
-    "chosen": "All points",  # those that the command line names by their sizes
+    "chosen": "All points",  # of the sizes on the command line
 }
 
 
 def sized(
     hidden: int, batch: int, steps: int = GPU_STEPS, input_size: int | None = None, ragged: bool = False, **sides: int
 ) -> Shape:
-    """I = H where no input size is given; ``ragged`` sequences have lengths from steps down to steps / batch."""
+    """Make a shape, with I = H by default; ``ragged`` sequences have lengths from steps down to steps / batch."""
     lengths = tuple(steps - number * steps // batch for number in range(batch)) if ragged else None
     modes = ("forward", "training")
     return Shape(f"H{hidden}B{batch}", batch, input_size or hidden, hidden, steps, modes, lengths=lengths, **sides)
@@ -236,7 +237,7 @@ def _grid(sizes: Sequence[tuple[int, int]], dtypes: Sequence[str], cells: Sequen
 
 
 def _points() -> dict[str, list[Point]]:
-    """Of every group but what is chosen, in the order in which they are measured."""
+    """Return the points of every group except the chosen one, in the order of measurement."""
     lstm, gru = LIBRARY_CELLS
     main = _grid(GPU_SIZES, ["bfloat16"])
     single = [(lstm, "bfloat16", sized(512, 1)), (lstm, "float32", sized(128, 1)), (gru, "bfloat16", sized(512, 1))]
@@ -271,7 +272,7 @@ def _points() -> dict[str, list[Point]]:
 
 
 POINTS = _points()
-QUICK_POINTS: dict[str, list[Point]] = {  # which any CPU runs in a moment
+QUICK_POINTS: dict[str, list[Point]] = {  # any CPU runs them in a moment
     "main": [("lstm", "float32", sized(8, 2, 4)), ("multiplicative_gru", "float32", sized(5, 3, 4))],
     "people": [("gru_reset_after", "float32", sized(6, 3, 4, input_size=5, layers=2, directions=2))],
     "ragged": [("lstm", "float32", sized(6, 3, 7, ragged=True))],
@@ -279,7 +280,7 @@ QUICK_POINTS: dict[str, list[Point]] = {  # which any CPU runs in a moment
 
 
 def _groups(plan: Plan) -> Iterator[Case]:
-    """Groups of points, or every combination of the sizes that are given, those of the tables first."""
+    """Yield groups of points, or every combination of the given sizes, those of the tables first."""
     points = QUICK_POINTS if plan.quick else POINTS
     if plan.hidden or plan.batch or plan.steps:
         sizes = list(product(plan.hidden or GPU_HIDDEN, plan.batch or GPU_BATCHES, [plan.steps or GPU_STEPS]))
@@ -302,7 +303,7 @@ PLANS = {
     plan.kind: plan
     for plan in (
         Plan("speed", tuple(CELLS), tuple(SHAPES), threads=tuple(range(1, min(2, CORES) + 1))),
-        # Python and dispatch are most of a single step, and know nothing of threads
+        # Python and dispatch dominate a single step, and do not depend on threads
         Plan("steps", tuple(STEP_CELLS), tuple(STEP_SHAPES), ceilings=False),
         # compiling a loop takes a minute, so few points have all rivals
         Plan(

@@ -1,4 +1,4 @@
-"""What the tables and the pictures read of a file of results, in whichever form it is.
+"""A reader of files of results, in any of their forms, for the tables and the pictures.
 
 ``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates. Older files have lists
 of three other forms, which this file alone knows: ``times`` and ``memory`` of a CPU, ``records`` of sizes that grow,
@@ -26,23 +26,23 @@ OPTIONS = {
 
 @dataclass
 class Measured:
-    """A case, and what was found of it: records of times and of memory, of which one that was skipped has none."""
+    """A case, and its records of times and of memory; a skipped case has none."""
 
     case: Case
     threads: int
     times: Records = field(default_factory=dict)
     memory: Records = field(default_factory=dict)
     skipped: str = ""  # why it was not measured
-    failed: str = ""  # why nothing of it could be
-    kernels: dict | None = None  # µs per step of the fused cell's kernels, where a profiler watched
+    failed: str = ""  # why none of it could be measured
+    kernels: dict | None = None  # µs per step of the fused cell's kernels, if a profiler was used
 
     @property
     def place(self) -> tuple[str, str, Shape]:
-        """What it has in common with its other modes."""
+        """The key that it shares with its other modes."""
         return self.case.cell, self.case.dtype, self.case.shape
 
     def ms(self, candidate: str) -> float | None:
-        """Of a candidate that was right, and so was timed."""
+        """Return the time of a candidate; only correct ones were timed."""
         record = self.times.get(candidate, {})
         if "us_per_step" in record:
             return record["us_per_step"] * self.case.shape.steps / 1000
@@ -53,13 +53,13 @@ class Measured:
         return record.get("us_per_step", ms and 1000 * ms / self.case.shape.steps)
 
     def mib(self, candidate: str) -> float | None:
-        """Peak memory of a training step."""
+        """Return the peak memory of a training step."""
         record = self.memory.get(candidate, {})
         peak = record.get("peak_bytes")
         return record.get("peak_mib", peak and peak / 2**20)
 
     def quantity(self, kind: str, candidate: str) -> float | None:
-        """Its time in ms, or its ``memory`` in MiB."""
+        """Return the candidate's time in ms, or its ``memory`` in MiB."""
         return self.mib(candidate) if kind == "memory" else self.ms(candidate)
 
     def records(self, kind: str) -> Records:
@@ -70,7 +70,7 @@ class Measured:
 
 
 class Results:
-    """A file of results; ``raw`` is what it holds."""
+    """A file of results; ``raw`` is its content."""
 
     def __init__(self, raw: dict) -> None:
         self.raw, self.plan, self.machine = raw, raw["plan"], raw["hardware"]
@@ -84,7 +84,7 @@ class Results:
 
     @property
     def dtype(self) -> str:
-        """Of a file that has one only."""
+        """The dtype of a file that has only one."""
         return self.plan["dtypes"][0] if "dtypes" in self.plan else self.plan.get("dtype", "float32")
 
     @property
@@ -93,7 +93,7 @@ class Results:
 
     @property
     def command(self) -> str:
-        """What wrote it, or would write it now."""
+        """The command that wrote it, or would write it now."""
         if "command" in self.raw:
             return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
         dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
@@ -104,11 +104,11 @@ class Results:
         return {measured.case.shape.name: measured.case.shape for measured in self.cases}
 
     def floor_ms(self, measured: Measured) -> float | None:
-        """The least time that a case can take; None where the ceilings were not measured."""
+        """Return the least possible time of a case; None if the ceilings were not measured."""
         return floor_ms(measured.case, measured.case.dtype, self.ceilings.get(measured.threads, {}))
 
     def shares(self, measured: Measured) -> dict[str, float]:
-        """The share of the floor in the time of every candidate."""
+        """Return the share of the floor in the time of every candidate."""
         floor = self.floor_ms(measured)
         times = {name: measured.ms(name) for name in measured.times}
         return {name: floor / ms for name, ms in times.items() if floor and ms}
@@ -120,7 +120,7 @@ class Column(NamedTuple):
 
 
 def columns(found: Results) -> list[Column]:
-    """What was timed, mode by mode."""
+    """Return the columns that were timed, mode by mode."""
     modes = dict.fromkeys(measured.case.mode for measured in found.cases)
     places = dict.fromkeys(Column(measured.case.shape.name, measured.case.mode) for measured in found.cases)
     return [place for mode in modes for place in places if place.mode == mode]
@@ -135,7 +135,7 @@ def found_at(found: Results, cell: str, threads: int, place: Column) -> Measured
 
 
 def problem_of(record: dict) -> str:
-    """Whether a record says that something was ``wrong`` or ``failed``; empty if neither."""
+    """Return ``wrong`` or ``failed`` if a record says so, else an empty string."""
     return next((problem for problem in ("wrong", "failed") if problem in record), "")
 
 
@@ -144,7 +144,7 @@ def is_fused(record: dict) -> bool:
 
 
 def titles(cases: list[Measured], kind: str = "times") -> dict[str, str]:
-    """The candidates of some cases, and what they are called."""
+    """Return the candidates of some cases, and their titles."""
     return {name: record["title"] for measured in cases for name, record in getattr(measured, kind).items()}
 
 

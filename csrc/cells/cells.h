@@ -1,4 +1,4 @@
-// The list of base cells. The multiplicative modifier of the input goes with any of them.
+// The list of base cells. The multiplicative modifier of the input combines with any of them.
 #pragma once
 
 #include <type_traits>
@@ -14,8 +14,8 @@ namespace fused_rnn {
 
 enum class CellId { rnn_tanh, rnn_relu, lstm, gru, gru_reset_after };
 
-// What forward gives out beside output and final state: nothing, the cell states (with the hidden states, which are its
-// output, all else can be computed again from these), or also every other value that backward reads.
+// The values that forward returns beside output and final state: nothing; the cell states (these and the hidden states,
+// which are the output, suffice to recompute the rest); or every other value that backward reads as well.
 enum class Save { nothing, states, everything };
 
 // Call f with a value of the cell's type.
@@ -36,8 +36,8 @@ auto dispatch_cell(CellId id, const F& f) {
   __builtin_unreachable();
 }
 
-// Call f with a value of the cell's type and with what the multiplicative modifier acts on, as a type, for the pairs
-// that have a name: see CELLS in fused_rnn/cells.py.
+// Call f with a value of the cell's type and with the operand that the multiplicative modifier scales, as a type, for
+// the pairs that have a name: see CELLS in fused_rnn/cells.py.
 template <typename F>
 auto dispatch_named_cell(CellId id, Modulates modulates, const F& f) {
   using Nothing = std::integral_constant<Modulates, Modulates::nothing>;

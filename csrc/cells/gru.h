@@ -32,7 +32,7 @@ struct Gru {
     h = (T(1) - z) * h_prev + z * n;
   }
 
-  // dh: on entry δh, on return the part of δh₋ that passes through neither U nor s.
+  // dh: δh on entry; on return the part of δh₋ that passes through neither U nor s.
   template <typename T>
   HOST_DEVICE static void backward_candidate(T z, T n, T h_prev, T& dh, T& da_z, T& da_n) {
     da_z = dh * (n - h_prev) * z * (T(1) - z);

@@ -9,7 +9,7 @@ namespace fused_rnn {
 struct GruResetAfter {
   static constexpr int gates = 3;      // r, z, n
   static constexpr int saved = 4;      // r, z, n, q
-  static constexpr int gradients = 4;  // δa_r, δa_z, δa_n, and δq, which takes the place of δa_n beside U
+  static constexpr int gradients = 4;  // δa_r, δa_z, δa_n, and δq, which replaces δa_n in products with U
   static constexpr bool has_cell_state = false;
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = true;
@@ -28,7 +28,7 @@ struct GruResetAfter {
     saved[3] = uh[2];
   }
 
-  // dh: on entry δh, on return the part of δh₋ that does not pass through U.
+  // dh: δh on entry; on return the part of δh₋ that does not pass through U.
   template <typename T>
   HOST_DEVICE static void backward(const T (&saved)[4], T h_prev, T, T, T& dh, T&, T (&d)[4]) {
     const T r = saved[0], z = saved[1], n = saved[2], q = saved[3];

@@ -7,7 +7,7 @@ namespace fused_rnn {
 
 struct Lstm {
   static constexpr int gates = 4;      // i, f, g, o
-  static constexpr int saved = 4;      // i, f, g, o; and the cell states, which are a result
+  static constexpr int saved = 4;      // i, f, g, o; the cell states are a result of their own
   static constexpr int gradients = 4;  // δa_i, δa_f, δa_g, δa_o
   static constexpr bool has_cell_state = true;
   static constexpr bool reset_before = false;
@@ -30,17 +30,17 @@ struct Lstm {
     h = o * tanh(c);
   }
 
-  // c once more, for the backward pass of zoneout, which changes c after the cell.
+  // Recompute c for the backward pass of zoneout, which changes c after the cell.
   template <typename T>
   HOST_DEVICE static T cell_state(const T (&saved)[4], T c_prev) {
     return saved[1] * c_prev + saved[0] * saved[2];
   }
 
-  // dc: on entry the part of δc that does not come through h, on return δc₋.
+  // dc: on entry the part of δc that does not come through h; on return δc₋.
   template <typename T>
   HOST_DEVICE static void backward(const T (&saved)[4], T, T c_prev, T c, T& dh, T& dc, T (&d)[4]) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-    const T tanh_c = tanh(c);  // cheaper to compute again than to save
+    const T tanh_c = tanh(c);  // recomputing is cheaper than saving
     dc = dc + dh * o * (T(1) - tanh_c * tanh_c);
     d[0] = dc * g * i * (T(1) - i);
     d[1] = dc * c_prev * f * (T(1) - f);

@@ -15,19 +15,19 @@
 
 namespace fused_rnn {
 
-// e^y = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2: the parts from which e^y and e^y - 1 are put together.
+// e^y = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2: e^y and e^y - 1 are assembled from these parts.
 struct SplitExponential {
   float scale;  // 2^n
   float p;
 };
 
-// For -86 <= y <= 87, where 2^n and the result are normal numbers.
+// y must be in -86 <= y <= 87, where 2^n and the result are normal numbers.
 HOST_DEVICE SplitExponential split_exponential(float y) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
   const float shifted = y * 1.44269504f + magic;
   const float n = shifted - magic;
   const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;  // n ln(2) in two parts, the first one exact
-  // minimax, relative error 1.4e-8; summed in pairs, because the chain of dependent operations is what takes time
+  // minimax, relative error 1.4e-8; summed in pairs to shorten the chain of dependent operations
   const float r2 = r * r;
   const float low = 1.66665428e-1f * r + 0.5f, high = 8.36661569e-3f * r + 4.16662813e-2f;
   const float q = (1.39465057e-3f * r2 + high) * r2 + low;
@@ -35,9 +35,9 @@ HOST_DEVICE SplitExponential split_exponential(float y) {
   return {__builtin_bit_cast(float, bits), q * r2 + r};
 }
 
-// x, or the limit with the sign of x if that is nearer to zero; also for NaN. In integers, because a comparison of
-// floats would have the compiler carry the limits through all that follows as a path of its own, subnormal products
-// included.
+// x, or the limit with the sign of x if that is nearer to zero; NaN gives the limit, too. The comparison is in
+// integers, because for one of floats the compiler would carry the limits through all later operations as a separate
+// path, subnormal products included.
 HOST_DEVICE float clamp_magnitude(float x, float limit) {
   const auto bits = __builtin_bit_cast(uint32_t, x), most = __builtin_bit_cast(uint32_t, limit);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -50,13 +50,13 @@ HOST_DEVICE float sigmoid(float x) {
 #else
   const SplitExponential e = split_exponential(clamp_magnitude(-x, 86.0f));
   float y = 1.0f / (1.0f + (e.scale + e.scale * e.p));
-  y = x < -86.0f ? 0.0f : y;  // so that σ(-inf) is 0, as the limit is not
+  y = x < -86.0f ? 0.0f : y;  // makes σ(-inf) exactly 0, which the limit is not
   return x == x ? y : x;
 #endif
 }
 
-// tanh |x| = t / (t + 2) with t = e^2|x| - 1, which keeps full relative precision near zero and, for t >= 0, makes the
-// error of t no larger.
+// tanh |x| = t / (t + 2) with t = e^2|x| - 1 keeps full relative precision near zero and does not amplify the error of
+// t, as t >= 0.
 HOST_DEVICE float tanh(float x) {
 #ifdef __CUDA_ARCH__
   return tanhf(x);

@@ -1,6 +1,7 @@
-// The multiplicative modifier, which scales an operand of a cell in every step. The input: any cell then reads x̂ = m⊙x
-// in place of x, with m = W_m x + U_m h₋ + b_m. The hidden state, in Krause et al.'s mLSTM: (W_m x)⊙(U_m h₋) in place
-// of h₋, which is the same step with m = U_m h₋ and W_m x in place of x, whose x̂ goes to U. Not xLSTM's matrix memory.
+// The multiplicative modifier, which scales an operand of a cell in every step. For the input, any cell reads x̂ = m⊙x
+// in place of x, with m = W_m x + U_m h₋ + b_m. For the hidden state, in Krause et al.'s mLSTM, (W_m x)⊙(U_m h₋)
+// replaces h₋: this is the same step with m = U_m h₋ and W_m x in place of x, whose x̂ goes to U. xLSTM's matrix memory
+// is something else.
 #pragma once
 
 #include "math.h"

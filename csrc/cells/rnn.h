@@ -11,7 +11,7 @@ struct Tanh {
     return tanh(a);
   }
   template <typename T>
-  HOST_DEVICE static T slope(T y) {  // in terms of the value
+  HOST_DEVICE static T slope(T y) {  // as a function of the value
     return T(1) - y * y;
   }
 };
@@ -35,8 +35,8 @@ struct Rnn {
   static constexpr bool has_cell_state = false;
   static constexpr bool reset_before = false;
   static constexpr bool bypasses_product = false;  // whether part of δh₋ does not pass through U
-  static constexpr bool n_apart = false;           // whether U_n multiplies or is multiplied by something of its own
-  static constexpr bool separates_x = false;       // whether forward needs W x and U h₋ apart
+  static constexpr bool n_apart = false;           // whether U_n has an operand or a result of its own
+  static constexpr bool separates_x = false;       // whether forward needs W x and U h₋ separately
 
   // wx: W x + b, uh: U h₋ + b', one value per gate.
   template <typename T>
@@ -45,7 +45,7 @@ struct Rnn {
     saved[0] = h;
   }
 
-  // dh: on entry δh. d: gradients of the pre-activations.
+  // dh: δh on entry. d: gradients of the pre-activations.
   template <typename T>
   HOST_DEVICE static void backward(const T (&saved)[1], T, T, T, T& dh, T&, T (&d)[1]) {
     d[0] = dh * Activation::slope(saved[0]);

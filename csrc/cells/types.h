@@ -28,7 +28,7 @@ HOST_DEVICE BFloat16 float_to_bfloat16(float value) {
 
 HOST_DEVICE float half_to_float(Half value) {
   const uint32_t sign = (value.bits & 0x8000u) << 16, magnitude = value.bits & 0x7fffu;
-  // The product is exact; it moves the exponent from one bias to the other, also where the number is subnormal.
+  // The product is exact; it moves the exponent from one bias to the other, for subnormal numbers too.
   const auto bits = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude << 13) * 0x1p112f);
   const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
   return __builtin_bit_cast(float, sign | infinite | bits);

@@ -1,7 +1,7 @@
-// The backward time loop on the CPU. The steps run in reverse order of computation and leave the gradients of all
-// pre-activations of a chunk in one matrix; every weight gradient and δx is then one library product per chunk. Of few
-// rows these are our own products, straight from the caller's tensors into the results: there the library's calls take
-// longer than all the rest.
+// The backward time loop on the CPU. The steps run in reverse order of computation and write the gradients of all
+// pre-activations of a chunk to one matrix; every weight gradient and δx is then one library product per chunk. For few
+// rows these are our own products, straight from the caller's tensors into the results, because the overhead of a
+// library call exceeds the rest of the work.
 
 #include "time_loop.h"
 
@@ -20,8 +20,8 @@ class Backward {
     dh_ = gradient_or_zeros(in.d_h_n);
     if (q.cell.has_cell_state) dc_ = gradient_or_zeros(in.d_c_n);
     if (q.cell.reset_before) s_ = workspace_.tensor<C>({rows, H});
-    // δx of a chunk: where x is modulated it is filled step by step; in other types than C it is converted at the end;
-    // where not all run all the time the rows of a chunk may be anywhere
+    // δx of a chunk needs memory of its own if x is modulated, because steps fill it one by one; in other types than C,
+    // because it is converted at the end; and if sequences end early, because the rows of a chunk are scattered then
     if (modulates_input() || !same_type || !schedule_.whole()) dx_ = workspace_.tensor<C>({rows, I});
     if (modulates_hidden()) {
       wx_m_ = workspace_.tensor<C>({rows, H});
@@ -63,10 +63,10 @@ class Backward {
   bool modulates_input() const { return q_.cell.modulates == Modulates::input; }
   bool modulates_hidden() const { return q_.cell.modulates == Modulates::hidden; }
 
-  // Of [h₋ | x], or [h₋ | x̂], or where h₋ is modulated [h₋ | x̂ | x].
+  // Columns of [h₋ | x], or [h₋ | x̂], or in Krause's mLSTM [h₋ | x̂ | x].
   int64_t operand_columns() const { return q_.H + q_.I + (modulates_hidden() ? q_.H : 0); }
 
-  // (rows, columns), as a tensor too if the library is to read it.
+  // Allocate (rows, columns), as a tensor too if the library is to read it.
   C* rows_in_memory(int64_t rows, int64_t columns, Tensor& tensor) {
     if (few_) return workspace_.array<C>(rows * columns);
     tensor = workspace_.tensor<C>({rows, columns});
@@ -86,7 +86,7 @@ class Backward {
     const S* U = const_data<S>(q_.weights.weight_hh);
     const S* W = const_data<S>(q_.weights.weight_ih);
     const S* U_m = q_.cell.multiplicative() ? const_data<S>(*q_.weights.weight_mhh) : nullptr;
-    // rows of U that the gradient columns beside it meet; the reset-before GRU's U_n has a phase of its own
+    // the rows of U that multiply gradient columns here; the reset-before GRU's U_n has a phase of its own
     const int64_t rows = q_.cell.reset_before ? 2 * H : G * H;
     const MatrixPart<S> u{U, rows, H, 1}, u_m{U_m, M, H, 1};
     const auto transposed = [&](int64_t columns, std::initializer_list<MatrixPart<S>> parts) {
@@ -102,7 +102,7 @@ class Backward {
     if (U_m) step_.projection = transposed(M, {{modulates_hidden() ? U : W, G * H, M, 1}});
   }
 
-  // What steps that begin anew begin with, and the place of its gradients.
+  // Set the initial states of steps that begin anew, and allocate their gradients.
   void make_beginnings() {
     const int64_t size = q_.B * q_.H;
     const auto or_zeros = [&](const OptionalTensor& beginning) -> const S* {
@@ -118,7 +118,7 @@ class Backward {
     around_.after = [this](int64_t s, Range rows) { end_episodes(s, rows); };
   }
 
-  // The gradients of what rows begin a step with, where they begin anew, go to that and not to the step before.
+  // Where rows begin a step anew, move their gradient to that initial state, away from the step before.
   void end_episodes(int64_t s, Range rows) const {
     const int64_t H = q_.H;
     for_rows_begun(q_, schedule_, s, rows, [&](int64_t row, int64_t) {
@@ -132,7 +132,7 @@ class Backward {
     });
   }
 
-  // Weights as the library's products read them.
+  // Convert weights to the form that the library's products read.
   void make_factors() {
     if (in_.input_gradient && !modulates_input()) weight_ih_ = factor<C, S>(q_.weights.weight_ih);
     if (in_.input_gradient ? q_.cell.multiplicative() : modulates_hidden())
@@ -154,7 +154,7 @@ class Backward {
     }
   }
 
-  // W_m x once more.
+  // Recompute W_m x.
   void project_input(const Chunk& chunk) const {
     const int64_t H = q_.H, I = q_.I;
     if (few_) {
@@ -213,9 +213,9 @@ class Backward {
     return step;
   }
 
-  // What the pointwise phase of step s will be the first to read.
+  // Add the memory that the pointwise phase of step s will read first.
   void add_upcoming(BackwardStep<C, S>& step, int64_t s) const {
-    if (schedule_.order()) return;  // it is all over the tensors
+    if (schedule_.order()) return;  // rows are scattered over the tensors
     UpcomingRows* next = step.upcoming;
     const auto add = [&](const Tensor& matrix, int64_t at) {
       const int64_t width = matrix.size(2);
@@ -228,14 +228,14 @@ class Backward {
     if (q_.cell.has_cell_state) add(in_.cells, s - 1);
   }
 
-  // Columns of d of this chunk, in units of H from column `begin` on.
+  // Return columns of d of this chunk, in units of H, from column `begin` on.
   Tensor gradients(int64_t begin, int64_t gates) const {
     return columns_of(d_factor_, {begin * q_.H, (begin + gates) * q_.H});
   }
 
   Tensor modulation_gradients() const { return columns_of(d_factor_, {q_.cell.gradients * q_.H, columns_}); }
 
-  // All that reads the gradients of a chunk, in which threads meet once.
+  // Run all products that read the gradients of a chunk, in which threads synchronise once.
   void run_products(const Chunk& chunk) {
     d_factor_ = factor<C, S>(rows_of(d_tensor_, {0, chunk.rows}));
     Jobs jobs;
@@ -245,7 +245,7 @@ class Backward {
     if (in_.input_gradient) store_input_gradient(chunk);
   }
 
-  // δx of a chunk: where the products leave it, which is the result itself unless that is of another type or order.
+  // Return the memory for δx of a chunk: the result itself, unless that is of another type or order.
   Tensor input_gradient(const Chunk& chunk) const {
     const int64_t first = chunk.time * q_.B;
     const bool directly = same_type && schedule_.together(chunk);
@@ -275,7 +275,7 @@ class Backward {
 
   void add_weight_gradients(Jobs& jobs, const Chunk& chunk) {
     const int64_t H = q_.H, G = q_.cell.gates;
-    const double beta = chunk.last == schedule_.chunks().back().last ? 0.0 : 1.0;  // it comes first
+    const double beta = chunk.last == schedule_.chunks().back().last ? 0.0 : 1.0;  // this chunk comes first
     const auto add = [&](const Tensor& sum, const Tensor& d, const Tensor& a) {
       jobs.add({sum, sum, transposed(d), a, beta});
     };
@@ -289,7 +289,7 @@ class Backward {
           q_.cell.reset_before ? factor<C, S>(rows_of(s_, {0, chunk.rows})) : history);
       add(columns_of(n, {H, H + q_.I}), gradients(2, 1), x);
     } else {
-      // [x̂ | x] takes the place of [h₋ | x] where h₋ is modulated
+      // in Krause's mLSTM [x̂ | x] takes the place of [h₋ | x]
       add(d_weights_, gradients(0, G), columns_of(operands, {operand_columns() - H - q_.I, operand_columns()}));
     }
     if (modulates_input())
@@ -302,9 +302,9 @@ class Backward {
   }
 
   // Few rows ---------------------------------------------------------------------------------------------------------
-  // All of them are in one chunk, and the products after its steps are our own.
+  // A call of few rows is one chunk, and the products after its steps are our own.
 
-  // x as these read it.
+  // Return x in the form that these products read.
   const C* input_rows(const Chunk& chunk) {
     const int64_t I = q_.I;
     const S* x = const_data<S>(q_.input);
@@ -315,7 +315,7 @@ class Backward {
     return rows;
   }
 
-  // results = addend + a weight; `units` is the number of columns of the weight.
+  // Compute results = addend + a weight; `units` is the number of columns of the weight.
   void multiply(const Columns<C>& a, const MatrixPart<S>& weight, int64_t units, const C* addend, C* results) const {
     const Kernels<C, S>& k = kernels<C, S>();
     const Matrix<C, S> matrix{nullptr, weight.depth, 1, units, nullptr, nullptr, {weight}};
@@ -376,7 +376,7 @@ class Backward {
     kernels<C, S>().add_column_sums(d_, schedule_.rows(), columns_, {0, columns_}, d_bias_);
   }
 
-  // Threads share the lines of all, one below the other, and so meet only once.
+  // Threads share the concatenated lines of all gradients, and so synchronise only once.
   void differentiate(const std::vector<WeightGradient<C, S>>& all) const {
     int64_t lines = 0, work = 0;
     for (const auto& g : all) lines += g.d.count, work += g.rows * g.d.count * g.a.count;
@@ -418,14 +418,14 @@ class Backward {
   void take_bias_gradients(BackwardResult& r) const {
     const int64_t H = q_.H, own = q_.cell.gradients * H, rows = q_.cell.gates * H;
     if (q_.weights.bias_ih) r.bias_ih = bias({{0, rows}});
-    if (q_.weights.bias_hh)  // δq in place of δa_n
+    if (q_.weights.bias_hh)  // with δq in place of δa_n
       r.bias_hh = q_.cell.n_apart ? bias({{0, 2 * H}, {own - H, own}}) : bias({{0, rows}});
     if (q_.weights.bias_m) r.bias_m = bias({{own, columns_}});
   }
 
   Tensor result(std::initializer_list<int64_t> shape) const { return empty(shape, q_.input.scalar_type()); }
 
-  // In the caller's order and type.
+  // Convert the gradient of a state to the caller's order and type.
   Tensor state_gradient(const Tensor& gradient) const {
     if (same_type && !schedule_.order()) return gradient;
     const Tensor out = result({q_.B, q_.H});
@@ -440,7 +440,7 @@ class Backward {
     return out;
   }
 
-  // Sums of some columns of d, one range after the other.
+  // Return the sums of some columns of d, one range after the other.
   Tensor bias(std::initializer_list<Range> ranges) const {
     int64_t size = 0;
     for (const Range& r : ranges) size += r.end - r.begin;
@@ -456,20 +456,20 @@ class Backward {
   const Sequence& q_;
   const BackwardInput& in_;
   const Schedule schedule_;
-  const bool few_;  // whether products are our own
+  const bool few_;  // whether we run the products ourselves
   Workspace workspace_;
   int64_t columns_;           // of d
-  const C* x_ = nullptr;      // of few rows, where m or W_m x is made of it
+  const C* x_ = nullptr;      // for few rows, if m or W_m x is computed from it
   double* d_bias_ = nullptr;  // [columns] sums over the rows of d
-  // of a chunk: gradients of the pre-activations; what they multiply in the weight gradients; r⊙h₋, which takes the
-  // place of h₋ for U_n; the part of δx that does not pass through W_m; where h₋ is modulated, W_m x and its gradient
+  // of a chunk: gradients of the pre-activations; the operands of their weight gradients; r⊙h₋, which replaces h₋ for
+  // U_n; the part of δx that does not pass through W_m; in Krause's mLSTM, W_m x and its gradient
   C *d_, *operands_;
   Tensor d_tensor_, operands_tensor_, s_, dx_, wx_m_, d_wx_m_;
-  Tensor d_factor_;                       // d of this chunk, as products read it
-  Tensor dh_, dc_, dh_reset_, dc_reset_;  // (B, H): carried from step to step; gradients of what steps begin anew with
-  Tensor weight_ih_, weight_mih_;         // as the library's products read them
+  Tensor d_factor_;                       // d of this chunk, in the form that products read
+  Tensor dh_, dc_, dh_reset_, dc_reset_;  // (B, H): carried from step to step; those of initial states
+  Tensor weight_ih_, weight_mih_;         // in the form that the library's products read
   Tensor d_input_, d_weights_, d_weight_mih_, d_weight_mhh_;  // d_weights_: of [U | W]
-  BackwardStep<C, S> step_{};                                 // all that is the same for every step
+  BackwardStep<C, S> step_{};                                 // the operands that all steps share
   Around around_;
 };
 

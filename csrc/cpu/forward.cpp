@@ -18,8 +18,8 @@ class Forward {
         modulates_input_(q.cell.modulates == Modulates::input) {
     const int64_t B = q.B, H = q.H;
     const ScalarType type = q.input.scalar_type();
-    // (T, B, columns). Past the end of a sequence outputs and cell states are zero; nothing is saved there, but the
-    // same call must give the same bits.
+    // (T, B, columns). Past the end of a sequence outputs and cell states are zero; nothing is saved there, but equal
+    // calls must give equal bits.
     const auto per_step = [&](int64_t columns) {
       if (!columns) return Tensor();
       return schedule_.whole() ? empty({q.T, B, columns}, type) : zeros(q.T, B, columns, type);
@@ -30,7 +30,7 @@ class Forward {
     if (final_states && q.cell.has_cell_state) result_.c_n = empty({B, H}, type);
     h_ = workspace_.array<C>(2 * B * H);
     load_states(q.h_0, state(0));
-    if (!schedule_.whole()) load_states(q.h_0, state(1));  // with which a sequence may begin as well
+    if (!schedule_.whole()) load_states(q.h_0, state(1));  // a sequence may begin with these, too
     if (q.c_0) {
       step_.c = workspace_.array<C>(B * H);
       load_states(*q.c_0, step_.c);
@@ -60,7 +60,7 @@ class Forward {
   }
 
  private:
-  // h before a step.
+  // Return h before a step.
   C* state(int64_t step) const { return h_ + step % 2 * q_.B * q_.H; }
 
   void store_final_states() const {
@@ -78,16 +78,17 @@ class Forward {
       load(const_data<S>(states) + schedule_.running(0).at(row) * H, H, to + row * H);
   }
 
-  // A product of the input with a weight, for all steps of a chunk: by the library, or by our own where weights are
-  // left unpacked, because for few rows it starts sooner and converts no weights, and where it rounds to bfloat16.
+  // A product of the input with a weight, for all steps of a chunk. The library computes it, except in two cases: if
+  // weights are left unpacked, because for few rows our own starts sooner and converts no weights, and for bfloat16 if
+  // our own kernels round to it.
   struct Projection {
     Tensor out;           // (rows, columns)
-    Matrix<C, S> matrix;  // where it is our own
-    Tensor weight;        // as the library takes it, (I, columns)
+    Matrix<C, S> matrix;  // for our own product
+    Tensor weight;        // for the library, (I, columns)
     OptionalTensor bias;
   };
 
-  // The input of a chunk as products read it: (rows, I), and as a tensor where the library is to read it.
+  // The input of a chunk in the form that products read: (rows, I), and as a tensor for the library.
   struct Input {
     const C* values;
     Tensor tensor;
@@ -121,9 +122,9 @@ class Forward {
     return {const_data<C>(rows), rows};
   }
 
-  // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That saves
-  // writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few sequences.
-  // Where weights are left unpacked it is worth it for a single step, which reads W once.
+  // Whether x (or x̂) is a second operand of the recurrent product, rather than multiplied with W beforehand. That
+  // saves writing and reading W x + b, but has every step read W, which must then be in the cache and serve a few
+  // sequences. With unpacked weights it only pays for a single step, which reads W once.
   bool joins_products(const Sequence& q, const Schedule& schedule) const {
     if (unpacked_) return !q.cell.separates_x && schedule.times() == 1;
     constexpr int64_t few = 4;
@@ -176,7 +177,7 @@ class Forward {
         k.cell(q_.cell.id).forward, around_);
   }
 
-  // Give rows that begin anew what they begin with, in the place of what the step before left there.
+  // Overwrite the states of rows that begin anew, which the step before left, with their initial states.
   void begin_anew(int64_t s, Range rows) const {
     const int64_t H = q_.H;
     for_rows_begun(q_, schedule_, s, rows, [&](int64_t row, int64_t at) {
@@ -191,7 +192,7 @@ class Forward {
     });
   }
 
-  // x: of the chunk
+  // x: the input of the chunk
   ForwardStep<C, S> step_at(int64_t s, const Chunk& chunk, const C* x) const {
     const int64_t B = q_.B, H = q_.H, I = q_.I, t = q_.time(s), row = schedule_.first_row(t) - chunk.row;
     ForwardStep<C, S> step = step_;
@@ -220,8 +221,8 @@ class Forward {
   const bool unpacked_, own_projections_, joint_, modulates_input_;
   ForwardResult result_;
   C* h_;                               // (2*B, H): the states before and after a step, in turn
-  std::optional<Projection> w_, w_m_;  // W x + b, unless joint or of x̂; W_m x + b_m of multiplicative cells
-  ForwardStep<C, S> step_{};           // all that is the same for every step
+  std::optional<Projection> w_, w_m_;  // W x + b, unless joint or computed from x̂; W_m x + b_m of multiplicative cells
+  ForwardStep<C, S> step_{};           // the operands that all steps share
   Around around_;
 };
 

@@ -1,9 +1,9 @@
-// What the time loop and the kernels agree on: matrices, the operands of one time step, and the table of
-// kernels. kernels.inc implements the table once per instruction set; the fastest that the processor has is taken
+// The interface between the time loop and the kernels: matrices, the operands of one time step, and the table of
+// kernels. kernels.inc implements the table once per instruction set; the fastest one that the processor has is chosen
 // at run time. Nothing here depends on torch.
 //
-// Two types run through everything: C is what is computed in and what states are carried in (float or double), S
-// is what the caller's tensors hold (the same, or BFloat16 with C = float).
+// All code is generic in two types: C is the type of computations and carried states (float or double), S is the type
+// of the caller's tensors (the same, or BFloat16 with C = float).
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Rows of a matrix as the caller's tensors hold them: entry (k, g, j) is data[k * depth_stride + (g * units + j) *
+// Rows of a matrix in the layout of the caller's tensors: entry (k, g, j) is data[k * depth_stride + (g * units + j) *
 // unit_stride].
 template <typename S>
 struct MatrixPart {
@@ -25,10 +25,10 @@ struct MatrixPart {
   int64_t depth, depth_stride, unit_stride;
 };
 
-// A matrix of `depth` rows, those of its parts one below the other, and `gates` x `units` columns with one bias per
-// column, the sum of two where null counts as zeros, for multiplication from the right. It is read in panels of a few
-// vectors of units, with all gates of a unit in the same panel: from `packed`, which holds them one after the other, or
-// where that is null from the caller's tensors. One of the strides is 1, in all parts the same one.
+// A matrix for multiplication from the right. It has `depth` rows, those of its parts one below the other, and `gates`
+// x `units` columns with one bias per column, the sum of two of which null counts as zeros. It is read in panels of a
+// few vectors of units, with all gates of a unit in the same panel: from `packed`, which holds the panels one after the
+// other, or if that is null from the caller's tensors. One of the strides is 1, the same one in all parts.
 template <typename C, typename S>
 struct Matrix {
   C* packed = nullptr;
@@ -51,7 +51,7 @@ template <typename C, typename S>
 struct Product {
   Columns<C> operand;  // [rows, depth]
   const Matrix<C, S>& matrix;
-  const C* addend;  // [rows, units], or null for zeros; the results, perhaps
+  const C* addend;  // [rows, units], or null for zeros; may equal the results
   C* results;       // [rows, units]
 };
 
@@ -71,8 +71,8 @@ struct UpcomingRows {
 };
 constexpr int most_upcoming = 5;
 
-// The sequences that take part in a step, the longest first. In what the time loop keeps, the arrays of C, these are
-// the first rows; in the caller's tensors, the arrays of S, they are anywhere.
+// The sequences that have a step, the longest first. They are the first rows of the time loop's own arrays, of type C,
+// and anywhere in the caller's tensors, of type S.
 struct Running {
   int64_t count = 0;
   const int64_t* order = nullptr;  // [B] the caller's row of each; null: the same
@@ -80,17 +80,17 @@ struct Running {
   int64_t at(int64_t row) const { return order ? order[row] : row; }
 };
 
-// A forward step of B sequences. Rows are sequences; every array is contiguous unless a stride is named.
+// A forward step of B sequences. Rows are sequences; every array is contiguous unless it has a stride here.
 template <typename C, typename S>
 struct ForwardStep {
   int64_t input_size, hidden_size;
-  Matrix<C, S> recurrent;   // U and b'; where wx is null, W below U, and both biases; gru: the rows r and z of them
+  Matrix<C, S> recurrent;   // U and b'; if wx is null, W below U, and both biases; gru: rows r and z only
   Matrix<C, S> candidate;   // gru: U_n, and W_n likewise
   Matrix<C, S> modulation;  // multiplicative: U_m
-  Matrix<C, S> projection;  // where x is modulated, unless wx is null: W and b
-  C* wx;                    // [B, G*H] W x + b; of x̂ made in this step. Null: part of the recurrent product
-  const C* operand;         // [B, I] x or x̂, where wx is null
-  const S* x;               // [B, I] where x is modulated
+  Matrix<C, S> projection;  // if x is modulated and wx is not null: W and b
+  C* wx;                    // [B, G*H] W x + b; from x̂ computed in this step. Null: part of the recurrent product
+  const C* operand;         // [B, I] x or x̂, if wx is null
+  const S* x;               // [B, I] if x is modulated
   const C* wx_m;            // [B, M] multiplicative: W_m x + b_m
   C* x_hat;                 // [B, M] multiplicative, scratch
   const C* state;           // [B, H] h₋, or x̂ in its place
@@ -100,8 +100,8 @@ struct ForwardStep {
   C* s;                     // [B, H] gru, scratch: r⊙h₋
   C* z;                     // [B, H] gru, scratch
   S* output;                // [B, H]
-  S* cells;                 // [B, H] the cell state once more, for who asks for those of all steps; or null
-  const S* keep_h;          // [B, H] zoneout: the part of its old state that each unit keeps; or null
+  S* cells;                 // [B, H] second copy of the cell state, for return_cells; or null
+  const S* keep_h;          // [B, H] zoneout: the fraction of its old state that each unit keeps; or null
   const S* keep_c;          // [B, H] likewise, cells with a cell state
   S* saved;                 // [B, saved_stride] the cell's saved values, H each, then m; or null
   int64_t saved_stride;
@@ -112,9 +112,9 @@ struct ForwardStep {
 template <typename C, typename S>
 struct BackwardStep {
   int64_t input_size, hidden_size;
-  Matrix<C, S> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋; where h₋ is modulated U_mᵀ alone
+  Matrix<C, S> recurrent;   // Uᵀ, and below it U_mᵀ: from gradient columns to δh₋; if h₋ is modulated U_mᵀ alone
   Matrix<C, S> reset;       // gru: U_nᵀ, from δa_n to δs
-  Matrix<C, S> projection;  // multiplicative: from δa to δx̂, which is by Wᵀ, or where h₋ is modulated by Uᵀ
+  Matrix<C, S> projection;  // multiplicative: from δa to δx̂, Wᵀ, or Uᵀ if h₋ is modulated
   const S* saved;           // [B, saved_stride]
   int64_t saved_stride;
   const S* c;          // [B, H] cells with a cell state
@@ -123,15 +123,15 @@ struct BackwardStep {
   const S* h_0;        // [B, H] the state before a sequence's first step
   const S* c_0;        // [B, H]
   const bool* begins;  // [B] whether a sequence begins this step anew, or null
-  const S* h_reset;    // [B, H] with what, where any begins so
+  const S* h_reset;    // [B, H] its initial state then, if any begins anew
   const S* c_reset;    // [B, H]
   const S* x;          // [B, I]
-  const C* wx_m;       // [B, H] where h₋ is modulated: W_m x, else null
+  const C* wx_m;       // [B, H] if h₋ is modulated: W_m x, else null
   const S* d_output;   // [B, H], or null for zeros
   const S* d_cells;    // [B, H] likewise
   const S* keep_h;     // [B, H] as in the forward step
   const S* keep_c;     // [B, H] likewise
-  C gradient_clip;     // the largest magnitude that a gradient of a pre-activation may have
+  C gradient_clip;     // the largest magnitude of a gradient of a pre-activation
   C* dh;               // [B, H] δh from later steps, then δh₋
   C* dc;               // [B, H] likewise
   C* d;                // [B, d_stride] gradients of the pre-activations
@@ -141,15 +141,15 @@ struct BackwardStep {
   C* s;   // [B, H] gru: r⊙h₋, for the weight gradients
   C* dx;  // [B, M] multiplicative: the part of δx that does not pass through W_m, or δ(W_m x)
   Running running;
-  int64_t running_before;                // how many took part in the step before: for the others this one is the first
-  UpcomingRows upcoming[most_upcoming];  // what the step before will be the first to read
+  int64_t running_before;                // sequences that have the step before; for the others this one is the first
+  UpcomingRows upcoming[most_upcoming];  // the memory that the step before will read first
 };
 
 enum class ForwardPhase { modulate, project, recur, candidate };
 enum class BackwardPhase { pointwise, reset, modulate, recur };
 
-// Kernels of one cell in one pair of types. A phase is a product with a matrix and the pointwise work on its
-// results, over some rows and some panels of that matrix; phases of a step run in the order of their enumeration.
+// The kernels of one cell in one pair of types. A phase is a product with a matrix and the pointwise work on its
+// results, for some rows and some panels of that matrix; the phases of a step run in the order of their enumeration.
 // The backward phase `pointwise` has no product and ignores `panels`.
 template <typename C, typename S>
 struct CellKernels {
@@ -159,24 +159,24 @@ struct CellKernels {
 
 template <typename C, typename S>
 struct Kernels {
-  int64_t weight_bytes;  // of each packed weight: 2 where products round both operands to bfloat16
+  int64_t weight_bytes;  // of each packed weight: 2 if products round both operands to bfloat16
   int64_t (*panel_count)(int64_t gates, int64_t units);
   int64_t (*packed_size)(int64_t depth, int64_t gates, int64_t units);  // elements
   void (*pack)(const Matrix<C, S>&);                                    // from its parts and biases to `packed`
   void (*multiply)(const Product<C, S>&, Range rows, Range panels);
   void (*differentiate_weight)(const WeightGradient<C, S>&, Range lines);  // some of the d.count lines of the result
   CellKernels<C, S> (*cell)(CellId);
-  // Add the sums over rows of a matrix, in some of its columns, to sums[column]. In double, because a bias gradient
-  // is a sum of T*B terms of either sign.
+  // Add the sums over rows of a matrix, in some of its columns, to sums[column]. The sums are double, because a bias
+  // gradient is a sum of T*B terms of either sign.
   void (*add_column_sums)(const C* matrix, int64_t rows, int64_t stride, Range columns, double* sums);
 };
 
 // The kernels for this processor; FUSED_RNN_CPU_ISA=generic, avx2, avx512 or amx in the environment forces a choice.
-// AMX serves bfloat16 alone: beside it float and double take AVX-512.
+// AMX serves bfloat16 only; float and double take AVX-512 then.
 template <typename C, typename S>
 const Kernels<C, S>& kernels();
 
-// "generic", "avx2", "avx512" or "amx". An unknown or unsupported name in the environment gives null.
+// Return "generic", "avx2", "avx512" or "amx", or null for an unknown or unsupported name in the environment.
 const char* instruction_set();
 
 }  // namespace fused_rnn::cpu

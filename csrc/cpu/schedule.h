@@ -1,8 +1,9 @@
-// Which sequences run when, and how the time loop cuts that into chunks.
+// The schedule of the time loop: which sequences run in which step, and the cut of the steps into chunks.
 //
-// What the loop keeps for the sequences that run, as a packed sequence does, has no place for those that have ended: in
-// order of falling length, so that those that run at a time are the first of them, and time after time. So the work
-// follows the steps that sequences have, and not T*B. Where all run all the time, the rows are those of the caller.
+// The loop's own arrays are compact, like a packed sequence: they are ordered by falling length, so that the sequences
+// of a time are the first ones, one time after the other, and sequences that have ended take no space. So work is
+// proportional to the steps that sequences have, not to T*B. If all sequences have all steps, rows are in the caller's
+// order.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,7 @@ S* data(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
-// For operands, which must not be touched, not even by making a private copy of what is copied on write.
+// Read operands without touching them, not even by a private copy of data that is copied on write.
 template <typename S>
 const S* const_data(const Tensor& tensor) {
   return static_cast<const S*>(tensor.const_data_ptr());
@@ -29,7 +30,7 @@ const S* const_data(const Tensor& tensor) {
 struct Chunk {
   int64_t first, last;  // steps [first, last)
   int64_t time;         // the earliest
-  int64_t row, rows;    // the number of its first row, and how many it has
+  int64_t row, rows;    // the number of its first row, and its number of rows
 };
 
 class Schedule {
@@ -39,23 +40,23 @@ class Schedule {
     cut(q);
   }
 
-  bool whole() const { return first_rows_.empty(); }  // whether all run all the time
-  int64_t times() const { return times_; }            // in which any sequence runs
+  bool whole() const { return first_rows_.empty(); }  // whether all sequences have all steps
+  int64_t times() const { return times_; }            // times at which any sequence runs
   int64_t rows() const { return first_row(times_); }
   int64_t most_rows() const { return most_rows_; }              // of a chunk
-  const std::vector<Chunk>& chunks() const { return chunks_; }  // in the order in which forward computes
+  const std::vector<Chunk>& chunks() const { return chunks_; }  // in forward order
 
   int64_t first_row(int64_t time) const { return whole() ? time * B_ : first_rows_[std::min(time, times_)]; }
   Running running(int64_t time) const { return {first_row(time + 1) - first_row(time), order()}; }
   const int64_t* order() const { return order_.empty() ? nullptr : order_.data(); }
   int64_t length(int64_t row) const { return whole() ? T_ : lengths_[running(0).at(row)]; }
 
-  // Whether the rows of a chunk lie together in a tensor (T, B, ...): from row time * B on.
+  // Whether the rows of a chunk are adjacent in a tensor (T, B, ...): from row time * B on.
   bool together(const Chunk& chunk) const {
     return order_.empty() && (chunk.last - chunk.first == 1 || chunk.rows == (chunk.last - chunk.first) * B_);
   }
 
-  // f(row of the chunk, row of a (T*B, ...) tensor)
+  // Call f(row of the chunk, row of a (T*B, ...) tensor) for each row.
   template <typename F>
   void for_rows(const Chunk& chunk, const F& f) const {
     for (int64_t t = chunk.time, row = 0; row < chunk.rows; ++t) {
@@ -81,7 +82,7 @@ class Schedule {
   }
 
   void cut(const Sequence& q) {
-    constexpr int64_t enough = 512;  // rows for the library's products, and little enough for the cache
+    constexpr int64_t enough = 512;  // rows that make library products efficient and still fit the cache
     const int64_t begin = q.reverse ? T_ - times_ : 0, end = begin + times_;
     for (int64_t first = begin, last; first < end; first = last) {
       int64_t rows = running(q.time(first)).count;
@@ -99,12 +100,12 @@ class Schedule {
   const int64_t T_, B_;
   int64_t times_, most_rows_ = 0;
   const int64_t* lengths_ = nullptr;  // of the caller's sequences
-  std::vector<int64_t> order_;        // the caller's sequences, the longest first; empty: as they come
-  std::vector<int64_t> first_rows_;   // of each time, and at last how many there are; empty: all run all the time
+  std::vector<int64_t> order_;        // the caller's sequences, the longest first; empty: the caller's order
+  std::vector<int64_t> first_rows_;   // of each time, then the number of rows; empty: all run all the time
   std::vector<Chunk> chunks_;
 };
 
-// f(row, row of the caller's) for those of some rows that begin anew in a step. There are resets.
+// Call f(row, the caller's row) for those of some rows that begin anew in a step. The call must have resets.
 template <typename F>
 void for_rows_begun(const Sequence& q, const Schedule& schedule, int64_t step, Range rows, const F& f) {
   const int64_t time = q.time(step);

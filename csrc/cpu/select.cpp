@@ -34,12 +34,11 @@ namespace {
 enum class Isa { unknown, generic, avx2, avx512, amx };
 
 #ifdef __x86_64__
-// Whether the processor has AMX with bfloat16, and Linux lets this process use its registers, for which it wants to be
-// asked once.
+// Whether the processor has AMX with bfloat16 and Linux lets this process use its registers; it requires one request.
 bool has_amx() {
 #  ifdef __linux__
   constexpr unsigned avx512_bf16 = 1u << 5, amx_bf16 = 1u << 22, amx_tile = 1u << 24;
-  constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, and a component of the state
+  constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, and the state's component
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & amx_bf16) || !(edx & amx_tile)) return false;
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & avx512_bf16)) return false;

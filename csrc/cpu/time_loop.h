@@ -1,10 +1,10 @@
-// What both directions of the CPU time loop share: memory, library products, packed weights, the cut of the sequence
-// into chunks, and the division of a step among threads.
+// The common parts of both directions of the CPU time loop: memory, library products, packed weights, the cut of the
+// sequence into chunks, and the division of a step among threads.
 //
 // A sequence runs in chunks of some hundred rows (time steps x sequences). Everything that is off the sequential
 // path is one library product per chunk, before the steps that need it or after those that fill it, while the rows
-// are still in the cache; so no intermediate of T*B rows is ever allocated but what backward has to have. schedule.h
-// says which rows a chunk has.
+// are still in the cache; so the only intermediates of T*B rows are those that backward needs. schedule.h defines the
+// rows of a chunk.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -22,7 +22,7 @@
 #include "kernels.h"
 #include "schedule.h"
 
-// MKL's product of bfloat16 matrices to a float matrix, where torch is built with MKL.
+// MKL's product of bfloat16 matrices to a float matrix, if torch is built with MKL.
 extern "C" __attribute__((weak)) void gemm_bf16bf16f32_64_(const char* transposed_a, const char* transposed_b,
                                                            const int64_t* m, const int64_t* n, const int64_t* k,
                                                            const float* alpha, const void* a, const int64_t* a_stride,
@@ -49,8 +49,8 @@ inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
   return fused_rnn::empty(shape, code(type), aoti_torch_device_type_cpu(), 0);
 }
 
-// A tensor (T, B, n) of zeros, in memory that the system clears when it is first written to, page by page: steps that
-// sequences do not have take neither time nor memory.
+// Return a tensor (T, B, n) of zeros, in memory that the system clears page by page on the first write, so that steps
+// which sequences do not have take neither time nor memory.
 inline Tensor zeros(int64_t T, int64_t B, int64_t n, ScalarType type) {
   constexpr uintptr_t line = 64;
   void* memory = std::calloc(T * B * n * bytes_of(type) + line, 1);
@@ -60,11 +60,11 @@ inline Tensor zeros(int64_t T, int64_t B, int64_t n, ScalarType type) {
                                   [memory](void*) { std::free(memory); });
 }
 
-// Memory for the duration of a call: tensors for products by the library, arrays for our own. The first arrays lie in
-// the object itself if they are small, because a single step computes for little longer than it takes to allocate.
+// Memory for the duration of a call: tensors for products by the library, arrays for our own. The first arrays are in
+// the object itself if they are small, because a single step takes little longer than an allocation.
 class Workspace {
  public:
-  Workspace() {}  // which leaves the memory as it is
+  Workspace() {}  // leaves the memory uninitialised
 
   template <typename C>
   Tensor tensor(std::initializer_list<int64_t> shape) const {
@@ -94,7 +94,7 @@ class Workspace {
   std::vector<std::unique_ptr<void, Free>> kept_;
 };
 
-// Values that the caller's tensors hold, as they are computed in, and back.
+// Convert values of the caller's tensors to the type of computations, and back.
 template <typename S, typename C>
 void load(const S* from, int64_t count, C* to) {
   if constexpr (std::is_same_v<C, S>)
@@ -110,13 +110,13 @@ void store(const C* from, int64_t count, S* to) {
     std::copy_n(from, count, to);
 }
 
-// The tensor itself, or its values in the type that is computed in.
+// Return the tensor itself, or its values in the type of computations.
 template <typename C>
 Tensor computed(const Tensor& tensor) {
   return tensor.scalar_type() == scalar_type<C> ? tensor : torch::stable::to(tensor, scalar_type<C>);
 }
 
-// The tensor itself, or its values as the library multiplies them: in bfloat16 where our own products do that too.
+// Return the tensor itself, or its values as the library multiplies them: bfloat16 if our own products use that, too.
 template <typename C, typename S>
 Tensor factor(const Tensor& tensor) {
   const bool rounds = kernels<C, S>().weight_bytes < int64_t{sizeof(C)} && gemm_bf16bf16f32_64_;
@@ -124,7 +124,7 @@ Tensor factor(const Tensor& tensor) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-// The tensor itself, or its values in the type of `like`.
+// Return the tensor itself, or its values in the type of `like`.
 inline Tensor stored(const Tensor& tensor, const Tensor& like) {
   return tensor.scalar_type() == like.scalar_type() ? tensor : torch::stable::to(tensor, like.scalar_type());
 }
@@ -138,8 +138,8 @@ inline Tensor columns_of(const Tensor& matrix, Range r) {
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 inline Tensor flattened(const Tensor& t) { return torch::stable::view(t, {t.size(0) * t.size(1), t.size(2)}); }
 
-// The rows of a chunk as the schedule has them: a part of the caller's tensor (T, B, n), or a copy where they do not
-// lie together there.
+// Return the rows of a chunk in the schedule's order: a part of the caller's tensor (T, B, n), or a copy if they are
+// not adjacent there.
 template <typename S>
 Tensor rows_at(const Tensor& t, const Schedule& schedule, const Chunk& chunk) {
   const int64_t n = t.size(2), first = chunk.time * t.size(1);
@@ -151,12 +151,12 @@ Tensor rows_at(const Tensor& t, const Schedule& schedule, const Chunk& chunk) {
   return rows;
 }
 
-// A matrix as BLAS takes it, to which columns are rows.
+// A matrix as BLAS takes it, in column-major order.
 struct BlasMatrix {
   explicit BlasMatrix(const Tensor& m)
       : data(m.const_data_ptr()),
         order(m.stride(1) == 1 ? 'N' : 'T'),
-        // of a single row or column the stride says nothing
+        // the stride of a single row or column is arbitrary
         stride(m.stride(1) == 1 ? std::max(m.stride(0), m.size(1)) : std::max(m.stride(1), m.size(0))) {}
 
   const void* data;
@@ -164,7 +164,7 @@ struct BlasMatrix {
   int64_t stride;
 };
 
-// out = a b + beta out of bfloat16 operands, whose sums are float like `out`
+// Compute out = a b + beta out from bfloat16 operands, with float sums like `out`.
 inline void add_rounded_product(const Tensor& out, const Tensor& a, const Tensor& b, float beta) {
   const BlasMatrix left(b), right(a), result(out);
   const int64_t rows = out.size(1), columns = out.size(0), depth = a.size(1);
@@ -173,9 +173,9 @@ inline void add_rounded_product(const Tensor& out, const Tensor& a, const Tensor
                        &right.stride, &beta, static_cast<float*>(out.mutable_data_ptr()), &result.stride);
 }
 
-// While one lives, its thread takes subnormal numbers for zero, as operands and as results. Gradients that vanish over
-// many steps pass through them, and x86 processors then compute a hundred times slower; others hardly. Every thread
-// that runs steps or products has one, but only there: threads that start while one lives would be like that for ever.
+// Makes its thread treat subnormal numbers as zero, as operands and as results. Gradients that vanish over many steps
+// pass through them, and x86 processors compute with them a hundred times slower, other processors hardly. Every thread
+// that runs steps or products has one, but only there: a thread started while the flag is set inherits it permanently.
 class FlushSubnormals {
  public:
 #ifdef __SSE2__
@@ -190,18 +190,18 @@ class FlushSubnormals {
 #endif
 };
 
-// What each thread takes of so many items.
+// Return each thread's share of the items.
 inline int64_t share(int64_t items) {
   const int64_t threads = torch::stable::get_num_threads();
   return (items + threads - 1) / threads;
 }
 
-constexpr int64_t worth_a_meeting = 1 << 17;  // multiplications and additions
+constexpr int64_t worth_a_meeting = 1 << 17;  // multiplications and additions that justify a synchronisation
 
-// The same, or all where they are too little work for threads to meet.
+// Return the same, or all items if they are too little work to synchronise threads.
 inline int64_t share(int64_t items, int64_t work) { return work < worth_a_meeting ? items : share(items); }
 
-// Rows of a matrix, or as many times a vector, as a tensor that autograd knows nothing of, in whatever thread.
+// Return rows of a matrix, or of a vector repeated, as a tensor unknown to autograd, in any thread.
 inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   const bool vector = m.dim() == 1;
   const int64_t sizes[] = {r.end - r.begin, m.size(vector ? 0 : 1)},
@@ -214,7 +214,7 @@ inline Tensor unrecorded_rows(const Tensor& m, Range r) {
   return Tensor(tensor);
 }
 
-// out = a b + beta addend, by the BLAS library; operands of bfloat16 for a float result are added to `out` alone.
+// out = a b + beta addend, by the BLAS library; bfloat16 operands with a float result are added to `out` only.
 struct LibraryProduct {
   Tensor out, addend, a, b;
   double beta;
@@ -228,10 +228,10 @@ struct LibraryProduct {
   }
 };
 
-// What threads share and meet only once for: each does its share of the items of every job, one job after the other. So
-// a job may read what one before it wrote to the same items, if there are as many. Rows of the library's products are
-// items, because threads of the library's own would compute with subnormal numbers; in bfloat16 it shares them itself,
-// at once.
+// Jobs that threads share with a single synchronisation: each thread does its share of the items of every job, one job
+// after the other. So a job may read the results of an earlier one for the same items, if they are equally many. The
+// items of library products are rows, because the library's own threads would compute with subnormal numbers; in
+// bfloat16 the library runs the product by itself, at once.
 class Jobs {
  public:
   void add(int64_t items, std::function<void(Range)> job) { all_.push_back({items, share(items), std::move(job)}); }
@@ -265,7 +265,7 @@ class Jobs {
 
 inline void product(const LibraryProduct& p) {
   if (p.out.size(0) == 1 && p.a.scalar_type() == p.out.scalar_type())
-    return p.multiply({0, 1});  // for which the library may start threads
+    return p.multiply({0, 1});  // the library may start threads for it
   Jobs jobs;
   jobs.add(p);
   jobs.run();
@@ -276,13 +276,13 @@ const S* data_or_null(const OptionalTensor& tensor) {
   return tensor ? const_data<S>(*tensor) : nullptr;
 }
 
-// Whether a call is too short for packing to pay: then every product reads the weights where the caller has them. A
-// step takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512
-// with H from 64 to 256, T and B from 1 to 64, float32, the LSTM's forward pass with either kind of weights: they cross
-// between 8 rows (H=64) and 32 (H=256). So few are in one chunk.
+// Whether a call is too short for packing to pay; then every product reads the weights in the caller's tensors. A step
+// takes longer that way, up to twice as long, but packing takes as long as tens of products. Measured on AVX-512 with H
+// from 64 to 256, T and B from 1 to 64, float32, for the LSTM's forward pass with either kind of weights: the
+// break-even is between 8 rows (H=64) and 32 (H=256). Such a call is a single chunk.
 inline bool leaves_unpacked(const Schedule& schedule) { return schedule.rows() <= few_rows; }
 
-// A matrix of these parts with the sum of two biases, packed unless it is to be left as it is.
+// Make a matrix of these parts with the sum of two biases, packed unless `unpacked`.
 template <typename C, typename S>
 Matrix<C, S> matrix(Workspace& workspace, bool unpacked, int64_t gates, int64_t units, const S* bias,
                     const S* other_bias, std::initializer_list<MatrixPart<S>> parts) {
@@ -296,18 +296,18 @@ Matrix<C, S> matrix(Workspace& workspace, bool unpacked, int64_t gates, int64_t 
   return m;
 }
 
-// A phase of every step; `panels` is how many panels its matrix has, or 0 if it has none.
+// A phase of every step; `panels` is the number of panels of its matrix, or 0 if it has none.
 template <typename Phase>
 struct PhaseSize {
   Phase phase;
   int64_t panels;
 };
 
-// How the threads divide a step. By rows they never wait for each other within a chunk, but each of them reads all
-// the weights. By panels each reads its part of the weights, and all meet after every phase.
+// The division of a step among threads. By rows they never synchronise within a chunk, but each of them reads all the
+// weights. By panels each reads its part of the weights, and all synchronise after every phase.
 enum class Split { none, rows, panels };
 
-constexpr int64_t cached_bytes = 7 << 18;  // of the second-level cache that weights may fill
+constexpr int64_t cached_bytes = 7 << 18;  // the share of the second-level cache that weights may fill
 
 // weights: elements of the packed recurrent matrix.
 inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) {
@@ -319,7 +319,7 @@ inline Split choose_split(int64_t batch, int64_t weights, int64_t element_size) 
   return batch * weights >= worth_a_meeting ? Split::panels : Split::none;
 }
 
-// What precedes and follows the phases of a step, for some rows; each is empty where there is nothing to do.
+// The work before and after the phases of a step, for some rows; each is empty if there is none.
 struct Around {
   std::function<void(int64_t s, Range rows)> before, after;
 };
@@ -363,7 +363,7 @@ void run_steps(Split split, int64_t batch, int64_t first, int64_t last, const st
   }
 }
 
-// f with values of the types (computed in, stored) that a tensor of this dtype takes.
+// Call f with values of the types (of computations, stored) for a tensor of this dtype.
 template <typename F>
 auto dispatch_types(ScalarType type, const F& f) {
   switch (type) {

@@ -1,10 +1,10 @@
-// The backward kernel: a whole sequence in one launch, against the order of the forward steps. It leaves the gradients
-// of all pre-activations in one matrix, from which the library makes every weight gradient and δx afterwards.
+// The backward block kernel: a whole sequence in one launch, against the order of the forward steps. It writes the
+// gradients of all pre-activations to one matrix, from which the library computes every weight gradient and δx
+// afterwards.
 //
 // Phases of a step: the cell's pointwise backward; in the reset-before GRU the product with U_nᵀ and the reset gate;
-// in multiplicative cells the product with Wᵀ (where h₋ is modulated, Uᵀ) and δm; then δh₋ = Uᵀδ + U_mᵀδm (where h₋ is
-// modulated, U_mᵀδm alone). The team exchanges before each product what it made, because a product reads gradients of
-// all units.
+// in multiplicative cells the product with Wᵀ (in Krause's mLSTM Uᵀ) and δm; then δh₋ = Uᵀδ + U_mᵀδm (in Krause's mLSTM
+// U_mᵀδm alone). The team exchanges results before each product, because a product reads the gradients of all units.
 #pragma once
 
 #include "block.h"
@@ -75,14 +75,14 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     });
   }
 
-  // The phases that follow; false if a block of the team did not come in time.
+  // Run the phases that follow; false if a block of the team timed out.
   FUSED_RNN_DEVICE bool hand_back() {
     if constexpr (Cell::reset_before) {
       if (!pass(State::n)) return false;
       multiply(recurrent_n_, State::n, sums());
       reset();
     }
-    // also names what the cell may lack
+    // these include states that the cell may lack
     if (!(Cell::reset_before ? pass(State::gates) : pass(State::gates, State::n, State::q))) return false;
     if constexpr (multiplicative) {
       multiply(input_, State::gates, sums_x());
@@ -90,7 +90,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
       modulate();
       exchange_.close();
     }
-    // fills the time until the others have put δm
+    // this product fills the time until the others have sent δm
     if constexpr (!of_hidden) multiply(recurrent_, State::gates, sums());
     if constexpr (has_q) multiply(recurrent_n_, State::q, sums(), splits(Name::recurrent));
     if constexpr (multiplicative) {
@@ -139,7 +139,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
   // Whether this is the first step of a sequence, so that h₋ and c₋ are its initial state.
   FUSED_RNN_DEVICE bool first(int r) const { return step_ == 0 || !active(r, time(step_ - 1)); }
   FUSED_RNN_DEVICE C h_prev(int r, int u) const {
-    if constexpr (!Cell::bypasses_product) return C(0);  // not used
+    if constexpr (!Cell::bypasses_product) return C(0);  // unused
     if (begins(r, t_)) return beginning(q_.beginnings.h_reset, r, u);
     return first(r) ? C(widen(arrays_.h_0[place(r, u)])) : staged_at(h_run, r, u);
   }
@@ -162,7 +162,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     return of_hidden ? 0 : splits(Name::recurrent) + (has_q ? splits(Name::recurrent_n) : 0);
   }
 
-  // Clip the gradient of a pre-activation, put it out, and hand it to the products that read it.
+  // Clip the gradient of a pre-activation, write it, and pass it to the products that read it.
   FUSED_RNN_DEVICE void put(int r, int gate, int u, C value) const {
     const int unit = units_.first + u;
     value = clip(value, q_.gradient_clip);
@@ -175,12 +175,12 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
       exchange_.put(State::n, r, unit, value);
   }
 
-  // What goes past the cell, by zoneout, of the gradient of a state; d becomes what goes through it.
+  // Return the part of a state's gradient that bypasses the cell, by zoneout; d becomes the part through the cell.
   FUSED_RNN_DEVICE C kept(const S* keep, int r, int u, C& d) const {
     return keep ? Zoneout::backward(C(widen(keep[row(r, t_) * q_.H + units_.first + u])), d) : C(0);
   }
 
-  // Zoneout, and the cell's pointwise backward: all of it, or up to the reset gate.
+  // Run zoneout, and the cell's pointwise backward: all of it, or up to the reset gate.
   FUSED_RNN_DEVICE void make_gradients() {
     for_units([&](int i, int r, int u) {
       C d[Cell::gradients] = {};
@@ -200,7 +200,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
             dc = dc_[i];
             if (arrays_.d_cells) dc += staged_at(d_cells_run, r, u);
             kept_dc = kept(arrays_.keep_c, r, u, dc);
-            if (arrays_.keep_c) c = Cell::cell_state(values, before);  // that which the cell made
+            if (arrays_.keep_c) c = Cell::cell_state(values, before);  // c before zoneout
           }
           Cell::backward(values, h_prev(r, u), before, c, dh, dc, d);
           if constexpr (Cell::has_cell_state) dc_[i] = dc + kept_dc;
@@ -223,7 +223,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     });
   }
 
-  // δx̂ = Wᵀ δ, or Uᵀ δ where it takes the place of h₋
+  // δx̂ = Wᵀ δ, or Uᵀ δ if x̂ replaces h₋
   FUSED_RNN_DEVICE void modulate() {
     for_features([&](int, int r, int j) {
       if (!active(r, t_)) return;
@@ -233,7 +233,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
       C dm, dx;
       Multiplicative::backward(dx_hat, C(widen(arrays_.input[row(r, t_) * q_.I + feature])), m, dm, dx);
       dm = clip(dm, q_.gradient_clip);
-      if (of_hidden) dx = clip(dx, q_.gradient_clip);  // of W_m x, a pre-activation too
+      if (of_hidden) dx = clip(dx, q_.gradient_clip);  // δ(W_m x), also the gradient of a pre-activation
       put_feature(r, feature, dm, dx);
       exchange_.put(State::m, r, feature, dm);
     });
@@ -251,7 +251,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     });
   }
 
-  // δh₋ = what bypassed the product, in the cell or by zoneout, + Uᵀ δ + U_mᵀ δm
+  // δh₋ = the part that bypassed the product, in the cell or by zoneout, + Uᵀ δ + U_mᵀ δm
   FUSED_RNN_DEVICE void recur() {
     const int all = recurrent_splits() + (multiplicative ? splits(Name::modulation) : 0);
     for_units([&](int i, int r, int u) {
@@ -261,7 +261,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     });
   }
 
-  // The gradients of what a step began anew with, which the step before it has no share in.
+  // Store the gradient of the initial state of an episode; the step before it receives none.
   FUSED_RNN_DEVICE void end_episode(int i, int r, int u) {
     add(q_.beginnings.d_h_reset, r, u, dh_[i]);
     dh_[i] = C(0);
@@ -271,7 +271,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
     }
   }
 
-  // Sums [B, H], or null, of which the same thread has a unit in every step.
+  // `sums` are [B, H], or null; each value has the same thread in every step.
   FUSED_RNN_DEVICE void set(void* sums, int r, int u, C value) const {
     if (sums) static_cast<C*>(sums)[place(r, u)] = value;
   }
@@ -280,9 +280,9 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
   }
 
   int step_ = 0, t_ = 0;
-  bool alive_ = true;    // until a block of the team does not come in time; then results are NaN
+  bool alive_ = true;    // false after a block of the team timed out; then results are NaN
   C *dh_, *dc_;          // [sequences, units]
-  const Spread pieces_;  // of what is fetched ahead
+  const Spread pieces_;  // of the prefetched inputs
   P<Name::recurrent> recurrent_;
   P<Name::recurrent_n> recurrent_n_;
   P<Name::input> input_;

@@ -1,8 +1,8 @@
-// The calls of api.h for one type of tensors: the choice of a kernel by cell, its plan, and its launch. Whoever
+// The calls of api.h for one type of tensors: the choice of a kernel by cell, its plan, and its launch. The caller that
 // launches (the CUDA runtime, or the host shim of the tests) passes a Launcher with
 //   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes&, const P&, void*
 //   stream)
-// whose result is empty or says what went wrong.
+// whose result is empty, or an error message.
 #pragma once
 
 #include <limits>
@@ -16,10 +16,10 @@
 
 namespace fused_rnn::cuda {
 
-// Of T, B, I and H: kernels count in 32 bits, up to 8 values for each unit.
+// The limit of T, B, I and H: kernels count up to 8 values per unit in 32 bits.
 constexpr int64_t largest_size = std::numeric_limits<int>::max() / 8;
 
-// Why a size is refused, or an empty string.
+// Return why a size is refused, or an empty string.
 inline std::string refused_size(const Layer& layer) {
   for (const int64_t size : {layer.T, layer.B, layer.I, layer.H})
     if (size > largest_size)
@@ -27,7 +27,7 @@ inline std::string refused_size(const Layer& layer) {
   return "";
 }
 
-// What the two directions have in common, by the type of the call.
+// The types that the two directions have in common, by the type of the call.
 template <typename Call>
 struct Direction;
 
@@ -51,7 +51,7 @@ struct Direction<BackwardCall> {
   static double gradient_clip(const BackwardCall& call) { return call.gradient_clip; }
 };
 
-// Weights to pack, and words to clear, in a workspace.
+// The weights to pack and the words to clear in a workspace.
 template <typename S, typename Arrays>
 Preparation<S> preparation(const Planned& plan, const Arrays& arrays, unsigned char* workspace) {
   using Weight = ProductShape::Weight;
@@ -81,7 +81,7 @@ Preparation<S> preparation(const Planned& plan, const Arrays& arrays, unsigned c
   return result;
 }
 
-// Queue what a plan makes of a call.
+// Queue the launches of a planned call.
 template <typename Cell, Modulates modulates, typename S, typename Exchange, typename Call, typename Launcher>
 std::string run(const Planned& plan, const Call& call, const Chip& chip, const Launcher& launcher, void* memory,
                 void* stream) {
@@ -111,7 +111,7 @@ std::string run(const Planned& plan, const Call& call, const Chip& chip, const L
                          Exchange::attributes(layout.division), operands, stream);
 }
 
-// A call for one kernel, planned.
+// Plan a call for one kernel.
 template <typename Cell, Modulates modulates, typename S, typename Exchange, typename Call, typename Launcher>
 Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   const std::string refused = refused_size(call);
@@ -124,18 +124,18 @@ Prepared prepare_for(const Call& call, const Chip& chip, const Division& forced,
           }};
 }
 
-// What is forced of kernels of blocks.
+// Return the forced choices that concern block kernels.
 inline Division of_blocks(Division forced) {
   if (forced.exchange == ExchangeId::blocks) forced.exchange = ExchangeId::chosen;
   return forced;
 }
 
-// Whether kernels of warps were measured ahead of those of blocks for such a call.
+// Whether warp kernels were measured ahead of block kernels for such a call.
 inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
   return refused_size(layer).empty() && cluster::measured_ahead(cluster::measured, layer, chip.name);
 }
 
-// A call for a kernel of warps.
+// Plan a call for a warp kernel.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   if (call.beginnings.resets)
@@ -144,7 +144,7 @@ Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division&
   return {"kernels in clusters are for float32, bfloat16 and float16, not for float64", {}, nullptr};
 }
 
-// Likewise where it is forced.
+// Plan a call for a forced warp kernel.
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_forced_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   const std::string refused = refused_size(call);
@@ -161,7 +161,7 @@ Prepared prepare_as(const Call& call, const Chip& chip, const Division& forced, 
   if constexpr (!std::is_same_v<S, double>) {
     if (forced == Division() && clusters_are_ahead(call, chip)) {
       const Prepared ready = prepare_in_clusters<S>(call, chip, forced, launcher);
-      if (ready.refusal.empty()) return ready;  // else this device has no room for them, or the call has resets
+      if (ready.refusal.empty()) return ready;  // otherwise the device has no room for them, or the call has resets
     }
   }
   return dispatch_named_cell(call.cell, call.modulates, [&](auto cell, auto modulates) {

@@ -1,10 +1,10 @@
-// The forward kernel: a whole sequence in one launch, for every cell. W x (W_m x where x is modulated, both where h₋
-// is) is computed before it, by the library.
+// The forward block kernel: a whole sequence in one launch, for every cell. The library projects x before it (see
+// CellShape in shape.h).
 //
-// Phases of a step, each ended by the team's exchange of what it made: multiplicative cells make m and x̂; the
-// reset-before GRU makes its gates and s = r⊙h₋; the last phase makes h. So one phase for RNN, LSTM and reset-after
-// GRU, two for the reset-before GRU and the multiplicative LSTMs, three for the multiplicative GRU. Where h₋ is
-// modulated, x̂ is what U multiplies.
+// Each phase of a step ends with the team's exchange of its results: multiplicative cells compute m and x̂ first; the
+// reset-before GRU computes its gates and s = r⊙h₋; the last phase computes h. So RNN, LSTM and reset-after GRU have
+// one phase, the reset-before GRU and the multiplicative LSTMs two, and the multiplicative GRU three. In Krause's mLSTM
+// U multiplies x̂.
 #pragma once
 
 #include "block.h"
@@ -87,7 +87,7 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
     });
   }
 
-  // All phases of a step; false if a block of the team did not come in time.
+  // Run all phases of a step; false if a block of the team timed out.
   FUSED_RNN_DEVICE bool advance() {
     const auto stage_next = [&] { stage(step_ + 1); };
     prefetch_beginnings(time(step_ + 1));
@@ -95,7 +95,7 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
       multiply(modulation_, State::h, sums(Name::modulation), 0, stage_next);
       make_input();
       exchange_.close();
-      // needs no x̂, and so fills the time until the others have put it
+      // this product needs no x̂, and so fills the time until the others have sent theirs
       if constexpr (of_input) multiply(recurrent_, State::h, sums(Name::recurrent));
       if (!exchange_.wait(State::x_hat)) return false;
       if constexpr (of_input)
@@ -148,7 +148,7 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
   FUSED_RNN_DEVICE Sums<C> sums(Name product) const { return sums_at(0, layout_of(product).outputs); }
   FUSED_RNN_DEVICE Sums<C> sums_x() const { return sums_at(1, layout_of(Name::input).outputs); }
 
-  // W x + b of n gates from `first` on.
+  // Return W x + b of n gates from `first` on.
   template <int n>
   FUSED_RNN_DEVICE void projections(int r, int u, int first, C (&wx)[n]) const {
     if constexpr (of_input)
@@ -160,7 +160,7 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
     }
   }
 
-  // U h₋ + b' of n gates from `first` on, which are those of a product.
+  // Return U h₋ + b' of n gates from `first` on, all from one product.
   template <int n>
   FUSED_RNN_DEVICE void recurrences(Name product, int r, int u, int first, C (&uh)[n]) const {
     sums(product).totals(layout_of(product).splits, r, u, layout_.units, uh);
@@ -222,22 +222,22 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
 
   // Results -------------------------------------------------------------------------------------------------------
 
-  // Where a unit of the step stands in a [T, B, H] array.
+  // Return the index of a unit in a [T, B, H] array at the current step.
   FUSED_RNN_DEVICE int64_t result(int r, int u) const { return row(r, t_) * q_.H + units_.first + u; }
 
-  // A value that backward reads: the `slot` of a unit, or after all slots m of a feature.
+  // Save a value for backward: slot `slot` of a unit, or m of a feature behind all slots.
   FUSED_RNN_DEVICE void save(int r, int slot, int column, C value) const {
     if (!arrays_.saved || !active(r, t_)) return;
     const int64_t width = int64_t{Cell::saved} * q_.H + (multiplicative ? q_.I : 0);
     arrays_.saved[row(r, t_) * width + int64_t{slot} * q_.H + column] = narrow<S>(value);
   }
 
-  // What zoneout makes of a state that the cell changed.
+  // Apply zoneout to a state.
   FUSED_RNN_DEVICE C zone_out(const S* keep, int r, int u, C before, C after) const {
     return keep ? Zoneout::forward(C(widen(keep[result(r, u)])), before, after) : after;
   }
 
-  // Hand on the state of a unit, or what the next step begins with in its place, and put out its output.
+  // Pass on the state of a unit, or the initial state if the next step begins anew, and write its output.
   FUSED_RNN_DEVICE void finish(int i, int r, int u, C h) {
     h = zone_out(arrays_.keep_h, r, u, h_[i], h);
     if (active(r, t_)) h_[i] = h;
@@ -252,10 +252,10 @@ class ForwardBlock : Block<S, Exchange, ForwardArrays> {
   }
 
   int step_ = 0, t_ = 0;
-  bool alive_ = true;    // until a block of the team does not come in time; then results are NaN
+  bool alive_ = true;    // false after a block of the team timed out; then results are NaN
   C *h_, *c_, *z_;       // [sequences, units]
   C* bias_;              // b and b' [G, units], b_m [features]
-  const Spread pieces_;  // of what is fetched ahead
+  const Spread pieces_;  // of the prefetched inputs
   P<Name::recurrent> recurrent_;
   P<Name::candidate> candidate_;
   P<Name::input> input_;

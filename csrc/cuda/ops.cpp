@@ -1,5 +1,5 @@
-// The operators around the CUDA kernels: the time loop alone, forward and backward. fused_rnn/cuda.py makes the library
-// products before and after it, and the whole is fused_rnn::forward and fused_rnn::backward on a GPU.
+// The operators around the CUDA kernels: the time loop alone, forward and backward. fused_rnn/cuda.py calls the
+// library's products before and after it, and the whole is fused_rnn::forward and fused_rnn::backward on a GPU.
 //
 // A call queues work on torch's current stream and returns. It neither waits for the GPU nor reads anything back, so a
 // CUDA graph can capture it. For the same reason the values of lengths are not checked: less than 0 counts as 0 and
@@ -15,7 +15,7 @@
 #include "api.h"
 #include "gpu.h"
 
-// Only CUDA builds of torch have this function. It is weak, so that the library loads without it.
+// Only CUDA builds of torch have this function. The reference is weak, so that the library loads without it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace fused_rnn {
@@ -23,13 +23,13 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// What both directions read, checked.
+// The checked operands that both directions read.
 struct Operands {
   CellSpec cell;
-  OptionalTensor input;                  // (T, B, I) multiplicative cells; where h₋ is modulated (T, B, H) W_m x
+  OptionalTensor input;                  // (T, B, I) multiplicative cells; in Krause's mLSTM (T, B, H) W_m x
   Tensor h_0;                            // (B, H)
   OptionalTensor c_0;                    // (B, H) cells with a cell state
-  OptionalTensor weight_ih, weight_mhh;  // (G*H, I) where x is modulated, (I, H) multiplicative cells
+  OptionalTensor weight_ih, weight_mhh;  // (G*H, I) if x is modulated, (I, H) multiplicative cells
   Tensor weight_hh;                      // (G*H, H)
   OptionalTensor lengths;
   OptionalTensor keep_h, keep_c;            // (T, B, H)
@@ -101,7 +101,7 @@ cuda::Type type_of(const Tensor& tensor) {
 const void* address(const Tensor& tensor) { return tensor.const_data_ptr(); }
 const void* address(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
-// A call with all that both directions have; the rest is null.
+// Make a call with the operands that both directions have; the rest is null.
 template <typename Call>
 Call call_with(const Operands& o) {
   Call call{};
@@ -136,7 +136,7 @@ void raise_timed_out() {
          "Something else, another process perhaps, held multiprocessors that they needed");
 }
 
-// Make the GPU of a tensor the current one, if nothing speaks against a call there.
+// Make the GPU of a tensor the current one; raise if it cannot run the kernels.
 DeviceGuard ready(const Tensor& tensor) {
   const int32_t device = tensor.get_device_index();
   const std::string obstacle = cuda::obstacle(device);
@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   };
   const Tensor cells = per_step(o.cell.cell_columns(kept, o.H));
   Tensor saved = per_step(o.cell.saved_columns(kept, o.I, o.H));
-  // nothing is saved past the end of a sequence, but the same call must give the same bits
+  // nothing is saved past the end of a sequence, but equal calls must give equal bits
   if (lengths) torch::stable::zero_(saved);
 
   auto call = call_with<cuda::ForwardCall>(o);
@@ -255,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   return {d_h_0, d_c_0, d, d_input, d_h_reset, d_c_reset};
 }
 
-// For fused_rnn/cuda.py: a GPU in words, and why the kernels cannot run there, empty if they can.
+// For fused_rnn/cuda.py: a GPU's description, and why it cannot run the kernels, empty if it can.
 std::tuple<std::string, std::string> device(int64_t index) {
   const std::string obstacle = cuda::obstacle(index);
   if (!obstacle.empty()) return {"", obstacle};
@@ -263,7 +263,7 @@ std::tuple<std::string, std::string> device(int64_t index) {
   return {gpu.name + ", sm_" + std::to_string(gpu.compute_capability), ""};
 }
 
-// What a plan must know of a GPU without obstacle.
+// Return the properties of a supported GPU that plans depend on.
 std::tuple<int64_t, int64_t, std::vector<int64_t>, std::string> chip(int64_t index) {
   const std::string obstacle = cuda::obstacle(index);
   if (!obstacle.empty()) fail(obstacle);
@@ -279,7 +279,7 @@ cuda::Type type_named(std::string_view name) {
   fail("dtype must be float32, float64, bfloat16 or float16, got '", name, "'");
 }
 
-// The plan of a call on any device, which need not be here. I matters to cells that modulate x alone.
+// Return the plan of a call on any device, which need not be present. I matters only to cells that modulate x.
 std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double> plan(
     std::string cell_name, std::string direction, std::string dtype, int64_t B, int64_t I, int64_t H,
     int64_t multiprocessors, int64_t shared_bytes, std::vector<int64_t> clusters, std::string chip_name,
@@ -290,7 +290,7 @@ std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, in
   cuda::Layer layer{};
   layer.cell = cell.id, layer.modulates = cell.modulates, layer.type = type_named(dtype);
   layer.T = 1, layer.B = B, layer.H = H;
-  layer.beginnings.resets = resets ? &resets : nullptr;  // anything but null
+  layer.beginnings.resets = resets ? &resets : nullptr;  // any pointer but null
   layer.I = cell.multiplicative() ? cell.modulated_size(I, H) : 1;
   constexpr int64_t most = std::numeric_limits<int>::max();
   cuda::Chip chip{.multiprocessors = static_cast<int>(std::min(multiprocessors, most)), .shared_bytes = shared_bytes};

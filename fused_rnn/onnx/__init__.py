@@ -1,10 +1,10 @@
 """Export to ONNX, for onnxruntime and its like.
 
-``export(model, args, path)`` is torch.onnx.export with what it needs to know of this package. Every layer of an RNN,
-LSTM or GRU becomes one operator of ONNX, bidirectional where the layer is, for any number of steps and sequences if
-``dynamic_shapes`` says so; whole sequences, ``lengths``, projections, states in and out, and single steps. Calls that
-ONNX has no operator for become one Scan for each layer and direction: multiplicative cells, zoneout in eval mode,
-``return_cells``. A stream is a model of one step, whose states come in and go out::
+``export(model, args, path)`` is torch.onnx.export with the translation of this package's operators. Every layer of an
+RNN, LSTM or GRU becomes one ONNX operator, bidirectional if the layer is, for any number of steps and sequences if
+``dynamic_shapes`` says so. This covers whole sequences, ``lengths``, projections, states in and out, and single steps.
+Calls without an ONNX operator become one Scan for each layer and direction: multiplicative cells, zoneout in eval mode,
+``return_cells``. A stream is a model of one step, whose states are inputs and outputs::
 
     import onnxruntime
 
@@ -26,8 +26,8 @@ ONNX has no operator for become one Scan for each layer and direction: multiplic
         y, h, c = session.run(None, {"x": x, "h": h, "c": c})
 
 onnx and onnxscript are needed, ``pip install 'fused_rnn[onnx]'``, and imported when ``export`` or ``table`` is called.
-On the CPU onnxruntime computes in float32, and has no recurrent operators for float64 and bfloat16; float16 is what
-modules on a GPU export. A module that runs on the reference is unrolled, for the number of steps of the example.
+On the CPU onnxruntime computes in float32, and has no recurrent operators for float64 and bfloat16; modules on a GPU
+export float16. A module that runs on the reference is unrolled, for the number of steps of the example.
 """
 
 import os
@@ -46,7 +46,7 @@ from .errors import ExportError
 
 __all__ = ["ExportError", "export", "table"]
 
-OLDEST_OPSET = 18  # that torch.onnx makes graphs of; it only tries to convert them to older ones
+OLDEST_OPSET = 18  # torch.onnx makes graphs of this opset, and only tries to convert them to older ones
 
 
 def export(
@@ -62,15 +62,15 @@ def export(
     external_data: bool = True,
     **options: Any,
 ) -> "torch.onnx.ONNXProgram":
-    """Export a model that holds modules of this package, by torch.onnx.export, of which all options are.
+    """Export a model that holds modules of this package, by torch.onnx.export and with its options.
 
     Args:
-        model: in eval mode; or what torch.export.export made of it.
+        model: the model in eval mode, or an exported program from torch.export.export.
         args: an example of its positional inputs.
         path: the file to write; None for none.
         opset_version: 18 or newer; None for torch.onnx's choice.
-        optimize: fold constants, of weights among others, and remove what is superfluous.
-        custom_translation_table: of other operators, or in place of ``table()``'s.
+        optimize: fold constants, including those computed from weights, and remove superfluous nodes.
+        custom_translation_table: translations of other operators, or in place of ``table()``'s.
         export_params, keep_initializers_as_inputs, external_data: how weights are written.
         options: ``dynamic_shapes``, ``input_names``, ``output_names`` and so on.
 
@@ -79,7 +79,7 @@ def export(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: the opset is too old, the example has one tensor in two places, or dynamo=False was asked for.
+        ValueError: the opset is too old, the example has one tensor in two places, or dynamo=False was requested.
         ExportError: a module or a call has no translation; the message says what to do.
     """
     translations = table()
@@ -116,9 +116,10 @@ def export(
 
 
 def table() -> dict[Callable, Callable]:
-    """What ``custom_translation_table`` of torch.onnx.export needs to know of this package.
+    """Return the ``custom_translation_table`` for torch.onnx.export with this package's operators.
 
-    For those who call that by themselves, under torch.no_grad(). A bidirectional layer becomes two operators then.
+    It is for callers of torch.onnx.export itself, under torch.no_grad(). A bidirectional layer then becomes two
+    operators.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -132,7 +133,7 @@ def table() -> dict[Callable, Callable]:
 
 
 def _check_fused(model: nn.Module) -> None:
-    """Refuse what would be unrolled though nobody asked for it."""
+    """Refuse modules that would be unrolled although nobody asked for it."""
     for name, module in model.named_modules():
         if not isinstance(module, CellBased) or module.backend != "auto":
             continue
@@ -146,7 +147,7 @@ def _check_fused(model: nn.Module) -> None:
 
 
 def _check_distinct(*examples: Any) -> None:
-    """Refuse what torch.export takes for a single input, to the loss of the other."""
+    """Refuse tensors that torch.export would take for a single input, to the loss of the other."""
     seen: set[int] = set()
     for tensor in tree_leaves(examples):
         if isinstance(tensor, torch.Tensor) and id(tensor) in seen:
@@ -160,9 +161,9 @@ def _check_distinct(*examples: Any) -> None:
 def _translated(
     model: nn.Module | torch.export.ExportedProgram, args: tuple, **options: Any
 ) -> "torch.onnx.ONNXProgram":
-    """By torch.onnx.export; what has no translation is raised as such, and not as the cause of other errors."""
+    """Translate by torch.onnx.export; raise missing translations as such, not as the cause of other errors."""
     try:
-        with torch.no_grad():  # so that nothing is saved for a backward pass
+        with torch.no_grad():  # saves nothing for a backward pass
             program = torch.onnx.export(model, args, optimize=False, **options)
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException | None = error
@@ -171,12 +172,12 @@ def _translated(
                 raise cause from None
             cause = cause.__cause__
         raise
-    assert program is not None  # as it is from TorchScript's exporter
+    assert program is not None  # only TorchScript's exporter returns None
     return program
 
 
 def _saving_little(program: torch.export.ExportedProgram, operators: Container) -> torch.export.ExportedProgram:
-    """An equal program whose forward passes save no more than it reads."""
+    """Return an equal program whose forward passes save no more than it reads."""
     program = program.run_decompositions({})  # a copy, with the same weights
     for node in program.graph.nodes:
         if node.target in operators:

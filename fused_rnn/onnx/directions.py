@@ -1,16 +1,16 @@
-"""Both directions of a layer, which torch.onnx translates each by itself, as one operator."""
+"""Joins the directions of a layer, which torch.onnx translates each by itself, into one operator."""
 
 from collections.abc import Iterator
 
 from onnxscript import ir
 
 _OPERATORS = ("RNN", "LSTM", "GRU")
-_SHARED = {"X": 0, "sequence_lens": 4}  # by place among the inputs; of all others either direction has its own
-_AXES = (1, 0, 0)  # of directions, in Y, Y_h and Y_c
+_SHARED = {"X": 0, "sequence_lens": 4}  # by input position; each direction has its own other inputs
+_AXES = (1, 0, 0)  # the axes of directions in Y, Y_h and Y_c
 
 
 def join(model: ir.Model) -> None:
-    """Make one bidirectional operator of every two that read the same sequences, one from either end."""
+    """Make one bidirectional operator of every two that read the same sequences in opposite directions."""
     graph = model.graph
     found: dict[str, list[ir.Node]] = {"forward": [], "reverse": []}
     for node in graph:
@@ -59,7 +59,7 @@ def _same(first: ir.Value | None, second: ir.Value | None) -> bool:
 
 
 def _reads(node: ir.Node, other: ir.Node) -> bool:
-    """Whether anything that a node reads was made of the results of another."""
+    """Whether any input of a node was computed from the results of another."""
     seen, waiting = {node}, [node]
     while waiting:
         for value in _read_by(waiting.pop()):
@@ -73,7 +73,7 @@ def _reads(node: ir.Node, other: ir.Node) -> bool:
 
 
 def _read_by(node: ir.Node) -> Iterator[ir.Value | None]:
-    """The inputs of a node, and what the graphs within it see of the one around them."""
+    """Yield the inputs of a node, and the outer values that the graphs within it use."""
     yield from node.inputs
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

@@ -1,5 +1,5 @@
-"""What is raised where a call has no translation."""
+"""The error for calls without a translation."""
 
 
 class ExportError(RuntimeError):
-    """A call of a module that ONNX, or onnxruntime, has no means for."""
+    """A call of a module that cannot be expressed in ONNX, or run by onnxruntime."""

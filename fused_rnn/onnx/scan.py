@@ -1,7 +1,7 @@
-"""Calls that ONNX has no operator for as a Scan: multiplicative cells, zoneout, and cell states of all steps.
+"""Translation to a Scan of calls without an ONNX operator: multiplicative cells, zoneout, and all cell states.
 
-The body of the Scan is the reference at a single step, which torch.onnx exports by itself; so no equation is written
-here again. As in ``recompute``, a sequence past its end is one that has no steps.
+The body of the Scan is the reference at a single step, which torch.onnx exports by itself; so no equation is repeated
+here. As in ``recompute``, a sequence past its end is one without steps.
 """
 
 import functools
@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 def translate(q: Operands, cells: bool) -> dict[str, ir.Value]:
-    """The results by name, with the cell states of all steps or without."""
+    """Return the results by name, with the cell states of all steps or without."""
     given = {name: value for name, value in zip(q._fields, q.tensors) if value is not None}
     state = [name for name in ("h_0", "c_0") if name in given]
     timed = [name for name in ("input", *MASKS, "lengths") if name in given]
@@ -39,25 +39,25 @@ def translate(q: Operands, cells: bool) -> dict[str, ir.Value]:
     if q.lengths is not None:
         given["lengths"] = _active(q)
     node = ir.node("Scan", [given[name] for name in (*state, *timed)], attributes, num_outputs=len(results))
-    evaluator.default().nodes.append(node)  # as op.Scan would, which knows of one output only
+    evaluator.default().nodes.append(node)  # as op.Scan would, which supports only one output
     return dict(zip(results, node.outputs))
 
 
 def fix_names(model: ir.Model) -> None:
-    """Names are unique over all graphs of a model, and bodies come with their own; optimising does the same."""
+    """Make names unique over all graphs of a model, whose bodies come with their own; optimising does the same."""
     ir.passes.common.LiftSubgraphInitializersToMainGraphPass()(model)
     ir.passes.common.NameFixPass()(model)
 
 
 def _active(q: Operands) -> ir.Value:
-    """(T, B) int64: 1 where a sequence has the step, 0 past its end."""
+    """Return (T, B) int64: 1 if a sequence has the step, 0 past its end."""
     steps = op.Squeeze(op.Shape(q.input, start=0, end=1), [0])
     times = op.Unsqueeze(op.Range(0, steps, 1), [1])
     return op.Cast(op.Less(times, op.Unsqueeze(q.lengths, [0])), to=ir.DataType.INT64)
 
 
 def _body(cell: str, cells: bool, given: dict[str, ir.Value], inputs: list[str]) -> ir.Graph:
-    """The graph of one step, which has these inputs and sees the weights around it."""
+    """Make the graph of one step, which has these inputs and refers to the weights around it."""
     kinds = tuple((name, _shape_in_a_step(name, value), _DTYPES[value.dtype]) for name, value in given.items())
     graph = ir.from_proto(onnx.load_model_from_string(_exported_step(cell, cells, kinds))).graph
     inner = dict(zip(given, graph.inputs))
@@ -66,38 +66,38 @@ def _body(cell: str, cells: bool, given: dict[str, ir.Value], inputs: list[str])
             ir.convenience.replace_all_uses_with(inner[name], given[name])
     nodes, outputs, initializers = list(graph), list(graph.outputs), list(graph.initializers.values())
     for part in (graph.inputs, graph.outputs, graph.initializers):
-        part.clear()  # what belongs to one graph cannot be another's
+        part.clear()  # values that belong to one graph cannot be another's
     graph.remove(nodes)
     return ir.Graph([inner[name] for name in inputs], outputs, nodes=nodes, initializers=initializers, name=cell)
 
 
 def _shape_in_a_step(name: str, value: ir.Value) -> tuple[int, ...]:
-    """Of an operand, with three sequences in place of however many."""
+    """Return the shape of an operand in a step, with three sequences in place of any number."""
     if name in WEIGHTS:
         return tuple(value.shape)
     sizes = dict(zip(SHAPES[name], value.shape)) | {"B": 3}
     return tuple(sizes[letter] for letter in SHAPES[name] if letter != "T")
 
 
-@functools.cache  # layers of the same sizes have the same
+@functools.cache  # layers of the same sizes share it
 def _exported_step(cell: str, cells: bool, kinds: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> bytes:
-    """The ONNX model of a step, of operands of these names, shapes and dtypes."""
+    """Export the ONNX model of a step, for operands of these names, shapes and dtypes."""
     example = {name: torch.zeros(shape, dtype=dtype) for name, shape, dtype in kinds}
     shapes = {name: {} if name in WEIGHTS else {0: Dim.DYNAMIC} for name in example}
     how = {"dynamic_shapes": {"given": shapes}, "opset_version": op.version, "verbose": False}
     program = torch.onnx.export(_Step(cell, cells).eval(), kwargs={"given": example}, **how)
-    return program.model_proto.SerializeToString()  # a message itself could be changed by who reads it
+    return program.model_proto.SerializeToString()  # bytes, because a caller could change a message
 
 
 class _Step(nn.Module):
-    """One step by the reference, of operands without their dimension of time."""
+    """One step of the reference, on operands without their dimension of time."""
 
     def __init__(self, cell: str, cells: bool) -> None:
         super().__init__()
         self.cell, self.cells = cell, cells
 
     def forward(self, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The state after the step, then what becomes outputs and perhaps cell states of all."""
+        """Return the state after the step, then its output and perhaps its cell state."""
         timed = {name: given[name].unsqueeze(0) for name in ("input", *MASKS) if name in given}
         how = {"cell": self.cell, "reverse": False, "gradient_clip": 0.0}
         q = Operands(**(dict.fromkeys(Operands._fields) | given | timed | how))

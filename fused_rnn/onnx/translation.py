@@ -1,7 +1,8 @@
-"""The operator ``forward`` as nodes of an ONNX graph, of which torch.onnx hands over the operands.
+"""Translation of the operator ``forward`` to nodes of an ONNX graph, with the operands from torch.onnx.
 
-Plain calls of the cells that ONNX has are one RNN, LSTM or GRU each; ``scan`` takes all else. ONNX orders gates in its
-own way, gives both biases as one, and does not say what the final state of a sequence without steps is.
+Plain calls of the cells that ONNX has become one RNN, LSTM or GRU each; ``scan`` translates all others. ONNX has
+another order of gates, takes both biases as one operand, and does not define the final state of a sequence without
+steps.
 """
 
 import inspect
@@ -20,11 +21,11 @@ from .errors import ExportError
 
 @dataclass(frozen=True)
 class Operator:
-    """ONNX's operator for a cell: of which of the cell's gates it has which first, and its attributes."""
+    """ONNX's operator for a cell: the order of its gates, in terms of the cell's, and its attributes."""
 
     name: str
     gates: tuple[int, ...]
-    negated: int | None = None  # the gate, as ONNX orders them, that weighs what the cell's weighs by one minus it
+    negated: int | None = None  # the gate, in ONNX's order, that is 1 minus the cell's
     attributes: dict = field(default_factory=dict)
 
 
@@ -38,19 +39,19 @@ OPERATORS = {
 
 
 def table() -> dict[Callable, Callable]:
-    """As ``fused_rnn.onnx.table`` says."""
+    """Return the table that ``fused_rnn.onnx.table`` describes."""
     namespaces = (getattr(torch.ops, name) for name in ("fused_rnn", "fused_rnn_triton"))
     return {space.forward.default: _translate for space in namespaces if hasattr(space, "forward")}
 
 
 def fold_weights(model: ir.Model) -> None:
-    """Make constants of what is made of weights alone, which torch.onnx leaves as it is where they are large."""
+    """Fold values computed from weights alone into constants; torch.onnx leaves large ones as they are."""
     kinds = ("Slice", "Neg", "Expand", "Concat", "Unsqueeze")
     optimizer.fold_constants(model, should_fold=lambda node: True if node.op_type in kinds else None)
 
 
-def _translate(*arguments):  # without types, which torch.onnx would read
-    """The results of ``forward``, of its operands as torch.onnx has them: values, None, strings and numbers."""
+def _translate(*arguments):  # untyped, because torch.onnx would read the types
+    """Return the results of ``forward``, given its operands from torch.onnx: values, None, strings and numbers."""
     q, save = ForwardCall.of(arguments)
     if q.resets is not None:
         raise ExportError(
@@ -72,14 +73,14 @@ def _translate(*arguments):  # without types, which torch.onnx would read
     return _complete(scan.translate(q, cells=save == "states" and CELLS[q.cell].has_cell_state))
 
 
-# what torch.onnx reads the names of operands from
+# torch.onnx reads the names of operands from this
 _translate.__signature__ = inspect.Signature(
     [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ForwardCall.names()]
 )
 
 
 def _complete(results: dict[str, ir.Value]) -> list[ir.Value]:
-    """All results in order; those that there are none of are empty, as from the operator itself."""
+    """Return all results in order; missing ones are empty, as from the operator itself."""
     return [results[name] if name in results else op.ConstantOfShape([0]) for name in Results._fields]
 
 
@@ -104,12 +105,12 @@ def _operator(q: Operands) -> dict[str, ir.Value]:
 
 
 def _after(q: Operands, before: ir.Value, final: ir.Value) -> ir.Value:
-    """A sequence without steps ends with the state that it began with, and onnxruntime gives zeros."""
+    """Make a sequence without steps end with its initial state, where onnxruntime gives zeros."""
     return final if q.lengths is None else op.Where(op.Unsqueeze(op.Greater(q.lengths, 0), [1]), final, before)
 
 
 def _ordered(operator: Operator, q: Operands, weight: ir.Value) -> ir.Value:
-    """A weight or bias with gates ordered as ONNX has them."""
+    """Reorder the gates of a weight or bias as ONNX has them."""
     if len(operator.gates) == 1:
         return weight
     H = q.h_0.shape[1]

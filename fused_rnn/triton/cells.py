@@ -1,19 +1,19 @@
 """The mathematics of one step of every base cell: pointwise, in float32, over tiles of any shape.
 
-The Triton counterpart of csrc/cells, with the same names, the same gate order and the same saved values. Per-gate
-values come in tuples. A cell is a pair of functions:
+This file is the Triton counterpart of csrc/cells, with the same names, gate order and saved values. Per-gate values
+come in tuples. A cell is a pair of functions:
 
 * ``forward(wx, uh, h_prev, c_prev, S) -> h, c, saved`` with wx = W x + b and uh = U h₋ + b';
-* ``backward(saved, h_prev, c_prev, c, dh, dc, S) -> dh, dc, d`` with δh in, the part of δh₋ that does not pass through
-  U out, and d the gradients of the pre-activations.
+* ``backward(saved, h_prev, c_prev, c, dh, dc, S) -> dh, dc, d``, which takes δh and returns the part of δh₋ that does
+  not pass through U; d are the gradients of the pre-activations.
 
 S is the type in which the kernel stores, which decides how exact the nonlinearities are. Cells without a cell state
-hand c on. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two functions each way:
+pass c through. The reset-before GRU needs all of s = r⊙h₋ for its candidate n, so it has two functions each way:
 ``forward(wx, uh, h_prev, S) -> s, r, z`` and ``candidate(wx_n, us, z, h_prev, S) -> h, n``;
 ``backward(z, n, h_prev, dh) -> dh, da_z, da_n`` and ``reset(ds, r, h_prev, dh) -> dh, da_r``.
 
-The multiplicative modifier of the input, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, goes with any of them; that of the
-hidden state, m = U_m h₋ and x̂ = m⊙(W_m x) in place of h₋, with the LSTM.
+The multiplicative modifier of the input, m = W_m x + U_m h₋ + b_m and x̂ = m⊙x, combines with any of them; that of the
+hidden state, m = U_m h₋ and x̂ = m⊙(W_m x) in place of h₋, combines with the LSTM.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def lstm_backward(saved, h_prev, c_prev, c, dh, dc, S: tl.constexpr):
     f = saved[1]
     g = saved[2]
     o = saved[3]
-    tanh_c = tanh(c, S)  # cheaper to compute again than to save
+    tanh_c = tanh(c, S)  # recomputing is cheaper than saving
     dc = dc + dh * o * (1.0 - tanh_c * tanh_c)
     da_i = dc * g * i * (1.0 - i)
     da_f = dc * c_prev * f * (1.0 - f)

@@ -1,7 +1,8 @@
 """Repairs Triton's interpreter for bfloat16, which it keeps as the upper half of a float32, in an uint16.
 
-Unrepaired, it rounds to bfloat16 by cutting digits off, and multiplies matrices of bfloat16 as if they held integers.
-The kernels do nothing else in that type. Only imported where TRITON_INTERPRET=1 asks for the interpreter.
+Unrepaired, it truncates instead of rounding to bfloat16, and multiplies matrices of bfloat16 as if they held integers.
+The kernels use no other operation in that type. This file is only imported if TRITON_INTERPRET=1 selects the
+interpreter.
 """
 
 import functools

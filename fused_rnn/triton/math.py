@@ -1,9 +1,8 @@
-"""The two nonlinearities of gated cells, σ and tanh, of float32 values, from what every target and the interpreter has.
+"""The two nonlinearities of gated cells, σ and tanh, of float32 values, for every target and the interpreter.
 
-``S`` is the type in which the kernel stores. Where that is float32 the exponential and the division are of full
-precision, because Triton's own compile to the device's approximations; beside the rounding of 16-bit types these are
-exact enough. Neither function overflows: where an exponential does, its reciprocal is zero, which is the limit. NaN
-stays NaN.
+``S`` is the type in which the kernel stores. If that is float32 the exponential and the division have full precision,
+unlike Triton's own, which compile to the device's approximations; these are exact enough beside the rounding of 16-bit
+types. Neither function overflows: if an exponential does, its reciprocal is zero, which is the limit. NaN stays NaN.
 """
 
 import triton
@@ -12,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def exp(x, S: tl.constexpr):
-    """e^x = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2; below -87 that of -87, from 88.38 on infinite."""
+    """e^x = 2^n (1 + p) with p = e^r - 1 for |r| <= ln(2)/2; x < -87 counts as -87; from 88.38 on infinite."""
     if S.primitive_bitwidth < 32:
         return tl.exp(x)
     else:
@@ -28,7 +27,7 @@ def exp(x, S: tl.constexpr):
 
 @triton.jit
 def divide(a, b, S: tl.constexpr):
-    """a / b, where S is float32 correctly rounded."""
+    """a / b, correctly rounded if S is float32."""
     if S.primitive_bitwidth < 32:
         return a / b
     else:
@@ -42,7 +41,7 @@ def sigmoid(x, S: tl.constexpr):
 
 @triton.jit
 def tanh(x, S: tl.constexpr):
-    """1 - 2 / (e^2|x| + 1) loses digits near zero, so below 0.6 a minimax polynomial, relative error 3e-9, is taken."""
+    """1 - 2 / (e^2|x| + 1), which loses digits near zero; so a minimax polynomial below 0.6, relative error 3e-9."""
     z = x * x
     tail = (-5.89515806e-3 * z + 2.07959716e-2) * z - 5.37838303e-2
     small = x + x * z * ((tail * z + 1.33319241e-1) * z - 3.3333298e-1)

@@ -1,4 +1,4 @@
-"""What the tests of the copy-task harness share: a tiny run, how to start and refuse one, a made-up record."""
+"""The common parts of the copy task's tests: a tiny run, commands that start or are refused, an invented record."""
 
 import json
 import math
@@ -22,7 +22,7 @@ TIMES = {"seconds", "seconds_per_step"}
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    """For tests that look at other things: drawing takes longer than the runs."""
+    """Skip pictures in tests of other things, because drawing takes longer than the runs."""
     monkeypatch.setattr(document, "draw_pictures", lambda *_: [])
 
 

@@ -1,4 +1,4 @@
-"""That the models learn, where there is something to learn."""
+"""The models learn if there is something to learn."""
 
 from itertools import pairwise
 
@@ -53,7 +53,7 @@ def test_no_cell_recalls_what_it_was_not_told():
 
 
 def test_every_step_has_the_rate_of_its_progress(monkeypatch):
-    """And with a rate of 0 nothing is learned."""
+    """With a rate of 0 nothing is learned."""
     asked = []
     monkeypatch.setattr(train, "learning_rate", lambda options, done: asked.append(done) or 0.0)
     trial = run_trial(parse_options([*LEARNING, "--sequences", "96"]), Recall(2, 4), "gru", 3, 0)

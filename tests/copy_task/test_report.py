@@ -79,7 +79,7 @@ def report(folder) -> str:
 
 
 def test_report_is_made_of_a_results_file_alone(tmp_path, capsys):
-    """Of trials that ended early, of another machine, and of a run that is not finished."""
+    """The file may have trials that ended early, come from another machine, or be of an unfinished run."""
     trials = [record(0.995, 0.02, trial=trial) for trial in range(3)]
     trials += [record(0.995, 0.02, length=9), record(0.1, 2.3, length=9, trial=1), record(0.1, None, "gru")]
     content = write_results(tmp_path, ["--cell", "lstm", "gru", "--length", "5", "9"], trials)

@@ -1,4 +1,4 @@
-"""Where these tests run: the device, its backends, and sizes that make the kernels divide their work in every way."""
+"""The devices and backends of these tests, and sizes that make the kernels divide their work in every way."""
 
 import contextlib
 import os

@@ -37,7 +37,7 @@ MODULATED = [
 
 
 def most_units(cell: str, dtype: torch.dtype) -> int:
-    """That kernels are compiled for."""
+    """Return the largest number of units that kernels are compiled for."""
     if dtype == torch.float32:
         return 256
     return 512 if cell.startswith("multiplicative") else 768
@@ -68,7 +68,7 @@ def clusters(place, monkeypatch):
 
 
 def errors(place: Place, op: Operands) -> tuple[float, float]:
-    """Of the kernels and of the reference in the same dtype."""
+    """Return the errors of the kernels and of the reference in the same dtype."""
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
     ours, theirs = (op.results_and_gradients(name, d_results) for name in (place.backend, "reference"))
@@ -101,7 +101,7 @@ def test_results_and_gradients(place, cell, shape, dtype, reverse):
 @pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
 def test_kernels_of_blocks_beside_them(place, monkeypatch, cell, shape):
-    """Which a GPU runs no more where the others are ahead."""
+    """The choice no longer runs block kernels where warp kernels are ahead, so they are tested by force."""
     monkeypatch.setenv(cuda.FORCED, "exchange=blocks")
     assert_right(place, [place.operands(cell, shape, dtype=torch.bfloat16, seed=seed) for seed in range(2)])
 
@@ -140,7 +140,7 @@ SIZES_IN_FLOAT32 = [
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "gru", "rnn_tanh"])
 def test_clusters_of_one_block(place, monkeypatch, cell):
-    """Which have no room for the weights of multiplicative cells."""
+    """A cluster of one block has no room for the weights of multiplicative cells."""
     monkeypatch.setenv(cuda.FORCED, "exchange=cluster,parts=1")
     assert_right(place, [place.operands(cell, Shape(6, 30, 5, 120), dtype=torch.bfloat16, seed=s) for s in range(3)])
 
@@ -181,7 +181,7 @@ def test_the_same_call_gives_the_same_bits(place, cell, hidden, dtype):
 
 @pytest.mark.parametrize("cell", ["lstm", *PHASES])
 def test_a_long_sequence(place, cell):
-    """What reaches the gradients through many steps is as exact as PyTorch's."""
+    """Gradients through many steps are as exact as PyTorch's."""
     assert_right(place, [place.operands(cell, Shape(512, 9, 4, 512), dtype=torch.bfloat16)])
 
 
@@ -192,7 +192,7 @@ LONG = [case for case in LONG if case[0] != "rnn_relu"]
 
 @pytest.mark.parametrize(("cell", "hidden", "features", "forced"), LONG)
 def test_a_long_sequence_in_float32(place, monkeypatch, cell, hidden, features, forced):
-    """What tensor cores round off in sums of 16 may all point one way, and would add up."""
+    """Roundings of sums of 16 by tensor cores may all have the same sign, and would then add up."""
     monkeypatch.setenv(cuda.FORCED, f"exchange=cluster,{forced}")
     yardstick = Yardstick([place.operands(cell, Shape(1024, 9, features, hidden), dtype=torch.float32)])
     yardstick.assert_no_worse(lambda op, d_results: op.results_and_gradients(place.backend, d_results))
@@ -202,7 +202,7 @@ def test_a_long_sequence_in_float32(place, monkeypatch, cell, hidden, features, 
 @pytest.mark.parametrize("where", ["weight_hh", "h_0", "input", "bias_ih"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_infinities_and_nan_are_where_the_reference_has_them(place, cell, where, value):
-    """In float32, also with states whose second and third terms are zero: times an infinite weight these are NaN."""
+    """Float32 includes states whose second and third terms are zero: times an infinite weight these are NaN."""
     op = place.operands(cell, Shape(3, 9, 4, 250), dtype=torch.float32)
     with torch.no_grad():
         op.tensors["h_0"][1] = 0.5

@@ -155,7 +155,7 @@ def check_runs(runs: list[list[Tensor]], alone: list[list[Tensor]]) -> None:
 
 @EVERY_BACKEND
 def test_runs_on_the_current_stream(place, cell):
-    """What a side stream has just written is what a call on that stream reads."""
+    """A call on a side stream reads the latest values that were written on that stream."""
     op = place.operands(cell, Shape(6, 5, 7, 40), dtype=torch.float32)
     expected = op.run(place.backend)
     large = torch.randn(sized(Shape(1, 1, 1, 4096), Shape(1, 1, 1, 64)).H, 64, device=place.device)

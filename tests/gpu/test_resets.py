@@ -23,7 +23,7 @@ def test_float64_equals_reference(place: Place, cell, reverse, shape):
 @EVERY_BACKEND
 @FLOATS
 def test_error_is_at_most_twice_that_of_pytorch(place: Place, cell, dtype):
-    """With lengths and zoneout, in the mean of several draws, of which rnn_relu takes more than others."""
+    """The calls have lengths and zoneout, and errors are means of several draws, of which rnn_relu needs the most."""
     skip_unless_it_computes_in(place, dtype)
     draws = []
     for seed in range(8 if cell == "rnn_relu" else 4):

@@ -88,7 +88,7 @@ def test_error_is_at_most_twice_that_of_pytorch(place, cell, dtype, shape):
 
 
 def errors(place: Place, op: Operands) -> list[float]:
-    """Of this backend, of the reference, and of torch.nn if it has the cell."""
+    """Return the errors of this backend, of the reference, and of torch.nn if it has the cell."""
     op.return_cells = op.cell != "lstm"  # torch.nn returns none
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
@@ -137,7 +137,7 @@ def test_lengths(place, cell, reverse, hidden):
 
 
 def test_lengths_out_of_range_count_as_the_nearest(place, cell, reverse):
-    """On a GPU their values are not checked. On the CPU they are, and refused."""
+    """The values are not checked on a GPU. On the CPU they are, and refused."""
     op = place.operands(cell, Shape(5, 4, 2, 3), reverse=reverse, lengths=[0, 5, 2, 5])
     d_results = random_like(op.run("reference"))
     expected = op.results_and_gradients(place.backend, d_results)

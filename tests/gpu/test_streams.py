@@ -22,7 +22,7 @@ SHAPE = sized(Shape(200, 24, 128, 256), Shape(9, 3, 5, 6))  # few sequences: bot
 
 
 class Forks:
-    """How many calls ran both directions at the same time; turned off, none does."""
+    """Counts the calls that ran both directions at the same time; none does if this is turned off."""
 
     def __init__(self, place: Place, monkeypatch) -> None:
         monkeypatch.setenv(streams.WANTED, "1")
@@ -200,7 +200,7 @@ def test_directions_that_want_the_whole_chip_each(place, forks):
 
 
 def test_goes_on_after_an_error_in_the_reverse_direction(place, forks, monkeypatch):
-    """What the failed call held is overwritten as soon as the error is out; the next call is right."""
+    """The memory of the failed call is overwritten as soon as the error is raised; the next call is right."""
     module = module_of("LSTM", place, torch.float32)
     x = torch.randn(SHAPE.T, SHAPE.B, SHAPE.I, device=place.device)
     alone = forks.one_after_the_other(lambda: parts_of(module(x)))

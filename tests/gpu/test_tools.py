@@ -30,7 +30,7 @@ def test_traces(place, form):
 @EVERY_BACKEND
 @pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recompute"])
 def test_flops(place, cell, recompute):
-    """As many as of the reference: what a backend's operators call is not counted once more."""
+    """The count equals the reference's: operators that a backend's operators call are not counted again."""
     op = place.operands(cell, Shape(T, B, I, H), dtype=torch.float32)
     everything = ("input", "states", "weights")
     forward, backward = flops(op, "reference", *everything)

@@ -98,7 +98,7 @@ def test_stopped_language_model_goes_on_to_the_same_bits(place, text, tmp_path, 
 
 
 def test_replayed_step_of_the_language_model_does_not_wait(place, text, tmp_path, recorded, monkeypatch):
-    """So that the host prepares the next batch while the GPU computes."""
+    """The host must be free to prepare the next batch while the GPU computes."""
     replayed = []
 
     def step(self, *arguments, step=train_module.Trainer._step):

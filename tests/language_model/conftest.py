@@ -1,4 +1,4 @@
-"""What the tests of the language-model harness share: a tiny text, a model that has learnt it, how to run a command."""
+"""The common parts of the language model's tests: a tiny text, a trained model, functions that run commands."""
 
 import json
 import math

@@ -109,7 +109,7 @@ def test_batch_that_cannot_be_shared(both):
 
 
 def test_two_stopped_processes_go_on_bit_for_bit(both):
-    """Where both draw dropout and carry a state, and stop together, though only one of them was told to."""
+    """Both draw dropout and carry a state, and stop together, although only one of them was told to."""
     assert_same_run(both / "parts", both / "whole")
     stopped = f"stopped; --resume goes on from {both / 'parts' / 'lstm.pt'}, saved after"
     for place in ("step 3 of epoch 1", "step 9 of epoch 2"):

@@ -143,7 +143,7 @@ def few_symbols(cell: str, seed: int) -> LanguageModel:
 
 
 def log_probability(language_model: LanguageModel, prompt: list[int], numbers: tuple[int, ...]) -> float:
-    """Of ``numbers`` after ``prompt``, reading everything from the start."""
+    """Return the log-probability of ``numbers`` after ``prompt``, reading everything from the start."""
     inputs = torch.tensor([EOS, *prompt, *numbers[:-1]]).unsqueeze(1)
     scores = language_model(inputs)[0][len(prompt) :, 0, EOS:]  # PAD cannot come
     return scores.log_softmax(-1)[range(len(numbers)), torch.tensor(numbers) - EOS].sum().item()

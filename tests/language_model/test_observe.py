@@ -36,7 +36,7 @@ def test_gates_have_their_names(cell):
 
 
 def test_gates_explain_the_state():
-    """From the update gate of a GRU's first step its output follows."""
+    """The update gate of a GRU's first step determines its output."""
     language_model = model("gru", layers=1)
     inputs = batch(1).inputs
     update = gate_values(language_model, Batch(inputs, inputs))["update_gate_l0"]

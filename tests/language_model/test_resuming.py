@@ -191,7 +191,7 @@ def test_second_interruption_stops_at_once(text, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def ignoring_ctrl_c() -> Iterator[None]:
-    """What a shell does to the background jobs of its scripts, under nohup or not."""
+    """Ignore Ctrl-C as the background jobs of a shell's scripts do, under nohup or not."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)
@@ -217,7 +217,7 @@ def test_where_ctrl_c_is_ignored_it_stops_nothing_and_sigterm_does(dropping, tex
     ("job", "received"), [('"$@"', "2"), ('"$@" & wait $!', "None")], ids=["foreground", "background"]
 )
 def test_a_script_decides_whether_its_jobs_heed_ctrl_c(job, received):
-    """As a real shell starts them, without training."""
+    """A real shell starts the jobs, without training."""
     code = """if True:
         import signal
         from benchmarks.language_model.signals import Signals

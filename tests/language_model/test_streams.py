@@ -155,7 +155,7 @@ def test_measuring_carries_the_state(cell):
 
 
 def test_training_carries_the_state_but_not_the_gradient(lines, tmp_path):
-    """With a learning rate of next to nothing the chunks do not matter to the loss; with a real one they do."""
+    """The chunks do not affect the loss with a negligible learning rate; with a real one they do."""
     arguments = ("--alphabet", "bytes", "--limit", 600, "--batch", 3, "--dtype", "float64", "--optimiser", "sgd")
     arguments = (*arguments, "--hidden", 12, "--clip", 1e9, "--epochs", 1, "--init", 0.5, "--loss-per", "sequence")
     found = {}
@@ -213,7 +213,7 @@ def initial_weights(language_config) -> dict[str, torch.Tensor]:
 
 
 def test_loss_per_sequence_is_the_sum_over_steps(lines, tmp_path):
-    """So its gradient is that per symbol times the steps, where all batches have as many."""
+    """Its gradient is that per symbol times the steps, if all batches have equally many."""
     arguments = ("--alphabet", "bytes", "--limit", 400, "--held-out", 0.1, "--batch", 3, "--bptt", 12, "--epochs", 1)
     arguments = (*arguments, "--optimiser", "sgd", "--clip", 1e9, "--dtype", "float64")
     assert train(lines, tmp_path / "a", *arguments, "--loss-per", "sequence", "--lr", 0.1) == 0

@@ -1,4 +1,4 @@
-"""What wrong input gets: one sentence, and nothing is touched."""
+"""Wrong input is answered with one sentence, and changes nothing."""
 
 import subprocess
 import sys

@@ -28,7 +28,7 @@ from . import carry, family, header, results
 from .measure import STEPS, measure, points
 
 WIDTH = max(map(len, results.CELLS))
-WRITE_SECONDS = 2  # between one writing of the results and the next, which takes a while where there are many points
+WRITE_SECONDS = 2  # seconds between two writings of the results, which are slow for many points
 POINT = ("cell", "dtype", "hidden", "batch", "steps", "input")
 
 
@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(
     options: argparse.Namespace, clock: HostClock, chip: cuda.Chip, kernels: products.Kernels = cuda.ON_GPU
 ) -> None:
-    """Measure, and write the file of results, which grows as the run does."""
+    """Measure, and write the file of results, which grows during the run."""
     budget = Budget(options.seconds)
     result = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -93,12 +93,12 @@ def run(
 
 
 def failed(record: dict) -> bool:
-    """Whether a kernel was wrong or failed, which is more than to refuse a point."""
+    """Whether a kernel was wrong or failed, as opposed to refusing a point."""
     return "failed" in record or any(failed(value) for value in record.values() if isinstance(value, dict))
 
 
 def line(outcome: results.Outcome) -> str:
-    """A point in words and numbers."""
+    """Format a point as a line."""
     sides = [f"{name} {_in_words(getattr(outcome, name))}" for name in results.FAMILIES]
     if not (outcome.cluster.obstacle or outcome.blocks.obstacle):
         sides.append(f"{outcome.blocks.total / outcome.cluster.total:.2f} times as fast")
@@ -112,7 +112,7 @@ def _in_words(times: results.Times) -> str:
 
 
 def show(path: Path) -> None:
-    """Print a file of results: every point in a line, sorted by sizes."""
+    """Print a file of results, one line per point, sorted by sizes."""
     found = results.read(path)
     print(f"{path.name}: {found.chip}, {found.date}, torch {found.torch}; µs per step, forward + backward")
     for outcome in sorted(
@@ -123,7 +123,7 @@ def show(path: Path) -> None:
 
 
 def write() -> None:
-    """Make the table of the committed results, and say what is not in it."""
+    """Write the table of the committed results, and report which ones it omits."""
     found = results.load()
     with common.replacing(header.PATH) as partial_path:
         partial_path.write_text(header.text(found))
@@ -133,7 +133,7 @@ def write() -> None:
 
 
 def carry_over(revision: str, but_for: Sequence[str]) -> None:
-    """Record that results are valid for the sources here, where the machine code is the same."""
+    """Record that results are valid for the present sources, if the machine code is the same."""
     try:
         carry.carry_over(revision, but_for)
     except CompilerError as error:

@@ -1,15 +1,15 @@
-"""Results that stay valid: sources of the family that have changed, of which the compiler makes the same machine code.
+"""Results that stay valid: changed sources of the family, from which the compiler makes the same machine code.
 
-``carry_over`` compiles the kernels of clusters of a revision, with whose sources results are valid, and of the working
+``carry_over`` compiles the warp kernels of a revision, whose sources results are valid for, and those of the working
 tree, in the dtypes that were measured, by the same nvcc for the architecture that was measured. It compares all kernels
-of the cells and dtypes that were measured bit by bit, and what they take of the device. Kernels are matched by what
-they are, because their names change with the templates. Then it asks the library that it compiled for the plan of every
-measured point, which must be the one that was measured there. What else the host does for these kernels is not
-compared. If all is the same, the results get a record of it, by which they are valid for the sources here.
+of the measured cells and dtypes bit by bit, and their resources. Kernels are matched by their properties, because their
+names change with the templates. Then it queries the library that it compiled for the plan of every measured point,
+which must be the plan that was measured. Other work of the host for these kernels is not compared. If all is the same,
+the results get a record of it, by which they are valid for the present sources.
 
-Instructions may be named that do not count: then kernels are the same if they have as many of each of all others, with
-the same operands but for which register it is, and where the instruction stands that is branched to. The record names
-them, and whoever shows the results does.
+Named instructions may be ignored: then kernels are equal if they have the same numbers of all other instructions, with
+the same operands except for register numbers and the addresses of branch targets. The record names the ignored ones,
+and so do the reports.
 """
 
 import io
@@ -37,9 +37,9 @@ from fused_rnn.cells import CELLS
 from . import family, results
 from .measure import FORCED
 
-COMPILERS = 2  # at the same time
+COMPILERS = 2  # running at the same time
 NAMED = 8  # kernels or points that a refusal names
-BRANCHES = "BRA|BSSY|CALL|WARPSYNC"  # instructions with the place of another one
+BRANCHES = "BRA|BSSY|CALL|WARPSYNC"  # instructions with the address of another one
 
 
 # Machine code -----------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ BRANCHES = "BRA|BSSY|CALL|WARPSYNC"  # instructions with the place of another on
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel is, whatever its name is."""
+    """The identity of a kernel, whatever its name is."""
 
     direction: str
     cell: str
@@ -60,14 +60,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Code:
-    """What the compiler made of a kernel."""
+    """The compiled form of a kernel."""
 
     resources: build.Resources
     lines: tuple[str, ...]  # of the disassembly: every instruction as text and as bits
 
 
 def mangled(cell: str) -> str:
-    """The cell as it stands in the name of a kernel, among the arguments of its template."""
+    """Return the cell as the name of a kernel has it, among the arguments of its template."""
     names = re.findall(r"\w+", build.cpp_cell(cell))
     base = "I".join(f"NS_{len(name)}{name}" for name in names) + "E" * (2 * len(names) - 1)
     modulates = calls.MODULATES.index(CELLS[cell].modulates)
@@ -83,21 +83,21 @@ SYMBOL = re.compile(
 
 
 def kernel_of(symbol: str) -> Kernel | None:
-    """What a kernel is by its mangled name, or None if it is no kernel of clusters of a known cell."""
+    """Identify a kernel by its mangled name, or return None if it is not a warp kernel of a known cell."""
     found = SYMBOL.search(symbol)
     if not found:
         return None
-    size = [*map(int, re.findall(r"\d+", found["size"])), 0][:5]  # features were not always named
+    size = [*map(int, re.findall(r"\d+", found["size"])), 0][:5]  # older names lack features
     return Kernel(found["direction"], CELL_OF[found["cell"]], DTYPE_OF[found["dtype"]], tuple(size))
 
 
 def unpadded(line: str) -> str:
-    """Columns of a disassembly are as wide as the longest instruction of any kernel in it."""
+    """Collapse the columns of a disassembly, whose width depends on the longest instruction of any kernel in it."""
     return " ".join(line.split())
 
 
 def counted(lines: Sequence[str], but_for: Sequence[str]) -> tuple[str, ...]:
-    """All lines; where some do not count the texts of those that do, sorted, without registers' numbers and targets."""
+    """Return all lines; if some are ignored, the sorted texts of the others, without register numbers and targets."""
     if not but_for:
         return tuple(lines)
     texts = (re.sub(r"/\*.*?\*/", "", line).strip(" ;") for line in lines)
@@ -107,7 +107,7 @@ def counted(lines: Sequence[str], but_for: Sequence[str]) -> tuple[str, ...]:
 
 
 def codes(disassembly: str, resources: dict[str, build.Resources], but_for: Sequence[str] = ()) -> dict[Kernel, Code]:
-    """The code of every kernel of clusters, of what cuobjdump prints and of what kernels take by their symbols."""
+    """Return the code of every warp kernel, from the output of cuobjdump and the resources of kernels by symbol."""
     found = {}
     for part in re.split(r"^\s*Function\s*:\s*", disassembly, flags=re.MULTILINE)[1:]:
         symbol, *lines = part.splitlines()
@@ -119,7 +119,7 @@ def codes(disassembly: str, resources: dict[str, build.Resources], but_for: Sequ
 def differences(
     before: dict[Kernel, Code], now: dict[Kernel, Code], measured: Iterable[tuple[str, str]]
 ) -> Iterator[str]:
-    """What has changed of the kernels of the cells and dtypes that were measured, a kernel each."""
+    """Yield the changes to the kernels of the measured cells and dtypes, one kernel each."""
     for direction, (cell, dtype) in product(DIRECTIONS, sorted(measured)):
         old, new = (
             {k: code for k, code in side.items() if (k.direction, k.cell, k.dtype) == (direction, cell, dtype)}
@@ -134,11 +134,11 @@ def differences(
 
 # Plans ------------------------------------------------------------------------------------------------------
 
-Plan = Callable[[str, dict], str | None]  # how the clusters plan a direction of a point now, or None if they refuse it
+Plan = Callable[[str, dict], str | None]  # the present plan of a point's direction, or None if the clusters refuse it
 
 
 def planned_otherwise(points: Sequence[dict], plan: Plan) -> Iterator[str]:
-    """The measured points at which the clusters are not planned any more as they were."""
+    """Yield the measured points whose plan has changed."""
     for point in points:
         if "skipped" in point:
             continue
@@ -151,7 +151,7 @@ def planned_otherwise(points: Sequence[dict], plan: Plan) -> Iterator[str]:
 
 
 def chip_of(content: dict) -> cuda.Chip:
-    """The chip of a file of results as a plan must know it; an H200's, where the file does not have it."""
+    """Return the chip of a file of results in the form for plans; an H200's, if the file does not have it."""
     if "chip" in content:
         return cuda.Chip(**{**content["chip"], "clusters": tuple(content["chip"]["clusters"])})
     if content["hardware"]["gpu"] == H200.name:
@@ -160,7 +160,7 @@ def chip_of(content: dict) -> cuda.Chip:
 
 
 def planner(libraries: dict[tuple[str, str], Path], chip: cuda.Chip) -> Plan:
-    """By compiled kernels of each direction and dtype, which no GPU is needed to ask."""
+    """Make a planner from the compiled kernels of each direction and dtype; this needs no GPU."""
     loaded = {which: build.Library(path, chip, torch.device("cpu")) for which, path in libraries.items()}
 
     def plan(direction: str, point: dict) -> str | None:
@@ -170,7 +170,7 @@ def planner(libraries: dict[tuple[str, str], Path], chip: cuda.Chip) -> Plan:
         try:
             with enforced(FORCED["cluster"]):
                 return loaded[direction, point["dtype"]].plan(call).forced
-        except common.InputError:  # it is refused
+        except common.InputError:  # refused
             return None
 
     return plan
@@ -181,14 +181,14 @@ def planner(libraries: dict[tuple[str, str], Path], chip: cuda.Chip) -> Plan:
 
 @dataclass(frozen=True)
 class Build:
-    """The kernels of clusters of some sources, compiled."""
+    """The compiled warp kernels of some sources."""
 
     codes: dict[Kernel, Code]
     libraries: dict[tuple[str, str], Path]  # by direction and dtype
 
 
 def git(*arguments: str) -> bytes:
-    """What git says of this repository; InputError with its complaint."""
+    """Return git's output for this repository; raise InputError with its complaint."""
     done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
     if done.returncode:
         raise common.InputError(f"git {' '.join(arguments)} in {ROOT} failed: {done.stderr.decode().strip()}")
@@ -196,14 +196,14 @@ def git(*arguments: str) -> bytes:
 
 
 def sources_of(revision: str, folder: Path) -> Path:
-    """The C++ sources of a revision, in this folder."""
+    """Extract the C++ sources of a revision into this folder."""
     with zipfile.ZipFile(io.BytesIO(git("archive", "--format=zip", revision, "csrc"))) as archive:
         archive.extractall(folder)
     return folder
 
 
 def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str, but_for: Sequence[str] = ()) -> Build:
-    """By commands of nvcc for each direction and dtype; InputError without a disassembler."""
+    """Compile with commands of nvcc for each direction and dtype; raise InputError without a disassembler."""
     targets = {which: folder / f"{'_'.join(which)}.so" for which in commands}
     with ThreadPoolExecutor(COMPILERS) as pool:
         reports = dict(zip(commands, pool.map(build.compiled, commands.values(), targets.values())))
@@ -219,7 +219,7 @@ def compiled(commands: dict[tuple[str, str], list[str]], folder: Path, nvcc: str
 def builds(
     before: Path, dtypes: Iterable[str], arch: str, nvcc: str, folder: Path, but_for: Sequence[str] = ()
 ) -> tuple[Build, Build]:
-    """The kernels of the sources in ``before``, which need have none in other dtypes, and of those here."""
+    """Compile the kernels of the sources in ``before``, which may lack other dtypes, and of the present ones."""
     old, new = {}, {}
     for direction, dtype in product(DIRECTIONS, dtypes):
         source = before / "csrc" / "cuda" / "cluster" / f"{direction}_{dtype}.cu"
@@ -232,11 +232,11 @@ def builds(
 
 
 def carry_over(revision: str, but_for: Sequence[str] = ()) -> None:
-    """Record in the committed results of a revision's sources that they are valid for those here.
+    """Record in the committed results of a revision's sources that they are valid for the present ones.
 
-    Instructions ``but_for``, as CCTL.IVALL, do not count.
+    Instructions in ``but_for``, such as CCTL.IVALL, are ignored.
 
-    InputError if there are none that are not yet, and with what differs if they are not valid.
+    Raises InputError if no results need this, or, with the differences, if they are not valid.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -270,7 +270,7 @@ def carry_over(revision: str, but_for: Sequence[str] = ()) -> None:
 
 
 def compare(name: str, found: results.Results, content: dict, old: Build, new: Build) -> int:
-    """How many kernels were compared; InputError with those that differ, or with points that are planned otherwise."""
+    """Return the number of compared kernels; raise InputError for kernels that differ, or points with another plan."""
     measured = {(outcome.cell, outcome.dtype) for outcome in found.outcomes}
     for complaints in (
         differences(old.codes, new.codes, measured),

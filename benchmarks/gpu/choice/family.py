@@ -1,4 +1,4 @@
-"""The kernels of clusters as a family of sources, by whose digest results say what they were measured with."""
+"""The warp kernels as a family of sources, whose digest identifies the sources that results were measured with."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ FILES = (
     *("csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/exchange.h", "csrc/cuda/exchange/messages.h"),
     "csrc/cuda/exchange/split.h",
 )
-CHOICE = ("csrc/cuda/cluster/choice.h", "csrc/cuda/cluster/measured.h")  # which choose the kernels, and are none
+CHOICE = ("csrc/cuda/cluster/choice.h", "csrc/cuda/cluster/measured.h")  # they choose kernels, but are not part of them
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """The family's own sources."""
+    """Return the family's own sources."""
     found = {path for folder in FOLDERS for path in (root / folder).rglob("*")} | {root / file for file in FILES}
-    return sorted(path for path in found - {root / file for file in CHOICE} if path.is_file())  # old ones lack some
+    return sorted(path for path in found - {root / file for file in CHOICE} if path.is_file())  # some are new
 
 
 def digest(root: Path = ROOT) -> str:
-    """Of the family's own sources, without comments and white space."""
+    """Return the digest of the family's own sources, without comments and white space."""
     return sources.digest(files(root), root, sources.code)

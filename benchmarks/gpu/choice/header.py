@@ -1,4 +1,4 @@
-"""The table of ranges in which the kernels of clusters are chosen, as csrc/cuda/cluster/measured.h has it."""
+"""The table of ranges in which warp kernels are chosen, in the form of csrc/cuda/cluster/measured.h."""
 
 import json
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ namespace fused_rnn::cuda::cluster {{
 
 
 def stale(results: Results) -> bool:
-    """Whether they were measured with other sources of the family than those here, and not carried over to these."""
+    """Whether results were measured with other sources of the family, and not carried over to the present ones."""
     return not results.valid_for(family.digest())
 
 
 def carried(results: Results) -> bool:
-    """Whether they were measured with other sources, of which the compiler makes the same machine code."""
+    """Whether results were measured with other sources, from which the compiler makes the same machine code."""
     return results.digest != family.digest() and not stale(results)
 
 
 def text(found: Sequence[Results]) -> str:
-    """The header of all results that are of the sources here."""
+    """Return the header for all results that are valid for the present sources."""
     valid = [(results, rows(results.outcomes)) for results in found if not stale(results)]
     number = sum(len(ranges) for _, ranges in valid)
     name = f"inline constexpr std::array<Measured, {number}> measured"

@@ -1,4 +1,4 @@
-"""Kernels of clusters and of blocks side by side: which sizes are tried, and what is measured at each."""
+"""Warp kernels and block kernels side by side: the sizes, and the measurements at each."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,25 +14,26 @@ from fused_rnn import cuda, products
 
 from .results import CELLS, DTYPES, FAMILIES, ONCE, modulates_input
 
-# Where there is no cluster, blocks of the same kernels may hand each other messages.
+# exchange=warps lets the warp kernels use messages for sizes without a cluster.
 FORCED = {"cluster": "exchange=warps", "blocks": "exchange=blocks"}
-# H x B, the most telling sizes first; those that are no multiples of 8, which travel value by value, have fewer. With
-# many sequences there are the sizes that people run so many with.
+# H x B, the most informative sizes first. H that are not multiples of 8, whose values travel one by one, are fewer.
+# Large batches come with the sizes that people use them with.
 HIDDEN, BATCHES = (512, 128, 256, 768, 1024, 64, 384, 640, 192, 2048), (64, 16, 32, 128, 256, 1, 512)
 MANY = ((256, 128, 192), (4096, 1024))
 GRIDS = ((HIDDEN, BATCHES), ((500, 250, 650, 100), (64, 16)), MANY)
-# Where the input is modulated, H x B x I up to what clusters are compiled for, which is fewer features for many units.
-INPUTS = (128, 8, 256)  # the most of either, and few, with which blocks are fastest
+# H x B x I for modulated inputs, up to the sizes that clusters are compiled for; large H have fewer features.
+INPUTS = (128, 8, 256)  # the most of either, and a small number, for which blocks are fastest
 MODULATED_GRIDS = (((512, 128, 256, 64, 384, 192), (64, 16, 32, 128, 256, 1, 512)), ((500, 250, 100), (64, 16)))
-# What kernels of warps are compiled for: units where blocks exchange once a step, else, and features.
+# The largest sizes of warp kernels: units if blocks exchange once a step, units otherwise, and features.
 MOST = {"bfloat16": (2048, 768, 256), "float16": (2048, 768, 256), "float32": (512, 256, 128)}
 STEPS, ROUNDS = 256, 3
-# Of more sequences there are fewer steps: a step takes long enough, and sequences are as good as steps to judge by.
+# Larger batches have fewer steps, because their steps are long enough to time, and sequences are as good for judging.
 MOST_ROWS, MOST_JUDGED_ROWS = 256 * 1024, 64 * 1024
-# Errors add up along a sequence. In float32 they are known for a longer one, because what tensor cores round off may
-# all point one way; of a short one with a ReLU, where one unit within rounding of zero says more than all rounding.
+# Errors accumulate along a sequence. In float32 they are known for a longer one, because roundings of tensor cores may
+# all have the same sign; but for a short one with a ReLU, where one unit within rounding of zero outweighs all
+# rounding.
 JUDGED_STEPS, JUDGED_STEPS_IN_FLOAT32, JUDGED_STEPS_OF_RELU_IN_FLOAT32 = 16, 32, 4
-JUDGED_INPUT = 16  # where features are not the kernels' business
+JUDGED_INPUT = 16  # for cells whose kernels do not depend on features
 
 
 def points(
@@ -43,7 +44,7 @@ def points(
     inputs: Sequence[int] | None = None,
     steps: int = STEPS,
 ) -> list[Layer]:
-    """The most telling sizes of all cells and dtypes first, so that every one has some when the time is over."""
+    """List the most informative sizes of all cells and dtypes first, so that each has some when the time is over."""
     ranked = [
         (rank, place, Layer(cell, dtype, h, b, min(steps, MOST_ROWS // b), input=i))
         for dtype, cell in product(dtypes, cells)
@@ -53,9 +54,9 @@ def points(
 
 
 def _sizes(cell: str, dtype: str, *given: Sequence[int] | None) -> list[tuple[int, ...]]:
-    """How far down their lists all sizes stand, then these: H, B, and I where the input is modulated, else None.
+    """Return positions of sizes in their lists, then the sizes: H, B, and I if the input is modulated, else None.
 
-    Of those that are not given there are as large ones as there are kernels of warps for.
+    Lists that are not given contain sizes up to the largest that warp kernels support.
     """
     hidden, batches, inputs = given
     once, several_times, features = MOST[dtype]
@@ -76,9 +77,9 @@ def _up_to(most: int, sizes: Sequence[int]) -> Sequence[int]:
 
 
 def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: products.Kernels = cuda.ON_GPU) -> dict:
-    """What both families do at a point: their plans, error and times, or why they have none.
+    """Measure both families at a point: their plans, error and times, or why they have none.
 
-    A family that refuses the point, fails or is wrong is not timed, and where there is no cluster nothing is.
+    A family that refuses the point, fails or is wrong is not timed, and neither is timed without a warp kernel.
     """
     record: dict = {family: {"plans": {}} for family in FAMILIES}
     for family, forced in FORCED.items():
@@ -91,7 +92,7 @@ def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: products.K
     if "refused" in record["cluster"]:
         record["blocks"]["not_timed"] = "there is no cluster beside it"
     else:
-        failure: dict = {}  # that is not the fault of one of them, as too little memory
+        failure: dict = {}  # a failure of neither family, such as too little memory
         with plans.failure_recorded(failure):
             _time(layer, {name: found for name, found in record.items() if "refused" not in found}, clock, kernels)
         for family in FAMILIES:
@@ -100,7 +101,7 @@ def measure(layer: Layer, clock: HostClock, chip: cuda.Chip, kernels: products.K
 
 
 def judge_of(layer: Layer, device: torch.device) -> Judge:
-    """What is right at a point; in float32 that is known closely, as no rounding of results covers what kernels do."""
+    """Return the judge of a point; it is strict in float32, where no rounding of results hides the kernels' errors."""
     steps, closely = JUDGED_STEPS, layer.dtype == "float32"
     if closely:
         steps = JUDGED_STEPS_OF_RELU_IN_FLOAT32 if layer.cell == "rnn_relu" else JUDGED_STEPS_IN_FLOAT32

@@ -1,7 +1,7 @@
-"""The block of benchmarks/README.md on kernels of clusters beside those of blocks; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/README.md on warp kernels beside block kernels, for ``benchmarks.report``.
 
-Every number comes from a file that ``python -m benchmarks.gpu.choice`` wrote. A small table has one cell and dtype,
-and each of the others a line: the files have every point.
+Every number comes from a file that ``python -m benchmarks.gpu.choice`` wrote. A small table shows one cell and dtype,
+and each of the others is a line; the files have every point.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,12 +30,12 @@ TITLES = {
     "multiplicative_gru": "multiplicative GRU",
 }
 CARRIED = "Their sources have changed since, and the compiler makes the same {} of them."
-SHOWN = ("lstm", "bfloat16")  # in the table
-FEW = 4  # points that are named one by one
+SHOWN = ("lstm", "bfloat16")  # the cell and dtype in the table
+FEW = 4  # number of points that are named individually
 
 
 def block(results: list[dict]) -> str:
-    """What no file has, and one section per file of results; or one sentence where there is none."""
+    """List missing points, and make one section per file of results; or one sentence without results."""
     if not results:
         return NOT_RUN
     missing = "; ".join(_missing(outcome for result in results for outcome in _parsed(result).outcomes))
@@ -43,7 +43,7 @@ def block(results: list[dict]) -> str:
 
 
 def _missing(outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """The cells without a point, by the dtypes that lack the same ones."""
+    """Yield the cells without a point, by the dtypes that lack the same ones."""
     measured = {(outcome.cell, outcome.dtype) for outcome in outcomes}
     dtypes_without: dict[tuple[str, ...], list[str]] = {}
     for dtype in DTYPES:
@@ -55,7 +55,7 @@ def _missing(outcomes: Iterable[Outcome]) -> Iterator[str]:
 
 
 def other_kernels(result: dict) -> bool:
-    """Whether a file of results was measured with other sources of these kernels than those here."""
+    """Whether a file of results was measured with other sources of these kernels than the present ones."""
     return header.stale(_parsed(result))
 
 
@@ -84,7 +84,7 @@ def section(result: dict) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One row per H that is a multiple of 8, one column per B; empty where there are none."""
+    """Make a table with one row per H that is a multiple of 8, one column per B; empty without any."""
     at = {(o.hidden, o.batch): o for o in outcomes if o.hidden % 8 == 0}
     hidden, batches = (sorted({sizes[i] for sizes in at}) for i in range(2))
     if not at:
@@ -100,17 +100,17 @@ def entry(outcome: Outcome | None) -> str:
     if outcome is None or outcome.cluster.obstacle:
         return digits(None)
     times = f"{outcome.cluster.forward:.2f} + {outcome.cluster.backward:.2f}"
-    return f"{times} ({digits(ratio(outcome))})"  # a dash where the blocks have no times
+    return f"{times} ({digits(ratio(outcome))})"  # a dash if the blocks have no times
 
 
 def ratio(outcome: Outcome) -> float | None:
-    """How many times as fast the clusters are as the blocks, forward and backward together."""
+    """Return how many times as fast the clusters are as the blocks, forward and backward together."""
     known = not (outcome.cluster.obstacle or outcome.blocks.obstacle)
     return outcome.blocks.total / outcome.cluster.total if known else None
 
 
 def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """A list: of each cell and dtype how far ahead the clusters are at all points, and where they are not."""
+    """List, for each cell and dtype, how far ahead the clusters are over all points, and where they are not."""
     for cell, dtype in product(CELLS, DTYPES):
         of_both = [outcome for outcome in outcomes if (outcome.cell, outcome.dtype) == (cell, dtype)]
         if not of_both:
@@ -125,7 +125,7 @@ def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _not_ahead(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if behind := [outcome for outcome in outcomes if ratio(outcome) and not outcome.ahead]:
         yield f"behind at {_named(behind)}"
-    # without the numbers of each point, which the file has
+    # without the numbers of each point, which are in the file
     reasons = [(outcome.cluster.obstacle or outcome.blocks.obstacle or "").split(": ")[0] for outcome in outcomes]
     for reason in dict.fromkeys(filter(None, reasons)):
         lost = [outcome for outcome, its_reason in zip(outcomes, reasons) if its_reason == reason]

@@ -1,4 +1,4 @@
-"""Files of results: what was measured at each point, read from JSON that may be anything."""
+"""Files of results: the measurements at each point, read from JSON that is not trusted."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ OBSTACLES = {"refused", "failed", "not_timed"}  # reasons why a family has no ti
 
 @dataclass(frozen=True)
 class Times:
-    """What a family takes at a point, in µs per step, or why that is not known."""
+    """The times of a family at a point, in µs per step, or why they are unknown."""
 
     forward: float = 0.0
     backward: float = 0.0
@@ -39,7 +39,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured at a point."""
+    """The measurements at a point."""
 
     cell: str
     dtype: str
@@ -47,7 +47,7 @@ class Outcome:
     batch: int
     cluster: Times
     blocks: Times
-    features: int = 0  # of the input where it is modulated, within the kernels; elsewhere they are none of theirs
+    features: int = 0  # of a modulated input, on which kernels depend; 0 for other cells
 
     @property
     def sizes(self) -> str:
@@ -56,7 +56,7 @@ class Outcome:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether values travel in rows of 8, and not one by one."""
+        """Whether values travel in rows of 8 instead of one by one."""
         return self.hidden % 8 == 0 and self.features % 8 == 0
 
     @property
@@ -74,22 +74,22 @@ class Results:
     date: str
     torch: str
     digest: str  # of the family's sources
-    outcomes: tuple[Outcome, ...]  # without points that there was no time for
-    carried: tuple[str, ...] = ()  # digests of later sources, of which the compiler made the same machine code
-    but_for: tuple[str, ...] = ()  # instructions that were not compared then
+    outcomes: tuple[Outcome, ...]  # without points that were skipped for lack of time
+    carried: tuple[str, ...] = ()  # digests of later sources with the same machine code
+    but_for: tuple[str, ...] = ()  # instructions that were ignored in that comparison
 
     def valid_for(self, digest: str) -> bool:
-        """Whether sources of this digest are those that were measured, or make the same machine code."""
+        """Whether sources of this digest were measured, or have the same machine code as those that were."""
         return digest in (self.digest, *self.carried)
 
 
 def files(folder: Path = RESULTS) -> list[Path]:
-    """The committed files of results."""
+    """List the committed files of results."""
     return sorted(folder.glob("choice-*.json"))
 
 
 def load(folder: Path = RESULTS) -> list[Results]:
-    """All files of results; InputError if two are of the same cell and dtype on the same chip, or one is malformed."""
+    """Load all files of results; raise InputError if two have the same cell, dtype and chip, or one is malformed."""
     found = [read(path) for path in files(folder)]
     names: dict[tuple[str, str, str], str] = {}
     for results in found:
@@ -102,7 +102,7 @@ def load(folder: Path = RESULTS) -> list[Results]:
 
 
 def read(path: Path) -> Results:
-    """A file of results; InputError with what is wrong with it."""
+    """Read a file of results; raise InputError with its defect."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as problem:  # a JSONDecodeError is a ValueError
@@ -111,7 +111,7 @@ def read(path: Path) -> Results:
 
 
 def parse(content: object, path: Path) -> Results:
-    """What a file with this content says; InputError with what is wrong with it."""
+    """Parse the content of a file; raise InputError with its defect."""
     try:
         hardware = _get(content, "hardware", dict)
         records = _get({"carried": [], **content}, "carried", list)
@@ -151,7 +151,7 @@ def _outcomes(points: Sequence[object]) -> Iterator[Outcome]:
 
 
 def outcome(point: object) -> Outcome:
-    """What the record of a point says; ValueError with what is wrong with it."""
+    """Parse the record of a point; raise ValueError with its defect."""
     cell, dtype = (_get(point, name, str) for name in ("cell", "dtype"))
     for value, known in ((cell, CELLS), (dtype, DTYPES)):
         if value not in known:
@@ -165,7 +165,7 @@ def outcome(point: object) -> Outcome:
 
 
 def modulates_input(cell: str) -> bool:
-    """Whether a cell has another kernel, or another plan, for another number of features."""
+    """Whether the kernels or plans of a cell depend on the number of features."""
     return cells.CELLS[cell].modulates == "input"
 
 
@@ -175,7 +175,7 @@ def _times(found: dict) -> Times:
         for name in OBSTACLES & record.keys():
             return Times(obstacle=_get(record, name, str))
     error = _get(found, "error", dict)
-    if not _get(error, "relative", float) <= _get(error, "allowed", float):  # so that a NaN is wrong
+    if not _get(error, "relative", float) <= _get(error, "allowed", float):  # NaN counts as wrong
         return Times(obstacle="its results are wrong")
     return Times(*(_positive(directions[name], "us_per_step") for name in DIRECTIONS))
 
@@ -188,7 +188,7 @@ def _positive(content: dict, name: str) -> float:
 
 
 def _get(content: object, name: str, kind: type):
-    """A value of a JSON object; ValueError if it is missing or something else."""
+    """Return a value of a JSON object; raise ValueError if it is missing or has another type."""
     if not isinstance(content, dict):
         raise ValueError(f"is {content!r:.40} where an object with '{name}' is needed")
     if name not in content:

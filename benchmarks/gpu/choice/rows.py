@@ -1,14 +1,14 @@
-"""Ranges of sizes in which the kernels of clusters are ahead, from the points at which they were measured.
+"""Ranges of sizes in which warp kernels are ahead, from the points at which they were measured.
 
-The points of a cell and a dtype lie on a grid of H x B, and where the input is modulated of H x B x I. Those with
-multiples of 8 for H and I, whose rows travel as a piece, and the others, whose values travel one by one, are two grids.
-What lies between measured points is concluded from two assumptions: that neither family becomes faster when a size
-grows, and that a batch takes no longer than its parts would one after the other. So between neighbours of the grid the
-clusters take no more time than at the largest sizes there, nor than smaller batches that make up the batch; and blocks
-take no less than at the smallest sizes, nor than the larger batch there divided by how many of the batch make it up.
-Where the first is below the second at every batch, and all corners are ahead, the clusters are ahead at every size
-between them, whatever sizes they pad to and however many tiles take turns. Where it is not, only the corners
-themselves, or the sizes between some of them, are ahead. Sizes outside the grid are not.
+The points of a cell and a dtype form a grid of H x B, or of H x B x I for modulated inputs. Multiples of 8 for H and I,
+whose rows travel as a piece, and other sizes, whose values travel one by one, form separate grids. The sizes between
+measured points follow from two assumptions: neither family becomes faster when a size grows, and a batch takes no
+longer than its parts one after the other. So between neighbours of the grid the clusters take no more time than at the
+largest sizes there, nor than smaller batches that make up the batch; and blocks take no less than at the smallest
+sizes, nor than the larger batch there divided by the number of such batches that make it up. If the first bound is
+below the second at every batch, and all corners are ahead, the clusters are ahead at every size between them, whatever
+sizes they pad to and however many tiles take turns. Otherwise only the corners themselves, or the sizes between some of
+them, are ahead. Sizes outside the grid are not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from itertools import chain, combinations_with_replacement, product
 from .results import CELLS, DTYPES, Outcome
 
 AXES = ("hidden", "batch", "features")
-Range = tuple[tuple[int, int], ...]  # of each axis the least and the most, both included
+Range = tuple[tuple[int, int], ...]  # minimum and maximum of each axis, both included
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sizes from the least to the most, both included, of which either all travel in whole rows or none does.
+    """Sizes between a minimum and a maximum, both included, which travel either all in whole rows or all one by one.
 
-    Features are zero where they are not the kernels' business.
+    Features are zero for cells whose kernels do not depend on them.
     """
 
     cell: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """The ranges of one chip; they may overlap."""
+    """Return the ranges of one chip; they may overlap."""
 
     def grid(outcome: Outcome) -> tuple[str, str, bool]:
         return outcome.cell, outcome.dtype, outcome.whole_rows
@@ -53,7 +53,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def _ranges(outcomes: Sequence[Outcome]) -> Iterator[Range]:
-    """Sizes of one grid, the largest range first, each of which covers something that those before it do not."""
+    """Yield ranges of sizes of one grid, the largest first, each with sizes that the earlier ones do not cover."""
     axes = [sorted({getattr(outcome, axis) for outcome in outcomes}) for axis in AXES]
     at = {tuple(sizes.index(getattr(o, axis)) for axis, sizes in zip(AXES, axes)): o for o in outcomes}
     spans = [list(combinations_with_replacement(range(len(sizes)), 2)) for sizes in axes]
@@ -68,7 +68,7 @@ def _ranges(outcomes: Sequence[Outcome]) -> Iterator[Range]:
 
 
 def _pieces(found: Range) -> Iterator[Range]:
-    """What a range of indices consists of: the points of the grid, and what lies between neighbours."""
+    """Yield the pieces of a range of indices: the points of the grid, and the gaps between neighbours."""
     return product(*(_steps(least, most) for least, most in found))
 
 
@@ -83,7 +83,7 @@ def _is_ahead(piece: Range, at: dict[tuple[int, ...], Outcome]) -> bool:
 
 
 def _is_ahead_between(piece: Range, at: dict[tuple[int, ...], Outcome]) -> bool:
-    """Whether the most that clusters can take is below the least that blocks can, at every batch."""
+    """Whether the upper bound of clusters is below the lower bound of blocks at every batch."""
     hidden, batches, features = piece
     fast, fast_most = (at[hidden[0], batch, features[0]] for batch in batches)
     slow = {o.batch: o.cluster.total for (h, _, i), o in at.items() if (h, i) == (hidden[1], features[1]) and o.ahead}
@@ -94,7 +94,7 @@ def _is_ahead_between(piece: Range, at: dict[tuple[int, ...], Outcome]) -> bool:
 
 
 def _most(batch: int, times: dict[int, float]) -> float:
-    """The most that a batch can take by what others do: the next larger one, or smaller ones and one for the rest."""
+    """Return an upper bound for a batch: the next larger one, or smaller ones and one for the rest."""
 
     def whole(some: int) -> float:
         return times[min(other for other in times if other >= some)] if some else 0.0

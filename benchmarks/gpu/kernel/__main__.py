@@ -42,7 +42,7 @@ EXCHANGES = ("chosen", "one_block", "l2", "cluster")
 DIVISION = ("exchange", "sequences", "parts", "segments")
 ROUNDS, WARM_UP = 20, 3
 CHECKED_STEPS = 8
-ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # at most
+ON_HOST = {"T": 3, "B": 11, "I": 7, "H": 70}  # upper limits
 NO_DISASSEMBLER = "instructions are not counted: neither nvcc, PATH nor Triton has cuobjdump and nvdisasm"
 
 
@@ -126,12 +126,12 @@ class Bench:
                 self.record["not_timed"] = self.obstacle
             elif "failed" not in self.record:
                 self.record |= measure(self.layer, library, clock)
-        except RuntimeError as error:  # a launch or a wait
+        except RuntimeError as error:  # from a launch or a wait
             self.record["failed"] = str(error).splitlines()[0]
         print(timing(self.record), flush=True)
 
     def compile(self, target: Path) -> dict:
-        """Compile the kernel, or it in all its sizes; what is known of each then, and of what sources."""
+        """Compile the kernel, in all its sizes if several; return its properties and the digest of its sources."""
         nvcc = build.find_nvcc(self.arch)
         begun = time.perf_counter()
         report = build.compiled(build.nvcc_command(nvcc, self.arch, build.macros(*self.kernel)), target)
@@ -154,7 +154,7 @@ class Bench:
         return plan
 
     def check(self, library: build.Library) -> None:
-        """Run the kernel where it can be run, and note its error."""
+        """Run the kernel if possible here, and record its error."""
         sizes = {"T": CHECKED_STEPS, "B": self.layer.batch, "I": self.layer.features, "H": self.layer.hidden}
         where = f"on {self.device}"
         if self.obstacle:
@@ -172,7 +172,7 @@ class Bench:
 
     @property
     def features(self) -> int:
-        """Of a modulated input, by which kernels differ; elsewhere 0."""
+        """The features of a modulated input, on which kernels depend; 0 for other cells."""
         return self.layer.features if CELLS[self.layer.cell].modulates == "input" else 0
 
     def on_host(self) -> build.Library:
@@ -183,7 +183,7 @@ class Bench:
 
 
 def known(about: Path, library: Path) -> dict:
-    """What a file says of a compiled kernel; InputError if that is not there, or is not what the sources here make."""
+    """Read the description of a compiled kernel; raise InputError if it is missing or the sources have changed."""
     if not (about.exists() and library.exists()):
         raise common.InputError(f"there is no compiled kernel {library}: it is made by a run without --built, by nvcc")
     found = json.loads(about.read_text())
@@ -204,14 +204,14 @@ def compiled_in_words(layer: Layer, record: dict) -> list[str]:
 
 
 def own_architecture(device: torch.device) -> str | None:
-    """What nvcc calls a GPU, with all that it can do."""
+    """Return nvcc's name of a GPU, with its architecture-specific features."""
     if device.type != "cuda":
         return None
     return build.architecture_of(*torch.cuda.get_device_capability(device))
 
 
 def obstacle(device: torch.device, arch: str) -> str | None:
-    """Why a kernel cannot be timed here, or None if it can."""
+    """Return why a kernel cannot be timed here, or None if it can."""
     if device.type != "cuda":
         return "there is no GPU"
     own = own_architecture(device)
@@ -219,14 +219,14 @@ def obstacle(device: torch.device, arch: str) -> str | None:
 
 
 def chip_of(device: torch.device) -> cuda.Chip:
-    """The GPU by which the kernel is planned; an H200 where there is none."""
+    """Return the GPU that the kernel is planned for; an H200 without a GPU."""
     if device.type != "cuda":
         return H200
     return cuda.current_chip()
 
 
 def counted(instructions: list[sass.Instruction]) -> dict:
-    """The time-step loop, as the record has it."""
+    """Describe the time-step loop for the record."""
     loop = sass.time_loop(instructions)
     return {} if loop is None else {**asdict(sass.count(instructions, loop)), "address": loop.header}
 
@@ -249,7 +249,7 @@ def timing(record: dict) -> str:
 
 
 def measure(layer: Layer, library: build.Library, clock: HostClock) -> dict[str, float]:
-    """µs per step of the kernel alone, and the interquartile range: by calls of two lengths that take turns."""
+    """Return µs per step of the kernel alone, and the interquartile range, from alternating calls of two lengths."""
     lengths = layer.steps, layer.steps // 2
     both = [prepare(replace(layer, steps=length), library.device) for length in lengths]
     long, short = map(library.prepared, both)
@@ -265,7 +265,7 @@ def measure(layer: Layer, library: build.Library, clock: HostClock) -> dict[str,
 
 
 def prepare(layer: Layer, device: torch.device) -> calls.Call:
-    """A call on random operands, with random numbers for what backward reads of the forward pass."""
+    """Make a call on random operands, with random numbers for values of the forward pass that backward reads."""
     generator = torch.Generator(device).manual_seed(1)
 
     def random(like: Tensor, *shape: int) -> Tensor:
@@ -286,14 +286,14 @@ def prepare(layer: Layer, device: torch.device) -> calls.Call:
 
 
 def forced_by(options: argparse.Namespace) -> str:
-    """The text that forces the plan: of the options, or where there is none what the environment has."""
+    """Return the text that forces the plan, from the options or else from the environment."""
     given = [(name, getattr(options, name)) for name in DIVISION]
     text = ",".join(f"{name}={value}" for name, value in given if value not in (None, "chosen"))
     return text or os.environ.get(cuda.FORCED, "")
 
 
 def runs_in(path: Path) -> list[dict]:
-    """The runs in a file of results, none if there is no file; InputError if it is another file."""
+    """Read the runs in a file of results, none without a file; raise InputError if it is another kind of file."""
     if not path.exists():
         return []
     try:

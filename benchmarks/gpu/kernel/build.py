@@ -22,10 +22,10 @@ from . import calls, sass
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 SHIM = ROOT / "tests" / "host_shim"
-SIZE_NAMES = {"cluster": "4Size", "messages": "8TeamSize"}  # in symbols of kernels of warps, by exchange
+SIZE_NAMES = {"cluster": "4Size", "messages": "8TeamSize"}  # in symbols of warp kernels, by exchange
 CPP_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Half"}
-# hidden: a library must not share what it remembers with others of other sizes that the process loads; --exclude-libs:
-# the runtime's functions must not be mixed with those of the one that torch brings
+# hidden: a library must not share its state with libraries for other sizes in the same process; --exclude-libs: the
+# CUDA runtime's functions must not be mixed with those of torch's runtime
 NVCCFLAGS = [
     "-std=c++17",
     "-O3",
@@ -38,18 +38,18 @@ SMALL = ["-DFUSED_RNN_THREADS=64", "-DFUSED_RNN_WEIGHT_REGISTERS=64", "-DFUSED_R
 
 
 class CompilerError(Exception):
-    """The kernel did not compile; the message is what the compiler said."""
+    """The kernel did not compile; the message is the compiler's."""
 
 
 def cpp_cell(cell: str) -> str:
-    """What csrc/cells calls the base cell."""
+    """Return the name of the base cell in csrc/cells."""
     base = calls.base_of(cell)
     rnn = base.startswith("rnn_")
     return f"Rnn<{base.removeprefix('rnn_').title()}>" if rnn else base.title().replace("_", "")
 
 
 def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
-    """What chooses the kernel in kernel.cu."""
+    """Return the macros that choose the kernel in kernel.cu."""
     chosen = {
         "CELL": cpp_cell(cell),
         "MODULATES": CELLS[cell].modulates or "nothing",
@@ -62,12 +62,12 @@ def macros(cell: str, dtype: str, direction: str, exchange: str) -> list[str]:
 
 
 def macros_of_clusters(dtype: str, direction: str) -> list[str]:
-    """What chooses the kernels of clusters of all cells there."""
+    """Return the macros that choose the warp kernels of all cells there."""
     return [f"-DKERNEL_TYPE={CPP_TYPES[dtype]}", f"-DKERNEL_FORWARD={int(direction == 'forward')}"]
 
 
 def compiled(command: Sequence[str | Path], target: Path) -> str:
-    """Run a compiler with ``-o target``, which is there only if all went well; returns what it said."""
+    """Run a compiler with ``-o target``, which exists only after success; return the compiler's output."""
     with common.replacing(target) as partial_path:
         done = subprocess.run(
             [*command, "-o", partial_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -82,7 +82,7 @@ def compiled(command: Sequence[str | Path], target: Path) -> str:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the kernel takes, by the compiler's report: registers of a thread, bytes of a thread and of a block."""
+    """The kernel's resources according to the compiler: registers and bytes of a thread, bytes of a block."""
 
     registers: int
     spill_stores: int
@@ -92,7 +92,7 @@ class Resources:
 
 
 def find_nvcc(arch: str) -> str:
-    """An nvcc that knows the architecture; InputError where there is none."""
+    """Find an nvcc that knows the architecture; raise InputError without one."""
     nvcc = toolkit.nvcc()
     if not nvcc:
         raise common.InputError(
@@ -106,7 +106,7 @@ def find_nvcc(arch: str) -> str:
 
 
 def architecture_of(major: int, minor: int) -> str:
-    """What nvcc calls GPUs of this compute capability, with all that they can do."""
+    """Return nvcc's name of GPUs of this compute capability, with their architecture-specific features."""
     return f"{major}{minor}{'a' if major >= 9 else ''}"
 
 
@@ -115,14 +115,14 @@ def nvcc_command(nvcc: str, arch: str, chosen: list[str], source: Path = SOURCE)
 
 
 def version_of(nvcc: str) -> str:
-    """As in 'nvcc 13.0, V13.0.88'."""
+    """Return a version such as 'nvcc 13.0, V13.0.88'."""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release (\S+, \S+)", said)
     return f"nvcc {found[1]}" if found else said.strip()
 
 
 def resources(report: str, direction: str) -> dict[str, Resources]:
-    """Of the kernels of this direction by symbol, from what ptxas reports with --resource-usage."""
+    """Parse the resources of the kernels of this direction by symbol, as ptxas reports them with --resource-usage."""
 
     def number(pattern: str, about: str) -> int:
         found = re.search(pattern, about)
@@ -139,9 +139,9 @@ def resources(report: str, direction: str) -> dict[str, Resources]:
 
 
 def disassembled(binary: Path, nvcc: str, *options: str) -> dict[str, list[sass.Instruction]] | None:
-    """The instructions of every kernel of a library or cubin; None where there is no disassembler.
+    """Return the instructions of every kernel of a library or cubin; None without a disassembler.
 
-    Options are those of cuobjdump: ``-arch`` where kernels are compiled for several architectures.
+    Options are those of cuobjdump, such as ``-arch`` for kernels that are compiled for several architectures.
     """
     text = disassembly(binary, nvcc, *options)
     return None if text is None else sass.parse(text)
@@ -152,7 +152,7 @@ def disassembly(binary: Path, nvcc: str, *options: str) -> str | None:
     program = toolkit.cuobjdump(nvcc)
     if not program:
         return None
-    path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # where it finds nvdisasm
+    path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])  # for nvdisasm
     run = subprocess.run(
         [program, "-sass", *options, binary],
         capture_output=True,
@@ -164,9 +164,9 @@ def disassembly(binary: Path, nvcc: str, *options: str) -> str | None:
 
 
 def symbol_of(symbols: Iterable[str], hidden: int, features: int, plan: cuda.Plan) -> str:
-    """The kernel that a plan launches, with this many features of a modulated input, elsewhere 0.
+    """Return the symbol of the kernel that a plan launches, with this many features of a modulated input, otherwise 0.
 
-    Of the kernels of warps each is for a size: K, blocks, shares of K, octets, and perhaps features.
+    Each warp kernel is for one size: K, blocks, shares of K, octets, and perhaps features.
     """
     symbols = list(symbols)
     if plan.exchange not in SIZE_NAMES:
@@ -192,7 +192,7 @@ def host_compiler() -> str:
 
 
 def host_obstacle() -> str | None:
-    """Why kernels cannot run on the host shim here, or None if they can."""
+    """Return why kernels cannot run on the host shim here, or None if they can."""
     if not SHIM.is_dir():
         return f"the host shim is not in {SHIM}"
     return None if shutil.which(host_compiler()) else f"there is no C++ compiler {host_compiler()}"
@@ -201,7 +201,7 @@ def host_obstacle() -> str | None:
 def compile_on_host(source: Path, target: Path, *flags: str, shim: Path = SHIM) -> None:
     """Compile kernels for the host shim, with few threads and short chunks.
 
-    Its runtime goes without ``flags``, and is made once in a folder.
+    Its runtime is compiled without ``flags``, once per folder.
     """
     command, runtime = [host_compiler(), *HOSTFLAGS], target.with_name("host_shim.o")
     if not runtime.exists():
@@ -222,7 +222,7 @@ class Library:
         self._chip, self.device = calls.Chip.of(chip), device
 
     def plan(self, structure: ctypes.Structure) -> cuda.Plan:
-        """How a call divides its work; InputError if it cannot run."""
+        """Return a call's division of work; raise InputError if it cannot run."""
         plan = calls.Plan()
         refused = self._library.plan_call(*map(ctypes.byref, (structure, self._chip, plan)))
         if refused:
@@ -230,9 +230,9 @@ class Library:
         return cuda.Plan(**plan.values)
 
     def prepared(self, call: calls.Call) -> Callable[[], None]:
-        """A function that queues the call, in a workspace of its own; RuntimeError from it if the launch fails."""
+        """Return a function that queues the call, in its own workspace, and raises RuntimeError if the launch fails."""
         size = self.plan(call.structure).workspace_bytes
-        memory = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=self.device)  # nobody promises zeros
+        memory = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=self.device)  # callers need not clear it
         workspace = memory[-memory.data_ptr() % 256 :]
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
 
@@ -248,13 +248,13 @@ class Library:
         return queue
 
     def run(self, call: calls.Call) -> tuple[Tensor, ...]:
-        """Its results; RuntimeError if it fails or a block times out."""
+        """Return its results; raise RuntimeError if it fails or a block times out."""
         self.prepared(call)()
         check_waits(call)
         return call.results
 
 
 def check_waits(call: calls.Call) -> None:
-    """Wait for the device; RuntimeError if a block of the call timed out."""
+    """Wait for the device; raise RuntimeError if a block of the call timed out."""
     if call.timed_out:
         raise RuntimeError("a block of the kernel timed out, waiting for another")

@@ -1,7 +1,7 @@
-"""The calls of csrc/cuda/api.h for ctypes: their structures, and how the operands of ``products.Kernels`` fill them.
+"""The calls of csrc/cuda/api.h for ctypes: their structures, filled with the operands of ``products.Kernels``.
 
-Whoever loads a library with these calls in C (``build`` here, and the tests of the kernels on the host shim) takes the
-structures from here, so that a change of api.h has one place in Python.
+All users of a library with these calls in C (``build`` here, and the tests of the kernels on the host shim) take the
+structures from here, so that a change of api.h affects one place in Python.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ MODULATES = [None, "input", "hidden"]  # in the order of Modulates
 
 
 class Chip(ctypes.Structure):
-    """What a plan must know of a device."""
+    """The properties of a device that plans depend on."""
 
     _fields_ = (
         ("multiprocessors", ctypes.c_int),
@@ -39,7 +39,7 @@ class Chip(ctypes.Structure):
 
 
 class Plan(ctypes.Structure):
-    """What a call's plan comes to; its fields are those of ``fused_rnn.cuda.Plan``."""
+    """A summary of a call's plan; its fields are those of ``fused_rnn.cuda.Plan``."""
 
     _fields_ = (
         *((name, ctypes.c_int) for name in ("sequences", "parts", "segments", "exchange_id")),
@@ -63,7 +63,7 @@ class Plan(ctypes.Structure):
 
 LAYER = [("cell", ctypes.c_int), ("modulates", ctypes.c_int), ("type", ctypes.c_int), ("reverse", ctypes.c_bool)]
 LAYER += [(size, ctypes.c_int64) for size in "TBIH"]
-# of both directions; d_h_reset and d_c_reset are there in the forward direction too, where nobody reads them
+# of both directions; d_h_reset and d_c_reset exist in the forward direction too, where nobody reads them
 CONSTANTS = ["lengths", "timed_out", "resets", "h_reset", "c_reset", "d_h_reset", "d_c_reset", "keep_h", "keep_c"]
 ARRAYS = {
     "forward": "projected input h_0 c_0 weight_ih weight_hh weight_mhh bias_m bias_ih bias_hh "
@@ -82,24 +82,24 @@ STRUCTURES = {direction: structure(arrays) for direction, arrays in ARRAYS.items
 
 
 def base_of(cell: str) -> str:
-    """The base cell, without what the multiplicative modifier adds."""
+    """Return the base cell, without the multiplicative modifier."""
     return cell.removeprefix("multiplicative_").removesuffix("_hidden")
 
 
 def which(cell: str) -> dict[str, int]:
-    """The numbers of a base cell and of what is modulated in it."""
+    """Return the numbers of a base cell and of the operand that is modulated."""
     return {"cell": BASE_CELLS.index(base_of(cell)), "modulates": MODULATES.index(CELLS[cell].modulates)}
 
 
 def sized(direction: str, cell: str, dtype: torch.dtype, T: int, B: int, I: int, H: int) -> ctypes.Structure:
-    """A call with its sizes and without its arrays, as it is planned; what is not modulated counts as one feature."""
+    """Make a call with its sizes but no arrays, for planning; inputs that are not modulated count as one feature."""
     modulated = CELLS[cell].modulated_size(I, H) or 1
     return STRUCTURES[direction](**which(cell), type=TYPES.index(dtype), T=T, B=B, I=modulated, H=H)
 
 
 @dataclass
 class Call:
-    """A call with its arrays, which live as long as it does: contiguous, as the operators of csrc/cuda make them."""
+    """A call with its arrays, which it keeps alive: contiguous, as the operators of csrc/cuda make them."""
 
     direction: str
     structure: ctypes.Structure
@@ -112,11 +112,11 @@ class Call:
         return bool(self.arrays["timed_out"].item())
 
 
-New = Callable[..., Tensor]  # memory for a result, of a tensor whose dtype and device it has, and its shape
+New = Callable[..., Tensor]  # allocates a result, given a tensor with its dtype and device, and its shape
 
 
 def forward(new: New, *loop) -> Call:
-    """What ``ForwardLoop`` names as a call, with results in memory that is as ``new`` makes it."""
+    """Make a call from the fields of ``ForwardLoop``, with results in memory that ``new`` makes."""
     q = ForwardLoop(*loop)
     spec, (T, B, _), H = CELLS[q.cell], q.projected.shape, q.h_0.shape[1]
     columns = spec.saved * H + (q.input.shape[2] if spec.multiplicative else 0)
@@ -129,14 +129,14 @@ def forward(new: New, *loop) -> Call:
     )
     results = Results(*(new(q.h_0, *shape) for shape in shapes))
     if q.lengths is not None:
-        # past the ends of sequences nothing is written, and the operator of csrc/cuda/ops.cpp has zeros there, too
+        # nothing is written past the ends of sequences, where the operator of csrc/cuda/ops.cpp has zeros, too
         results.saved.zero_()
     written = {name: result if result.numel() else None for name, result in results._asdict().items()}
     return _call("forward", q, written, (T, B, H), results)
 
 
 def backward(new: New, *loop) -> Call:
-    """What ``BackwardLoop`` names, likewise."""
+    """Make a call from the fields of ``BackwardLoop``, likewise."""
     q = BackwardLoop(*loop)
     spec, (T, B, H) = CELLS[q.cell], q.output.shape
     inputs = q.input.shape[2] if spec.multiplicative else 0

@@ -1,4 +1,4 @@
-"""Whether a kernel computes what the reference does in float64, judged by the error of the reference in its dtype."""
+"""The check of a kernel against the reference in float64, judged by the reference's error in the kernel's dtype."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ STATES = ("h_0", "c_0")
 
 @dataclass(frozen=True)
 class Error(check.Error):
-    """Of the result that goes furthest towards what is allowed, or beyond, with where the kernel ran and its sizes."""
+    """The error of the result closest to or furthest beyond its tolerance, with the kernel's device and sizes."""
 
     where: str
     T: int
@@ -31,12 +31,12 @@ class Error(check.Error):
 
 
 class Judge:
-    """What is right at some sizes: exact results and gradients, and how far the reference in the dtype is from them.
+    """Exact results and gradients at some sizes, and the distance of the reference in the dtype from them.
 
-    A result may be off by twice as much as the reference's, and in any case by 32 roundings of a number, because sums
-    are in another order than the reference's. That would hide what is not quite float32. ``closely``, at sizes where
-    chance evens out, a result may be off by twice as much as the worst of the reference's; only gradients of weights
-    and biases in any case by the rounding errors of sums over all steps and sequences, which are torch's.
+    The tolerance is twice the reference's error, and at least 32 roundings of a number, because the order of sums
+    differs from the reference's. That would hide results that are not quite float32. With ``closely``, at sizes where
+    chance averages out, the tolerance is twice the worst error of the reference; only gradients of weights and biases
+    have a minimum, the rounding errors of sums over all steps and sequences, which are torch's.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Judge:
         self._least = self._least_of_sums = 32 * eps
         if closely:
             self._least = 2 * max(self._plain.values())
-            self._least_of_sums = eps * (sizes["T"] * sizes["B"]) ** 0.5  # of errors that point anywhere
+            self._least_of_sums = eps * (sizes["T"] * sizes["B"]) ** 0.5  # of errors with random signs
 
     def worst(self, own: dict[str, Tensor], where: str) -> Error:
-        """The worst error of some results or gradients by name."""
+        """Return the worst error of some results or gradients by name."""
         errors = []
         for name, values in own.items():
             reference, relative = self._plain[name], relative_error(values, self._exact[name])
@@ -65,7 +65,7 @@ class Judge:
 
 
 def worst_error(library: Library, where: str, cell: str, dtype: torch.dtype, direction: str, **sizes: int) -> Error:
-    """The worst error of the kernel at these sizes: of results, or of gradients where it is the backward kernel."""
+    """Return the worst error of the kernel at these sizes: of results, or of gradients for the backward kernel."""
     judge = Judge(cell, dtype, library.device, **sizes)
     if direction == "forward":
         return judge.worst(forward(library, cell, judge.tensors), where)
@@ -75,7 +75,7 @@ def worst_error(library: Library, where: str, cell: str, dtype: torch.dtype, dir
 def random_operands(
     cell: str, dtype: torch.dtype, device: torch.device, T: int, B: int, I: int, H: int
 ) -> dict[str, Tensor]:
-    """Input, states and weights by name, in the dtype; weights are scaled by the root of what they sum over."""
+    """Make input, states and weights by name, in the dtype; weights are scaled by the root of their number of terms."""
     spec, generator = CELLS[cell], torch.Generator().manual_seed(0)
     shapes = {"input": (T, B, I), **dict.fromkeys(STATES[: 1 + spec.has_cell_state], (B, H))}
     shapes |= {name: spec.weight_shape(name, I, H) for name in spec.weights}
@@ -87,14 +87,14 @@ def random_operands(
 
 
 def by_reference(cell: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Results, and gradients named after their operands, of random gradients of the results; these as well."""
+    """Return results, and gradients named after their operands, for random gradients of the results; these as well."""
     t = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in tensors.items()}
     state = (t["h_0"], t["c_0"]) if "c_0" in t else t["h_0"]
     weights = {name: t[name] for name in t if name in WEIGHTS}
     output, last = ops.run(cell, t["input"], state, weights, backend="reference")
     results = [output, *(last if isinstance(last, tuple) else (last,))]
     generator = torch.Generator().manual_seed(1)
-    kernel_dtype = tensors["input"].dtype  # in which the gradients are numbers, too
+    kernel_dtype = tensors["input"].dtype  # the gradients are numbers of this dtype, too
     d_results = [torch.randn(r.shape, generator=generator).to(r.device, kernel_dtype) for r in results]
     gradients = torch.autograd.grad(results, list(t.values()), [d.to(dtype) for d in d_results])
     found = dict(zip(("output", "h_n", "c_n"), results)) | {f"gradient of {n}": g for n, g in zip(t, gradients)}
@@ -102,19 +102,19 @@ def by_reference(cell: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> t
 
 
 def operands(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
-    """As the operators of a layer take them."""
+    """Return the operands in the order in which the operators of a layer take them."""
     named = [tensors.get(name) for name in ("input", *STATES, *WEIGHTS)]
     return [None if t is None else t.to(device, dtype) for t in named] + [None] * 3
 
 
 def unwritten(like: Tensor, *shape: int) -> Tensor:
-    """Memory whose every value must become another."""
+    """Allocate memory in which every value must be overwritten."""
     return like.new_full(shape, torch.nan)
 
 
 @torch.no_grad()
 def forward(library: Library, cell: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Results by the forward kernel."""
+    """Return results of the forward kernel."""
     return _results(
         _forward(products.Kernels(lambda *o: library.run(calls.forward(unwritten, *o)), None), cell, tensors)
     )
@@ -122,7 +122,7 @@ def forward(library: Library, cell: str, tensors: dict[str, Tensor]) -> dict[str
 
 @torch.no_grad()
 def backward(library: Library, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Gradients by the backward kernel, of a forward pass on the CPU in float64."""
+    """Return gradients of the backward kernel, for a forward pass on the CPU in float64."""
     dtype = tensors["input"].dtype
     in_full = operands(tensors, torch.float64, torch.device("cpu"))
     results = torch.ops.fused_rnn.forward(*in_full, cell, False, 0.0, "everything")
@@ -134,7 +134,7 @@ def backward(library: Library, cell: str, tensors: dict[str, Tensor], d_results:
 def both(
     kernels: products.Kernels, cell: str, tensors: dict[str, Tensor], d_results: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Results by the forward kernel, and gradients by the backward kernel, of that forward pass."""
+    """Return results of the forward kernel, and gradients of the backward kernel for that forward pass."""
     results = _forward(kernels, cell, tensors)
     return _results(results) | _gradients(kernels, cell, tensors, d_results, results)
 

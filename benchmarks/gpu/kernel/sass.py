@@ -1,13 +1,13 @@
-"""The machine code of a kernel: instructions, loops, and what a time step consists of.
+"""The machine code of a kernel: instructions, loops, and the composition of a time step.
 
-``parse`` reads what ``cuobjdump -sass`` or ``nvdisasm`` print. ``loops`` finds loops in the graph of jumps, where
-a loop is a set of instructions each of which leads back to each other; taking away the jumps back to its first
+``parse`` reads the output of ``cuobjdump -sass`` or ``nvdisasm``. ``loops`` finds loops in the graph of jumps, where
+a loop is a set of instructions each of which leads back to each other; removing the jumps back to its first
 instructions leaves the loops inside it. So code that the compiler moved behind the jump back still belongs to its loop.
 
-A time step multiplies, waits for other threads and puts out results: ``time_loop`` is the innermost loop that does all
-three. Loops around it run tiles of sequences; a loop inside it brings no results (the product and its segments) or
-waits for nobody (what is done unit by unit). Counts are of the code, each instruction of the loop once, however often
-loops inside it run; loops that only poll are left out. ``role`` counts what one warp executes of it.
+A time step multiplies, waits for other threads and writes results: ``time_loop`` is the innermost loop that does all
+three. Loops around it run tiles of sequences; a loop inside it either writes no results (the product and its segments)
+or waits for nobody (work done unit by unit). Counts are of the code, each instruction of the loop once, however often
+loops inside it run; loops that only poll are omitted. ``role`` counts the instructions that one warp executes.
 """
 
 import re
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-# By kind, in the order in which they are shown: how the opcodes begin.
+# Kinds of instructions in display order, each with the prefixes of its opcodes.
 KINDS = {
     "mma": r"[HDIQ]G?MMA\b",
     "multiply-add": r"(FFMA|DFMA)",
@@ -36,7 +36,7 @@ KINDS = {
     "jump": r"(BRA|BRX|JMP|JMX)\b",
 }
 PRODUCTS = ("mma", "multiply-add")
-STOPS = ("EXIT", "RET", "BRX", "JMX", "KILL")  # what comes next is not the instruction that follows
+STOPS = ("EXIT", "RET", "BRX", "JMX", "KILL")  # the next instruction does not follow them
 # An instruction as both programs print it; a label of nvdisasm; the name of a function, as either has it.
 LINE = re.compile(
     r"^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[T\d]+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);"
@@ -51,7 +51,7 @@ class Instruction:
     opcode: str  # with its modifiers
     operands: str
     conditional: bool  # has a predicate
-    target: int | None = None  # where a jump leads
+    target: int | None = None  # of a jump
 
     @property
     def kind(self) -> str | None:
@@ -59,7 +59,7 @@ class Instruction:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for other threads, or reads what they change: a barrier, or a load that is never cached."""
+        """Whether it waits for other threads, or reads memory that they change: a barrier or an uncached load."""
         return self.kind in ("BAR", "mbarrier") or (self.kind == "LDG" and "STRONG" in self.opcode)
 
 
@@ -70,7 +70,7 @@ class Loop:
     inner: tuple["Loop", ...] = ()
 
     def __iter__(self) -> Iterator["Loop"]:
-        """This loop, then all those inside it."""
+        """Yield this loop, then all loops inside it."""
         yield self
         for loop in self.inner:
             yield from loop
@@ -78,16 +78,16 @@ class Loop:
 
 @dataclass
 class Count:
-    """What a loop consists of."""
+    """The composition of a loop."""
 
     instructions: int
     kinds: dict[str, int]
     loops: int  # inside it
-    polls: int  # loops inside it that are left out
+    polls: int  # loops inside it that are omitted
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
-    """The instructions of each function, in the order of their addresses."""
+    """Return the instructions of each function, in the order of their addresses."""
     found: dict[str, list[re.Match]] = {}
     labels: dict[str, dict[str, int]] = {}
     function, waiting = "", []
@@ -116,7 +116,7 @@ def _instruction(line: re.Match, labels: dict[str, int]) -> Instruction:
 
 
 def successors(instructions: list[Instruction]) -> dict[int, list[int]]:
-    """What can come after each instruction. Calls come back; jumps to an address in a register lead nowhere."""
+    """Return the possible successors of each instruction. Calls return; jumps to an address in a register end."""
     following: dict[int, list[int]] = {}
     for instruction, after in zip(instructions, [*instructions[1:], None]):
         leaves = instruction.target is not None or instruction.opcode.split(".")[0] in STOPS
@@ -127,7 +127,7 @@ def successors(instructions: list[Instruction]) -> dict[int, list[int]]:
 
 
 def loops(instructions: list[Instruction]) -> tuple[Loop, ...]:
-    """The outermost loops, with those inside them."""
+    """Return the outermost loops, with those inside them."""
     following = successors(instructions)
     return _loops(set(following), following) if following else ()
 
@@ -177,7 +177,7 @@ def _components(nodes: Collection[int], following: dict[int, list[int]]) -> list
 
 
 def time_loop(instructions: list[Instruction]) -> Loop | None:
-    """The loop over time steps, as this module's head defines it; of several, the one with most products."""
+    """Return the loop over time steps, as this module's head defines it; of several, the one with most products."""
     kinds = [instruction.kind for instruction in instructions]
     product = next((kind for kind in PRODUCTS if kind in kinds), None)
     at = {instruction.address: kind for instruction, kind in zip(instructions, kinds)}
@@ -185,7 +185,7 @@ def time_loop(instructions: list[Instruction]) -> Loop | None:
 
 
 def step_loops(instructions: list[Instruction]) -> list[Loop]:
-    """All loops over time steps: a kernel may have one for calls with options, and another for those without."""
+    """Return all loops over time steps: a kernel may have one for calls with options, and another for those without."""
     kinds = {instruction.address: instruction.kind for instruction in instructions}
     waits = {instruction.address for instruction in instructions if instruction.waits}
     product = next((kind for kind in PRODUCTS if kind in kinds.values()), None)
@@ -199,7 +199,7 @@ def step_loops(instructions: list[Instruction]) -> list[Loop]:
 
 
 def count(instructions: list[Instruction], loop: Loop) -> Count:
-    """The instructions of a loop by kind, without the loops in it that only poll."""
+    """Count the instructions of a loop by kind, without the loops in it that only poll."""
     at = {instruction.address: instruction for instruction in instructions}
     inside = [each for each in loop if each is not loop]
     polling = [each for each in inside if _polls([at[address] for address in each.body])]
@@ -209,26 +209,26 @@ def count(instructions: list[Instruction], loop: Loop) -> Count:
 
 
 def kinds(instructions: Iterable[Instruction]) -> dict[str, int]:
-    """How many instructions there are of each kind, of those that have one."""
+    """Count the instructions of each kind; some have none."""
     found = Counter(instruction.kind for instruction in instructions)
     return {kind: found[kind] for kind in KINDS if found[kind]}
 
 
 def inside(instructions: list[Instruction], loop: Loop) -> list[Instruction]:
-    """All instructions of a loop, those of loops inside it included."""
+    """Return all instructions of a loop, including those of loops inside it."""
     return [instruction for instruction in instructions if instruction.address in loop.body]
 
 
 def special_registers(instructions: Iterable[Instruction]) -> set[str]:
-    """Those that are read: of threads and blocks (SR_TID.X, SR_CTAID.X, SR_LANEID), the clock and the like."""
+    """Return the special registers that are read: of threads and blocks (SR_TID.X, SR_CTAID.X), clocks and so on."""
     readers = (each for each in instructions if re.match(r"(CS2|S2U?)R\b", each.opcode))
     return {register for each in readers for register in re.findall(r"SR_[\w.]+", each.operands)}
 
 
 def rare(instruction: Instruction) -> bool:
-    """Whether it belongs to what seldom happens in a kernel of warps, where values travel in rows of 16 bytes.
+    """Whether an instruction is rarely executed in a warp kernel whose values travel in rows of 16 bytes.
 
-    That is to read the clock, by which waits that last are bounded, or to move a single value of device memory.
+    Such instructions read the clock, which bounds long waits, or move a single value of device memory.
     """
     single = instruction.kind in ("LDG", "STG") and re.search(r"\.[US](8|16)\b", instruction.opcode)
     return bool(single or "SR_CLOCK" in instruction.operands)
@@ -236,7 +236,7 @@ def rare(instruction: Instruction) -> bool:
 
 @dataclass(frozen=True)
 class _Way:
-    """From an instruction of a loop to where the loop goes round."""
+    """A path from an instruction of a loop to the jump back."""
 
     avoided: int = 0
     work: int = 0
@@ -256,14 +256,14 @@ def role(
     avoided: Chosen = rare,
     work: Chosen = lambda instruction: True,
 ) -> Count:
-    """What a warp executes of a loop when it goes round once, without the loops inside it.
+    """Return the instructions that a warp executes in one iteration of a loop, without the loops inside it.
 
-    Warps with different roles take different ways through a loop, and none executes all of it. Of all ways that lead
-    from the loop's first instruction back there, this is the longest one; or the shortest one that has most ``work``,
-    if that is not every instruction: so what belongs to options of a call, which do no such work, is left out. It is
-    one that passes fewest ``avoided`` instructions. What a predicate switches off counts, because it is executed, too;
-    so do a few instructions around the loops inside it, which themselves do not count, however often they run: polling,
-    and what is done value by value.
+    Warps with different roles take different paths through a loop, and none executes all of it. The result is the
+    longest of all paths from the loop's first instruction back to it; or, if ``work`` is not every instruction, the
+    shortest one with most ``work``, which omits options of a call, because they do no such work. It passes as few
+    ``avoided`` instructions as possible. Predicated-off instructions count, because they are executed, too; so do a few
+    instructions around the loops inside it, but not these loops themselves, however often they run: polling, and work
+    done value by value.
     """
     at, following = {each.address: each for each in instructions}, successors(instructions)
     entries = {to for node in following.keys() - loop.body for to in following[node] if to in loop.body} | {loop.header}
@@ -273,7 +273,7 @@ def role(
         code = tuple(at[node] for node in sorted(component))
         after = [best[to] for node in component for to in onward[node] if to in best]
         after += [_Way() for node in component if entries.intersection(following[node])]
-        if after:  # else it only leaves the loop
+        if after:  # otherwise it only leaves the loop
             way = max(after)
             skipped = way.avoided + sum(map(avoided, code))
             if len(code) > 1 or code[0].address in onward[code[0].address]:
@@ -287,6 +287,6 @@ def role(
 
 
 def _polls(body: Collection[Instruction]) -> bool:
-    """Whether a loop only looks at what other threads change, until it has changed."""
+    """Whether a loop only polls memory until other threads change it."""
     looks = {"LDG", "mbarrier", "jump", "S2R", None}
     return any(each.waits for each in body) and all(each.kind in looks for each in body)

@@ -28,13 +28,13 @@ from .harness import check_corpus
 
 KIT = "benchmarks.gpu.kit"
 TESTS = ("tests/gpu", "tests/test_speed_command.py")
-KILL_AFTER = 5  # seconds between asking a part to end and ending it
-LEAST = 5  # seconds without which a part is not begun
+KILL_AFTER = 5  # seconds between the request to end a part and killing it
+LEAST = 5  # seconds below which a part is not begun
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment asks for."""
+    """The settings from the environment."""
 
     out: Path
     parts: dict[str, float]  # name -> seconds
@@ -52,17 +52,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    seconds: float  # its limit, if none is given
+    seconds: float  # its default limit
     what: str
-    command: Callable[[Settings, float], list[str]]  # of the settings and the seconds it has
+    command: Callable[[Settings, float], list[str]]  # of the settings and the available seconds
     by_default: bool = True
 
 
 def pytest(settings: Settings, *arguments: str) -> list[str]:
-    """A command that runs tests by several processes, and writes to tests.txt what they do."""
-    given = ["OMP_WAIT_POLICY=passive"]  # threads that wait leave the cores to the other processes
+    """Return a command that runs tests in several processes, and writes their progress to tests.txt."""
+    given = ["OMP_WAIT_POLICY=passive"]  # leaves the cores of waiting threads to the other processes
     given += ["FUSED_RNN_GPU_TESTS=cpu"] if settings.on_cpu else []
-    several = ["-n", str(settings.processes), "--dist", "worksteal"]  # the tests that take longest stand in a row
+    several = ["-n", str(settings.processes), "--dist", "worksteal"]  # the slowest tests are adjacent
     if settings.processes == 1 or not importlib.util.find_spec("xdist"):
         several = []
     reported = ["-p", f"{KIT}.progress", "--progress", str(settings.out / "tests.txt")]
@@ -80,7 +80,7 @@ def exit(settings: Settings, seconds: float) -> list[str]:
 
 
 def tests(settings: Settings, seconds: float) -> list[str]:
-    """Without a path among what is chosen, it is chosen from all tests that need a GPU."""
+    """Select from all tests that need a GPU if the selection has no path."""
     paths = [word for word in settings.tests if (ROOT / word.partition("::")[0]).exists()]
     return pytest(settings, "-m", "gpu and not slow", *settings.tests, *([] if paths else TESTS))
 
@@ -95,7 +95,7 @@ def benchmark(settings: Settings, seconds: float) -> list[str]:
 
 
 def micro(settings: Settings, seconds: float) -> list[str]:
-    """Half the time is for compiling the program where build/micro is not there."""
+    """Reserve half the time for compiling the program if build/micro is missing."""
     out = ["--out", str(settings.out / "micro.json")]
     return [sys.executable, "-m", "benchmarks.gpu.micro", "--seconds", str(seconds / 2), *out]
 
@@ -106,7 +106,7 @@ def scaling(settings: Settings, seconds: float) -> list[str]:
 
 
 def harness(settings: Settings, seconds: float) -> list[str]:
-    """Some seconds are for its own beginning and end."""
+    """Reserve some seconds for its own beginning and end."""
     folders = {"--corpus": settings.corpus, "--resume": settings.resume}
     given = [str(word) for pair in folders.items() if pair[1] for word in pair]
     budget = ["--seconds", f"{max(seconds - 20, seconds / 2):.1f}", "--processes", str(min(12, settings.processes))]
@@ -116,12 +116,12 @@ def harness(settings: Settings, seconds: float) -> list[str]:
 
 
 def speed(settings: Settings, seconds: float, file: str, *options: str) -> list[str]:
-    """A command with a budget of its own, three quarters of what it has: its last measurement may take longer."""
+    """Return a command with a budget of three quarters of its time, because its last measurement may take longer."""
     budget = ["--device", settings.device, "--minutes", f"{0.75 * seconds / 60:.3f}"]
     return [sys.executable, "-m", "benchmarks.speed", *budget, *options, "--out", str(settings.out / file)]
 
 
-PARTS = {  # the most telling first
+PARTS = {  # the most informative first
     "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
     "exit": Part(100, "how long processes that used a backend take to end", exit),
     "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
@@ -171,7 +171,7 @@ def parse(arguments: list[str] | None, environment: Mapping[str, str]) -> Settin
 
 
 def limited(word: str) -> tuple[str, float]:
-    """The part that is named, and its limit."""
+    """Return the named part, and its limit."""
     name, _, seconds = word.partition("=")
     if name not in PARTS:
         raise common.InputError(f"PARTS names {name}, and knows {', '.join(PARTS)}")
@@ -204,7 +204,7 @@ def folder(name: str, environment: Mapping[str, str], start: Path) -> Path | Non
 
 
 class Log:
-    """Standard output, and the same in a file, written through at once."""
+    """Standard output, copied to a file that is flushed at once."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -212,7 +212,7 @@ class Log:
             self.file = path.open("ab", buffering=0)
         except OSError as error:
             raise common.InputError(f"{path} cannot be written: {error.strerror}") from None
-        self.last = time.monotonic()  # when anything was last said
+        self.last = time.monotonic()  # time of the latest output
 
     def write(self, text: bytes) -> None:
         self.last = time.monotonic()
@@ -224,13 +224,13 @@ class Log:
         self.write(f"{text}\n".encode())
 
     def copy(self, pipe) -> None:
-        with contextlib.suppress(ValueError):  # closed meanwhile
+        with contextlib.suppress(ValueError):  # if it has been closed
             while text := os.read(pipe.fileno(), 1 << 16):
                 self.write(text)
 
 
 def run(command: list[str], seconds: float, log: Log) -> str:
-    """Run a command within its limit, it and all that it starts; returns how it ended."""
+    """Run a command and all its child processes within its limit; return how it ended."""
     began = time.monotonic()
     log.say(shlex.join(command))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -243,9 +243,9 @@ def run(command: list[str], seconds: float, log: Log) -> str:
     except subprocess.TimeoutExpired:
         status = f"ended at its limit of {seconds:.0f} s"
     finally:
-        end(process)  # where it has not ended, also because this process is told to
+        end(process)  # if it is still running, also because this process is being terminated
     ended = time.monotonic()
-    copier.join(1)  # whoever is left and holds the pipe keeps its end from coming
+    copier.join(1)  # a surviving process with the pipe open keeps its end from coming
     silence = max(0.0, ended - log.last)
     for left in processes.of_group(process.pid):
         log.say(f"left running: {processes.described(left)}")
@@ -255,7 +255,7 @@ def run(command: list[str], seconds: float, log: Log) -> str:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ask a process and all of its group to end, and end it."""
+    """Ask a process and all of its group to end, then kill it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     settings = parse(arguments, os.environ)
     common.open_device(settings.device)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without the part that is running
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends the part that is running
     log = Log(settings.out / "log.txt")
     machine = common.hardware()
     log.say(f"{', '.join(f'{name} {value}' for name, value in machine.items())}, kernel {platform.release()}")

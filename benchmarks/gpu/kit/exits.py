@@ -31,11 +31,11 @@ from . import processes
 
 PATIENCE = 5.0
 LIMIT = 60.0  # seconds after which a process that does not end is killed
-LARGE = 2**36  # bytes, as the largest of the tests takes
+LARGE = 2**36  # bytes, as in the largest of the tests
 
 
 def differentiate(module: torch.nn.Module, device: str) -> None:
-    """One call forward and backward, and nothing left in the queue of the device."""
+    """Run one call forward and backward, and leave nothing in the device's queue."""
     x = torch.randn(20, 4, 16, device=device, requires_grad=True)
     module(x)[0].sum().backward()
     wait(device)
@@ -63,7 +63,7 @@ def large_memory(device: str) -> None:
     memory = torch.ones(size, dtype=torch.int8, device=device)
     fused("auto")(device)
     wait(device)
-    del memory  # which torch keeps for itself
+    del memory  # torch keeps it cached
 
 
 class Failing(torch.autograd.Function):
@@ -77,7 +77,7 @@ class Failing(torch.autograd.Function):
 
 
 def failed_backward(device: str) -> None:
-    """An error in the thread that runs backward passes of a GPU."""
+    """Raise an error in the thread that runs backward passes of a GPU."""
     x = torch.randn(20, 4, 16, device=device, requires_grad=True)
     output, _ = fused_rnn.LSTM(16, 32, device=device)(Failing.apply(x))
     try:
@@ -98,21 +98,21 @@ CASES: dict[str, Callable[[str], None]] = {
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended; times in seconds."""
+    """The end of a process; times in seconds."""
 
     case: str
     work: float  # from its start to its last line
     handlers: float  # from there to the last of Python's exit handlers
-    rest: float  # and to the end of the process
+    rest: float  # from there to the end of the process
     status: int | None  # None: killed
-    left: list[int]  # processes that it left behind, which then were killed
+    left: list[int]  # processes that it left behind, and which were then killed
 
     @property
     def ending(self) -> float:
         return self.handlers + self.rest
 
     def problem(self, usual: float) -> str | None:
-        """What is wrong, if a process that ends well takes about ``usual`` seconds from its last line."""
+        """Return what is wrong; a normal process takes about ``usual`` seconds from its last line."""
         if self.status is None:
             return f"{self.case} did not end within {LIMIT:.0f} s of its last line"
         if self.status:
@@ -150,20 +150,20 @@ def measure(case: str, device: str) -> Exit:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
     lines.append(process.stdout.readline())
-    said = [float(line) if line.strip() else ended for line in lines]  # killed or crashed before it could say
+    said = [float(line) if line.strip() else ended for line in lines]  # a killed or crashed process has no such line
     return Exit(case, said[0] - began, said[1] - said[0], ended - said[1], status, left)
 
 
 def play(case: str, device: str) -> None:
-    """Be the process of a case: its last line says when it was written."""
-    atexit.register(lambda: print(time.monotonic(), flush=True))  # the first to be registered is the last to run
+    """Run as the process of a case, whose last line is the time at which it was written."""
+    atexit.register(lambda: print(time.monotonic(), flush=True))  # registered first, so that it runs last
     CASES[case](device)
     faulthandler.dump_traceback_later(PATIENCE)
     print(time.monotonic(), flush=True)
 
 
 def possible(device: str) -> list[str]:
-    """The cases whose backend runs on the device."""
+    """List the cases whose backend runs on the device."""
 
     def runs(backend: str) -> bool:
         try:

@@ -35,9 +35,9 @@ TINY_COPY = [
     *("--trials", "1", "--hidden", "5", "--epochs", "2", "--batch", "4"),
 ]
 TINY_MODEL = ["--hidden", "5", "--layers", "1", "--batch", "2", "--bptt", "4", "--epochs", "2"]
-TAKING_TURNS = 4  # processes that share a GPU without the service: more would only each take longer
+TAKING_TURNS = 4  # number of processes that share a GPU without the service; more would only slow each other down
 EVERY = 5  # seconds between two copies
-TO_STOP = 10  # seconds for a training to save what it has
+TO_STOP = 10  # seconds for a training to save its state
 PIECE = 15 << 20  # bytes
 PIECES = "checkpoint.{:02}"
 
@@ -61,20 +61,20 @@ CHECKPOINT = f"{MODEL}/lstm.pt"
 
 
 def save(work: Path, folder: Path, saved: dict[str, int]) -> None:
-    """Copy to ``folder`` what has changed; ``saved`` says which state of each file is there."""
+    """Copy changed files to ``folder``; ``saved`` records the copied state of each file."""
     for name, source in [*RESULTS.items(), (PIECES, CHECKPOINT)]:
         path = work / source
         if not path.exists() or saved.get(name) == path.stat().st_mtime_ns:
             continue
         saved[name] = path.stat().st_mtime_ns
         content = path.read_bytes()
-        for number, begin in enumerate(range(0, len(content), PIECE)):  # a result is smaller than one piece
+        for number, begin in enumerate(range(0, len(content), PIECE)):  # results fit one piece
             with common.replacing(folder / name.format(number)) as partial_path:
                 partial_path.write_bytes(content[begin : begin + PIECE])
 
 
 def restore(folder: Path, work: Path) -> None:
-    """What ``save`` left in ``folder``, at its place."""
+    """Copy the files that ``save`` left in ``folder`` back to their places."""
     pieces = sorted(folder.glob("checkpoint.*"))
     found = {target: [folder / name] for name, target in RESULTS.items() if (folder / name).exists()}
     found |= {CHECKPOINT: pieces} if pieces else {}
@@ -96,7 +96,7 @@ def check_corpus(folder: Path) -> None:
 
 @contextlib.contextmanager
 def shared_gpu(device: str, work: Path) -> Iterator[dict[str, str] | None]:
-    """What to add to the environment of processes for them to share the GPU; None where they take turns."""
+    """Yield environment variables for processes that share the GPU; None if they take turns."""
     control = shutil.which("nvidia-cuda-mps-control") if device != "cpu" else None
     environment = {f"CUDA_MPS_{name}_DIRECTORY": str(work / "mps") for name in ("PIPE", "LOG")}
     if control is None:
@@ -120,7 +120,7 @@ def shared_gpu(device: str, work: Path) -> Iterator[dict[str, str] | None]:
 
 
 def stop(process: subprocess.Popen, name: str) -> str | None:
-    """End a training that is still running, which saves what it has; returns what went wrong, if anything did."""
+    """End a training that is still running, which saves its state; return what went wrong, if anything did."""
     cut = process.poll() is None
     if cut:
         process.send_signal(signal.SIGINT)
@@ -137,10 +137,10 @@ def stop(process: subprocess.Popen, name: str) -> str | None:
 
 
 def train(commands: dict[str, list[str]], work: Path, folder: Path, seconds: float, more: dict[str, str]) -> list[str]:
-    """Run the commands at the same time, until they end or time is up; returns what is not as it should be."""
+    """Run the commands at the same time, until they end or time is up; return all problems."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, **more, "PYTHONPATH": path}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script's background job ignores, so would these
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job and its children ignore it
     deadline, saved = time.monotonic() + seconds - TO_STOP, {}
     started = {name: subprocess.Popen(command, cwd=work, env=environment) for name, command in commands.items()}
     try:
@@ -148,7 +148,8 @@ def train(commands: dict[str, list[str]], work: Path, folder: Path, seconds: flo
             time.sleep(max(0.0, min(EVERY, deadline - time.monotonic())))
             save(work, folder, saved)
     finally:
-        # the model first: the copy task kills its processes, which others that share the GPU may not survive
+        # the model ends first, because the copy task kills its processes, which others that share the GPU may not
+        # survive
         problems = [stop(process, name) for name, process in reversed(started.items())]
         save(work, folder, saved)
     return [problem for problem in problems if problem]

@@ -1,4 +1,4 @@
-"""What other processes of this machine are doing, as Linux tells it; for those that should have ended and have not."""
+"""The state of other processes of this machine, from Linux, to diagnose those that should have ended."""
 
 import contextlib
 import shutil
@@ -10,13 +10,13 @@ from pathlib import Path
 PROC = Path("/proc")
 DEBUGGERS = ("gdb", "cuda-gdb", "/usr/local/cuda/bin/cuda-gdb")
 DEBUGGER_SECONDS = 20
-# How to start a process that forms a group with all that it starts. A session of its own, which Python 3.10 has in its
-# place, would outlive a machine's time limit.
+# Starts a process that forms a group with all its children. A session of its own, the alternative in Python 3.10, would
+# outlive a machine's time limit.
 GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 def running() -> Iterator[tuple[int, int, int]]:
-    """(process, parent, group) of all that has not ended."""
+    """Yield (process, parent, group) of all live processes."""
     for folder in PROC.iterdir():
         with contextlib.suppress(OSError, ValueError):
             state, parent, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
@@ -29,7 +29,7 @@ def of_group(group: int) -> list[int]:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The processes that it started, those that these started, and so on."""
+    """List the children of a process, their children, and so on."""
     found, processes = [ancestor], sorted(running())
     for parent in found:
         found += [process for process, its_parent, _ in processes if its_parent == parent]
@@ -37,7 +37,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def described(process: int) -> str:
-    """A line on the process and one for each of its threads: name, state and what it waits for in the kernel."""
+    """Describe the process and each of its threads in a line: name, state and the kernel function that it waits in."""
     folder = PROC / str(process)
     lines = [f"process {process}: {_read(folder / 'cmdline')[:200]}"]
     with contextlib.suppress(OSError):
@@ -48,7 +48,7 @@ def described(process: int) -> str:
 
 
 def stacks(process: int) -> str:
-    """Where each thread stands, if there is a debugger to ask; the process goes on afterwards."""
+    """Return the stack of each thread, if there is a debugger; the process continues afterwards."""
     debugger = next(filter(None, map(shutil.which, DEBUGGERS)), None)
     if debugger is None:
         return "(no debugger here tells where its threads stand)"

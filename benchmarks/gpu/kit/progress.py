@@ -1,8 +1,8 @@
-"""A pytest plugin that writes down what tests do while they do it: ``-p benchmarks.gpu.kit.progress --progress FILE``.
+"""A pytest plugin that records the progress of tests as they run: ``-p benchmarks.gpu.kit.progress --progress FILE``.
 
-A run that is cut off at a time limit prints nothing of what it found. So every failure is appended to FILE as it
-happens, and every ten seconds how far the run has come and which tests take long. At the end stands how long the
-processes of pytest-xdist took to leave; where they take too long, FILE says what each was doing.
+A run that is cut off at a time limit prints none of its findings. So every failure is appended to FILE as it happens,
+and every ten seconds the progress of the run and its slow tests. At the end FILE states how long the processes of
+pytest-xdist took to exit, and, if that was too long, what each was doing.
 """
 
 import atexit
@@ -18,7 +18,7 @@ import pytest
 
 from . import processes
 
-EVERY = 10  # seconds between two lines, and the time after which a test counts as long
+EVERY = 10  # seconds between two lines, and the age at which a test is slow
 PATIENCE = 3  # seconds within which a process should end
 LINES = 60  # of a failure
 
@@ -34,30 +34,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Leaver:
-    """In a process that runs tests for another: it ends soon after it is told to, or FILE says where Python stands."""
+    """Runs in worker processes: ends one soon after its request to end, or writes Python's stacks to FILE."""
 
     def __init__(self, path: str) -> None:
-        # a number, not a file object, which the interpreter might close before it is needed
+        # a descriptor, because the interpreter might close a file object before it is needed
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        atexit.register(self.leave)  # after all others, so that it runs before them
+        atexit.register(self.leave)  # registered last, so that it runs first
 
     def leave(self) -> None:
-        gc.freeze()  # or the interpreter's last collection goes through all that torch has imported, for seconds
+        gc.freeze()  # skips the last garbage collection of everything that torch imported, which takes seconds
         faulthandler.dump_traceback_later(PATIENCE, file=self.file)
 
 
 class Watcher:
-    """In the process that hears of every test."""
+    """Runs in the process that receives the reports of all tests."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a", buffering=1)
         self.started = time.monotonic()
         self.total = 0
         self.counts: Counter[str] = Counter()
-        self.running: dict[str, float] = {}  # test -> when it began
+        self.running: dict[str, float] = {}  # start times by test
         self.over = threading.Event()
         threading.Thread(target=self._tell, daemon=True).start()
 
@@ -106,7 +106,7 @@ class Watcher:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self):
-        """Around the end of the other processes, for which pytest-xdist waits here."""
+        """Time the end of the other processes, for which pytest-xdist waits here."""
         self.over.set()
         self.say(self.progress())
         began = time.monotonic()

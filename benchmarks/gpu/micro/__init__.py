@@ -1,12 +1,12 @@
-"""What barriers, messages, memory and arithmetic cost on a GPU: ``python -m benchmarks.gpu.micro``.
+"""Costs of barriers, messages, memory and arithmetic on a GPU: ``python -m benchmarks.gpu.micro``.
 
 The kernels of whole sequences spend a step on three things: the product, the exchange of the state, and the barrier
-that orders it. Each number here decides a choice between ways to do one of them; ``MEASUREMENTS`` says which.
+that orders it. Each number here decides a choice between implementations of one of them; ``MEASUREMENTS`` says which.
 ``exchange.h`` and ``cluster.h`` run on the host shim too, ``throughput.h`` only on a GPU; ``micro.cu`` is the program
-that launches and checks them, by means of ``harness.h``.
+that launches and checks them, with the help of ``harness.h``.
 """
 
-# By name: what one value is, and what it is for in tuning.
+# By name: the meaning of one value, and its use in tuning.
 MEASUREMENTS = {
     "counter_barrier": (
         "a barrier of all blocks at one counter, as the recurrent kernels have it, in µs",

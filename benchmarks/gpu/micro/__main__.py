@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def build_command(target: Path, nvcc: str = "nvcc") -> list[str]:
-    """The one command that compiles the program, for Ampere (and as PTX for what comes after) and Hopper."""
+    """Return the command that compiles the program, for Ampere (and as PTX for its successors) and Hopper."""
     codes = {architecture: [architecture] for architecture in ARCHITECTURES}
     codes["sm_80"].append("compute_80")
     flags = [f"-gencode=arch={name.replace('sm', 'compute')},code=[{','.join(code)}]" for name, code in codes.items()]
@@ -60,7 +60,7 @@ def build(target: Path) -> None:
 
 
 def lines(command: list[str], seconds: float, status: dict) -> Iterator[dict]:
-    """The objects that the program prints; afterwards ``status`` says how it ended."""
+    """Yield the objects that the program prints; afterwards ``status`` says how it ended."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         timer = threading.Timer(seconds, lambda: (status.update(stopped=f"after {seconds:.0f} s"), process.kill()))
         timer.start()
@@ -74,7 +74,7 @@ def lines(command: list[str], seconds: float, status: dict) -> Iterator[dict]:
 
 
 def summarised(record: dict) -> dict:
-    """A line of the program with the median and range of its repetitions."""
+    """Add the median and range of the repetitions to a line of the program."""
     if "values" not in record:
         return record
     values = record["values"]
@@ -93,7 +93,7 @@ STATISTICS = ("median", "least", "most")
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Call the program and write the results as they come; returns them."""
+    """Run the program, write results as they come, and return them."""
     result = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.gpu.micro", *sys.argv[1:]]),

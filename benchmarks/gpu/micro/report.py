@@ -1,14 +1,14 @@
-"""The block of benchmarks/README.md on what the kernels are tuned by; ``benchmarks.report`` puts it there.
+"""The block of benchmarks/README.md on the costs that the kernels are tuned by, for ``benchmarks.report``.
 
-Every number is a median of a file that ``python -m benchmarks.gpu.micro`` wrote. Only what decides something is shown:
-the file has all of it.
+Every number is a median of a file that ``python -m benchmarks.gpu.micro`` wrote. The block shows only measurements that
+decide something; the file has all of them.
 """
 
 from benchmarks.common import digits, folded
 
 NOT_RUN = "Not yet run on a GPU."
 UNITS = {"us": "µs"}
-# What a row says, whose measurements it shows, and by which of their settings: one entry each, in this order.
+# The label of a row, its measurements, and their settings: one entry each, in this order.
 ROWS = (
     (
         "barrier of 2 / 8 / 16 / 128 blocks at a counter",
@@ -45,7 +45,7 @@ ROWS = (
 
 
 def block(results: list[dict]) -> str:
-    """One folded section per file of results, or one sentence where there is none."""
+    """Make one folded section per file of results, or one sentence without results."""
     return "\n\n".join(section(result) for result in results) if results else NOT_RUN
 
 
@@ -62,7 +62,7 @@ def section(result: dict) -> str:
 
 
 def entry(result: dict, name: str, settings: list[dict]) -> str:
-    """The medians at each of the settings, and their unit."""
+    """Format the medians at each of the settings, and their unit."""
     found = [record for record in result["records"] if record["name"] == name]
     shown = [next((r for r in found if wanted.items() <= r.items()), {}) for wanted in settings]
     unit = next((record["unit"] for record in shown if "unit" in record), "")

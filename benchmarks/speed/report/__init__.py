@@ -1,4 +1,4 @@
-"""The blocks of tables that ``benchmarks.report`` writes of what ``python -m benchmarks.speed`` measured.
+"""The blocks of tables that ``benchmarks.report`` writes from the results of ``python -m benchmarks.speed``.
 
 Every number, name and date comes from files of results. ``tables`` shows those of a CPU, ``scaling`` how cost grows,
 ``fills`` sequences of different lengths, ``gpu`` those of a GPU.
@@ -16,7 +16,7 @@ MALLOC = {
 
 
 def block_of(section: Callable[[Results], str]) -> Callable[[list[dict]], str]:
-    """What makes one section per file of results, or one sentence where there is none."""
+    """Make a function of one section per file of results, or one sentence without results."""
 
     def block(results: list[dict]) -> str:
         return "\n\n".join(section(Results(result)) for result in results) if results else NOT_MEASURED

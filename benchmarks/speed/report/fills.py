@@ -18,7 +18,7 @@ def section(found: Results) -> str:
 
 
 def shares(found: Results) -> str:
-    """What the least fill costs as a part of what full sequences cost, ours and torch.nn's."""
+    """Return the cost of the smallest fill as a fraction of that of full sequences, ours and torch.nn's."""
     least, *_, most = found.shapes
     rows = []
     for cell in found.plan["cells"]:
@@ -48,7 +48,7 @@ def preamble(found: Results) -> str:
 
 
 def times(found: Results, mode: str) -> str:
-    """One row per fill, one column per cell and way of ours, beside torch.nn's of packed sequences."""
+    """Make a table with one row per fill, one column per cell and way of ours, beside torch.nn's packed sequences."""
     cells = found.plan["cells"]
     rows = []
     for fill, shape in found.shapes.items():
@@ -59,7 +59,7 @@ def times(found: Results, mode: str) -> str:
 
 
 def memory(found: Results) -> str:
-    """Likewise of the one cell whose memory is measured."""
+    """Make such a table for the one cell whose memory is measured."""
     cases = [measured for measured in found.cases if measured.memory]
     rows = ([case.case.shape.name, *(entry(case, way, THEIRS, "memory") for way in WAYS)] for case in cases)
     of = " and the ".join(dict.fromkeys(CELLS[measured.case.cell] for measured in cases))

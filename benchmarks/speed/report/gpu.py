@@ -1,7 +1,7 @@
-"""How fast the cells are on a GPU.
+"""The speed of the cells on a GPU.
 
-First stands, for each dtype, where the fused cells are ahead of torch.nn and where behind; the tables by group of cases
-are folded. Files that were measured otherwise, but have the same form, say themselves how.
+Each dtype begins with a summary of where the fused cells are ahead of torch.nn and where behind; the tables by group of
+cases are folded. Files of the same form that were measured otherwise describe how themselves.
 """
 
 import re
@@ -24,7 +24,7 @@ COMMON = (
     "much as the best fused backend."
 )
 OTHER_KERNELS = "These were earlier kernels than those here."
-OWN_EQUATIONS = ("gru",)  # torch.nn has no such cell: beside it stands its GRU, which resets after
+OWN_EQUATIONS = ("gru",)  # torch.nn has no such cell; the comparison is with its GRU, which resets after the product
 HEADINGS = {
     "forward": "Forward, µs per step",
     "training": "Training step, µs per step",
@@ -35,7 +35,7 @@ HEADINGS = {
 
 
 def block(results: list[dict]) -> str:
-    """One section per file of results, or one sentence where there is none."""
+    """Make one section per file of results, or one sentence without results."""
     return "\n\n".join([COMMON, *(section(Results(result)) for result in results)]) if results else NOT_RUN
 
 
@@ -54,7 +54,7 @@ def section(found: Results) -> str:
 
 
 def verdict(cases: list[Measured]) -> list[str]:
-    """A list: who is faster in each dtype, the best fused backend or torch.nn, and by how much; memory and the host."""
+    """List which is faster in each dtype, the best fused backend or torch.nn, and by how much; memory; the host."""
     cases = [measured for measured in cases if measured.case.cell not in OWN_EQUATIONS]
     lines = [line for dtype in dict.fromkeys(m.case.dtype for m in cases) for line in _speed(cases, dtype)]
     if memory := [ratio for measured in cases if (ratio := over_torch(measured, "memory"))]:
@@ -89,7 +89,7 @@ def spread(numbers: list[float]) -> str:
 
 
 def over_torch(measured: Measured, quantity: str) -> float | None:
-    """How many times as much torch.nn takes as the best fused backend."""
+    """Return torch.nn's quantity divided by that of the best fused backend."""
     ours, theirs = least_of_ours(measured, quantity), value(measured, quantity, "torch")
     return theirs / ours if ours and theirs else None
 
@@ -127,7 +127,7 @@ def _clock(plan: dict) -> Iterator[str]:
 
 
 def _failures(cases: list[Measured]) -> Iterator[str]:
-    """What was never timed, though it was to be."""
+    """Yield planned measurements that never happened."""
     names = [(measured, name, record["title"]) for measured in cases for name, record in measured.times.items()]
     timed = {title for measured, name, title in names if measured.ms(name)}
     lost = sorted({title for measured, name, title in names if measured.problem("time", name)} - timed)
@@ -136,7 +136,7 @@ def _failures(cases: list[Measured]) -> Iterator[str]:
 
 
 def value(measured: Measured, quantity: str, candidate: str) -> float | None:
-    """What a candidate took, where the case is one in which that was measured."""
+    """Return a quantity of a candidate, if it was measured for this case."""
     if quantity == "memory":
         return measured.mib(candidate)
     if quantity.removeprefix("host ") != measured.case.mode:
@@ -147,7 +147,7 @@ def value(measured: Measured, quantity: str, candidate: str) -> float | None:
 
 
 def least_of_ours(measured: Measured, quantity: str) -> float | None:
-    """Of the fused backends as they are, with no option."""
+    """Return the least quantity of the fused backends, without options."""
     ours = [name for name, record in measured.times.items() if is_fused(record) and "-" not in name]
     numbers = [number for name in ours if (number := value(measured, quantity, name))]
     return min(numbers, default=None)
@@ -158,7 +158,7 @@ def heading(title: str) -> str:
 
 
 def table(cases: list[Measured], quantity: str) -> str:
-    """One row per case in the mode, a column for all that was measured somewhere; empty where nothing was."""
+    """Make a table with one row per case in the mode, a column for each measured candidate; empty without any."""
     mode = "training" if quantity == "memory" else quantity.removeprefix("host ")
     cases = [measured for measured in cases if measured.case.mode == mode and measured.times]
     kind = "memory" if quantity == "memory" else "times"
@@ -188,7 +188,7 @@ def entry(measured: Measured, quantity: str, candidate: str) -> str:
 
 
 def kernels(cases: list[Measured]) -> str:
-    """What the profiler saw of the fused cells, where it watched."""
+    """Make a table of the profiler's times of the fused cells, if it was used."""
     parts = {"forward": "forward", "backward": "backward", "prepare": "packing the weights", "other": "all else"}
     rows = (_named(measured, *(f"{measured.kernels[part]:.2f}" for part in parts)) for measured in cases)
     return "µs per step by PyTorch's profiler.\n\n" + markdown(["cell", "dtype", "sizes", *parts.values()], rows)

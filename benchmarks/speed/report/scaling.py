@@ -1,4 +1,4 @@
-"""How cost grows with T, B, H and the number of layers: what is held to, and plainly where it does not hold."""
+"""The growth of cost with T, B, H and the number of layers: the claims, and plainly where they do not hold."""
 
 from benchmarks import pictures as shown
 from benchmarks.common import digits, folded, table
@@ -37,7 +37,7 @@ def preamble(found: Results) -> str:
 
 
 def verdict(found: Results) -> str:
-    """What the fused cells are held to, and plainly what of it does not hold."""
+    """State the claims for the fused cells, and plainly which of them do not hold."""
     sentences = failures(found)
     claim = (
         f"Time against T is a straight line within {STRAIGHT:.0%} for every fused cell, and nowhere does a unit of "
@@ -49,7 +49,7 @@ def verdict(found: Results) -> str:
 
 
 def leaps(found: Results) -> str:
-    """One row per cell, mode and candidate: how straight, and the greatest leap along every axis."""
+    """Make a table with one row per cell, mode and candidate: straightness, and the largest leap along every axis."""
     groups: dict[tuple[str, str, str], dict[str, Curve]] = {}
     for curve in curves(found):
         groups.setdefault((curve.cell, curve.mode, curve.title), {})[curve.axis] = curve

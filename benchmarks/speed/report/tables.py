@@ -1,6 +1,6 @@
 """Speed and memory on a CPU: the tables of every cell, of single steps, and of every other way to run a cell.
 
-Entries read *ours / theirs = ratio*, more than 1 being in our favour.
+Entries read *ours / theirs = ratio*; a ratio above 1 is in our favour.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ STEP_HEADINGS = {
 
 
 def section(found: Results) -> str:
-    """The ratios; folded, where they were measured and a table for each mode and for memory."""
+    """Make the ratios; folded, the machine, and a table for each mode and for memory."""
     kinds = by_kind(found)
     parts = [folded(HEADINGS[kind][1], entries(cases, kind)) for kind, cases in kinds.items()]
     if found.ceilings:
@@ -39,7 +39,7 @@ def section(found: Results) -> str:
 
 
 def by_kind(found: Results) -> dict[str, list[Measured]]:
-    """The cases of each kind of table, where there are any."""
+    """Return the cases of each kind of table, if there are any."""
     kinds: dict[str, list[Measured]] = {kind: [] for kind in HEADINGS}
     for measured in found.cases:
         kinds["last" if measured.case.shape.last_only else measured.case.mode].append(measured)
@@ -48,7 +48,7 @@ def by_kind(found: Results) -> dict[str, list[Measured]]:
 
 
 def summary(kinds: dict[str, list[Measured]]) -> str:
-    """One row per cell and rival: the least and the greatest ratio over shapes and thread counts."""
+    """Make a table with one row per cell and rival: the least and greatest ratio over shapes and thread counts."""
     everything = [measured for kind, cases in kinds.items() if kind != "memory" for measured in cases]
     rows = (
         (
@@ -63,7 +63,7 @@ def summary(kinds: dict[str, list[Measured]]) -> str:
 
 
 def rivals(cases: list[Measured], cell: str) -> dict[str, str]:
-    """Those of a cell, with their titles."""
+    """Return the rivals of a cell, with their titles."""
     found = titles([measured for measured in cases if measured.case.cell == cell])
     return {name: title for name, title in found.items() if name != "fused"}
 
@@ -104,7 +104,7 @@ def shapes(found: Results) -> str:
 
 
 def ceilings(found: Results) -> str:
-    """What the machine can do at all, as measured in the same run."""
+    """State the limits of the machine, as measured in the same run."""
     rates = ", ".join(
         f"{threads}: products at {digits(1000 * rates[f'product_{found.dtype}_tflops'])} GFLOP/s, "
         f"copies at {digits(1000 * rates['copy_tb_per_s'])} GB/s"
@@ -117,7 +117,7 @@ def ceilings(found: Results) -> str:
 
 
 def floor_table(found: Results) -> str:
-    """One row per cell, thread count and rival, one column per shape and mode."""
+    """Make a table with one row per cell, thread count and rival, one column per shape and mode."""
     places = columns(found)
 
     def rows() -> Iterator[list[str]]:
@@ -137,7 +137,7 @@ def _percent(share: float | None) -> str:
 
 
 def entries(cases: list[Measured], kind: str = "time") -> str:
-    """One row per cell, thread count and rival, one column per shape: times, or memory."""
+    """Make a table with one row per cell, thread count and rival, one column per shape: times, or memory."""
     shapes = sorted({measured.case.shape.name for measured in cases})
     found = {(m.case.cell, m.threads, m.case.shape.name): m for m in cases}
     rows = (
@@ -150,18 +150,18 @@ def entries(cases: list[Measured], kind: str = "time") -> str:
 
 
 def entry(measured: Measured | None, ours: str, theirs: str, kind: str = "time") -> str:
-    """Ours / theirs = ratio."""
+    """Format ours / theirs = ratio."""
     if measured is None or not {ours, theirs} <= measured.records(kind).keys():
         return "–"
     if problem := measured.problem(kind, ours) or measured.problem(kind, theirs):
         return problem
     mine, other = measured.quantity(kind, ours), measured.quantity(kind, theirs)
-    ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in what was freed before
+    ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in earlier freed blocks
     return f"{digits(mine)} / {digits(other)} = {ratio}"
 
 
 def steps_section(found: Results) -> str:
-    """One file of results: a table for each mode."""
+    """Make the section of one file of results: a table for each mode."""
     machine = found.machine
     intro = (
         f"A call for each step, measured on {found.day} with `{found.command}`: {machine['cpu']}, "
@@ -175,7 +175,7 @@ def steps_section(found: Results) -> str:
 
 
 def rivals_section(found: Results) -> str:
-    """A row per cell, shape and mode, a column per rival: its time, as a multiple of the fused cell's."""
+    """Make a table with a row per cell, shape and mode, a column per rival: its time over the fused cell's."""
     names = {name: title for name, title in titles(found.cases).items() if name != "fused"}
     rows = (
         [
