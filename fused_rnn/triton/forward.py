@@ -1,9 +1,9 @@
 """The forward kernels: a whole sequence in one launch, one program per batch tile, the time loop inside.
 
-What does not depend on the state, W x (W_m x where x is modulated, both where h₋ is), is computed before, by the
-library. Two kernels do the same: ``forward_resident`` loads all weights of a step once, keeps them on the chip and the
-state in registers; ``forward_streamed`` reads the weights block by block in every step and keeps the state in memory,
-which in practice is L1 or L2.
+The library projects x before the loop: W x in plain cells, W_m x if x is modulated, both if h₋ is. Two kernels do the
+same: ``forward_resident`` loads all weights of a step once, keeps them on the chip and the state in registers;
+``forward_streamed`` reads the weights block by block in every step and keeps the state in memory, which in practice is
+L1 or L2.
 
 Phases of a step: multiplicative cells make m and x̂, which U multiplies where h₋ is modulated; then the gates, and with
 them h; the reset-before GRU makes only its gates and s = r⊙h₋ there, and h in a phase of its own. ``forward_streamed``
