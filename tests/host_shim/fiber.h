@@ -125,6 +125,10 @@ struct Kept {
   void* tsan_fiber;
 };
 
+// No more than these, or the libraries of a process would come to the system's limit of mappings, of which a stack with
+// its guard takes two.
+constexpr size_t most_kept = 1024;
+
 std::vector<Kept> kept;
 
 Kept make_fiber() {
@@ -133,7 +137,7 @@ Kept make_fiber() {
       mmap(nullptr, guard_bytes + stack_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   void* const stack = static_cast<char*>(memory) + guard_bytes;
-  mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE);
+  if (mprotect(stack, stack_bytes, PROT_READ | PROT_WRITE)) throw std::bad_alloc();
   return {stack, __tsan_create_fiber ? __tsan_create_fiber(0) : nullptr};
 }
 
@@ -157,7 +161,7 @@ void destroy_fiber(Context& context) {
     __tsan_switch_to_fiber(scheduler.tsan_fiber, sync);
   }
   void* const stack = const_cast<void*>(context.stack);
-  if (context.finished) {
+  if (context.finished && kept.size() < most_kept) {
     kept.push_back({stack, context.tsan_fiber});
     return;
   }
