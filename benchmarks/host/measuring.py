@@ -36,6 +36,13 @@ try:
 except ImportError:  # in earlier revisions
     around = fused_rnn.cuda
 
+try:
+    from fused_rnn.operands import LoopGradients
+
+    ABSENT = len(LoopGradients._fields) - 3  # results of the backward loop that these calls do not have
+except ImportError:
+    ABSENT = 1
+
 
 # In place of the kernels ----------------------------------------------------------------------------------------
 
@@ -63,7 +70,7 @@ def allocate_gradients(*loop) -> tuple[Tensor, ...]:
         output.new_empty(h_0.shape),
         output.new_empty(0 if c_0 is None else c_0.shape),
         output.new_empty((*output.shape[:2], CELLS[cell].gradients * h_0.shape[1])),
-        output.new_empty(0),
+        *(output.new_empty(0) for _ in range(ABSENT)),
     )
 
 
