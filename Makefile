@@ -18,9 +18,10 @@ TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train every cell on the copy task and draw the pictures (about five minutes)"
-	@echo "make test    run the test suite"
-	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of the READMEs"
+	@echo "On two cores, after the first build (seven minutes with CUDA kernels for one architecture):"
+	@echo "make demo    train every cell on the copy task and draw the pictures (five minutes)"
+	@echo "make test    run the test suite (twenty-five minutes)"
+	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of the READMEs (half an hour)"
 	@echo "make lint    check style; make format repairs it"
 	@echo "make types   check the type hints of what users call"
 	@echo "make docs    make the reference page in build/docs"
