@@ -19,7 +19,7 @@ TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 
 help:
 	@echo "On two cores, after the first build (seven minutes with CUDA kernels for one architecture):"
-	@echo "make demo    train every cell on the copy task and draw the pictures (five minutes)"
+	@echo "make demo    train every cell on the copy task and draw the pictures (three to five minutes)"
 	@echo "make test    run the test suite (twenty-five minutes)"
 	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of the READMEs (half an hour)"
 	@echo "make lint    check style; make format repairs it"
