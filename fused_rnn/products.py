@@ -56,7 +56,9 @@ def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
     names = [name for name, weight in zip(WEIGHTS, q.weights) if wanted.weight_gradients and weight is not None]
     found = products.weight_gradients(names)
     d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
-    d_reset = (d.to(q.input.dtype) for d in (of_loop.d_h_reset, of_loop.d_c_reset))
+    d_reset = of_loop.d_h_reset, of_loop.d_c_reset
+    if q.resets is not None:  # these are sums in float32; otherwise they are empty
+        d_reset = tuple(d.to(q.input.dtype) for d in d_reset)
     return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, *d_reset)
 
 

@@ -231,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const int32_t sums =
       output.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   const auto of_beginning = [&](const OptionalTensor& state) {
-    return state ? empty_beside(output, {o.B, o.H}, sums) : empty_beside(output, {0}, sums);
+    return state ? empty_beside(output, {o.B, o.H}, sums) : empty_beside(output, {0});
   };
   const Tensor d_h_reset = of_beginning(o.h_reset), d_c_reset = of_beginning(o.c_reset);
 

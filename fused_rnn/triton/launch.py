@@ -73,13 +73,17 @@ def backward(*loop) -> LoopGradients:
     multiplicative = q.input is not None
     I = q.input.shape[2] if multiplicative else 1
     new = q.output.new_empty
+
+    def sums(beginning: Tensor | None) -> Tensor:
+        return new(0) if beginning is None else q.output.new_zeros((B, H), dtype=torch.float32)
+
     results = LoopGradients(
         d_h_0=new(B, H),
         d_c_0=new((B, H) if spec.has_cell_state else 0),
         d=new(T, B, spec.gradients * H + (I if multiplicative else 0)),
         d_input=new((T, B, I) if multiplicative else 0),
-        d_h_reset=q.output.new_zeros((B, H) if q.h_reset is not None else 0, dtype=torch.float32),
-        d_c_reset=q.output.new_zeros((B, H) if q.c_reset is not None else 0, dtype=torch.float32),
+        d_h_reset=sums(q.h_reset),
+        d_c_reset=sums(q.c_reset),
     )
     plan = choose_plan(q.cell, q.h_0.dtype, True, I, H, shared_bytes(q.h_0), q.resets is not None)
     planes = spec.gradients
