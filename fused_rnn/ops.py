@@ -225,7 +225,7 @@ def _checked_beginning(name: str, state: Tensor | None, resets: Tensor | None, i
     if state is None:
         return None
     if resets is None:
-        raise ValueError(f"{name} is what episodes begin with, which resets cuts sequences into: resets is missing")
+        raise ValueError(f"{name} is the state that episodes begin with, and goes with resets, which is missing")
     if initial is None:
         raise ValueError(f"{name} is of cells that have a cell state, and this cell has none")
     if not isinstance(state, Tensor):

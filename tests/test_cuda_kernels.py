@@ -235,7 +235,7 @@ def test_gradients_of_what_episodes_begin_with_are_nan_where_a_block_does_not_co
 def test_kernels_without_resets_refuse_them(library, exchange):
     op = with_resets(operands("lstm", Shape(3, 8, 5, 24), dtype=torch.float32))
     kernels = HostKernels(library, Way(16, 200_000, f"exchange={exchange}", (16, 8, 4, 2, 1)))
-    with pytest.raises(AssertionError, match="cannot be: kernels in clusters and by messages know no resets"):
+    with pytest.raises(AssertionError, match="cannot be: kernels of clusters and messages take no resets"):
         run_kernels(op, random_like(op.run("reference")), kernels)
 
 

@@ -34,7 +34,7 @@ def _nothing_forced(monkeypatch):
 
 def test_kernels_of_warps_refuse_resets():
     for exchange in (*WARPS, "warps"):
-        with pytest.raises(RuntimeError, match=f"exchange={exchange}.* cannot be: .* know no resets"):
+        with pytest.raises(RuntimeError, match=f"exchange={exchange}.* cannot be: .* take no resets"):
             cuda.plan(*LSTM, chip=H200, forced=f"exchange={exchange}", resets=True)
 
 

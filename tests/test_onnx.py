@@ -297,6 +297,11 @@ def test_what_would_be_unrolled_unasked():
         export(model, (torch.randn(5, 3, I).half(),))
 
 
+def test_something_else_than_a_model():
+    with pytest.raises(TypeError, match="model must be a module or an exported program, got int"):
+        onnx.export(3, (torch.randn(5, 3, I),), None)
+
+
 class OfEpisodes(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -139,7 +139,7 @@ inline bool clusters_are_ahead(const Layer& layer, const Chip& chip) {
 template <typename S, typename Call, typename Launcher>
 Prepared prepare_in_clusters(const Call& call, const Chip& chip, const Division& forced, const Launcher& launcher) {
   if (call.beginnings.resets)
-    return {"kernels in clusters and by messages know no resets, as those of blocks do", {}, nullptr};
+    return {"kernels of clusters and messages take no resets; kernels of blocks do", {}, nullptr};
   if constexpr (!std::is_same_v<S, double>) return cluster::prepare_as<S>(call, chip, forced, launcher);
   return {"kernels in clusters are for float32, bfloat16 and float16, not for float64", {}, nullptr};
 }

@@ -80,6 +80,7 @@ def export(
     Raises:
         ImportError: onnx or onnxscript is not installed.
         ValueError: the opset is too old, the example has one tensor in two places, or dynamo=False was requested.
+        TypeError: the model is neither a module nor an exported program.
         ExportError: a module or a call has no translation; the message says what to do.
     """
     translations = table()
@@ -92,8 +93,10 @@ def export(
     if isinstance(model, nn.Module):
         _check_fused(model)
         _check_distinct(args, options.get("kwargs"))
-    else:
+    elif isinstance(model, torch.export.ExportedProgram):
         model = _saving_little(model, translations)
+    else:
+        raise TypeError(f"model must be a module or an exported program, got {type(model).__name__}")
     from . import directions, scan, translation
 
     program = _translated(
