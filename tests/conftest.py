@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ FIRST = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    missing = [name for name in places if not Path(__file__).with_name(name).exists()]
+    assert not missing, f"FIRST names files that are gone: {missing}"
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 
@@ -165,6 +168,12 @@ def with_resets(op: Operands, *, share: float = 0.3, learnt: bool = True, seed: 
             value = torch.randn(tensors[name].shape, dtype=torch.float64, generator=generator)
             tensors[name.replace("_0", "_reset")] = value.to(tensors[name].dtype).requires_grad_()
     return replace(op, tensors=tensors, resets=resets)
+
+
+def episodes(resets: Tensor, length: int) -> list[tuple[int, int]]:
+    """Return the begin and end of each episode of a sequence, given its boundaries (T)."""
+    begins = [0, *(t for t in range(1, length) if resets[t])]
+    return list(zip(begins, [*begins[1:], length])) if length else []
 
 
 def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:
