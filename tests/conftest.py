@@ -4,7 +4,7 @@ import gc
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +27,29 @@ FIRST = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--exhaustive"):
+        left = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
     missing = [name for name in places if not Path(__file__).with_name(name).exists()]
     assert not missing, f"FIRST names files that are gone: {missing}"
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+
+
+def some_of(everything: Iterable, *some) -> list:
+    """Make parameters of a test from values, or tuples of them, of which all but some are for exhaustive runs."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else [value]), marks=() if value in some else pytest.mark.exhaustive
+        )
+        for value in everything
+    ]
 
 
 def pytest_collection_finish() -> None:

@@ -64,10 +64,15 @@ def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times:
     """A copy of the sources with something else in one file, in so many places."""
     for part in ("csrc/cells", "csrc/cuda", SHIM):
         shutil.copytree(ROOT / part, folder / part)
-    text, count = re.subn(pattern, replacement, (folder / name).read_text(), flags=re.DOTALL)
-    assert count == times, f"{name} has {pattern} in {count} places, not in {times}"
-    (folder / name).write_text(text)
+    (folder / name).write_text(changed(name, pattern, replacement, times))
     return folder
+
+
+def changed(name: str, pattern: str, replacement: str, times: int = 1) -> str:
+    """Return the text of a source with something else in so many places."""
+    text, count = re.subn(pattern, replacement, (ROOT / name).read_text(), flags=re.DOTALL)
+    assert count == times, f"{name} has {pattern} in {count} places, not in {times}"
+    return text
 
 
 def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, suffix: str = "") -> ctypes.CDLL:

@@ -3,18 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import pytest
 
-from .host_kernels import Way, changed_tree, compile_calls, needs_compiler, run_program
+from .conftest import some_of
+from .host_kernels import Way, changed, changed_tree, compile_calls, needs_compiler, run_program
 from .test_cluster_kernels import WAITS
 
 pytestmark = needs_compiler
 # Two shares of K; and 16 sequences, which these share too, or with blocks that have no features. A program runs the
 # first size of a cell, or that with so many sequences as are forced; where x is modulated those that have features.
-SHARES, OCTETS = "Size<64,2,2,1>,Size<64,2,2,1,64>", "Size<64,2,2,2>,Size<64,4,1,2,32>"
+SIZES = {8: "Size<64,2,2,1>,Size<64,2,2,1,64>", 16: "Size<64,2,2,2>,Size<64,4,1,2,32>"}
 CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
     "phases": ("Gru", "MultiplicativeLstm", "MultiplicativeLstmHidden", "MultiplicativeGru"),
@@ -53,18 +53,24 @@ def compile_program(
     return compile_calls("clusters", target, *flags, **tree)
 
 
-@pytest.mark.parametrize(("sanitizer", "sizes"), [("thread", (SHARES, OCTETS)), ("address,undefined", (SHARES,))])
+@pytest.mark.parametrize(
+    ("sanitizer", "sequences"),
+    some_of([("thread", 8), ("thread", 16), ("address,undefined", 8)], ("thread", 8)),
+    ids=["thread-8", "thread-16", "address-8"],
+)
 @pytest.mark.parametrize("cells", CELLS)
-def test_sanitizers_find_nothing(tmp_path, cells, sanitizer, sizes):
-    program = compile_program(tmp_path / "races", sanitizer, *sizes, cells=CELLS[cells])
-    for sequences, seed in product((8, 16)[: len(sizes)], (1, 2)):
+def test_sanitizers_find_nothing(tmp_path, cells, sanitizer, sequences):
+    program = compile_program(tmp_path / "races", sanitizer, SIZES[sequences], cells=CELLS[cells])
+    for seed in (1, 2):
         run = run_program(program, way(sequences), seed)
         assert run.returncode == 0, run.stderr[-4000:]
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("sanitizer", some_of(["thread", "address,undefined"], "thread"))
 def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
-    program = compile_program(tmp_path / "races", sanitizer, SHARES, cells=("Lstm", "MultiplicativeGru"), flags=FLOATS)
+    program = compile_program(
+        tmp_path / "races", sanitizer, SIZES[8], cells=("Lstm", "MultiplicativeGru"), flags=FLOATS
+    )
     run = run_program(program, way(8), seed=1)
     assert run.returncode == 0, run.stderr[-4000:]
 
@@ -214,18 +220,29 @@ FAULTS = {
 }
 
 
+def test_faults_have_their_places_in_the_sources():
+    for fault in FAULTS.values():
+        changed(fault.file, fault.pattern, fault.replacement, fault.times)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Put all programs into one folder, because the shim's runtime is compiled once per folder."""
     return tmp_path_factory.mktemp("faulty")
 
 
-@pytest.mark.parametrize("name", FAULTS)
+# One that a program sees without a sanitizer, and one of each kind of race
+EXAMPLES = ("half-of-the-sequences-pushed", "wait-in-block-scope", "one-copy-of-sums", "one-operand")
+
+
+@pytest.mark.parametrize("name", some_of(FAULTS, *EXAMPLES))
 def test_seeded_faults_are_reported(folder, tmp_path, name):
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
-    size, sequences = (OCTETS, 16) if "sequences" in name else (SHARES, 8)
-    program = compile_program(folder / name, fault.sanitizer, size, cells=[fault.cell], flags=fault.flags, tree=tree)
+    sequences = 16 if "sequences" in name else 8
+    program = compile_program(
+        folder / name, fault.sanitizer, SIZES[sequences], cells=[fault.cell], flags=fault.flags, tree=tree
+    )
     run = run_program(program, way(sequences), seed=2)
     assert run.returncode != 0
     assert re.search(fault.report, run.stderr), run.stderr[-4000:]

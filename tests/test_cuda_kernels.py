@@ -12,12 +12,13 @@ from benchmarks.gpu.kernel.calls import TYPES
 from fused_rnn import products
 from fused_rnn.cells import CELLS
 
-from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, with_resets
+from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, some_of, with_resets
 from .host_kernels import (
     DIRECTIONS,
     ROOT,
     HostKernels,
     Way,
+    changed,
     changed_tree,
     compile_calls,
     library_of,
@@ -298,7 +299,7 @@ RACED = {
 }
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("sanitizer", some_of(["thread", "address"], "thread"))
 def test_sanitizers_find_nothing(tmp_path, sanitizer):
     program = compile_calls("sequences", tmp_path / "races", "-DRACES=2", *RACES, f"-fsanitize={sanitizer}")
     for seed, way in enumerate(RACED.values()):
@@ -321,7 +322,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_have_their_places_in_the_sources():
+    for name, pattern, replacement in FAULTS.values():
+        changed(f"csrc/cuda/{name}", pattern, replacement)
+
+
+@pytest.mark.parametrize("fault", some_of(FAULTS, "no-wait-for-copies", "relaxed-wait"))
 def test_seeded_races_are_reported(tmp_path, fault):
     """The kernels with a fault put in: ThreadSanitizer must see it, or the test above would prove nothing."""
     name, pattern, replacement = FAULTS[fault]

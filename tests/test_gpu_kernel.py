@@ -138,6 +138,7 @@ def test_the_time_step_of_the_real_kernel(forward):
 
 
 @needs_compiler
+@pytest.mark.exhaustive
 def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path, monkeypatch):
     """The other direction, of a cell that is multiplicative and in float32, forced by options."""
     find_nvcc()
@@ -161,6 +162,7 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
 
 
 @needs_compiler
+@pytest.mark.exhaustive
 def test_a_kernel_in_clusters(tmp_path):
     """The size that is planned is the one that is shown and checked, of all those that are compiled."""
     find_nvcc()

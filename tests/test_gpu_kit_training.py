@@ -26,7 +26,7 @@ def corpus(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_models_of_the_readme_are_trained_and_a_second_call_goes_on(tmp_path, corpus):
     """The files of the first call are enough: nothing is trained again."""
     done = {}

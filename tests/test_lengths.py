@@ -11,7 +11,7 @@ import torch
 from benchmarks.speed.clock import peak_growth
 from fused_rnn import ops
 
-from .conftest import FUSED, LENGTHS, Shape, operands, random_like, regularised, relative_error, threads
+from .conftest import FUSED, LENGTHS, Shape, operands, random_like, regularised, relative_error, some_of, threads
 
 
 def test_lengths_equal_reference(cell, backend, reverse):
@@ -73,7 +73,7 @@ ORDERS: dict[str, Callable[[list[int]], list[int]]] = {
 CHUNKED = [(Shape(40, 60, 5, 18), 19), (Shape(4, 700, 2, 5), 3), (Shape(300, 7, 6, 190), 131)]
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", some_of(ORDERS, "mixed"))
 @pytest.mark.parametrize(("shape", "prime"), CHUNKED, ids=str)
 def test_lengths_equal_reference_over_many_chunks(cell, reverse, shape, prime, order):
     lengths = ORDERS[order]([row * prime % (shape.T + 1) for row in range(shape.B)])

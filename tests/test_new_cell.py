@@ -56,7 +56,7 @@ def run(tree: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adding_a_cell_takes_what_is_written(tmp_path):
     unwanted = shutil.ignore_patterns("*.so", "__pycache__")
     for folder in ("csrc", "fused_rnn", "tests"):
