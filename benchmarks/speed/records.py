@@ -12,16 +12,9 @@ from typing import NamedTuple
 
 from .cases import Case, Shape
 from .ceilings import floor_ms
-from .plan import filled
+from .plan import OPTIONS, filled
 
 Records = dict[str, dict]  # by the name of the candidate
-OPTIONS = {
-    "speed": "",
-    "steps": " --single-steps",
-    "rivals": " --all-rivals",
-    "scaling": " --sweep",
-    "fills": " --fills",
-}
 
 
 @dataclass
@@ -96,8 +89,10 @@ class Results:
         """The command that wrote it, or would write it now."""
         if "command" in self.raw:
             return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
+        kind, _, _ = self.raw["file"].partition("-")
+        option = f" {OPTIONS[kind]}" if kind in OPTIONS else ""
         dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
-        return f"python -m benchmarks.speed{OPTIONS[self.raw['file'].partition('-')[0]]}{dtype}"
+        return f"python -m benchmarks.speed{option}{dtype}"
 
     @property
     def shapes(self) -> dict[str, Shape]:
