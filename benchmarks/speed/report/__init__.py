@@ -18,8 +18,8 @@ MALLOC = {
 def origin(found: Results) -> str:
     """Say when, by which command and on what it was measured."""
     machine = found.machine
-    on_cpu = found.plan.get("device", "cpu") == "cpu"
-    where = f"{machine['cpu']}, threads: {found.threads[0]}" if on_cpu else machine["gpu"]
+    on_gpu = found.plan["device"] != "cpu"
+    where = machine["gpu"] if on_gpu else f"{machine['cpu']}, threads: {found.threads[0]}"
     return (
         f"Measured on {found.day} with `{found.command}`: {where}, torch {machine['torch']}, "
         f"fused_rnn {machine['fused_rnn']}, backend `{found.backend}`, {found.dtype}"
