@@ -62,7 +62,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed --all-rivals
 	$(BIN)/python -m benchmarks.speed --sweep
 	$(BIN)/python -m benchmarks.speed --fills
-	$(BIN)/python -m benchmarks.resets
+	$(BIN)/python -m benchmarks.speed --resets
 	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/linters

@@ -17,10 +17,9 @@ from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
 from benchmarks.host import report as host
 from benchmarks.language_model import published as language_model
-from benchmarks.resets import report as resets
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import pictures as speed_pictures
-from benchmarks.speed.report import fills, gpu, scaling
+from benchmarks.speed.report import fills, gpu, resets, scaling
 from benchmarks.speed.report import tables as speed
 
 Block = Callable[[list[dict]], str]

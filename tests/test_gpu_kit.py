@@ -174,12 +174,15 @@ def test_parts_without_time_are_not_begun(tmp_path, no_parts, monkeypatch):
 def test_every_part_can_be_tried_without_a_gpu(tmp_path):
     """Except the micro-measurements, which say that they need one."""
     one = "tests/gpu/test_calls.py::test_nothing_gave_up_waiting"
-    parts = " ".join(f"{name}=600" for name in ("smoke", "exit", "tests", "benchmark", "sanitizer", "scaling"))
+    parts = " ".join(
+        f"{name}=600" for name in ("smoke", "exit", "tests", "benchmark", "resets", "sanitizer", "scaling")
+    )
     result = run_all(tmp_path / "out", TESTS=one, PARTS=parts, MINUTES="60", PROCESSES="1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(re.findall(r"^(\w+): exit status 0, after", result.stdout, re.MULTILINE)) == {
         name for name in kit.PARTS if name not in ("micro", "harness")
     }
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"log.txt", "tests.txt", "gpu.json", "scaling.json"}
+    written = {"log.txt", "tests.txt", "gpu.json", "resets.json", "scaling.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     assert (tmp_path / "out" / "log.txt").read_text() == result.stdout
     assert "micro" not in settings(DEVICE="cpu").parts

@@ -10,7 +10,7 @@ from benchmarks.speed.candidates import compiled as compiled_loop
 from benchmarks.speed.cases import CELLS, MODES, STEP_CELLS, STEP_MODES, Case, Shape, random_operands
 from benchmarks.speed.check import Bench
 from benchmarks.speed.measure import in_one_piece
-from benchmarks.speed.plan import LIBRARY_CELLS, filled, sized
+from benchmarks.speed.plan import LIBRARY_CELLS, episodic, filled, sized
 
 SMALL = Shape("small", batch=3, input_size=5, hidden_size=7, steps=6)
 POINT = Case("lstm", sized(7, 3, 5), "forward", group="main")
@@ -214,3 +214,27 @@ def test_an_error_in_a_packed_sequence_is_seen_wherever_it_is():
         error = bench.error(packed, ready)
         assert error.wrong
         assert error.result == name
+
+
+# Episodes within sequences ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["0 %", "30 %", "100 %"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", LIBRARY_CELLS)
+def test_every_way_to_run_episodes_computes_what_the_reference_does(cell, mode, share):
+    case = Case(cell, episodic(share, steps=9, batch=4, size=6), mode)
+    assert assert_right(case, ["cpu"]) == ["resets", "without", "steps", "split", "packed"]
+    bench = Bench(case.shape, torch.float32)
+    for candidate in candidates(case, ["cpu"]):  # also gradients of the input and four parameters
+        assert len(bench.ready(candidate, case).run()) == {"forward": 1, "training": 6}[mode]
+
+
+@pytest.mark.parametrize("name", ["resets", "without"])
+def test_what_begins_no_episodes_anew_or_others_is_found_out(name):
+    case = Case("lstm", episodic("30 %", steps=9, batch=4, size=6), "forward")
+    bench = Bench(case.shape, torch.float32)
+    (way,) = (way for way in candidates(case, ["cpu"]) if way.name == name)
+    ready = bench.ready(way, case)
+    assert not bench.error(way, ready).wrong
+    assert bench.error(replace(way, episodes=not way.episodes), ready).wrong

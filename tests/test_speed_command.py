@@ -99,6 +99,18 @@ def test_a_quick_run_of_sequences_of_different_lengths(quick):
     assert "| LSTM | forward |" in shown
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_a_quick_run_of_episodes(quick, device):
+    found, shown = quick("resets", "--resets", "--cells", "gru_reset_after", "--device", device)
+    assert {(m.case.shape.name, m.case.shape.episodes, m.case.mode, *m.times) for m in found.cases} == {
+        (f"{share} %", share, mode, "resets", "without", "steps", "split", "packed")
+        for share in (0, 1, 10)
+        for mode in MODES
+    }
+    assert all(m.ms(name) > 0 for m in found.cases for name in m.times)
+    assert "| GRU, reset after | 10 % |" in shown
+
+
 def test_a_quick_run_of_the_groups_of_a_gpu(quick, capsys):
     found, shown = quick("gpu", *POINTS, "--candidates", "torch", "eager")
     assert found.raw["digests"] == machine.digests()
@@ -212,14 +224,18 @@ def test_list_shows_the_points_and_measures_nothing(capsys):
         (["--sweep", "--device", "cuda:99"], "--device cuda:99 is not there"),
         (["--cells", "lstm_cell"], "--cells lstm_cell is not measured there: here are rnn, lstm,"),
         (["--fills", "--cells", "rnn"], "--cells rnn is not measured there: here are lstm, gru_reset_after"),
+        (["--resets", "--cells", "rnn"], "--cells rnn is not measured there: here are lstm, gru_reset_after"),
+        (["--resets", "--backend", "cuda"], "cannot run here"),
         (["--single-steps", "--shapes", "a"], "--shapes a is not measured there: here are H64B1, H64B8,"),
         (["--sweep", "--shapes", "a"], "--shapes names shapes of the tables of a CPU"),
         (["--single-steps", "--device", "cuda"], "--single-steps measures a CPU, and --device is cuda"),
         (["--points", "honest", "--batch", "3"], "give one of them, not 2"),
         (["--fills", "--sweep"], "give one of them, not 2"),
+        (["--resets", "--points", "honest"], "give one of them, not 2"),
         (["--dtypes", "float32", "bfloat16"], "--dtypes float32 bfloat16 is too many"),
         (["--backends", "cpu", "reference"], "--backends cpu reference is too many"),
         (["--fills", "--candidates", "eager"], "--candidates does not go with --fills, which has its own rivals"),
+        (["--resets", "--candidates", "eager"], "--candidates does not go with --resets, which has its own rivals"),
         (["--sweep", "--threads", "1", "2"], "--threads 1 2 is too many"),
     ],
     ids=" ".join,
@@ -249,6 +265,8 @@ RUNS = speed.ROOT / "runs"
         ("--sweep", report.RESULTS / "scaling-cpu.json"),
         ("--sweep --dtype bfloat16 --minutes 3", report.RESULTS / "scaling-cpu-bfloat16.json"),
         ("--fills", report.RESULTS / "fills-cpu.json"),
+        ("--resets", report.RESULTS / "resets-cpu.json"),
+        ("--resets --rounds 9 --minutes 3", report.RESULTS / "resets-cpu.json"),
         ("--cells lstm", RUNS / "speed-resident.json"),
         (f"--threads {CORES}", RUNS / "speed-resident.json"),
         ("--quick", RUNS / "speed-resident.json"),
@@ -256,6 +274,9 @@ RUNS = speed.ROOT / "runs"
         ("--sweep --quick", RUNS / "scaling-cpu.json"),
         ("--fills --cells lstm", RUNS / "fills-cpu.json"),
         (f"--fills --threads {max(2, CORES)}", RUNS / "fills-cpu.json"),
+        ("--resets --cells lstm", RUNS / "resets-cpu.json"),
+        ("--resets --quick", RUNS / "resets-cpu.json"),
+        (f"--resets --threads {max(2, CORES)}", RUNS / "resets-cpu.json"),
         ("--points honest", RUNS / "gpu-cpu-honest.json"),
     ],
     ids=str,
@@ -272,6 +293,8 @@ def test_only_what_is_whole_goes_where_the_report_looks(monkeypatch, arguments, 
         ("--minutes 5", report.RESULTS / "gpu-nvidia-h200-test.json"),
         ("--points honest people", report.RESULTS / "gpu-nvidia-h200-test-honest-people.json"),
         ("--sweep --dtype bfloat16", report.RESULTS / "scaling-nvidia-h200-test-bfloat16.json"),
+        ("--resets --minutes 5", report.RESULTS / "resets-nvidia-h200-test.json"),
+        ("--resets --backends triton", report.RESULTS / "resets-nvidia-h200-test.json"),
         ("--hidden 64", RUNS / "gpu-nvidia-h200-test.json"),
         ("--steps 64", RUNS / "gpu-nvidia-h200-test.json"),
         ("--points honest --cells lstm", RUNS / "gpu-nvidia-h200-test-honest.json"),

@@ -174,7 +174,7 @@ def test_times_do_not_depend_on_the_pace_of_the_machine():
     assert isinstance(loop.pace, Pace)
 
 
-@pytest.mark.parametrize("kind", ["speed", "scaling", "fills", "gpu"])
+@pytest.mark.parametrize("kind", ["speed", "scaling", "fills", "resets", "gpu"])
 def test_what_there_is_no_time_for_is_skipped(kind):
     plan = replace(PLANS[kind], device="cpu", backends=("reference",), quick=True, minutes=1e-9)
     first, *rest = measure(plan) if plan.ceilings else (None, *measure(plan))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.budget import Budget
 from benchmarks.speed.candidates import WANTED
-from benchmarks.speed.cases import AXES, CELLS
+from benchmarks.speed.cases import AXES, CELLS, resets
 from benchmarks.speed.plan import (
     FILLS,
     GPU_BATCHES,
@@ -20,6 +20,7 @@ from benchmarks.speed.plan import (
     Part,
     Plan,
     cost,
+    episodic,
     filled,
     lengths_that_fill,
     sized,
@@ -107,6 +108,12 @@ def test_lengths_fill_what_they_should(fill):
 def test_no_more_is_filled_than_has_to_be():
     assert lengths_that_fill(0.0, 10, 4) == (10, 1, 1, 1)
     assert lengths_that_fill(1.0, 10, 4) == (10,) * 4
+
+
+def test_so_many_steps_begin_an_episode_as_a_shape_says():
+    parts = {name: resets(episodic(name)).float().mean().item() for name in ("0 %", "1 %", "10 %", "100 %")}
+    assert parts == {"0 %": 0, "1 %": pytest.approx(0.01, abs=0.002), "10 %": pytest.approx(0.1, abs=0.01), "100 %": 1}
+    assert resets(sized(7, 4)) is None
 
 
 @pytest.mark.parametrize("kind", PLANS)

@@ -1,103 +1,67 @@
-"""Files of results of older forms: what the reports read of them is what they say."""
+"""Files of results: what the reports read of them is what they say."""
+
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.speed.cases import Case, Shape
-from benchmarks.speed.plan import filled, sized
+from benchmarks.speed.plan import episodic, filled, sized
 from benchmarks.speed.records import Results
 from benchmarks.speed.report import gpu as gpu_report
 
 from .results import POINT, measured, results
 
-FUSED = {"candidate": "fused", "title": "fused_rnn"}
 
-
-def read(file: str, hardware: dict, plan: dict, **lists: object) -> Results:
-    return Results({"file": file, "date": "2026-01-02T03", "hardware": hardware, "plan": plan, **lists})
-
-
-def test_a_file_of_now_is_read_as_it_was_written():
-    case = measured(Case("lstm", filled("10 %"), "training", group="fills"), packed=1.0, torch="is off")
+@pytest.mark.parametrize("shape", [filled("10 %"), episodic("0 %"), sized(512, 3, 9, ragged=True)], ids=str)
+def test_a_file_is_read_as_it_was_written(shape):
+    case = measured(Case("lstm", shape, "training", group="main"), packed=1.0, torch="is off")
     (found,) = Results(results("fills", case)).cases
     assert found.case.record == {name: case[name] for name in found.case.record}
-    assert found.case.shape.lengths == filled("10 %").lengths
+    assert found.case.shape == replace(shape, modes=Shape.modes)
     assert (found.ms("packed"), found.ms("torch"), found.problem("time", "torch")) == (1.0, None, "wrong")
     assert Results(results("fills", case)).command == "python -m it"
 
 
-def test_times_and_memory_of_a_cpu():
-    shape = {"name": "a", "batch": 32, "input_size": 11, "hidden_size": 128, "steps": 200, "memory": True}
-    record = {"cell": "lstm", "shape": "a", "threads": 2, **FUSED}
-    found = read(
-        "speed-resident-bfloat16",
-        {"threads": [1, 2]},
-        {"backend": "cpu", "dtype": "bfloat16"},
-        shapes={"a": shape},
-        ceilings=[{"threads": 2, "product_bfloat16_tflops": 1.0, "copy_tb_per_s": 1.0}],
-        times=[{**record, "mode": "training", "median_ms": 2.5}, {**record, "mode": "forward", "wrong": "it is off"}],
-        memory=[{**record, "peak_mib": 7.12}],
-    )
-    training, forward = found.cases
-    assert training.case == Case("lstm", Shape(**shape), "training", "bfloat16")
-    assert (training.threads, training.ms("fused"), training.mib("fused")) == (2, 2.5, 7.12)
-    assert found.shares(training)["fused"] == found.floor_ms(training) / 2.5
-    assert (forward.ms("fused"), forward.problem("time", "fused"), forward.memory) == (None, "wrong", {})
-    assert (found.backend, found.command) == ("cpu", "python -m benchmarks.speed --dtype bfloat16")
+@pytest.mark.parametrize(
+    ("file", "dtype", "command"),
+    [
+        ("speed-resident-bfloat16", "bfloat16", "python -m benchmarks.speed --dtype bfloat16"),
+        ("fills-cpu", "float32", "python -m benchmarks.speed --fills"),
+        ("resets-cpu", "float32", "python -m benchmarks.speed --resets"),
+        ("scaling-cpu", "float32", "python -m benchmarks.speed --sweep"),
+    ],
+)
+def test_a_file_that_does_not_say_the_command_has_that_which_would_write_it_now(file, dtype, command):
+    found = results(file.partition("-")[0], file=file, plan={"dtypes": [dtype]})
+    del found["command"]
+    assert Results(found).command == command
 
 
-def test_sequences_of_different_lengths():
-    record = {"cell": "lstm", "shape": "10 %", "candidate": "packed", "title": "fused_rnn, packed"}
-    found = read(
-        "fills-cpu",
-        {"threads": 1},
-        {"steps": 40, "batch": 20, "size": 6},
-        times=[{**record, "mode": "training", "threads": 1, "median_ms": 2.5}],
-        memory=[{**record, "peak_mib": 1.0}],
-    )
-    (training,) = found.cases
-    assert training.case.shape == filled("10 %", 40, 20, 6)
-    assert (training.ms("packed"), training.mib("packed")) == (2.5, 1.0)
-    assert found.command == "python -m benchmarks.speed --fills"
+def test_the_command_has_the_name_that_it_has_now():
+    found = results("gpu", command="python -m benchmarks.gpu --points main")
+    assert Results(found).command == "python -m benchmarks.speed --device cuda --points main"
 
 
-def test_sizes_that_grow():
-    record = {"cell": "gru", "axis": "layers", "batch": 16, "hidden_size": 128, "steps": 64, "mode": "forward", **FUSED}
-    records = [{**record, "value": layers, "layers": layers, "median_ms": 1.0 * layers} for layers in (1, 2)]
-    base = {"steps": 64, "batch": 16, "hidden_size": 128, "layers": 1}
-    plan, ceilings = {"dtype": "float32"}, {"copy_tb_per_s": 1.0}
-    found = read("scaling-cpu", {"threads": 1}, plan, base=base, ceilings=ceilings, records=records, skipped=[])
-    assert [(m.case.group, m.case.shape.layers, m.ms("fused")) for m in found.cases] == [
-        ("layers", 1, 1.0),
-        ("layers", 2, 2.0),
-    ]
-    assert (found.base, found.ceilings) == (base, {1: {"threads": 1, **ceilings}})
-    assert found.command == "python -m benchmarks.speed --sweep"
+def test_a_skipped_case_says_why():
+    (found,) = Results(results("gpu", {**POINT.record, "threads": 1, "skipped": "no time"})).cases
+    assert (found.skipped, found.failed, found.times, found.memory) == ("no time", "", {}, {})
 
 
-def test_points_of_a_gpu():
-    point = {"cell": "lstm", "dtype": "bfloat16", "hidden": 512, "batch": 64, "steps": 256}
-    ours, theirs = {"candidate": "cuda", "title": "fused_rnn, cuda"}, {"candidate": "torch", "title": "torch.nn.LSTM"}
-    ragged = {"steps": 9, "batch": 3, "ragged": True, "group": "ragged", "skipped": "no time"}
-    times = [
-        {"mode": "forward", **ours, "us_per_step": 2.345, "host_us_per_call": 20.0},
-        {"mode": "training", **theirs, "failed": "no memory"},
-    ]
-    memory = [{**theirs, "peak_bytes": 3 << 20}]
-    kernels = {"forward": 1.5, "backward": 2.25, "prepare": 0.01, "other": 0.3}
-    found = read(
-        "gpu-a-gpu",
-        {"threads": 16},
-        {},
-        command="python -m benchmarks.gpu --points main",
-        points=[{**point, "times": times, "memory": memory, "kernels_us_per_step": kernels}, {**point, **ragged}],
-    )
-    forward, training, skipped = found.cases
-    assert (forward.case.cell, forward.case.dtype, forward.case.group) == ("lstm", "bfloat16", "chosen")
-    assert forward.case.shape.sizes == POINT.shape.sizes
-    assert forward.us_per_step("cuda") == 2.345  # not by way of ms
-    assert forward.ms("cuda") == pytest.approx(2.345 * 256 / 1000)
-    assert "| LSTM | bfloat16 | H=512 B=64 T=256 | 1.50 | 2.25 | 0.01 | 0.30 |" in gpu_report.kernels([forward])
-    assert (training.problem("time", "torch"), training.mib("torch"), forward.memory) == ("failed", 3.0, {})
-    assert skipped.case.shape.lengths == sized(512, 3, 9, ragged=True).lengths
-    assert skipped.skipped == "no time"
-    assert found.command == "python -m benchmarks.speed --device cuda --points main"
+def test_older_times_are_in_us_per_step_and_memory_in_mib():
+    case = measured(POINT, cuda={"us_per_step": 2.345}, torch={"failed": "no memory"})
+    case["memory"] = [{"candidate": "cuda", "title": "fused_rnn, cuda", "peak_mib": 7.12}]
+    case["kernels_us_per_step"] = {"forward": 1.5, "backward": 2.25, "prepare": 0.01, "other": 0.3}
+    (found,) = Results(results("gpu", case)).cases
+    assert found.us_per_step("cuda") == 2.345  # not by way of ms
+    assert found.ms("cuda") == pytest.approx(2.345 * 256 / 1000)
+    assert (found.mib("cuda"), found.problem("time", "torch")) == (7.12, "failed")
+    assert "| LSTM | bfloat16 | H=512 B=64 T=256 | 1.50 | 2.25 | 0.01 | 0.30 |" in gpu_report.kernels([found])
+
+
+def test_shares_are_of_the_floor_by_the_ceilings_with_so_many_threads():
+    case = measured(POINT, threads=2, cuda=2.5)
+    ceilings = [{"threads": 2, "product_bfloat16_tflops": 1.0, "copy_tb_per_s": 1.0}]
+    found = Results(results("speed", case, ceilings=ceilings))
+    assert found.shares(found.cases[0]) == {"cuda": found.floor_ms(found.cases[0]) / 2.5}
+    other = Results(results("speed", {**case, "threads": 1}, ceilings=ceilings))
+    assert other.shares(other.cases[0]) == {}

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import report
 from benchmarks.speed.cases import AXES, MODES, Case, Shape
 from benchmarks.speed.findings import Curve, deviation, failures, leap, line
-from benchmarks.speed.plan import SHAPES, filled
+from benchmarks.speed.plan import SHAPES, episodic, filled
 from benchmarks.speed.records import Results
 
 from .results import measured, results
@@ -69,11 +69,6 @@ def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
     assert "| LSTM, (a) training | 1 | 12.5 | 50.0 = **4.00×** | 8.00 = **0.64×** | wrong |" in shown
 
 
-@pytest.mark.parametrize("kind", ["speed", "steps", "rivals", "scaling", "fills"])
-def test_the_report_says_what_has_not_been_measured(kind):
-    assert "Not measured yet." in report.block(kind, [])
-
-
 # Sequences of different lengths -----------------------------------------------------------------------------------
 
 
@@ -96,6 +91,32 @@ def test_the_report_shows_what_fills_cost():
     assert f"| 10 % | {rows} | wrong | wrong |" in shown
     assert f"| 10 % | {rows} | – | – |" in shown
     assert "| 1 % | 3.00 / 1.50 = **0.50×** | 6.00 / 1.50 = **0.25×** |" in shown
+
+
+# Episodes within sequences ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "origin"),
+    [("cpu", "with `python -m it`: A CPU, threads: 1, torch"), ("cuda", "with `python -m it`: A GPU, torch")],
+)
+def test_the_report_shows_what_resets_cost(device, origin):
+    def share(name: str, mode: str, **found) -> dict:
+        return measured(Case("lstm", episodic(name), mode, group="resets"), **found)
+
+    ms = {"resets": 10.2, "without": 10.0, "steps": 51.0, "split": 102.0}
+    cases = [share("10 %", "training", **ms, packed="is off"), share("10 %", "forward", **ms)]
+    cases += [share("1 %", "training", **{**ms, "without": "is off"})]
+    found = results("resets", *cases)
+    found["hardware"] |= {"cpu": "A CPU", "gpu": "A GPU"}
+    found["plan"] |= {"device": device}
+    shown = report.block("resets", [found]).splitlines()
+    ratios = "10.2 / 51.0 = **5.00×** | 10.2 / 102 = **10.00×**"
+    assert f"| LSTM | 10 % | +2.0 % | {ratios} | wrong |" in shown
+    assert f"| LSTM | 10 % | +2.0 % | {ratios} | – |" in shown
+    assert f"| LSTM | 1 % | wrong | {ratios} | – |" in shown
+    assert "| LSTM | 1 % | – | – | – | – |" in shown
+    assert any(origin in line for line in shown)
 
 
 # How cost grows ---------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """``python -m benchmarks.speed``: measure the fused cells beside their rivals, and write one file of results.
 
-Without options: every cell at the shapes of the tables, on the CPU; with --device cuda, the groups of a GPU. What is
-whole goes to benchmarks/results/, where ``python -m benchmarks.report`` finds it; part of it, or a smoke run, to runs/.
-Times come from one process per number of threads, and a CPU's memory from one per candidate. What does not fit
---minutes is recorded as skipped. On a GPU the file is rewritten after every case. float32 means float32: TF32 is off.
+Without options: every cell at the shapes of the tables, on the CPU; with --device cuda, the groups of a GPU, or what
+--sweep or --resets says. What is whole goes to benchmarks/results/, where ``python -m benchmarks.report`` finds it;
+part of it, or a smoke run, to runs/. Times come from one process per number of threads, and a CPU's memory from one per
+candidate. What does not fit --minutes is recorded as skipped. On a GPU the file is rewritten after every case. float32
+means float32: TF32 is off.
 """
 
 import argparse
@@ -33,9 +34,11 @@ from .plan import (
     GPU_DTYPES,
     GPU_HIDDEN,
     GPU_STEPS,
+    OPTIONS,
     PLANS,
     POINTS,
     SHAPES,
+    SHARES,
     STEP_SHAPES,
     TABLES,
     Plan,
@@ -43,7 +46,7 @@ from .plan import (
 )
 from .records import problem_of
 
-CPU_KINDS = {"steps": "--single-steps", "rivals": "--all-rivals", "fills": "--fills"}
+ON_CPU_ONLY = ("steps", "rivals", "fills")
 NOT_REACHED = "the run ended before it"
 
 
@@ -57,6 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     rivals = f"every other way to run a cell, at {listed(few.cells)} and {listed(few.names)}"
     kind("--all-rivals", action="store_true", help=f"{rivals} if nothing else is said")
     kind("--fills", action="store_true", help="sequences of different lengths, by how much of T·B they fill")
+    episodes = f"sequences of episodes, by how much of all steps begin one: {listed(SHARES)}"
+    kind("--resets", action="store_true", help=episodes)
     axes = f"how cost grows with each of {listed(AXES)}; with all if none is named"
     kind("--sweep", nargs="*", choices=AXES, metavar="AXIS", help=axes)
     kind("--points", nargs="+", choices=POINTS, metavar="GROUP", help=f"groups of a GPU, of {listed(POINTS)}")
@@ -97,12 +102,13 @@ def kind_of(options: argparse.Namespace) -> str:
     """Return the kind that was requested, or the tables of the device."""
     sizes = any((options.hidden, options.batch, options.steps))
     asked = [("steps", options.single_steps), ("rivals", options.all_rivals), ("fills", options.fills)]
-    asked += [("scaling", options.sweep is not None), ("gpu", options.points), ("gpu", sizes)]
+    asked += [("resets", options.resets), ("scaling", options.sweep is not None)]
+    asked += [("gpu", options.points), ("gpu", sizes)]
     kinds = [kind for kind, wanted in asked if wanted]
     if len(kinds) > 1:
         raise common.InputError(
-            "--single-steps, --all-rivals, --fills, --sweep, --points, and --hidden, --batch or --steps each say what "
-            f"is to be measured: give one of them, not {len(kinds)}"
+            f"{listed(OPTIONS.values())}, --points, and --hidden, --batch or --steps each say what is to be measured: "
+            f"give one of them, not {len(kinds)}"
         )
     return (kinds or ["speed" if options.device == "cpu" else "gpu"])[0]
 
@@ -110,8 +116,8 @@ def kind_of(options: argparse.Namespace) -> str:
 def plan_from(options: argparse.Namespace) -> Plan:
     """Make the plan of the command line; raise InputError for what cannot run here."""
     kind, base = options.kind, PLANS[options.kind]
-    if options.device != "cpu" and kind in CPU_KINDS:
-        raise common.InputError(f"{CPU_KINDS[kind]} measures a CPU, and --device is {options.device}: leave one out")
+    if options.device != "cpu" and kind in ON_CPU_ONLY:
+        raise common.InputError(f"{OPTIONS[kind]} measures a CPU, and --device is {options.device}: leave one out")
     if options.shapes and kind not in TABLES:
         raise common.InputError("--shapes names shapes of the tables of a CPU, and something else is to be measured")
     several = ("cells", "dtypes", "threads", "backends", "candidates", "hidden", "batch")
@@ -134,7 +140,7 @@ def plan_from(options: argparse.Namespace) -> Plan:
 
 def check(plan: Plan) -> None:
     """Raise InputError for names of another kind, several of what a kind has one of, or too many threads."""
-    cells = {"steps": STEP_CELLS, "fills": PLANS["fills"].cells}.get(plan.kind, CELLS)
+    cells = CELLS if plan.kind == "rivals" else PLANS[plan.kind].cells
     shapes = {"steps": STEP_SHAPES, "speed": SHAPES, "rivals": SHAPES}.get(plan.kind, plan.names)
     for option, chosen, known in (("--cells", plan.cells, cells), ("--shapes", plan.names, shapes)):
         if others := [name for name in chosen if name not in known]:
@@ -144,8 +150,8 @@ def check(plan: Plan) -> None:
     for option, values in single:
         if len(values) > 1:
             raise common.InputError(f"{option} {' '.join(map(str, values))} is too many: here is one at a time")
-    if plan.candidates and plan.kind in ("steps", "fills"):
-        raise common.InputError(f"--candidates does not go with {CPU_KINDS[plan.kind]}, which has its own rivals")
+    if plan.candidates and plan.kind in ("steps", "fills", "resets"):
+        raise common.InputError(f"--candidates does not go with {OPTIONS[plan.kind]}, which has its own rivals")
     if max(plan.threads, default=1) > CORES:
         raise common.InputError(f"--threads {max(plan.threads)} is too many: there are {CORES} cores")
 

@@ -1,8 +1,9 @@
 """The ways to run a cell that are compared: the fused one, and those that a user would otherwise take.
 
 Beside torch.nn (oneDNN on a CPU, cuDNN on a GPU) these are the careful loops of ``eager``: as they are, by TorchScript,
-by torch.compile, and replayed as a CUDA graph; and the libraries of ``others``. torch.nn.GRU is compared with the
-reset-before GRU too, whose equation torch.nn lacks. All candidates include the product of the input and its weights.
+by torch.compile, and replayed as a CUDA graph; the libraries of ``others``; and for sequences of episodes the ways of
+``episodes``. torch.nn.GRU is compared with the reset-before GRU too, whose equation torch.nn lacks. All candidates
+include the product of the input and its weights.
 """
 
 import importlib.util
@@ -18,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fused_rnn
 
-from .cases import MODULES, Case, Shape, make_step
+from . import episodes
+from .cases import MODULES, Case, Shape, make_step, resets
 from .eager import EagerLoop, State
 from .others import FlashRNN, Haste, TorchRL
 
@@ -93,6 +95,20 @@ class Padded(Ready):
         super().__init__(module, case, sets, lambda input: module(input, lengths=lengths))
 
 
+class Episodic(Ready):
+    """Sequences of episodes, run in one of the ways of ``episodes``."""
+
+    def __init__(
+        self,
+        way: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        module: nn.Module,
+        case: Case,
+        sets: Sequence[Operands],
+    ) -> None:
+        begins = resets(case.shape, sets[0][0].device)
+        super().__init__(module, case, sets, lambda input: (way(module, input, begins), None))
+
+
 class SingleSteps(nn.Module):
     """A module of single steps, whose parameters have their names in a layer."""
 
@@ -156,6 +172,7 @@ class Candidate:
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
     backend: str | None = None  # of fused cells
     translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict  # its results by the names of the reference
+    episodes: bool = True  # whether it begins them anew, where there are any
 
 
 class ScriptedLoop(EagerLoop):
@@ -206,6 +223,23 @@ def single_steps(cell: str, backend: str) -> list[Candidate]:
     stepped = replace(fused(equations, backend), build=_stepped(ours, backend=backend), ready=Stepped)
     title = f"torch.nn.{theirs.__name__}"
     return [stepped, Candidate("torch", title, equations, _stepped(theirs), ready=Stepped)]
+
+
+def of_episodes(cell: str, backend: str) -> list[Candidate]:
+    """Return the ways to run sequences of episodes: ours, ours as if there were none, and those with torch.nn."""
+    ours, layer = fused(cell, backend), torch_nn(cell)
+    step = replace(layer, build=_stepped(STEP_MODULES[f"{cell}_cell"][1]))
+
+    def way(name: str, title: str, of: Candidate, run: Callable[..., Tensor]) -> Candidate:
+        return replace(of, name=name, title=title, ready=partial(Episodic, run))
+
+    return [
+        way("resets", "fused_rnn, `resets`", ours, episodes.with_resets),
+        replace(ours, name="without", title="fused_rnn, without", episodes=False),
+        way("steps", "torch.nn, a loop over steps", step, episodes.step_by_step),
+        way("split", "torch.nn, cut at every boundary", layer, episodes.cut_at_boundaries),
+        way("packed", "torch.nn, episodes packed", layer, episodes.packed_episodes),
+    ]
 
 
 def _stepped(module: Callable[..., nn.Module], **options) -> Callable[..., SingleSteps]:
@@ -312,6 +346,8 @@ def candidates(
     """
     if case.cell in STEP_MODULES:
         return single_steps(case.cell, *backends)
+    if case.shape.episodes is not None:
+        return of_episodes(case.cell, *backends)
     wanted = wanted_at(case) if asked is None else asked
     found = []
     for backend in backends or FUSED:

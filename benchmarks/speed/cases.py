@@ -30,6 +30,7 @@ class Shape:
     directions: int = 1
     lengths: tuple[int, ...] | None = None  # of the sequences, longest first, if they differ
     last_only: bool = False  # whether only the last output has a gradient, which then vanishes on the way to the first
+    episodes: int | None = None  # percent of all steps that begin one, if sequences are made of episodes
 
     @property
     def module_sizes(self) -> dict[str, int]:
@@ -51,7 +52,8 @@ class Shape:
         layers = f" {self.layers} layers" if self.layers > 1 else ""
         directions = " bidirectional" if self.directions > 1 else ""
         lengths = f" lengths {self.lengths[-1]} to {self.steps}" if self.lengths else ""
-        return f"{input}H={self.hidden_size} B={self.batch} T={self.steps}{layers}{directions}{lengths}"
+        episodes = "" if self.episodes is None else f" {self.episodes} % resets"
+        return f"{input}H={self.hidden_size} B={self.batch} T={self.steps}{layers}{directions}{lengths}{episodes}"
 
     def __str__(self) -> str:
         sizes = f"B={self.batch}, I={self.input_size}, H={self.hidden_size}, T={self.steps}"
@@ -125,6 +127,14 @@ def unpadded(shape: Shape, rows: Tensor) -> Tensor:
     lengths = torch.tensor(shape.lengths, device=rows.device)
     inside = torch.arange(shape.steps, device=rows.device)[:, None] < lengths
     return rows * inside[..., None].to(rows.dtype)
+
+
+def resets(shape: Shape, device: torch.device | str = "cpu") -> Tensor | None:
+    """Draw the steps (T, B) that begin an episode, the same for all candidates of ``shape``; None without episodes."""
+    if shape.episodes is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(shape.steps, shape.batch, generator=generator) < shape.episodes / 100).to(device)
 
 
 def make_step(

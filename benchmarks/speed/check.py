@@ -6,14 +6,14 @@ rounding errors of a sum in float32 over all T·B rows, as in gradients of weigh
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .candidates import Candidate, Operands, Ready, fused
-from .cases import MODULES, Case, Shape, make_step, random_operands, unpadded
+from .cases import MODULES, Case, Shape, make_step, random_operands, resets, unpadded
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Judge:
             build = partial(fused(cell, "reference").build, device=operands[0].device, dtype=dtype)
             loop = build(**shape.module_sizes)
             loop.load_state_dict(weights)
-            return make_step(loop, case, tuple(operand.to(dtype) for operand in operands))()
+            call = partial(loop, resets=resets(shape, operands[0].device))
+            return make_step(loop, case, tuple(operand.to(dtype) for operand in operands), call)()
 
         self._exact = results(torch.float64)
         self._own = self._relative(results(self.dtype))
@@ -73,7 +74,8 @@ class Judge:
             difference = result.double() - exact
             if name == "output":  # values past the end of a sequence do not matter
                 difference, exact = (unpadded(self._shape, rows) for rows in (difference, exact))
-            errors[name] = (difference.norm() / exact.norm()).item()
+            # gradients of U are zero if every step begins an episode
+            errors[name] = (difference.norm() / exact.norm().clamp_min(1e-30)).item()
         return errors
 
 
@@ -83,7 +85,7 @@ class Bench:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", sets: int = 1) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
         self.sets = [random_operands(shape, dtype, device, seed) for seed in range(sets)]
-        self._judges: dict[str, Judge] = {}
+        self._judges: dict[tuple[str, bool], Judge] = {}
 
     def ready(self, candidate: Candidate, case: Case) -> Ready:
         """Make the candidate with the weights that all candidates of its equations share."""
@@ -97,14 +99,17 @@ class Bench:
 
     def error(self, candidate: Candidate, ready: Ready) -> Error:
         """Return the candidate's error on the first operands."""
-        judge = self.judge(candidate.equations)
+        judge = self.judge(candidate)
         ready.load(0)
         return judge.error(candidate.translate(ready.run()), candidate.factor, candidate.least)
 
-    def judge(self, cell: str) -> Judge:
-        if cell not in self._judges:
-            self._judges[cell] = Judge(cell, self.shape, self.sets[0], self._weights(cell))
-        return self._judges[cell]
+    def judge(self, candidate: Candidate) -> Judge:
+        """Return the judge of all candidates of its equations that know of episodes as it does."""
+        cell, key = candidate.equations, (candidate.equations, candidate.episodes)
+        if key not in self._judges:
+            shape = self.shape if candidate.episodes else replace(self.shape, episodes=None)
+            self._judges[key] = Judge(cell, shape, self.sets[0], self._weights(cell))
+        return self._judges[key]
 
     def _weights(self, cell: str) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.device:

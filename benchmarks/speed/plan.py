@@ -1,9 +1,9 @@
 """The one table of measurements: for each kind of results its plan, and the cases of a plan.
 
 Kinds have the names of the files of results: tables of a CPU (``speed``), with a call for each step (``steps``) or
-beside every rival (``rivals``); one growing size (``scaling``); sequences of different lengths (``fills``); and the
-groups of a GPU (``gpu``), the most informative first. The commands, the pytest-benchmark suite and the reports read
-this.
+beside every rival (``rivals``); one growing size (``scaling``); sequences of different lengths (``fills``), or made of
+episodes (``resets``); and the groups of a GPU (``gpu``), the most informative first. The commands, the pytest-benchmark
+suite and the reports read this.
 """
 
 import os
@@ -25,7 +25,7 @@ class Plan:
 
     kind: str
     cells: tuple[str, ...]
-    names: tuple[str, ...]  # of shapes, of axes, of fills in percent or of groups
+    names: tuple[str, ...]  # of shapes, of axes, of fills or shares in percent, or of groups
     dtypes: tuple[str, ...] = ("float32",)
     device: str = "cpu"
     threads: tuple[int, ...] = (1,)  # of the CPU; PyTorch's default if empty
@@ -61,9 +61,9 @@ class Plan:
     @property
     def whole(self) -> bool:
         """Whether this is all of its kind, or whole groups of it, and so belongs with results for the report."""
-        free = {"gpu": ("names", "minutes"), "scaling": ("dtypes", "minutes")}.get(self.kind, ("dtypes", "rounds"))
-        free += ("allocator",) if self.kind in TABLES else ()
-        free += ("device", "backends") if self.kind == "scaling" and self.device != "cpu" else ("device",)
+        free = {"gpu": ("names",), "scaling": ("dtypes",)}.get(self.kind, ("dtypes", "rounds"))
+        free += ("allocator",) if self.kind in TABLES else ("minutes",)
+        free += ("device", "backends") if self.kind != "gpu" and self.device != "cpu" else ("device",)
         all_of_it = replace(PLANS[self.kind], **{name: getattr(self, name) for name in free})
         return self == all_of_it and (self.device != "cpu" or self.kind != "gpu")
 
@@ -170,8 +170,12 @@ def filled(name: str, steps: int = 400, batch: int = 200, size: int = 64, memory
     Sorted lengths of text or speech look like that, and for little fill it is the hardest case: most sequences have a
     few steps, and one or two of them run nearly all the time.
     """
-    lengths = lengths_that_fill(int(name.removesuffix(" %")) / 100, steps, batch)
+    lengths = lengths_that_fill(percent(name) / 100, steps, batch)
     return Shape(name, batch, size, size, steps, memory=memory, lengths=lengths)
+
+
+def percent(name: str) -> int:
+    return int(name.removesuffix(" %"))
 
 
 def lengths_that_fill(part: float, steps: int, batch: int) -> tuple[int, ...]:
@@ -194,6 +198,22 @@ def _fills(plan: Plan) -> Iterator[Case]:
         with_memory = ("10 %",) if plan.quick else ("1 %", "10 %", "100 %")
         shape = filled(name, **sizes, memory=cell == plan.cells[0] and name in with_memory)
         yield from (Case(cell, shape, mode, *plan.dtypes, group="fills") for mode in shape.modes)
+
+
+# Episodes within sequences ------------------------------------------------------------------------------------
+
+SHARES = ("0 %", "1 %", "10 %")  # of all steps, which begin an episode
+
+
+def episodic(name: str, steps: int = 128, batch: int = 128, size: int = 256) -> Shape:
+    return Shape(name, batch, size, size, steps, episodes=percent(name))
+
+
+def _episodes(plan: Plan) -> Iterator[Case]:
+    sizes = {"steps": 12, "batch": 6, "size": 8} if plan.quick else {}
+    for name, cell in product(plan.names, plan.cells):
+        shape = episodic(name, **sizes)
+        yield from (Case(cell, shape, mode, *plan.dtypes, group="resets") for mode in shape.modes)
 
 
 # A GPU --------------------------------------------------------------------------------------------------------
@@ -293,10 +313,18 @@ def _groups(plan: Plan) -> Iterator[Case]:
 
 
 TABLES = ("speed", "steps", "rivals")
+OPTIONS = {  # of the command, for kinds that have one
+    "steps": "--single-steps",
+    "rivals": "--all-rivals",
+    "fills": "--fills",
+    "resets": "--resets",
+    "scaling": "--sweep",
+}
 CASES: dict[str, Callable[[Plan], Iterator[Case]]] = {
     **dict.fromkeys(TABLES, _tables),
     "scaling": _sweeps,
     "fills": _fills,
+    "resets": _episodes,
     "gpu": _groups,
 }
 PLANS = {
@@ -311,6 +339,7 @@ PLANS = {
         ),
         Plan("scaling", tuple(CELLS), tuple(AXES), minutes=20.0, passes=3, warm_up=1, rounds=5, seconds=0.25),
         Plan("fills", LIBRARY_CELLS, FILLS, warm_up=1, rounds=5, ceilings=False),
+        Plan("resets", LIBRARY_CELLS, SHARES, warm_up=1, rounds=5, ceilings=False),
         Plan(
             "gpu",
             tuple(CELLS),

@@ -1,27 +1,18 @@
-"""A reader of files of results, in any of their forms, for the tables and the pictures.
+"""A reader of files of results, for the tables and the pictures.
 
-``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates. Older files have lists
-of three other forms, which this file alone knows: ``times`` and ``memory`` of a CPU, ``records`` of sizes that grow,
-and ``points`` of a GPU, whose times are in µs per step.
+``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates. In older files times of
+a GPU are in µs per step, and memory of a CPU in MiB.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .cases import Case, Shape
 from .ceilings import floor_ms
-from .plan import filled
+from .plan import OPTIONS
 
 Records = dict[str, dict]  # by the name of the candidate
-OPTIONS = {
-    "speed": "",
-    "steps": " --single-steps",
-    "rivals": " --all-rivals",
-    "scaling": " --sweep",
-    "fills": " --fills",
-}
 
 
 @dataclass
@@ -76,28 +67,28 @@ class Results:
         self.raw, self.plan, self.machine = raw, raw["plan"], raw["hardware"]
         self.day = raw["date"][:10]
         self.base: dict[str, int] = raw.get("base", {})  # the size from which others grow, one at a time
-        self.cases = list(_cases(raw))
-        threads, ceilings = self.machine["threads"], raw.get("ceilings", {})
-        self.threads: list[int] = threads if isinstance(threads, list) else [threads]
-        by_threads = ceilings if isinstance(ceilings, list) else [{"threads": self.threads[0], **ceilings}]
-        self.ceilings: dict[int, dict] = {found["threads"]: found for found in by_threads if len(found) > 1}
+        self.cases = [_of_case(found) for found in raw["cases"]]
+        self.threads: list[int] = self.machine["threads"]
+        self.ceilings: dict[int, dict] = {found["threads"]: found for found in raw.get("ceilings", [])}
 
     @property
     def dtype(self) -> str:
         """The dtype of a file that has only one."""
-        return self.plan["dtypes"][0] if "dtypes" in self.plan else self.plan.get("dtype", "float32")
+        return self.plan["dtypes"][0]
 
     @property
     def backend(self) -> str:
-        return self.plan["backends"][0] if "backends" in self.plan else self.plan["backend"]
+        return self.plan["backends"][0]
 
     @property
     def command(self) -> str:
         """The command that wrote it, or would write it now."""
         if "command" in self.raw:
             return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
+        kind, _, _ = self.raw["file"].partition("-")
+        option = f" {OPTIONS[kind]}" if kind in OPTIONS else ""
         dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
-        return f"python -m benchmarks.speed{OPTIONS[self.raw['file'].partition('-')[0]]}{dtype}"
+        return f"python -m benchmarks.speed{option}{dtype}"
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -148,56 +139,9 @@ def titles(cases: list[Measured], kind: str = "times") -> dict[str, str]:
     return {name: record["title"] for measured in cases for name, record in getattr(measured, kind).items()}
 
 
-def _cases(raw: dict) -> Iterator[Measured]:
-    if "points" in raw:
-        return (measured for point in raw["points"] for measured in _of_point(point))
-    if "records" in raw:
-        return iter(_of_sweeps(raw))
-    return map(_of_case, raw["cases"]) if "cases" in raw else iter(_of_tables(raw))
-
-
 def _of_case(found: dict) -> Measured:
     shape = {**found["shape"], "lengths": tuple(found["shape"].get("lengths", ())) or None}
     case = Case(found["cell"], Shape(**shape), found["mode"], found["dtype"], found["group"])
     times, memory = ({r["candidate"]: r for r in found.get(kind, [])} for kind in ("times", "memory"))
-    return Measured(case, found["threads"], times, memory, found.get("skipped", ""), found.get("failed", ""))
-
-
-def _of_tables(raw: dict) -> list[Measured]:
-    plan, found = raw["plan"], {}
-    for kind in ("times", "memory"):
-        for record in raw[kind]:
-            name, mode = record["shape"], record.get("mode", "training")
-            threads = record.get("threads", raw["hardware"]["threads"])
-            sizes = {size: plan.get(size) for size in ("steps", "batch", "size")}
-            shape = Shape(**raw["shapes"][name]) if "shapes" in raw else filled(name, **sizes)
-            case = Case(record["cell"], shape, mode, plan.get("dtype", "float32"))
-            measured = found.setdefault((record["cell"], name, mode, threads), Measured(case, threads))
-            getattr(measured, kind)[record["candidate"]] = record
-    return list(found.values())
-
-
-def _of_sweeps(raw: dict) -> list[Measured]:
-    found, threads = {}, raw["hardware"]["threads"]
-    for record in raw["records"]:
-        axis, value, mode = record["axis"], record["value"], record["mode"]
-        sizes = {name: record[name] for name in ("batch", "hidden_size", "steps", "layers")}
-        shape = Shape(str(value), input_size=sizes["hidden_size"], **sizes)
-        case = Case(record["cell"], shape, mode, raw["plan"]["dtype"], axis)
-        measured = found.setdefault((record["cell"], axis, value, mode), Measured(case, threads))
-        measured.times[record["candidate"]] = record
-    return list(found.values())
-
-
-def _of_point(point: dict) -> Iterator[Measured]:
-    steps, batch, hidden = point["steps"], point["batch"], point["hidden"]
-    lengths = tuple(steps - number * steps // batch for number in range(batch)) if point.get("ragged") else None
-    sides = {name: point.get(name, 1) for name in ("layers", "directions")}
-    shape = Shape("", batch, point.get("input_size") or hidden, hidden, steps, lengths=lengths, **sides)
-    modes: dict[str, Records] = {}
-    for record in point.get("times", []):
-        modes.setdefault(record["mode"], {})[record["candidate"]] = record
-    for mode, times in modes.items() or [("forward", {})]:
-        case = Case(point["cell"], shape, mode, point["dtype"], point.get("group", "chosen"))
-        memory = {record["candidate"]: record for record in point.get("memory", [])} if mode == "training" else {}
-        yield Measured(case, 0, times, memory, point.get("skipped", ""), kernels=point.get("kernels_us_per_step"))
+    reasons = {reason: found.get(reason, "") for reason in ("skipped", "failed")}
+    return Measured(case, found["threads"], times, memory, **reasons, kernels=found.get("kernels_us_per_step"))

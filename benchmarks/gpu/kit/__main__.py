@@ -94,6 +94,10 @@ def benchmark(settings: Settings, seconds: float) -> list[str]:
     return speed(settings, seconds, "gpu.json", *size)
 
 
+def resets(settings: Settings, seconds: float) -> list[str]:
+    return speed(settings, seconds, "resets.json", "--resets", *(["--quick"] if settings.on_cpu else []))
+
+
 def micro(settings: Settings, seconds: float) -> list[str]:
     """Reserve half the time for compiling the program if build/micro is missing."""
     out = ["--out", str(settings.out / "micro.json")]
@@ -125,7 +129,8 @@ PARTS = {  # the most informative first
     "smoke": Part(60, "one shape forward and backward: every cell, dtype and backend", smoke),
     "exit": Part(100, "how long processes that used a backend take to end", exit),
     "tests": Part(150, "the tests marked gpu, or those of TESTS", tests),
-    "benchmark": Part(110, "python -m benchmarks.speed --device cuda", benchmark),
+    "benchmark": Part(80, "python -m benchmarks.speed --device cuda", benchmark),
+    "resets": Part(30, "python -m benchmarks.speed --device cuda --resets", resets),
     "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
     "sanitizer": Part(65, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
     "scaling": Part(300, "python -m benchmarks.speed --device cuda --sweep", scaling, by_default=False),

@@ -4,7 +4,7 @@ from benchmarks.common import digits, table
 from benchmarks.speed.cases import CELLS, MODES
 from benchmarks.speed.records import Column, Results, found_at
 
-from . import MALLOC, block_of
+from . import MALLOC, block_of, origin
 from .tables import entry
 
 WAYS = {"packed": "packed", "lengths": "padded with `lengths`"}
@@ -34,16 +34,13 @@ def _share(part: float | None, whole: float | None) -> str:
 
 
 def preamble(found: Results) -> str:
-    machine, plan = found.machine, found.plan
     shape = next(iter(found.shapes.values()))
     return (
-        f"Measured on {found.day} with `{found.command}`: {machine['cpu']}, threads: "
-        f"{found.threads[0]}, torch {machine['torch']}, fused_rnn {machine['fused_rnn']}, backend "
-        f"`{found.backend}`, {found.dtype}, B={shape.batch}, I=H={shape.hidden_size}, one layer, one direction. The "
-        f"longest sequence has T={shape.steps} steps, the others fall off by a power law until the steps that there "
-        "are fill so much of T·B. Packing and unpacking are not timed. Times are medians of "
-        f"{plan['rounds']} rounds in which the ways take turns, with {MALLOC[found.raw['allocator']['name']]}; memory "
-        "is what a training step takes beyond its operands, in a process of its own, with malloc as it is by default."
+        f"{origin(found)}, B={shape.batch}, I=H={shape.hidden_size}, one layer, one direction. The longest sequence "
+        f"has T={shape.steps} steps, the others fall off by a power law until the steps that there are fill so much of "
+        f"T·B. Packing and unpacking are not timed. Times are medians of {found.plan['rounds']} rounds in which the "
+        f"ways take turns, with {MALLOC[found.raw['allocator']['name']]}; memory is what a training step takes beyond "
+        "its operands, in a process of its own, with malloc as it is by default."
     )
 
 

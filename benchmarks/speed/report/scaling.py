@@ -7,7 +7,7 @@ from benchmarks.speed.findings import CLIFF, STRAIGHT, Curve, curves, deviation,
 from benchmarks.speed.pictures import scaling_pictures
 from benchmarks.speed.records import Results
 
-from . import block_of
+from . import block_of, origin
 
 
 def section(found: Results) -> str:
@@ -18,21 +18,18 @@ def section(found: Results) -> str:
 
 
 def preamble(found: Results) -> str:
-    machine, plan = found.machine, found.plan
     (ceilings,) = found.ceilings.values()
     base = ", ".join(f"{name}={found.base[axis]}" for axis, name in AXES.items() if axis != "layers")
-    where = machine["gpu"] if plan["device"] != "cpu" else f"{machine['cpu']}, threads: {found.threads[0]}"
     rate, bandwidth = ceilings.get(f"product_{found.dtype}_tflops"), ceilings.get("copy_tb_per_s")
     paces = [record["pace"] for measured in found.cases for record in measured.times.values() if "pace" in record]
     range = f" ({min(paces):.2f} to {max(paces):.2f} times as fast as at first)" if paces else ""
     return (
-        f"Measured on {found.day} with `{found.command}`: {where}, torch {machine['torch']}, "
-        f"fused_rnn {machine['fused_rnn']}, backend `{found.backend}`, {found.dtype}. One size at a time grows, "
-        f"from {base} and one layer; I=H. Times are medians over {plan['passes']} passes, in which candidates take "
-        f"turns, each corrected by a small product right before it for how fast the machine then was{range}. "
-        f"The same run measured products at {digits(rate and 1000 * rate)} GFLOP/s and copies at "
-        f"{digits(bandwidth and 1000 * bandwidth)} GB/s; the floor is the longer of the time for all multiplications "
-        "at that rate and the time for inputs, outputs, weights and their gradients at that bandwidth."
+        f"{origin(found)}. One size at a time grows, from {base} and one layer; I=H. Times are medians over "
+        f"{found.plan['passes']} passes, in which candidates take turns, each corrected by a small product right "
+        f"before it for how fast the machine then was{range}. The same run measured products at "
+        f"{digits(rate and 1000 * rate)} GFLOP/s and copies at {digits(bandwidth and 1000 * bandwidth)} GB/s; the "
+        "floor is the longer of the time for all multiplications at that rate and the time for inputs, outputs, "
+        "weights and their gradients at that bandwidth."
     )
 
 
