@@ -1,11 +1,11 @@
 """``python -m benchmarks.gpu.choice``: where kernels of clusters are faster than those of blocks, and the table of it.
 
-Times both families at one size after the other, forward and backward kernels alone with the preparation of their
-operands, in turns, and holds their results and gradients against the reference in float64. The file of results grows
-as the run does, and belongs into benchmarks/results. --show prints what the files there say, and --write makes
-csrc/cuda/cluster/measured.h of them, by which the clusters are chosen. Results are valid for the sources of the kernels
-that they were measured with; --carry-over records that they are for those here, too, if nvcc makes the same machine
-code of both. None of the three needs a GPU.
+It times both families in turns, size by size: forward and backward kernels alone, with the preparation of their
+operands. It compares results and gradients with the reference in float64. The file of results grows as the run does,
+and belongs in benchmarks/results. --show prints what the files there say, and --write turns them into
+csrc/cuda/cluster/measured.h, the table by which kernels of clusters are chosen. Results are valid for the sources of
+the measured kernels; --carry-over records that they are valid for the present sources, too, if nvcc makes the same
+machine code of both. None of the three options needs a GPU.
 """
 
 import argparse

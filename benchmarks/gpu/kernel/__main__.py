@@ -1,12 +1,12 @@
 """``python -m benchmarks.gpu.kernel``: compile one kernel, check it, time it, and show what it consists of.
 
-Compiles one kernel of csrc/cuda (cell x dtype x direction x exchange) for one architecture, and prints its registers,
-spills and shared memory, the instructions of its time-step loop, and its plan. Then it holds the results against the
-reference in float64, at the sizes that are asked for, and times the kernel alone: the difference between --steps and
-half of them, so that launching it and packing its weights drop out. Without a GPU that the kernel was compiled for, it
-is not timed, and checked on the host shim of the tests, at small sizes. Every run is appended to a file of results.
+It compiles one kernel of csrc/cuda (cell x dtype x direction x exchange) for one architecture, and prints its
+registers, spills and shared memory, the instructions of its time-step loop, and its plan. Then it compares the results
+with the reference in float64, at the requested sizes, and times the kernel alone: the difference between --steps and
+half of them, so that the launch and the packing of weights cancel out. Without a GPU of that architecture the kernel is
+not timed, and it is checked on the host shim of the tests, at small sizes. Every run is appended to a file of results.
 
-What is compiled stays in --folder, which can be carried to a machine that has a GPU and no nvcc: --built takes it from
+The compiled kernel stays in --folder, which may be copied to a machine that has a GPU and no nvcc: --built uses it
 there.
 """
 

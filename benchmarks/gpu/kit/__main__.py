@@ -1,8 +1,8 @@
 """``benchmarks/gpu/run_all.sh FOLDER``: run the parts one after the other, each with its own limit.
 
-What they say goes to FOLDER/log.txt, tests write to FOLDER/tests.txt as they run, and results to files of their own
-there, all of it while it happens: a run that is cut off leaves what it had. A part that fails or runs out of time does
-not keep the next from running; the exit status is then 1.
+The output goes to FOLDER/log.txt, that of the tests to FOLDER/tests.txt, and results to files of their own there, all
+while the parts run: a run that is cut off leaves what it had. If a part fails or runs out of time, the next one still
+runs, and the exit status is 1.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.gpu.micro``: measure what the kernels are tuned by, and write one file of results.
+"""``python -m benchmarks.gpu.micro``: measure the costs that the kernels are tuned by, and write one file of results.
 
-The program is compiled where there is nvcc (``--build`` does only that, and needs no GPU), and can be carried to the
-machine with the GPU as it is. Results grow line by line: what was measured before a failure or the time limit is kept.
+The program is compiled where there is nvcc (``--build`` does only that, and needs no GPU), and may be copied to the
+machine with the GPU. Results grow line by line: what was measured before a failure or the time limit is kept.
 """
 
 import argparse
