@@ -7,8 +7,10 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -139,6 +141,17 @@ def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[st
     parser.add_argument("--resume", action="store_true", help="go on from what an interrupted run left in --out")
     shared = {"dtype": "float32", "layers": 1, "seed": 0}
     parser.set_defaults(**{**shared, **defaults})
+
+
+def now() -> str:
+    """Return the date and time, UTC, as results state them."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def origin(module: str, arguments: list[str] | None = None) -> dict[str, str]:
+    """Return when and by which command results are made; the arguments are by default those of this process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return {"date": now(), "command": shlex.join(["python", "-m", module, *given])}
 
 
 def hardware() -> dict[str, str | int]:

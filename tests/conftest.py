@@ -62,6 +62,10 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # or the end of the process would find leaks
 
 
+# Cells that among them have all that cells may have: a cell state, an n apart, a reset before the product, a modulation
+FEW_CELLS = ("lstm", "gru_reset_after", "multiplicative_gru")
+
+
 def runs_on(device: str, backend: str) -> bool:
     try:
         fused_rnn.choose_backend(device, torch.float64, backend)

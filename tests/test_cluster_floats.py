@@ -8,7 +8,7 @@ import torch
 
 from fused_rnn import products
 
-from .conftest import Operands, Shape, operands, random_like, regularised
+from .conftest import FEW_CELLS, Operands, Shape, operands, random_like, regularised, some_of
 from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
 from .test_cluster_kernels import (
     CELLS,
@@ -86,7 +86,7 @@ def test_large_clusters(library, blocks, cell):
 
 
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(13, 17, 24, 24)], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_short_long_and_narrow(library, cell, shape, reverse):
     """A single step, more than are fetched ahead, and blocks without a unit of their own."""
     draws = drawn(cell, shape, F32, count=8 if shape.H < 3 else 3, reverse=reverse)
@@ -99,7 +99,11 @@ def test_errors_do_not_grow_with_time(library):
 
 
 @pytest.mark.parametrize(
-    ("cell", "name"), [*((cell, "cluster-of-2") for cell in CELLS), ("lstm", "16-sequences"), ("lstm", "messages")]
+    ("cell", "name"),
+    some_of(
+        [*((cell, "cluster-of-2") for cell in CELLS), ("lstm", "16-sequences"), ("lstm", "messages")],
+        *(("gru_reset_after", "cluster-of-2"), ("multiplicative_gru", "cluster-of-2"), ("lstm", "messages")),
+    ),
 )
 def test_lengths_zoneout_and_clipping(library, cell, name, reverse):
     """Clipping makes errors of single draws large, PyTorch's and ours, so that there are more of them."""
@@ -128,7 +132,9 @@ def test_small_and_large_numbers(library, exponent):
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("where", ["weight_hh", "h_0", "input", "bias_ih"])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_relu", "rnn_tanh", "multiplicative_lstm"])
+@pytest.mark.parametrize(
+    "cell", some_of(["lstm", "gru", "rnn_relu", "rnn_tanh", "multiplicative_lstm"], "gru", "multiplicative_lstm")
+)
 def test_infinities_and_nan_are_where_the_reference_has_them(library, cell, where, value):
     """Also with values whose second and third terms are zero, times which an infinite weight would be NaN."""
     op = operands(cell, Shape(3, 9, 4, 29), dtype=F32)
@@ -166,7 +172,7 @@ def test_order_of_threads_does_not_matter(library, cell, name):
     assert_all_the_same(regularised(op), *kernels)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_where_tensors_begin_does_not_matter(library, cell):
     """A part of the input's gradient is a product of the library, whose order of sums may depend on the address."""
     op = operands(cell, Shape(7, 11, 8, 24), dtype=F32, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
@@ -196,7 +202,7 @@ def test_gives_out_cell_states_alone_or_nothing(library, cell):
 # Waits that fail ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 @torch.no_grad()
 def test_a_state_that_does_not_arrive(library, cell):
     """Results that could not be computed are NaN, to the end and in later tiles."""
@@ -210,7 +216,7 @@ def test_a_state_that_does_not_arrive(library, cell):
             assert not output[0, :8].isnan().any()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 @torch.no_grad()
 def test_a_sum_that_does_not_arrive(library, cell):
     op = operands(cell, Shape(6, 27, 3, 64), dtype=F32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fused_rnn import products
 
-from .conftest import Operands, Shape, operands, random_like, regularised
+from .conftest import FEW_CELLS, Operands, Shape, operands, random_like, regularised, some_of
 from .host_kernels import DIRECTIONS, HostKernels, Way, library_of, needs_compiler, plan_of, run_kernels
 from .precision import Yardstick
 
@@ -104,7 +104,7 @@ def test_fewer_tiles_of_features_than_of_units(library, cell):
 @pytest.mark.parametrize(
     "shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(9, 7, 3, 2), Shape(13, 17, 24, 24)], ids=str
 )
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_short_long_narrow_and_whole(library, cell, shape, reverse):
     """A single step, more than are fetched ahead, blocks without a unit of their own, and rows that are all whole."""
     draws = drawn(cell, shape, count=8 if shape.H < 3 else 3, reverse=reverse)
@@ -116,7 +116,7 @@ LENGTHS = [3, 5, 0, 1, 5, 5, 2, 0, *(2, 0, 0, 3, 1, 0, 2, 3), *(0, 0, 0)]
 
 
 @pytest.mark.parametrize("name", ["block-of-16-sequences", "cluster-of-2", "cluster-of-4"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_lengths(library, cell, name, reverse):
     H = 24 if name == "cluster-of-2" else 43
     draws = drawn(cell, Shape(5, len(LENGTHS), 3, H), lengths=LENGTHS, reverse=reverse)
@@ -125,7 +125,7 @@ def test_lengths(library, cell, name, reverse):
 
 @pytest.mark.parametrize("name", ["block-of-16-sequences", "cluster-of-2"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_zoneout_and_clipping(library, cell, dtype, name, reverse):
     """Drawn from 0 and 1 with whole rows, and parts between with others."""
     H = 24 if reverse else 27
@@ -133,7 +133,7 @@ def test_zoneout_and_clipping(library, cell, dtype, name, reverse):
     assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_without_biases(library, cell):
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(4, 9, 3, 24), bias=False), WAYS["cluster-of-2"])
 
@@ -189,26 +189,26 @@ def options(request) -> Callable[[Operands], Operands]:
 
 
 @pytest.mark.parametrize("name", ["cluster-of-2-and-16-sequences", "cluster-of-4"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_order_of_threads_does_not_matter(library, cell, name, options):
     op = operands(cell, Shape(3, 19, 3, 40), dtype=torch.bfloat16, lengths=[3, 2, 0, 2] * 4 + [1, 3, 2])
     assert_all_the_same(options(op), *(HostKernels(library, WAYS[name], seed) for seed in range(3)))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_where_tensors_begin_does_not_matter(library, cell, options):
     """Rows of 24 units travel as a whole, or value by value if the tensors begin at an odd element."""
     op = operands(cell, Shape(7, 11, 8, 24), dtype=torch.bfloat16, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
     assert_all_the_same(options(op), *(HostKernels(library, way(2), misaligned=odd) for odd in (False, True)))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_how_many_clusters_there_are_does_not_matter(library, cell):
     op = operands(cell, Shape(3, 43, 3, 24), dtype=torch.bfloat16)
     assert_all_the_same(op, *(HostKernels(library, way(2, 1, (1, count, 1, 1, 1))) for count in (1, 3, 66)))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_gives_out_cell_states_alone_or_nothing(library, cell):
     op, kernels = operands(cell, Shape(3, 11, 3, 24), dtype=torch.bfloat16), HostKernels(library, WAYS["cluster-of-2"])
     with torch.no_grad():
@@ -267,7 +267,7 @@ def stores_of_a_step(cell: str, name: str, values: int) -> int:
 
 
 @pytest.mark.parametrize("name", FAILING)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 @torch.no_grad()
 def test_a_state_that_does_not_arrive(library, cell, name):
     """All blocks give up and the kernel ends; what they could not compute is NaN, in the tiles that follow too."""
@@ -284,7 +284,7 @@ def test_a_state_that_does_not_arrive(library, cell, name):
 
 
 @pytest.mark.parametrize("name", FAILING)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 @torch.no_grad()
 def test_a_sum_that_does_not_arrive(library, cell, name):
     op, T = operands(cell, Shape(6, 27, 3, 64), dtype=torch.bfloat16), 6

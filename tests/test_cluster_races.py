@@ -66,7 +66,8 @@ def test_sanitizers_find_nothing(tmp_path, cells, sanitizer, sequences):
         assert run.returncode == 0, run.stderr[-4000:]
 
 
-@pytest.mark.parametrize("sanitizer", some_of(["thread", "address,undefined"], "thread"))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
     program = compile_program(
         tmp_path / "races", sanitizer, SIZES[8], cells=("Lstm", "MultiplicativeGru"), flags=FLOATS

@@ -170,7 +170,7 @@ def test_parts_without_time_are_not_begun(tmp_path, no_parts, monkeypatch):
     assert "begun\n" not in log
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_part_can_be_tried_without_a_gpu(tmp_path):
     """Except the micro-measurements, which say that they need one."""
     one = "tests/gpu/test_calls.py::test_nothing_gave_up_waiting"

@@ -266,9 +266,10 @@ def representatives() -> list[Case]:
 
 
 @pytest.fixture(scope="session")
-def interpreter():
+def interpreter(request):
     """The process that runs triton_interpreted.py."""
     arguments = ["-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py"]
+    arguments += ["--exhaustive"] if request.config.getoption("--exhaustive") else []
     process = start_python(*arguments, TRITON_INTERPRET="1")
     yield process
     process.kill()

@@ -14,7 +14,17 @@ import fused_rnn
 from fused_rnn import ops
 from fused_rnn.triton import launch, math, plan, tiles
 
-from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, with_resets
+from .conftest import (
+    FEW_CELLS,
+    Operands,
+    Shape,
+    operands,
+    random_like,
+    regularised,
+    relative_error,
+    some_of,
+    with_resets,
+)
 from .test_math import X, units_in_the_last_place
 from .test_vmap import BATCHED, SHAPE
 from .test_vmap import error as vmap_error
@@ -22,6 +32,11 @@ from .test_vmap import error_of_members as vmap_error_of_members
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = Shape(2, 13, 11, 29)  # fills most of one tile, which costs the interpreter no more than less would
+
+
+@pytest.fixture(params=some_of(ops.CELLS, *FEW_CELLS))
+def cell(request) -> str:
+    return request.param
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ chooses. On the CPU there are no kernels, but --list shows the plans and their e
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -290,8 +288,7 @@ def run(
     """Measure and write the file of results, which grows with every layer."""
     budget = Budget(60 * options.minutes)
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu.plans", *sys.argv[1:]]),
+        **common.origin("benchmarks.gpu.plans"),
         "hardware": machine.description(clock.device),
         "digests": machine.digests(),
         "layers": [],

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks import common
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = output_path(options)
     sources = {HERE: ROOT} | ({options.against.resolve().name: options.against} if options.against else {})
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": common.now(),
         "hardware": {**common.hardware(), "threads": 1},
         "plan": {"sources": list(sources), "rounds": options.rounds, "repeats": options.repeats},
         "times": measure(sources, options.rounds, options.repeats),

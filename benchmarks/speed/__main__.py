@@ -8,12 +8,10 @@ means float32: TF32 is off.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -168,7 +166,7 @@ def output_path(plan: Plan) -> Path:
 class Run:
     """A file of results: the times of each case of a plan with each number of threads."""
 
-    def __init__(self, path: Path, plan: Plan, command: str) -> None:
+    def __init__(self, path: Path, plan: Plan, arguments: list[str] | None = None) -> None:
         self.path, self.plan, self.device = path, plan, common.open_device(plan.device)
         self.begun, self.done = time.monotonic(), 0
         self.threads = plan.threads or (torch.get_num_threads(),)
@@ -176,8 +174,7 @@ class Run:
         self.records = [{**case.record, "threads": threads, "skipped": NOT_REACHED} for case, threads in self.cases]
         clock = clock_type(self.device)
         self.result = {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": command,
+            **common.origin("benchmarks.speed", arguments),
             "finished": False,
             "hardware": {**machine.description(self.device), "threads": self.threads},
             "digests": machine.digests(),
@@ -257,8 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.list:
         print("\n".join(dict.fromkeys(map(str, plan.cases()))))
         return
-    command = shlex.join(["python", "-m", "benchmarks.speed", *(sys.argv[1:] if arguments is None else arguments)])
-    run = Run(options.out or output_path(plan), plan, command)
+    run = Run(options.out or output_path(plan), plan, arguments)
     run.measure()
     skipped = sum("skipped" in record for record in run.records)
     print(f"wrote {run.path}: {len(run.records) - skipped} cases measured, {skipped} skipped")

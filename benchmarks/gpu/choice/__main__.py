@@ -9,11 +9,9 @@ machine code of both. None of the three options needs a GPU.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks import common
@@ -63,8 +61,7 @@ def run(
     """Measure, and write the file of results, which grows during the run."""
     budget = Budget(options.seconds)
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu.choice", *sys.argv[1:]]),
+        **common.origin("benchmarks.gpu.choice"),
         "hardware": machine.description(clock.device),
         "chip": asdict(chip),
         "digests": {**machine.digests(), "family": family.digest()},

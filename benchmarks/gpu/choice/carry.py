@@ -21,7 +21,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
@@ -249,7 +248,7 @@ def carry_over(revision: str, but_for: Sequence[str] = ()) -> None:
                 f"no results in {RESULTS} are valid for the sources of {revision} and not yet for those here"
             )
         commit = git("rev-parse", f"{revision}^{{commit}}").decode().strip()
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        date = common.now()
         made: dict[tuple[str, ...], tuple[Build, Build]] = {}
         for path in paths:
             content = json.loads(path.read_text())

@@ -14,12 +14,10 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -308,8 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = clock_for(device)
     run = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu.kernel", *(arguments or sys.argv[1:])]),
+        **common.origin("benchmarks.gpu.kernel", arguments),
         "hardware": machine.description(clock.device),
         "digests": machine.digests(),
     }

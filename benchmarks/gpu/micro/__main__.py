@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
@@ -95,8 +94,7 @@ STATISTICS = ("median", "least", "most")
 def run(options: argparse.Namespace) -> dict:
     """Run the program, write results as they come, and return them."""
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu.micro", *sys.argv[1:]]),
+        **common.origin("benchmarks.gpu.micro"),
         "hardware": common.hardware(),
         "meaning": {name: f"{what}; {why}" for name, (what, why) in MEASUREMENTS.items()},
         "device": None,
