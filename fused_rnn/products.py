@@ -172,7 +172,7 @@ class _Products:
         if q.bias_ih is not None or q.bias_hh is not None:
             sums = result["bias_ih"] = self.d_gates.sum(1)
         if q.bias_hh is not None:
-            result["bias_hh"] = torch.cat([sums[: 2 * self.H], apart[1].sum(1)]) if apart else sums.clone()
+            result["bias_hh"] = torch.cat([sums.narrow(0, 0, 2 * self.H), apart[1].sum(1)]) if apart else sums.clone()
         if q.bias_m is not None:
             result["bias_m"] = self.d_m.sum(1)
         return result

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import autocast, choice, cuda, derivatives, watchers
-from .cell_based import CellBased, reshaped
+from .cell_based import CellBased
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
@@ -253,10 +253,10 @@ def _gradients(
         with autocast.off(input.device.type), derivatives.past_autograd():
             d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(*arguments)
     if stacked:
-        d_h, d_c = (d.unsqueeze(0) if need else None for d, need in ((d_h, of_h), (d_c, of_c)))
+        d_h, d_c = d_h.unsqueeze(0) if of_h else None, d_c.unsqueeze(0) if of_c else None
     elif of_input:
         d_input = d_input.squeeze(0)
-    return tuple(grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs))
+    return [grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs)]
 
 
 class _Step(torch.autograd.Function):
