@@ -124,6 +124,7 @@ class _Products:
         self.d_gates = self._of_gates(0, self.cell.gates)
 
     def _of_gates(self, begin: int, end: int) -> Tensor:
+        """Return d (units, T·B) of these gates."""
         whole = (begin, end * self.H) == (0, self.d.shape[0])
         return self.d if whole else self.d.narrow(0, begin * self.H, (end - begin) * self.H)
 
@@ -170,7 +171,9 @@ class _Products:
         """Return sums over all steps and sequences, each in memory of its own."""
         q, result = self.q, {}
         if q.bias_ih is not None or q.bias_hh is not None:
-            sums = result["bias_ih"] = self.d_gates.sum(1)
+            sums = self.d_gates.sum(1)
+        if q.bias_ih is not None:
+            result["bias_ih"] = sums
         if q.bias_hh is not None:
             result["bias_hh"] = torch.cat([sums.narrow(0, 0, 2 * self.H), apart[1].sum(1)]) if apart else sums.clone()
         if q.bias_m is not None:
@@ -202,7 +205,7 @@ class _Products:
             begins, new = _rows(self.q.resets.unsqueeze(2)), self.q.h_reset
             first = episodes.begun(first, self._first(begins).squeeze(1), new)
             steps_begin = self._rest(begins).view(self.steps - 1, self.batch)
-            rest = _rows(episodes.begun(rest.view(self.steps - 1, self.batch, -1), steps_begin, new))
+            rest = _rows(episodes.begun(rest.view(self.steps - 1, self.batch, self.H), steps_begin, new))
         if factor is not None:
             factor = _rows(factor)
             first, rest = self._first(factor) * first, self._rest(factor) * rest
