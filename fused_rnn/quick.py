@@ -26,6 +26,7 @@ _Forward = TypeVar("_Forward", bound=Callable)
 _PLAIN = (Tensor, nn.Parameter)  # other classes may change what an operator means
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # weights of cells that are not multiplicative, which come first
+_STATES_END = 3  # weights follow input, h and c
 _NO_WEIGHTS = [None] * len(WEIGHTS)
 _SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
@@ -67,19 +68,21 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
 
 def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
     """Return the final state of a batch (B, I), as ``RecurrentCell.forward`` does; None sends the call there."""
-    given, weights = _given(module, input, hx, 2), _weights(module, "")
+    cell, given = module.cell, _given(module, input, hx, 2)
+    weights = _weights(module, _weight_names(cell, module.bias))
     if given is None or weights is None:
         return None
-    results = _run(module.cell, *given, weights)
+    results = _run(cell, (*given, *weights))
     return results[0] if len(results) == 1 else tuple(results)
 
 
 def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
     """Return outputs and the final state of (T, B, I), as ``Recurrent.forward`` does; None sends the call there."""
-    given, weights = _given(module, input, hx, 3), [_weights(module, suffix) for suffix in _suffixes(module.num_layers)]
+    cell, given = module.cell, _given(module, input, hx, 3)
+    weights = [_weights(module, names) for names in _weight_names_of_layers(cell, module.bias, module.num_layers)]
     if given is None or None in weights:
         return None
-    output, *final = _run(module.cell, *given, *weights) if len(weights) == 1 else _layers(module, *given, weights)
+    output, *final = _run(cell, (*given, *weights[0])) if len(weights) == 1 else _layers(module, *given, weights)
     return output, final[0] if len(final) == 1 else tuple(final)
 
 
@@ -87,13 +90,13 @@ def _layers(
     module: CellBased, input: Tensor, h: Tensor | None, c: Tensor | None, weights: list[list[Tensor | None]]
 ) -> Sequence[Tensor]:
     """Return the results of several layers, with states (layers, B, H)."""
-    # these must be as many as layers, or the full path says so
+    cell, finals = module.cell, []
+    # states must be as many as layers, or the full path says so
     states = zip(*([None] * len(weights) if part is None else part.split(1) for part in (h, c)), strict=True)
-    finals = []
-    for of_layer, state in zip(weights, states, strict=True):
+    for state, of_layer in zip(states, weights, strict=True):
         if finals:
             (input,) = module._drop([input])
-        input, *final = _run(module.cell, input, *state, of_layer)
+        input, *final = _run(cell, (input, *state, *of_layer))
         finals.append(final)
     return input, *map(torch.cat, zip(*finals))
 
@@ -119,10 +122,10 @@ def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: in
     return input, h, c
 
 
-def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
-    """Return the parameters of a layer as ``_weight_names`` orders them; None if any is something else."""
+def _weights(module: CellBased, names: Sequence[str | None]) -> list[Tensor | None] | None:
+    """Return parameters by name, None where the name is; or None if any is something else than a parameter."""
     parameters, weights = module._parameters, []
-    for name in _weight_names(module.cell, module.bias, suffix):
+    for name in names:
         weight = parameters.get(name)
         if type(weight) is not nn.Parameter and name is not None:
             return None
@@ -130,17 +133,15 @@ def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
     return weights
 
 
-def _run(
-    cell: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor | None]
-) -> Sequence[Tensor]:
-    """Return the results of ``_Call`` or ``_Step``."""
-    tensors = (input, h, c, *weights)
-    recording = torch.is_grad_enabled() and (weights[0].requires_grad or torch._C._any_requires_grad(*tensors))
-    if len(weights) == _STEP_WEIGHTS and input.is_cpu and (input.dim() == 2 or input.shape[0] == 1):
+def _run(cell: str, tensors: tuple[Tensor | None, ...]) -> Sequence[Tensor]:
+    """Return the results of ``_Call`` or ``_Step`` for input, h, c and weights."""
+    input, weight_ih = tensors[0], tensors[_STATES_END]
+    recording = torch.is_grad_enabled() and (weight_ih.requires_grad or torch._C._any_requires_grad(*tensors))
+    if len(tensors) == _STATES_END + _STEP_WEIGHTS and input.is_cpu and (input.dim() == 2 or input.shape[0] == 1):
         # this refuses tensors on different devices
         return _apply_step(cell, *tensors) if recording else torch.ops.fused_rnn.step(*tensors, cell, False)
     for tensor in tensors:
-        if tensor is not None and tensor.is_meta:  # it would send the whole call there, others on another device fail
+        if tensor is not None and tensor.is_meta:  # it would send the whole call there
             raise RuntimeError("a tensor is on meta, but not the input")
     if recording:
         return _apply(cell, *tensors)
@@ -157,17 +158,16 @@ def _is_our_own(kind: type[CellBased]) -> bool:
 
 
 @functools.cache
-def _suffixes(layers: int) -> tuple[str, ...]:
-    """Return what the names of the weights of each layer end with."""
-    return tuple(f"_l{number}" for number in range(layers))
-
-
-@functools.cache
-def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
+def _weight_names(cell: str, bias: bool, suffix: str = "") -> tuple[str | None, ...]:
     """Return the names of the weights of ``step``, or of all, in the order of operators; None for missing ones."""
     names = [name for name in CELLS[cell].weights if bias or not name.startswith("bias")]
     known = WEIGHTS if CELLS[cell].multiplicative else WEIGHTS[:_STEP_WEIGHTS]
     return tuple(name + suffix if name in names else None for name in known)
+
+
+@functools.cache
+def _weight_names_of_layers(cell: str, bias: bool, layers: int) -> list[tuple[str | None, ...]]:
+    return [_weight_names(cell, bias, f"_l{number}") for number in range(layers)]
 
 
 @functools.cache
@@ -232,7 +232,7 @@ def _gradients(
     kept: Sequence[Tensor],
     tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """Return the needed gradients of input, states and weights, by an operator that has derivatives itself."""
     input, h, c, *weights = tensors
     of_input, of_h, of_c, *of_weights = needs
@@ -311,7 +311,7 @@ def _gradients_with_derivatives(
     saved: Tensor,
     tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """Return the gradients of a single step by the operator that autograd, transforms and compilers know."""
     input, h, c, *weights = tensors
     zeros = saved.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
