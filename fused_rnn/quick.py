@@ -91,12 +91,12 @@ def _layers(
 ) -> Sequence[Tensor]:
     """Return the results of several layers, with states (layers, B, H)."""
     cell, finals = module.cell, []
+    states = ([None] * len(weights) if part is None else part.split(1) for part in (h, c))
     # states must be as many as layers, or the full path says so
-    states = zip(*([None] * len(weights) if part is None else part.split(1) for part in (h, c)), strict=True)
-    for state, of_layer in zip(states, weights, strict=True):
+    for h, c, of_layer in zip(*states, weights, strict=True):
         if finals:
             (input,) = module._drop([input])
-        input, *final = _run(cell, (input, *state, *of_layer))
+        input, *final = _run(cell, (input, h, c, *of_layer))
         finals.append(final)
     return input, *map(torch.cat, zip(*finals))
 
@@ -183,7 +183,8 @@ def _forward(
     if h is None:
         h = input.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
         c = h if CELLS[cell].has_cell_state else None
-    forward, _ = IN_PYTHON.get(input.device.type, (torch.ops.fused_rnn.forward, None))
+    in_python = _in_python(input)
+    forward = in_python[0] if in_python else torch.ops.fused_rnn.forward
     output, h_n, c_n, cells, saved = forward(*_operands(cell, input, h, c, weights), save)
     kept = output, cells, saved, input, h, c
     if input.dim() == 2:
@@ -191,6 +192,10 @@ def _forward(
     # in place, because truncated back-propagation calls detach_(), which refuses views
     h_n.unsqueeze_(0)
     return (output, h_n) if c is None else (output, h_n, c_n.unsqueeze_(0)), kept
+
+
+def _in_python(input: Tensor) -> tuple[Callable, Callable] | None:
+    return IN_PYTHON.get("cpu" if input.is_cpu else "cuda")  # faster than to ask for the device's type
 
 
 def _operands(cell: str, input: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor | None]) -> tuple:
@@ -245,10 +250,10 @@ def _gradients(
         *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], *kept),
         *(*_operands(cell, input, h, c, weights), of_input, any(of_weights)),
     )
-    if input.device.type in IN_PYTHON and _is_unrecorded((d_output, *d_results)):
-        _, backward = IN_PYTHON[input.device.type]
+    in_python = _in_python(input)
+    if in_python and _is_unrecorded((d_output, *d_results)):
         with torch._C._AutoDispatchBelowAutograd():
-            d_input, d_h, d_c, *d_weights = backward(*arguments)
+            d_input, d_h, d_c, *d_weights = in_python[1](*arguments)
     else:
         with autocast.off(input.device.type), derivatives.past_autograd():
             d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(*arguments)
