@@ -34,6 +34,7 @@ ON_GPU = products.Kernels(_forward_on_gpu, _backward_on_gpu)
 # the operators on a GPU
 forward = partial(products.forward, kernels=ON_GPU)
 backward = partial(products.backward, kernels=ON_GPU)
+gradients = partial(products.gradients, kernels=ON_GPU)  # without placeholders
 
 
 def register() -> None:

@@ -8,8 +8,8 @@ arguments by name, so no name and no position may change, and new operands come 
 ``Options`` are the keyword arguments that all functions of a whole sequence take beside states and weights.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from torch import Tensor
@@ -197,11 +197,9 @@ class ForwardCall(NamedTuple):
     save: str
 
     @classmethod
-    def of(cls, arguments: Iterable) -> "ForwardCall":
+    def of(cls, arguments: Sequence) -> "ForwardCall":
         """Group the arguments as the operator takes them; those with a default may be missing."""
-        given = iter(arguments)
-        operands, save = [*islice(given, _LATER)], next(given)
-        return cls(Operands(*operands, *given), save)
+        return cls(Operands(*arguments[:_LATER], *arguments[_LATER + 1 :]), arguments[_LATER])
 
     @property
     def arguments(self) -> tuple:
@@ -214,6 +212,11 @@ class ForwardCall(NamedTuple):
         return (*Operands._fields[:_LATER], "save", *LATER)
 
 
+_SIZES = (len(ResultGradients._fields), len(Kept._fields), _LATER, len(Wanted._fields))
+# where the arguments of backward lie: d_results, kept, operands, wanted, later operands
+_GROUPS = (*(slice(end - size, end) for size, end in zip(_SIZES, accumulate(_SIZES))), slice(sum(_SIZES), None))
+
+
 class BackwardCall(NamedTuple):
     """The arguments of backward and backward_from_states, in groups."""
 
@@ -223,12 +226,10 @@ class BackwardCall(NamedTuple):
     wanted: Wanted
 
     @classmethod
-    def of(cls, arguments: Iterable) -> "BackwardCall":
+    def of(cls, arguments: Sequence) -> "BackwardCall":
         """Group the arguments as the operators take them; those with a default may be missing."""
-        given = iter(arguments)
-        d_results, kept = (group(*islice(given, len(group._fields))) for group in (ResultGradients, Kept))
-        operands, wanted = [*islice(given, _LATER)], Wanted(*islice(given, len(Wanted._fields)))
-        return cls(d_results, kept, Operands(*operands, *given), wanted)
+        d_results, kept, operands, wanted, later = map(arguments.__getitem__, _GROUPS)
+        return cls(ResultGradients(*d_results), Kept(*kept), Operands(*operands, *later), Wanted(*wanted))
 
     @property
     def arguments(self) -> tuple:

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import episodes
 from .cells import WEIGHTS
 from .operands import (
+    DIFFERENTIABLE,
     BackwardCall,
     BackwardLoop,
     ForwardCall,
@@ -41,25 +42,30 @@ class Kernels:
 def forward(*arguments, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the operator ``forward`` with these kernels."""
     q, save = ForwardCall.of(arguments)
-    projected = _project(q.input, q.weight_mih if q.spec.modulates == "input" else q.weight_ih)
-    return kernels.forward(*_loop(ForwardLoop, q, (projected, _modulated(q), _weight_ih(q), save)))
+    modulated, weight_ih = _modulated(q)
+    projected = _project(q.input, q.weight_ih if weight_ih is None else q.weight_mih)
+    return kernels.forward(*_loop(ForwardLoop, q, (projected, modulated, weight_ih, save)))
 
 
 def backward(*arguments, kernels: Kernels) -> tuple[Tensor, ...]:
-    """Run the operator ``backward`` with these kernels."""
+    """Run the operator ``backward`` with these kernels; placeholders of missing results have memory of their own."""
+    found = gradients(*arguments, kernels=kernels)
+    d_h_0 = found[DIFFERENTIABLE.index("h_0")]
+    return Gradients(*(d_h_0.new_empty(0) if gradient is None else gradient for gradient in found))
+
+
+def gradients(*arguments, kernels: Kernels) -> tuple[Tensor | None, ...]:
+    """Return the results of ``backward``, but None for gradients of inputs and weights that it lacks."""
     d_results, kept, q, wanted = BackwardCall.of(arguments)
-    modulated = _modulated(q)
-    loop = _loop(BackwardLoop, q, (*d_results, *kept, modulated, _weight_ih(q)))
-    of_loop = LoopGradients(*kernels.backward(*loop))
+    modulated, weight_ih = _modulated(q)
+    of_loop = LoopGradients(*kernels.backward(*_loop(BackwardLoop, q, (*d_results, *kept, modulated, weight_ih))))
     products = _Products(q, kept, modulated, of_loop)
-    d_input = products.input_gradient() if wanted.input_gradient else _empty(q.input)
-    names = [name for name, weight in zip(WEIGHTS, q.weights) if wanted.weight_gradients and weight is not None]
-    found = products.weight_gradients(names)
-    d_weights = (found[name] if name in names else _empty(q.input) for name in WEIGHTS)
+    d_input = products.input_gradient() if wanted.input_gradient else None
+    d_weights = products.weight_gradients() if wanted.weight_gradients else {}
     d_reset = of_loop.d_h_reset, of_loop.d_c_reset
     if q.resets is not None:  # these are sums in float32; otherwise they are empty
         d_reset = tuple(d.to(q.input.dtype) for d in d_reset)
-    return Gradients(d_input, of_loop.d_h_0, of_loop.d_c_0, *d_weights, *d_reset)
+    return d_input, of_loop.d_h_0, of_loop.d_c_0, *map(d_weights.get, WEIGHTS), *d_reset
 
 
 # Operands of a loop that are not the operators' own, or have another name there.
@@ -80,26 +86,21 @@ def _loop(kind: type[ForwardLoop] | type[BackwardLoop], q: Operands, others: tup
     return _places(kind)((*others, *q))
 
 
-def _weight_ih(q: Operands) -> Tensor | None:
-    """Return ``weight_ih`` if x is modulated; otherwise the loop needs only W x."""
-    return q.weight_ih if q.spec.modulates == "input" else None
-
-
-def _empty(like: Tensor) -> Tensor:
-    """Make the placeholder of a missing result; each has memory of its own."""
-    return like.new_empty(0)
-
-
 def _project(input: Tensor, weight: Tensor) -> Tensor:
     """Compute W x of all steps, (T, B, rows of W)."""
     return torch.mm(_rows(input), weight.t()).view(*input.shape[:2], -1)
 
 
-def _modulated(q: Operands) -> Tensor | None:
-    """Return what a multiplicative cell scales by m, (T, B, values of m): x, or W_m x, whose x̂ replaces h₋."""
-    if q.spec.modulates == "hidden":
-        return _project(q.input, q.weight_mih)
-    return q.input if q.spec.multiplicative else None
+def _modulated(q: Operands) -> tuple[Tensor | None, Tensor | None]:
+    """Return what a multiplicative cell scales by m, (T, B, values of m), and the weight that then multiplies it.
+
+    That is x with its weight; or W_m x, whose x̂ replaces h₋, without one, as the loop knows it. Other cells, whose loop
+    needs only W x, have neither.
+    """
+    modulates = q.spec.modulates
+    if modulates is None:
+        return None, None
+    return (q.input, q.weight_ih) if modulates == "input" else (_project(q.input, q.weight_mih), None)
 
 
 def _rows(steps: Tensor) -> Tensor:
@@ -111,109 +112,119 @@ class _Products:
     """The products after the loop, from d (T, B, columns), the gradients of the pre-activations.
 
     d has H columns for each gate; then, in the reset-after GRU, H for the part of n that r scales, which replaces n in
-    products with U; then, in multiplicative cells, δm. d and the outputs are zero past the end of a sequence. Matrix
-    products read column slices of d without a copy.
+    products with U; then, in multiplicative cells, δm. d and the outputs are zero past the end of a sequence. Here d is
+    transposed, because it is so in all products but one; these read slices of it without a copy.
     """
 
     def __init__(self, q: Operands, kept: Kept, modulated: Tensor | None, found: LoopGradients) -> None:
-        cell, H = q.spec, q.h_0.shape[1]
-        self.q, self.cell, self.H, self.kept, self.modulated = q, cell, H, kept, modulated
-        self.d = _rows(found.d)
+        self.q, self.cell, self.kept, self.modulated = q, q.spec, kept, modulated
+        self.steps, self.batch, self.H = kept.output.shape
+        self.d = _rows(found.d).t()
         self.d_modulated = found.d_input
-        self.d_gates = self._columns(0, cell.gates)
-        # for U: n has a product of its own, with the last H columns, and r and z have the columns before them
-        self.n_apart = cell.reset_before or cell.gradients > cell.gates
+        self.d_gates = self._of_gates(0, self.cell.gates)
 
-    def _columns(self, begin: int, end: int) -> Tensor:
-        """Return columns of d (T·B, columns), numbered in units of a gate."""
-        whole = (begin, end * self.H) == (0, self.d.shape[1])
-        return self.d if whole else self.d[:, begin * self.H : end * self.H]
+    def _of_gates(self, begin: int, end: int) -> Tensor:
+        """Return d (units, T·B) of these gates."""
+        whole = (begin, end * self.H) == (0, self.d.shape[0])
+        return self.d if whole else self.d.narrow(0, begin * self.H, (end - begin) * self.H)
 
     @property
     def d_m(self) -> Tensor:
-        return self.d[:, self.cell.gradients * self.H :]
+        return self.d[self.cell.gradients * self.H :]
 
     def input_gradient(self) -> Tensor:
         if self.cell.modulates == "input":
             d_input = self.d_modulated  # the part that does not pass through W_m
-            _rows(d_input).addmm_(self.d_m, self.q.weight_mih)
+            _rows(d_input).addmm_(self.d_m.t(), self.q.weight_mih)
             return d_input
-        d_input = torch.mm(self.d_gates, self.q.weight_ih).view(self.q.input.shape)
+        d_input = torch.mm(self.d_gates.t(), self.q.weight_ih).view(self.q.input.shape)
         if self.cell.modulates == "hidden":
             _rows(d_input).addmm_(_rows(self.d_modulated), self.q.weight_mih)
         return d_input
 
-    def weight_gradients(self, wanted: list[str]) -> dict[str, Tensor]:
-        """Return at least the gradients that are wanted, by name."""
-        if not wanted:
-            return {}
-        x, d_gates = self._active(self.q.input), self.d_gates
-        result = {}
+    def weight_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of all weights that the call has, by name."""
+        x, before, apart = self._active(self.q.input), self._before(), self._apart()
+        result = self._bias_gradients(apart)
         if self.cell.multiplicative:
-            result["weight_mhh"] = self._with_states(self.d_m)
             m = _rows(self.kept.saved)[:, self.cell.saved * self.H :]
+            result["weight_mhh"] = self._with_states(self.d_m, before)
         if self.cell.modulates == "hidden":
             result["weight_mih"] = torch.mm(_rows(self.d_modulated).t(), x)
-            result["weight_hh"] = torch.mm(d_gates.t(), m * self._active(self.modulated))
+            result["weight_hh"] = torch.mm(self.d_gates, m * self._active(self.modulated))
         else:
-            result["weight_hh"] = self._recurrent()
+            result["weight_hh"] = self._recurrent(before, apart)
         if self.cell.modulates == "input":
-            result["weight_mih"] = torch.mm(self.d_m.t(), x)
+            result["weight_mih"] = torch.mm(self.d_m, x)
             x = m * x
-        result["weight_ih"] = torch.mm(d_gates.t(), x)
-        return result | self._bias_gradients([name for name in wanted if name.startswith("bias")])
-
-    def _bias_gradients(self, wanted: list[str]) -> dict[str, Tensor]:
-        """Return sums over all rows, each in memory of its own."""
-        if not wanted:
-            return {}
-        H, sums = self.H, self.d.sum(0)
-        of_gates, last = self.cell.gates * H, (self.cell.gradients - 1) * H
-        # the first result may take the sums themselves if it uses all of them
-        result = {"bias_ih": sums if len(sums) == of_gates else sums[:of_gates].clone()}
-        if "bias_hh" in wanted:
-            apart = (sums[: 2 * H], sums[last : last + H])
-            result["bias_hh"] = torch.cat(apart) if self.n_apart else sums[:of_gates].clone()
-        if "bias_m" in wanted:
-            result["bias_m"] = sums[self.cell.gradients * H :].clone()
+        result["weight_ih"] = torch.mm(self.d_gates, x)
         return result
 
-    def _recurrent(self) -> Tensor:
-        """Return the gradient of U; in the reset-before GRU U_n multiplies r⊙h₋."""
-        if not self.n_apart:
-            return self._with_states(self.d_gates)
-        r = self.kept.saved[..., : self.H] if self.cell.reset_before else None
-        d_n = self._columns(self.cell.gradients - 1, self.cell.gradients)
-        return torch.cat([self._with_states(self._columns(0, 2)), self._with_states(d_n, r)])
+    def _apart(self) -> tuple[Tensor, Tensor] | None:
+        """Return d of r and z, and of n, if n has a product of its own with U."""
+        cell = self.cell
+        if not (cell.reset_before or cell.gradients > cell.gates):
+            return None
+        return self._of_gates(0, 2), self._of_gates(cell.gradients - 1, cell.gradients)
 
-    def _with_states(self, d: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Return Σ dᵀ h₋ over all steps, with h₋ scaled elementwise by a factor (T, B, H); d is (T·B, columns)."""
-        steps, batch = self.kept.output.shape[:2]
-        begin = 0 if self.q.reverse else batch  # of the rows of steps that have a predecessor
-        count, outputs = (steps - 1) * batch, _rows(self.kept.output)
-        first, rest = self.q.h_0, outputs.narrow(0, batch - begin, count)
+    def _bias_gradients(self, apart: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+        """Return sums over all steps and sequences, each in memory of its own."""
+        q, result = self.q, {}
+        if q.bias_ih is not None or q.bias_hh is not None:
+            sums = self.d_gates.sum(1)
+        if q.bias_ih is not None:
+            result["bias_ih"] = sums
+        if q.bias_hh is not None:
+            result["bias_hh"] = torch.cat([sums.narrow(0, 0, 2 * self.H), apart[1].sum(1)]) if apart else sums.clone()
+        if q.bias_m is not None:
+            result["bias_m"] = self.d_m.sum(1)
+        return result
+
+    def _recurrent(self, before: tuple[Tensor, Tensor], apart: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the gradient of U; in the reset-before GRU U_n multiplies r⊙h₋."""
+        if apart is None:
+            return self._with_states(self.d_gates, before)
+        d_rz, d_n = apart
+        scaled = self._before(self.kept.saved[..., : self.H]) if self.cell.reset_before else before
+        return torch.cat([self._with_states(d_rz, before), self._with_states(d_n, scaled)])
+
+    def _with_states(self, d: Tensor, before: tuple[Tensor, Tensor]) -> Tensor:
+        """Return Σ d h₋ᵀ over all steps, with d (units, T·B)."""
+        first, rest = before
+        gradient = torch.mm(self._first(d, 1), first)
+        return gradient.addmm_(self._rest(d, 1), rest) if self.steps > 1 else gradient
+
+    def _before(self, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return h₋ of the first step of every sequence (B, H), and of the other steps ((T-1)·B, H).
+
+        Both are scaled elementwise by a factor (T, B, H).
+        """
+        first = self.q.h_0
+        rest = _rows(self.kept.output).narrow(0, self.batch if self.q.reverse else 0, (self.steps - 1) * self.batch)
         if self.q.resets is not None:
             begins, new = _rows(self.q.resets.unsqueeze(2)), self.q.h_reset
             first = episodes.begun(first, self._first(begins).squeeze(1), new)
-            steps_begin = begins.narrow(0, begin, count).view(steps - 1, batch)
-            rest = _rows(episodes.begun(rest.view(steps - 1, batch, -1), steps_begin, new))
+            steps_begin = self._rest(begins).view(self.steps - 1, self.batch)
+            rest = _rows(episodes.begun(rest.view(self.steps - 1, self.batch, self.H), steps_begin, new))
         if factor is not None:
             factor = _rows(factor)
-            first, rest = self._first(factor) * first, factor.narrow(0, begin, count) * rest
-        gradient = torch.mm(self._first(d).t(), first)
-        return gradient.addmm_(d.narrow(0, begin, count).t(), rest) if count else gradient
+            first, rest = self._first(factor) * first, self._rest(factor) * rest
+        return first, rest
 
-    def _first(self, rows: Tensor) -> Tensor:
-        """Select from (T·B, columns) the rows (B, columns) of every sequence's first step, which begins with h_0.
+    def _first(self, rows: Tensor, dim: int = 0) -> Tensor:
+        """Select from T·B rows those of every sequence's first step, which begins with h_0.
 
         The row of a sequence without steps is arbitrary, because its d is zero. In a reverse run the step after the
         last one of a sequence has an output of zero, and contributes nothing.
         """
-        steps, batch = self.kept.output.shape[:2]
         if not self.q.reverse or self.q.lengths is None:
-            return rows.narrow(0, (steps - 1) * batch if self.q.reverse else 0, batch)
-        first = (self.q.lengths - 1).clamp(0, steps - 1)
-        return rows[first * batch + torch.arange(batch, device=first.device)]
+            return rows.narrow(dim, (self.steps - 1) * self.batch if self.q.reverse else 0, self.batch)
+        first = (self.q.lengths - 1).clamp(0, self.steps - 1)
+        return rows.index_select(dim, first * self.batch + torch.arange(self.batch, device=first.device))
+
+    def _rest(self, rows: Tensor, dim: int = 0) -> Tensor:
+        """Select from T·B rows those of steps that have a predecessor."""
+        return rows.narrow(dim, 0 if self.q.reverse else self.batch, (self.steps - 1) * self.batch)
 
     def _active(self, steps: Tensor) -> Tensor:
         """Return the rows of (T, B, columns) with zeros past the ends, where an input may hold anything."""

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from . import autocast, choice, cuda, derivatives, watchers
-from .cell_based import CellBased, reshaped
+from .cell_based import CellBased
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
 _PLAIN = (Tensor, nn.Parameter)  # other classes may change what an operator means
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # weights of cells that are not multiplicative, which come first
+_STATES_END = 3  # weights follow input, h and c
 _NO_WEIGHTS = [None] * len(WEIGHTS)
 _SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
@@ -33,7 +34,7 @@ _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
 # Operators that are implemented in Python for these kinds of devices. They are called directly if nothing looks on,
 # because the dispatcher takes as long with the arguments as the host does with the rest of a call.
-IN_PYTHON = {"cuda": (cuda.forward, cuda.backward)}
+IN_PYTHON = {"cuda": (cuda.forward, cuda.gradients)}
 
 
 def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
@@ -67,39 +68,37 @@ def tried_first(quick: Callable) -> Callable[[_Forward], _Forward]:
 
 def step(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | Tensor | None:
     """Return the final state of a batch (B, I), as ``RecurrentCell.forward`` does; None sends the call there."""
-    results = _run(module, "", input, hx, 2)
-    if results is None:
+    cell, given = module.cell, _given(module, input, hx, 2)
+    weights = _weights(module, _weight_names(cell, module.bias))
+    if given is None or weights is None:
         return None
+    results = _run(cell, (*given, *weights))
     return results[0] if len(results) == 1 else tuple(results)
 
 
 def layer(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> tuple | None:
     """Return outputs and the final state of (T, B, I), as ``Recurrent.forward`` does; None sends the call there."""
-    results = _run(module, "_l0", input, hx, 3) if module.num_layers == 1 else _layers(module, input, hx)
-    if results is None or len(results) == 2:
-        return results and tuple(results)
-    return results[0], tuple(results[1:])
+    cell, given = module.cell, _given(module, input, hx, 3)
+    weights = [_weights(module, names) for names in _weight_names_of_layers(cell, module.bias, module.num_layers)]
+    if given is None or None in weights:
+        return None
+    output, *final = _run(cell, (*given, *weights[0])) if len(weights) == 1 else _layers(module, *given, weights)
+    return output, final[0] if len(final) == 1 else tuple(final)
 
 
-def _layers(module: CellBased, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Sequence | None:
+def _layers(
+    module: CellBased, input: Tensor, h: Tensor | None, c: Tensor | None, weights: list[list[Tensor | None]]
+) -> Sequence[Tensor]:
     """Return the results of several layers, with states (layers, B, H)."""
-    count, parts = module.num_layers, hx if type(hx) is tuple else (hx,)
-    if any(part is not None and (type(part) not in _PLAIN or part.dim() != 3 or len(part) != count) for part in parts):
-        return None
-    # after dropout has drawn it is too late to leave a call to the full path
-    if any(_weights(module, f"_l{layer}") is None for layer in range(count)):
-        return None
-    states = list(zip(*((None,) * count if part is None else part.split(1) for part in parts)))
-    output, finals = input, []
-    for layer, state in enumerate(states):
-        results = _run(module, f"_l{layer}", output, state if type(hx) is tuple else state[0], 3)
-        if results is None:
-            return None
-        output, *final = results
+    cell, finals = module.cell, []
+    states = ([None] * len(weights) if part is None else part.split(1) for part in (h, c))
+    # states must be as many as layers, or the full path says so
+    for h, c, of_layer in zip(*states, weights, strict=True):
+        if finals:
+            (input,) = module._drop([input])
+        input, *final = _run(cell, (input, h, c, *of_layer))
         finals.append(final)
-        if layer + 1 < count:
-            (output,) = module._drop([output])
-    return output, *map(torch.cat, zip(*finals))
+    return input, *map(torch.cat, zip(*finals))
 
 
 def _is_undisturbed() -> bool:
@@ -107,47 +106,47 @@ def _is_undisturbed() -> bool:
     return not (watchers.look_on() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
 
 
-def _run(module: CellBased, suffix: str, input: Tensor, hx: Tensor | tuple | None, rank: int) -> Sequence | None:
-    """Return the results of ``_Call`` or ``_Step``, or None if the call is not for the quick path."""
+def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
+    """Return input, h and c, the states None if missing; or None if the call is not for the quick path."""
     if type(input) not in _PLAIN or not _is_our_own(type(module)):
         return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
-    given = (input,) if hx is None else (input, h) if h is hx else (input, h, c)
-    for tensor in given:
+    for tensor in (input,) if hx is None else (input, h) if h is hx else (input, h, c):
         if type(tensor) not in _PLAIN or tensor.dim() != rank:
             return None
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # from a transform that has ended
             return None
-    cell, weights = module.cell, _weights(module, suffix)
     # the operator refuses an empty batch, which has nothing to compute
-    if weights is None or not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
+    if not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
         return None
-    recording = torch.is_grad_enabled() and (weights[0].requires_grad or torch._C._any_requires_grad(*given, *weights))
-    if len(weights) == _STEP_WEIGHTS and input.is_cpu and (rank == 2 or input.shape[0] == 1):
-        # this refuses tensors on different devices
-        if recording:
-            return _apply_step(cell, input, h, c, *weights)
-        return torch.ops.fused_rnn.step(input, h, c, *weights, cell, False)
-    device = input.device
-    for tensor in (*given, *weights):
-        if tensor is not None and tensor.device != device:  # a tensor on meta would send the whole call there
-            return None
-    weights += _NO_WEIGHTS[len(weights) :]
-    if recording:
-        return _apply(cell, input, h, c, *weights)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _forward(cell, "nothing", input, h, c, weights)[0]
+    return input, h, c
 
 
-def _weights(module: CellBased, suffix: str) -> list[Tensor | None] | None:
-    """Return the parameters of a layer as ``_weight_names`` orders them; None if any is something else."""
+def _weights(module: CellBased, names: Sequence[str | None]) -> list[Tensor | None] | None:
+    """Return parameters by name, None where the name is; or None if any is something else than a parameter."""
     parameters, weights = module._parameters, []
-    for name in _weight_names(module.cell, module.bias, suffix):
+    for name in names:
         weight = parameters.get(name)
         if type(weight) is not nn.Parameter and name is not None:
             return None
         weights.append(weight)
     return weights
+
+
+def _run(cell: str, tensors: tuple[Tensor | None, ...]) -> Sequence[Tensor]:
+    """Return the results of ``_Call`` or ``_Step`` for input, h, c and weights."""
+    input, weight_ih = tensors[0], tensors[_STATES_END]
+    recording = torch.is_grad_enabled() and (weight_ih.requires_grad or torch._C._any_requires_grad(*tensors))
+    if len(tensors) == _STATES_END + _STEP_WEIGHTS and input.is_cpu and (input.dim() == 2 or input.shape[0] == 1):
+        # this refuses tensors on different devices
+        return _apply_step(cell, *tensors) if recording else torch.ops.fused_rnn.step(*tensors, cell, False)
+    for tensor in tensors:
+        if tensor is not None and tensor.is_meta:  # it would send the whole call there
+            raise RuntimeError("a tensor is on meta, but not the input")
+    if recording:
+        return _apply(cell, *tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(cell, "nothing", *tensors)[0]
 
 
 @functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
@@ -159,11 +158,16 @@ def _is_our_own(kind: type[CellBased]) -> bool:
 
 
 @functools.cache
-def _weight_names(cell: str, bias: bool, suffix: str) -> tuple[str | None, ...]:
+def _weight_names(cell: str, bias: bool, suffix: str = "") -> tuple[str | None, ...]:
     """Return the names of the weights of ``step``, or of all, in the order of operators; None for missing ones."""
     names = [name for name in CELLS[cell].weights if bias or not name.startswith("bias")]
     known = WEIGHTS if CELLS[cell].multiplicative else WEIGHTS[:_STEP_WEIGHTS]
     return tuple(name + suffix if name in names else None for name in known)
+
+
+@functools.cache
+def _weight_names_of_layers(cell: str, bias: bool, layers: int) -> list[tuple[str | None, ...]]:
+    return [_weight_names(cell, bias, f"_l{number}") for number in range(layers)]
 
 
 @functools.cache
@@ -173,26 +177,34 @@ def _has_kernels(device: torch.device, dtype: torch.dtype, backend: str) -> bool
 
 
 def _forward(
-    cell: str, save: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor | None]
+    cell: str, save: str, input: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor | None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     """Return the results of ``_Call``, and what its backward pass needs: the operator's results, input and states."""
     if h is None:
-        h = input.new_zeros((*input.shape[-2:-1], weights[_WEIGHT_HH].shape[1]))
+        h = input.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
         c = h if CELLS[cell].has_cell_state else None
-    steps, *states = _operands(input, h, c)
-    forward, _ = IN_PYTHON.get(input.device.type, (torch.ops.fused_rnn.forward, None))
-    output, h_n, c_n, cells, saved = forward(steps, *states, *weights, *_NO_OPTIONS, cell, *_HOW, save)
-    results = (h_n,) if c is None else (h_n, c_n)
-    if input.dim() == 3:
-        results = (output, *(reshaped(part, (1, *part.shape)) for part in results))
-    return results, (output, cells, saved, input, h, c)
-
-
-def _operands(input: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Shape operands as the operator takes them: (T, B, I) and (B, H)."""
+    in_python = _in_python(input)
+    forward = in_python[0] if in_python else torch.ops.fused_rnn.forward
+    output, h_n, c_n, cells, saved = forward(*_operands(cell, input, h, c, weights), save)
+    kept = output, cells, saved, input, h, c
     if input.dim() == 2:
-        return input.unsqueeze(0), h, c
-    return input, *(part.squeeze(0) if part is not None and part.dim() == 3 else part for part in (h, c))
+        return (h_n,) if c is None else (h_n, c_n), kept
+    # in place, because truncated back-propagation calls detach_(), which refuses views
+    h_n.unsqueeze_(0)
+    return (output, h_n) if c is None else (output, h_n, c_n.unsqueeze_(0)), kept
+
+
+def _in_python(input: Tensor) -> tuple[Callable, Callable] | None:
+    return IN_PYTHON.get("cpu" if input.is_cpu else "cuda")  # faster than to ask for the device's type
+
+
+def _operands(cell: str, input: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor | None]) -> tuple:
+    """Return the operands of operators, with input and states shaped as these take them: (T, B, I) and (B, H)."""
+    if input.dim() == 2:
+        input = input.unsqueeze(0)
+    elif h.dim() == 3:
+        h, c = h.squeeze(0), None if c is None else c.squeeze(0)
+    return input, h, c, *weights, *_NO_WEIGHTS[len(weights) :], *_NO_OPTIONS, cell, *_HOW
 
 
 class _Call(torch.autograd.Function):
@@ -204,7 +216,7 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
         with torch._C._AutoDispatchBelowAutograd():
-            results, kept = _forward(cell, "everything", input, h, c, weights)
+            results, kept = _forward(cell, "everything", input, h, c, *weights)
         ctx.cell = cell
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *weights)
@@ -212,21 +224,22 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *d_results):
+        needs = ctx.needs_input_grad
         if all(d is None for d in d_results):
-            return (None,) * len(ctx.needs_input_grad)
-        kept, weights = ctx.saved_tensors[: -len(WEIGHTS)], ctx.saved_tensors[-len(WEIGHTS) :]
-        return None, *_gradients(ctx.cell, d_results, kept, weights, ctx.needs_input_grad[1:])
+            return (None,) * len(needs)
+        output, cells, saved, *tensors = ctx.saved_tensors
+        return None, *_gradients(ctx.cell, d_results, (output, cells, saved), tensors, needs[1:])
 
 
 def _gradients(
     cell: str,
     d_results: Sequence[Tensor | None],
-    kept: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """Return the needed gradients of input, states and weights, by an operator that has derivatives itself."""
-    output, cells, saved, input, h, c = kept
+    input, h, c, *weights = tensors
     of_input, of_h, of_c, *of_weights = needs
     stacked = input.dim() == 3
     d_output = None
@@ -234,21 +247,21 @@ def _gradients(
         d_output, *d_results = d_results
         d_results = [None if d is None else d.squeeze(0) for d in d_results]
     arguments = (
-        *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], output, cells, saved),
-        *(*_operands(input, h, c), *weights, *_NO_OPTIONS, cell, *_HOW, of_input, any(of_weights)),
+        *(d_output, *d_results, *_NO_CELLS[len(d_results) - 1 :], *kept),
+        *(*_operands(cell, input, h, c, weights), of_input, any(of_weights)),
     )
-    if input.device.type in IN_PYTHON and _is_unrecorded((d_output, *d_results)):
-        _, backward = IN_PYTHON[input.device.type]
+    in_python = _in_python(input)
+    if in_python and _is_unrecorded((d_output, *d_results)):
         with torch._C._AutoDispatchBelowAutograd():
-            d_input, d_h, d_c, *d_weights = backward(*arguments)
+            d_input, d_h, d_c, *d_weights = in_python[1](*arguments)
     else:
         with autocast.off(input.device.type), derivatives.past_autograd():
             d_input, d_h, d_c, *d_weights = torch.ops.fused_rnn.backward(*arguments)
     if stacked:
-        d_h, d_c = (d.unsqueeze(0) if need else None for d, need in ((d_h, of_h), (d_c, of_c)))
+        d_h, d_c = d_h.unsqueeze(0) if of_h else None, d_c.unsqueeze(0) if of_c else None
     elif of_input:
         d_input = d_input.squeeze(0)
-    return tuple(grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs))
+    return [grad if need else None for grad, need in zip((d_input, d_h, d_c, *d_weights), needs)]
 
 
 class _Step(torch.autograd.Function):
@@ -303,17 +316,15 @@ def _gradients_with_derivatives(
     saved: Tensor,
     tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """Return the gradients of a single step by the operator that autograd, transforms and compilers know."""
     input, h, c, *weights = tensors
     zeros = saved.new_zeros((input.shape[-2], weights[_WEIGHT_HH].shape[1]))
     if h is None:
         h, c = zeros, None if cells is None else zeros
     unread = zeros.unsqueeze(0)  # the output, which only later steps read
-    kept = unread, saved.new_empty(0) if cells is None else cells, saved, input, h, c
-    missing = len(WEIGHTS) - len(weights)
-    grads = _gradients(cell, d_results, kept, [*weights, *[None] * missing], [*needs, *[False] * missing])
-    return grads[: len(tensors)]
+    kept = unread, saved.new_empty(0) if cells is None else cells, saved
+    return _gradients(cell, d_results, kept, (input, h, c, *weights), needs)
 
 
 # without what Function adds for tensors of ``torch.func``, which take the full path

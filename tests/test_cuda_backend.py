@@ -14,6 +14,7 @@ from torch import Tensor
 import fused_rnn
 from fused_rnn import cuda, derivatives, products
 from fused_rnn.cells import CELLS, WEIGHTS
+from fused_rnn.operands import Gradients
 
 from .conftest import Operands, Shape, operands, random_like, relative_error
 
@@ -143,6 +144,29 @@ SHAPES = [Shape(1, 1, 1, 1), Shape(1, 3, 2, 5), Shape(5, 4, 3, 6)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products_equal_reference(cell, shape, reverse, bias):
     compare(operands(cell, shape, reverse=reverse, bias=bias), 1e-11)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after"])
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+def test_a_missing_bias_has_no_gradient(cell, missing):
+    op = operands(cell, Shape(3, 2, 3, 4))
+    del op.tensors[missing]
+    compare(op, 1e-11)
+    _, gradients = results_and_gradients(op, random_like(op.run("reference")), PlainKernels().pair)
+    assert Gradients(*gradients)._asdict()[f"d_{missing}"].shape == (0,)
+
+
+def test_a_single_step_that_begins_anew():
+    """The gradient of U is that of a product with the states that the step begins with."""
+    op = operands("rnn_tanh", Shape(1, 3, 2, 4))
+    (output, h_n), resets, new = op.run("reference"), torch.tensor([[True, False, True]]), op.tensors["h_0"] + 1
+    d, nothing = torch.randn_like(output), output.new_empty(0)
+    kernels = products.Kernels(None, lambda *loop: (h_n, nothing, d, nothing, nothing, nothing))
+    given = (d, None, None, None, output, nothing, output, *op.arguments(), op.cell, False, 0.0, True, True)
+    with torch.no_grad():
+        found = Gradients(*products.backward(*given, resets, new, None, kernels=kernels))
+        before = torch.where(resets[0].unsqueeze(1), new, op.tensors["h_0"])
+        assert relative_error([found.d_weight_hh], [d[0].t() @ before]) <= 1e-15
 
 
 def test_products_with_lengths(cell, reverse):

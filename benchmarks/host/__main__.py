@@ -1,8 +1,8 @@
 """``python -m benchmarks.host``: measure what the host does for a call on a GPU, on a machine without one.
 
 Beside the sources here it measures earlier ones, if told where they are: a folder that holds ``fused_rnn`` with its
-compiled library. ``git worktree add /tmp/d91c748 d91c748`` makes one; the library here may be copied into it, as
-nothing but the schemas of its operators is used.
+compiled library. ``git worktree add /tmp/d91c748 d91c748`` makes one, and ``FUSED_RNN_CUDA=0 python setup.py build_ext
+--inplace`` in it the library, of which nothing but the schemas of operators is used.
 
 The whole of it goes to benchmarks/results/; part of it, or a smoke run, goes to runs/.
 """
@@ -21,7 +21,7 @@ from benchmarks.speed import RESULTS, ROOT
 
 from . import report
 
-ROUNDS, REPEATS = 101, 5
+ROUNDS, REPEATS = 31, 15  # short processes in many turns, so that a burst of other load meets every source
 HERE = "here"
 
 
