@@ -327,7 +327,7 @@ def test_faults_have_their_places_in_the_sources():
         changed(f"csrc/cuda/{name}", pattern, replacement)
 
 
-@pytest.mark.parametrize("fault", some_of(FAULTS, "no-wait-for-copies", "relaxed-wait"))
+@pytest.mark.parametrize("fault", some_of(FAULTS, "relaxed-wait"))
 def test_seeded_races_are_reported(tmp_path, fault):
     """The kernels with a fault put in: ThreadSanitizer must see it, or the test above would prove nothing."""
     name, pattern, replacement = FAULTS[fault]

@@ -11,6 +11,8 @@ import torch
 
 import fused_rnn  # noqa: F401  (whose library tells the instruction set)
 
+from .conftest import some_of
+
 INSTRUCTION_SETS = {
     "generic": [],
     "avx2": ["avx2", "fma"],
@@ -39,7 +41,7 @@ def run_python(arguments: list[str], instruction_set: str | None = None) -> subp
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("instruction_set", some_of(INSTRUCTION_SETS, "avx2", "avx512", "amx"))
 def test_every_instruction_set(instruction_set, request):
     """The tests of results and gradients pass with the kernels of each instruction set that this processor has."""
     if not has_instruction_set(instruction_set):

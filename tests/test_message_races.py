@@ -106,7 +106,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("faulty")
 
 
-@pytest.mark.parametrize("name", some_of(FAULTS, "states-not-filled-again", "relaxed-wait-for-places"))
+@pytest.mark.parametrize("name", some_of(FAULTS, "relaxed-wait-for-places"))
 def test_seeded_faults_are_reported(folder, tmp_path, monkeypatch, name):
     monkeypatch.setenv("TSAN_OPTIONS", "halt_on_error=1")
     fault = FAULTS[name]

@@ -316,7 +316,7 @@ def test_compiles_within_its_plan_without_spills_and_exact_in_float32(usages, ca
 
 
 @needs_triton
-@pytest.mark.parametrize("triton", some_of(TRITONS, TRITONS[-1]), indirect=True)
+@pytest.mark.exhaustive
 def test_every_combination_of_operands_is_translated(triton):
     results = zip(combinations(), run(translate_case, combinations(), triton))
     assert [f"{case}: {error}" for case, error in results if error is not None] == []
