@@ -33,8 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--exhaustive"):
-        left = [item for item in items if item.get_closest_marker("exhaustive")]
-        config.hook.pytest_deselected(items=left)
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
     missing = [name for name in places if not Path(__file__).with_name(name).exists()]
@@ -44,11 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def some_of(everything: Iterable, *some) -> list:
     """Make parameters of a test from values, or tuples of them, of which all but some are for exhaustive runs."""
+    values = list(everything)
+    assert all(value in values for value in some), f"not all of {some} are among {values}"  # or they would never run
     return [
         pytest.param(
             *(value if isinstance(value, tuple) else [value]), marks=() if value in some else pytest.mark.exhaustive
         )
-        for value in everything
+        for value in values
     ]
 
 
