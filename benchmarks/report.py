@@ -112,5 +112,10 @@ def main(root: Path = ROOT, folder: Path = RESULTS) -> None:
             print(f"{result['file']}.json was measured with other kernels than those here, and the table says so")
 
 
+def command(arguments: list[str] | None = None) -> None:
+    common.Parser(prog="python -m benchmarks.report", description=__doc__).parse_args(arguments)
+    main()
+
+
 if __name__ == "__main__":
-    common.run_command(main)
+    common.run_command(command)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import products
 from .cells import CELLS
@@ -73,7 +74,7 @@ def status() -> str:
     if missing:
         return missing
     count = max(1, torch.cuda.device_count())  # without a GPU, the obstacle of number 0 says so
-    found = [torch.ops.fused_rnn.cuda_device(index) for index in range(count)]
+    found = [_answer(torch.ops.fused_rnn.cuda_device, index) for index in range(count)]
     names = [name for name, obstacle in found if not obstacle]
     return f"available ({names[0]})" if names else found[0][1]
 
@@ -85,7 +86,7 @@ def obstacle(index: int | None) -> str | None:
         return missing
     if index is None:
         index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    return torch.ops.fused_rnn.cuda_device(index)[1] or None
+    return _answer(torch.ops.fused_rnn.cuda_device, index)[1] or None
 
 
 # as torch.compiler.assume_constant_result does, which would import the whole compiler with this module
@@ -94,12 +95,20 @@ obstacle._dynamo_marked_constant = True
 
 def _missing() -> str | None:
     """Return what the library or torch lacks for any GPU, or None."""
-    without = torch.ops.fused_rnn.without_cuda()
+    without = _answer(torch.ops.fused_rnn.without_cuda)
     if without:
         return f"this build of fused_rnn has no CUDA kernels: {without}"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     return None
+
+
+def _answer(operator: Callable, *arguments: int):
+    """Return an operator's answer about devices, unseen by modes: a trace has no place for a text."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return operator(*arguments)
+    with _disable_current_modes():
+        return operator(*arguments)
 
 
 def raise_timed_out() -> None:

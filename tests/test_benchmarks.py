@@ -1,7 +1,8 @@
-"""The suite of pytest-benchmark measures what is selected; results are written a record a line."""
+"""The suite of pytest-benchmark measures what is selected; commands explain themselves; results are a record a line."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -28,6 +29,23 @@ def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
     assert found["extra_info"]["threads"] == 1
     if not torch.cuda.is_available():
         assert "no CUDA device" in ended.stdout
+
+
+COMMANDS = [
+    ".".join(path.relative_to(report.ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (report.ROOT / "benchmarks").rglob("*.py")
+    if "common.run_command(" in path.read_text()
+]
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_its_options(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 RECORDS = [{"cell": "lstm", "times": [float(i) for i in range(100)]} for _ in range(3)]

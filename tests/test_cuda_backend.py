@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_rnn
 from fused_rnn import cuda, derivatives, products
@@ -310,6 +311,16 @@ def test_the_choice_is_a_constant_to_the_compiler():
         return x + (1 if cuda.obstacle(0) is None else 2)
 
     assert function(torch.zeros(1)).item() in (1, 2)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_device"), reason="this build has no CUDA kernels")
+def test_a_trace_does_not_see_who_asks_for_the_gpu(monkeypatch):
+    """The answers are texts, which torch.export finds no place for."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    asked = []
+    graph = make_fx(lambda x: (x + 1, asked.append(cuda.obstacle(0)), asked.append(cuda.status()))[0])(torch.zeros(1))
+    assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [torch.ops.aten.add.Tensor]
+    assert len(asked) == 2
 
 
 # The build --------------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     rivals = f"every other way to run a cell, at {listed(few.cells)} and {listed(few.names)}"
     kind("--all-rivals", action="store_true", help=f"{rivals} if nothing else is said")
     kind("--fills", action="store_true", help="sequences of different lengths, by how much of T·B they fill")
-    episodes = f"sequences of episodes, by how much of all steps begin one: {listed(SHARES)}"
+    shares = listed(SHARES).replace("%", "%%")  # argparse formats it
+    episodes = f"sequences of episodes, by how much of all steps begin one: {shares}"
     kind("--resets", action="store_true", help=episodes)
     axes = f"how cost grows with each of {listed(AXES)}; with all if none is named"
     kind("--sweep", nargs="*", choices=AXES, metavar="AXIS", help=axes)
