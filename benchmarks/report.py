@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import common, pictures, summary
 from benchmarks.copy_task import published as copy_task
+from benchmarks.gpu import streams
 from benchmarks.gpu.choice import report as choice
 from benchmarks.gpu.machine import other_kernels
 from benchmarks.gpu.micro import report as micro
@@ -34,6 +35,7 @@ DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each document, by ki
         "resets": resets.block,
         "gpu": gpu.block,
         "choice": choice.block,
+        "streams": streams.block,
         "micro": micro.block,
         "host": host.block,
     },

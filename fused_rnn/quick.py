@@ -91,6 +91,9 @@ def _layers(
 ) -> Sequence[Tensor]:
     """Return the results of several layers, with states (layers, B, H)."""
     cell, finals = module.cell, []
+    if h is None and not input.is_cpu:  # zeros of each layer would be filled by a launch each
+        h = input.new_zeros((1, input.shape[1], module.hidden_size)).expand(len(weights), -1, -1)
+        c = h if CELLS[cell].has_cell_state else None
     states = ([None] * len(weights) if part is None else part.split(1) for part in (h, c))
     # states must be as many as layers, or the full path says so
     for h, c, of_layer in zip(*states, weights, strict=True):

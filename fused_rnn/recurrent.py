@@ -268,7 +268,7 @@ class Recurrent(LikeRNNBase):
         how: dict = {"lengths": lengths, "gradient_clip": self.gradient_clip}
         how |= {"backend": self.backend, "recompute": self.recompute, "resets": resets}
         states = None if initial is None else [self._state_of(parts) for parts in zip(*map(torch.unbind, initial))]
-        at_once = self.bidirectional and streams.can_fork(inputs[0])
+        at_once = self.bidirectional and streams.can_fork(inputs, self.hidden_size)
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             last = layer + 1 == self.num_layers

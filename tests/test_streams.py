@@ -142,7 +142,7 @@ def test_same_bits_as_one_after_the_other(mock, monkeypatch, request, name, opti
 
     at_once = outcome()
     assert mock.log.count(FORK) == mock.log.count(JOIN) == 2
-    monkeypatch.setattr(streams, "can_fork", lambda input: False)
+    monkeypatch.setattr(streams, "can_fork", lambda *_: False)
     mock.log.clear()
     alone = outcome()
     assert FORK not in mock.log
@@ -280,12 +280,24 @@ def test_one_after_the_other_where_streams_are_not_seen_or_not_safe(mock, call):
     assert JOIN not in mock.log
 
 
-@pytest.mark.parametrize("value", [None, "0", ""])
-def test_one_after_the_other_unless_it_is_wanted(mock, monkeypatch, value):
+@pytest.mark.parametrize(("value", "long"), [(None, T * H + 1), ("0", 1), ("", T * H + 1)])
+def test_one_after_the_other_unless_it_is_wanted(mock, monkeypatch, value, long):
     monkeypatch.delenv(streams.WANTED) if value is None else monkeypatch.setenv(streams.WANTED, value)
+    monkeypatch.setattr(streams, "LONG", long)
     fused_rnn.LSTM(I, H, bidirectional=True)(torch.randn(T, B, I))
     assert [entry[0] for entry in mock.log] == ["forwards", "backwards"]
     assert mock.created == 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_long_calls_run_both_at_once(mock, monkeypatch, packed):
+    """A packed sequence, which is run in stretches, is as long as all of them."""
+    monkeypatch.delenv(streams.WANTED)
+    monkeypatch.setattr(streams, "LONG", 9 * H)
+    x = torch.randn(9, B, I)
+    fused_rnn.LSTM(I, H, bidirectional=True)(pack_padded_sequence(x, torch.tensor([9, 2, 1, 1])) if packed else x)
+    assert mock.log[0] == FORK
+    assert mock.log[-1] == JOIN
 
 
 def test_other_words_for_it_are_refused(mock, monkeypatch):

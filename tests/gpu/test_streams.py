@@ -29,8 +29,8 @@ class Forks:
         self.count, self.off = 0, False
         self._place, can_fork = place, streams.can_fork
 
-        def counted(input: Tensor) -> bool:
-            forks = not self.off and can_fork(input)
+        def counted(inputs: list[Tensor], hidden_size: int) -> bool:
+            forks = not self.off and can_fork(inputs, hidden_size)
             self.count += forks
             return forks
 

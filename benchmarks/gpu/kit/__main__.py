@@ -98,6 +98,11 @@ def resets(settings: Settings, seconds: float) -> list[str]:
     return speed(settings, seconds, "resets.json", "--resets", *(["--quick"] if settings.on_cpu else []))
 
 
+def streams(settings: Settings, seconds: float) -> list[str]:
+    out = ["--out", str(settings.out / "streams.json"), *(["--quick"] if settings.on_cpu else [])]
+    return [sys.executable, "-m", "benchmarks.gpu.streams", "--device", settings.device, *out]
+
+
 def micro(settings: Settings, seconds: float) -> list[str]:
     """Reserve half the time for compiling the program if build/micro is missing."""
     out = ["--out", str(settings.out / "micro.json")]
@@ -134,6 +139,7 @@ PARTS = {  # the most informative first
     "micro": Part(80, "python -m benchmarks.gpu.micro", micro),
     "sanitizer": Part(65, "compute-sanitizer's memcheck and racecheck over small calls", sanitizer),
     "scaling": Part(300, "python -m benchmarks.speed --device cuda --sweep", scaling, by_default=False),
+    "streams": Part(30, "python -m benchmarks.gpu.streams", streams, by_default=False),
     "harness": Part(300, "the copy task and the language model, trained side by side", harness, by_default=False),
 }
 VARIABLES = {
