@@ -104,11 +104,16 @@ def _missing() -> str | None:
 
 
 def _answer(operator: Callable, *arguments: int):
-    """Return an operator's answer about devices, unseen by modes: a trace has no place for a text."""
-    if torch._C._len_torch_dispatch_stack() == 0:
+    """Return an operator's answer about devices, unseen by modes and traces: they have no place for a text."""
+    trace = torch._C._get_tracing_state()
+    if trace is None and torch._C._len_torch_dispatch_stack() == 0:
         return operator(*arguments)
-    with _disable_current_modes():
-        return operator(*arguments)
+    torch._C._set_tracing_state(None)
+    try:
+        with _disable_current_modes():
+            return operator(*arguments)
+    finally:
+        torch._C._set_tracing_state(trace)
 
 
 def raise_timed_out() -> None:

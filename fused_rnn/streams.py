@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from . import watchers
 
 WANTED = "FUSED_RNN_TWO_STREAMS"
-# T · H of long calls. On an H200 with an LSTM of 16 or 64 sequences, in bfloat16 and float32, two streams took 0.57 to
-# 1.0 of the time of one from there on, without gradients and in training; in shorter calls up to 1.3.
+# T · H of long calls. On an H200 with an LSTM of 16 or 64 sequences, in bfloat16 and float32, two streams took 0.56 to
+# 1.0 of the time of one from there on, without gradients and in training; in shorter calls 0.57 to 1.28.
 LONG = 1000 * 256
 _DEVICES = "cuda"  # the kind of devices with such streams
 _SIDES: dict[torch.cuda.Stream, torch.cuda.Stream] = {}

@@ -315,12 +315,20 @@ def test_the_choice_is_a_constant_to_the_compiler():
 
 @pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_device"), reason="this build has no CUDA kernels")
 def test_a_trace_does_not_see_who_asks_for_the_gpu(monkeypatch):
-    """The answers are texts, which torch.export finds no place for."""
+    """The answers are texts, which no trace has a place for."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     asked = []
-    graph = make_fx(lambda x: (x + 1, asked.append(cuda.obstacle(0)), asked.append(cuda.status()))[0])(torch.zeros(1))
-    assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [torch.ops.aten.add.Tensor]
-    assert len(asked) == 2
+
+    def function(x: Tensor) -> Tensor:
+        asked.extend((cuda.obstacle(0), cuda.status()))
+        return x + 1
+
+    graph = make_fx(function)(torch.zeros(1)).graph
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [torch.ops.aten.add.Tensor]
+    traced = torch.jit.trace(function, torch.zeros(1))
+    assert traced(torch.ones(1)).item() == 2
+    assert "fused_rnn" not in str(traced.graph)
+    assert set(asked) == {cuda.obstacle(0), cuda.status()}
 
 
 # The build --------------------------------------------------------------------------------------------------

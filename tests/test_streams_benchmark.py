@@ -33,5 +33,5 @@ def test_the_report_shows_what_was_measured():
         "times": times,
     }
     found = benchmark.block([result])
-    assert "on NVIDIA H200, measured on 2030-01-02 with torch 2.13.0" in found
+    assert "on NVIDIA H200, torch 2.13.0, measured on 2030-01-02 with `python -m benchmarks.gpu.streams`" in found
     assert "| float32 | 128 | 16 | 1000 | 2.50 → 1.25, **2.00×** | – |" in found

@@ -110,11 +110,12 @@ def block(results: list[dict]) -> str:
 
 def section(result: dict) -> str:
     machine, plan = result["hardware"], result["plan"]
+    method = result.get("method", "with `python -m benchmarks.gpu.streams`")
     preamble = (
-        f"A bidirectional LSTM with I = H on {machine['gpu']}, measured on {result['date'][:10]} with torch "
-        f"{machine['torch']}: ms of a whole call, medians of {plan['rounds']} rounds of {plan['calls']} calls in a "
-        f"row, with one stream → with two. Without `{streams.WANTED}` in the environment, calls with T · H of "
-        f"{streams.LONG} and more take two."
+        f"A bidirectional LSTM with I = H on {machine['gpu']}, torch {machine['torch']}, measured on "
+        f"{result['date'][:10]} {method}: ms of a whole call, medians of {plan['rounds']} rounds of "
+        f"{plan['calls']} calls in a row, with one stream → with two. Without `{streams.WANTED}` in the environment, "
+        f"calls with T · H of {streams.LONG} and more take two."
     )
     head = ["dtype", "H", "B", "T", *MODES.values()]
     times = {tuple(r[name] for name in ("dtype", "hidden", "batch", "steps", "mode")): r for r in result["times"]}
