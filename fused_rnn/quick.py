@@ -17,13 +17,16 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled, _len_torch_function_stack
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import autocast, choice, cuda, derivatives, watchers
 from .cell_based import CellBased
 from .cells import CELLS, WEIGHTS
 
 _Forward = TypeVar("_Forward", bound=Callable)
-_PLAIN = (Tensor, nn.Parameter)  # other classes may change what an operator means
+_PARAMETER = nn.Parameter
+_PLAIN = (Tensor, _PARAMETER)  # other classes may change what an operator means
 _WEIGHT_HH = WEIGHTS.index("weight_hh")
 _STEP_WEIGHTS = 4  # weights of cells that are not multiplicative, which come first
 _STATES_END = 3  # weights follow input, h and c
@@ -32,6 +35,12 @@ _SAVING_OUTPUTS = ("rnn_tanh", "rnn_relu")
 _NO_OPTIONS = (None, None, None)  # lengths, keep_h, keep_c
 _NO_CELLS = (None, None)  # d_c_n, which cells may lack, and d_cells
 _HOW = (False, 0.0)  # reverse, gradient_clip
+# The operators of single steps as the dispatcher has them, without what ``torch.ops`` looks for at every call.
+_STEP, _STEP_BACKWARD = (
+    (torch.ops.fused_rnn.step.default._op, torch.ops.fused_rnn.step_backward.default._op)
+    if choice.LIBRARY_LOADED
+    else (None, None)
+)
 # Operators that are implemented in Python for these kinds of devices. They are called directly if nothing looks on,
 # because the dispatcher takes as long with the arguments as the host does with the rest of a call.
 IN_PYTHON = {"cuda": (cuda.forward, cuda.gradients)}
@@ -106,7 +115,7 @@ def _layers(
 
 def _is_undisturbed() -> bool:
     """Whether nothing changes what operators do, or looks on."""
-    return not (watchers.look_on() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
+    return not (watchers.look_on() or _is_any_autocast_enabled() or _len_torch_function_stack())
 
 
 def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
@@ -117,7 +126,7 @@ def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: in
     for tensor in (input,) if hx is None else (input, h) if h is hx else (input, h, c):
         if type(tensor) not in _PLAIN or tensor.dim() != rank:
             return None
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # from a transform that has ended
+        if is_functorch_wrapped_tensor(tensor):  # from a transform that has ended
             return None
     # the operator refuses an empty batch, which has nothing to compute
     if not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
@@ -130,7 +139,7 @@ def _weights(module: CellBased, names: Sequence[str | None]) -> list[Tensor | No
     parameters, weights = module._parameters, []
     for name in names:
         weight = parameters.get(name)
-        if type(weight) is not nn.Parameter and name is not None:
+        if type(weight) is not _PARAMETER and name is not None:
             return None
         weights.append(weight)
     return weights
@@ -142,7 +151,7 @@ def _run(cell: str, tensors: tuple[Tensor | None, ...]) -> Sequence[Tensor]:
     recording = torch.is_grad_enabled() and (weight_ih.requires_grad or torch._C._any_requires_grad(*tensors))
     if len(tensors) == _STATES_END + _STEP_WEIGHTS and input.is_cpu and (input.dim() == 2 or input.shape[0] == 1):
         # this refuses tensors on different devices
-        return _apply_step(cell, *tensors) if recording else torch.ops.fused_rnn.step(*tensors, cell, False)
+        return _apply_step(cell, *tensors) if recording else _STEP(*tensors, cell, False)
     for tensor in tensors:
         if tensor is not None and tensor.is_meta:  # it would send the whole call there
             raise RuntimeError("a tensor is on meta, but not the input")
@@ -275,7 +284,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, cell, input, h, c, *weights):
-        results = torch.ops.fused_rnn.step(input, h, c, *weights, cell, True)
+        results = _STEP(input, h, c, *weights, cell, True)
         # the backward pass of an RNN reads only its output, if it has one
         saved = results[0] if input.dim() == 3 and cell in _SAVING_OUTPUTS else results.pop()
         cells = results.pop() if CELLS[cell].has_cell_state else None
@@ -297,9 +306,7 @@ class _Step(torch.autograd.Function):
         d_output, d_h, d_c = d_results if len(d_results) == 3 else (*d_results, None)
         _, of_input, _, _, *of_weights = needs
         # gradients that nobody needs are not read
-        return None, *torch.ops.fused_rnn.step_backward(
-            d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights)
-        )
+        return None, *_STEP_BACKWARD(d_output, d_h, d_c, cells, saved, *tensors, ctx.cell, of_input, any(of_weights))
 
 
 def _is_unrecorded(d_results: Sequence[Tensor | None]) -> bool:

@@ -96,8 +96,10 @@ def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
         return call
 
     operators = {name: getattr(torch.ops.fused_rnn, name) for name in ("forward", "backward", "step", "step_backward")}
-    for operator in operators:
+    for operator in ("forward", "backward"):
         monkeypatch.setattr(torch.ops.fused_rnn, operator, counted(operator))
+    for bare, operator in (("_STEP", "step"), ("_STEP_BACKWARD", "step_backward")):
+        monkeypatch.setattr(quick, bare, counted(operator))
     module = made(kind, name)
     arguments = given(kind, module, True)
     loss = sum(result.sum() for result in flat(module(*arguments)))
@@ -462,7 +464,7 @@ def test_an_error_that_the_full_path_does_not_have_stays(monkeypatch, full_calls
     def failing(*arguments):
         raise RuntimeError("a kernel gave up")
 
-    monkeypatch.setattr(torch.ops.fused_rnn, "step", failing)
+    monkeypatch.setattr(quick, "_STEP", failing)
     with torch.no_grad(), pytest.raises(RuntimeError, match="a kernel gave up"):
         fused_rnn.GRUCell(I, H)(torch.randn(B, I))
     assert full_calls
