@@ -1,6 +1,7 @@
 """The common parts of the tests: cells and backends under test, random operands, and errors against float64."""
 
 import gc
+import os
 import shutil
 import signal
 import sys
@@ -15,6 +16,9 @@ from torch import Tensor
 
 import fused_rnn
 from fused_rnn import choice, ops
+
+# A program under ThreadSanitizer would sleep for a second as it ends, for threads that are still running; ours are not.
+os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")
 
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
 
@@ -66,6 +70,7 @@ def pytest_unconfigure() -> None:
 
 # Cells that among them have all that cells may have: a cell state, an n apart, a reset before the product, a modulation
 FEW_CELLS = ("lstm", "gru_reset_after", "multiplicative_gru")
+of_few_cells = pytest.mark.parametrize("cell", some_of(ops.CELLS, *FEW_CELLS))
 
 
 def runs_on(device: str, backend: str) -> bool:

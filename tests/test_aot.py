@@ -31,6 +31,7 @@ def test_a_process_without_the_python_package(package, tmp_path):
         assert torch.allclose(here, there, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_process_without_python(package, tmp_path):
     """A program in C++, which loads the library as any other."""

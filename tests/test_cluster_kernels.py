@@ -17,7 +17,8 @@ from .precision import Yardstick
 pytestmark = needs_compiler
 ONE_PHASE = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"]
 CELLS = [*ONE_PHASE, "gru", "multiplicative_lstm", "multiplicative_lstm_hidden", "multiplicative_gru"]
-DTYPES = [torch.bfloat16, torch.float16]
+# Kernels in float16 have the same text; they are compiled and tried where all tests run.
+DTYPES = some_of([torch.bfloat16, torch.float16], torch.bfloat16)
 # Clusters of 1, 2, 4, 8 and 16 blocks that run at the same time
 H200, ONE = (132, 66, 30, 15, 7), (1, 1, 1, 1, 1)
 # K, blocks of a cluster, shares of K and octets of sequences of what is compiled
@@ -46,9 +47,14 @@ WAYS = {
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
+def library(request, tmp_path_factory) -> ctypes.CDLL:
     sizes = ",".join(f"Size<{','.join(map(str, size))}>" for size in SIZES + FEATURES)
-    return library_of("clusters", tmp_path_factory, f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", *WAITS)
+    return library_of("clusters", tmp_path_factory, f"-DFUSED_RNN_CLUSTER_SIZES={sizes}", *WAITS, *half(request.config))
+
+
+def half(config: pytest.Config) -> list[str]:
+    """Return the compiler's flags for float16, if the tests of it run."""
+    return ["-DHALF"] if config.getoption("--exhaustive") else []
 
 
 def assert_as_exact_as_pytorch(library, draws: list[Operands], way: Way) -> None:

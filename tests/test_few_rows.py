@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fused_rnn import ops
 
-from .conftest import Operands, Shape, operands, random_like, regularised, relative_error, threads
+from .conftest import Operands, Shape, of_few_cells, operands, random_like, regularised, relative_error, threads
 from .precision import Yardstick
 
 FEW = 8
@@ -20,6 +20,7 @@ SIZES = [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1), (1, 6), (7, 1), (2, 4), (1, 8),
 WIDTHS = [(1, 1), (3, 2), (5, 9), (16, 32), (31, 17), (35, 33), (70, 67)]
 
 
+@of_few_cells
 @pytest.mark.parametrize(("T", "B"), SIZES)
 def test_gradcheck(cell, T, B):
     op = operands(cell, Shape(T, B, 3, 5))

@@ -88,6 +88,7 @@ def test_good(): atexit.register(sleep_for_long)
 """
 
 
+@pytest.mark.exhaustive  # ten seconds of waiting
 def test_python_says_where_late_processes_stand(tmp_path):
     """The process that tells them to leave kills them after ten seconds; by then they have said it."""
     (tmp_path / "test_late.py").write_text(LATE % 60)

@@ -11,7 +11,18 @@ import torch
 from benchmarks.speed.clock import peak_growth
 from fused_rnn import ops
 
-from .conftest import FUSED, LENGTHS, Shape, operands, random_like, regularised, relative_error, some_of, threads
+from .conftest import (
+    FUSED,
+    LENGTHS,
+    Shape,
+    of_few_cells,
+    operands,
+    random_like,
+    regularised,
+    relative_error,
+    some_of,
+    threads,
+)
 
 
 def test_lengths_equal_reference(cell, backend, reverse):
@@ -29,6 +40,7 @@ def test_lengths_equal_reference_in_short_calls(cell, backend, reverse, lengths)
     assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
 
 
+@of_few_cells
 def test_lengths_gradcheck(cell, backend, reverse):
     op = operands(cell, Shape(3, 3, 2, 3), reverse=reverse, lengths=[2, 0, 3])
     assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
@@ -73,6 +85,7 @@ ORDERS: dict[str, Callable[[list[int]], list[int]]] = {
 CHUNKED = [(Shape(40, 60, 5, 18), 19), (Shape(4, 700, 2, 5), 3), (Shape(300, 7, 6, 190), 131)]
 
 
+@of_few_cells
 @pytest.mark.parametrize("order", some_of(ORDERS, "mixed"))
 @pytest.mark.parametrize(("shape", "prime"), CHUNKED, ids=str)
 def test_lengths_equal_reference_over_many_chunks(cell, reverse, shape, prime, order):

@@ -19,6 +19,7 @@ from .test_cluster_kernels import (
     assert_all_the_same,
     assert_as_exact_as_pytorch,
     drawn,
+    half,
 )
 from .test_cluster_kernels import way as cluster_way
 
@@ -39,10 +40,11 @@ WAYS = {"2-blocks": way(2), "2-blocks-and-16-sequences": way(2, 2), "4-blocks": 
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
+def library(request, tmp_path_factory) -> ctypes.CDLL:
     sizes = [f"TeamSize<{','.join(map(str, size))}>" for size in SIZES]
     sizes.append(f"Size<{','.join(map(str, SAME_IN_CLUSTERS))}>")
     flags = [f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}", f"-DFUSED_RNN_MESSAGE_STEPS={STEPS}", *WAITS]
+    flags += half(request.config)
     return library_of("clusters", tmp_path_factory, *flags, suffix="-by-messages")
 
 

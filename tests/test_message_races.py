@@ -108,7 +108,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", some_of(FAULTS, "relaxed-wait-for-places"))
 def test_seeded_faults_are_reported(folder, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("TSAN_OPTIONS", "halt_on_error=1")
+    monkeypatch.setenv("TSAN_OPTIONS", "halt_on_error=1:atexit_sleep_ms=0")
     fault = FAULTS[name]
     tree = changed_tree(tmp_path, fault.file, fault.pattern, fault.replacement, fault.times)
     sequences = 16 if "sequences" in name else 8

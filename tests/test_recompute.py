@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import fused_rnn
 from fused_rnn import functional, ops, recompute
 
-from .conftest import LENGTHS, Operands, Shape, operands, random_like, relative_error, some_of
+from .conftest import LENGTHS, Operands, Shape, of_few_cells, operands, random_like, relative_error, some_of
 from .precision import Yardstick
 from .test_functional import call
 from .test_modules import MODULES, B, H, I, T, flat
@@ -73,6 +73,7 @@ def yardstick(cell: str, reverse: bool, dtype: torch.dtype) -> Yardstick:
     return Yardstick([replace(op, return_cells=cell != "lstm") for op in draws], *modules)  # torch.nn returns none
 
 
+@of_few_cells
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_low_precision_is_no_worse_than_pytorch(cell, backend, reverse, parts, dtype):
     """Rebuilt from rounded states, gradients still have at most twice the error of PyTorch's own."""
@@ -87,6 +88,7 @@ def test_gradcheck(cell, backend, reverse, parts, lengths):
     assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
 
 
+@of_few_cells
 def test_double_backward(cell, backend):
     op = replace(operands(cell, Shape(3, 2, 3, 4)), recompute=True)
     assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))

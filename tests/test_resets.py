@@ -15,6 +15,7 @@ from .conftest import (
     Operands,
     Shape,
     episodes,
+    of_few_cells,
     operands,
     random_like,
     regularised,
@@ -138,6 +139,7 @@ def test_gradcheck(cell, backend, reverse):
     assert torch.autograd.gradcheck(op.function(backend), tuple(op.tensors.values()))
 
 
+@of_few_cells
 def test_second_derivatives(cell, backend, reverse):
     op = in_episodes(cell, shape=Shape(3, 2, 2, 2), reverse=reverse, regular=False)
     assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))

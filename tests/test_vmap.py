@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_rnn import ops
 
-from .conftest import FUSED, Operands, Shape, operands, random_like, regularised, relative_error
+from .conftest import FUSED, Operands, Shape, of_few_cells, operands, random_like, regularised, relative_error
 
 N, SHAPE = 3, Shape(4, 2, 3, 5)
 BACKENDS = pytest.mark.parametrize("backend", [*FUSED, "reference"])
@@ -224,6 +224,7 @@ def test_vmap_of_vmap(cell, backend):
 # Other transforms -------------------------------------------------------------------------------------------
 
 
+@of_few_cells
 @BACKENDS
 @pytest.mark.parametrize("name", ["input", "h_0", "weight_hh", "bias_ih"])
 def test_jacobian(cell, backend, name):
@@ -240,6 +241,7 @@ def test_jacobian(cell, backend, name):
 SMALL = Shape(2, 2, 2, 3)
 
 
+@of_few_cells
 @BACKENDS
 def test_second_derivatives(cell, backend):
     """Of each of several members, as jacobians of gradients; by what is reverse alone, which kernels can do."""

@@ -1,5 +1,6 @@
 // The calls of csrc/cuda/api.h by the warp kernels alone, for the sizes that FUSED_RNN_CLUSTER_SIZES names: a library
-// for tests/test_cluster_kernels.py, in 16 bits or with -DFLOATS in float32; with -DRACES a program.
+// for tests/test_cluster_kernels.py, in bfloat16 and with -DHALF in float16, or with -DFLOATS in float32; with -DRACES a
+// program.
 
 #ifndef RACES
 
@@ -16,8 +17,10 @@ Prepared prepared(const Call& call, const Chip& chip, const Division& forced, co
 #  else
     case Type::bfloat16:
       return prepare_forced_clusters<BFloat16>(call, chip, forced, launcher);
+#    ifdef HALF
     case Type::float16:
       return prepare_forced_clusters<Half>(call, chip, forced, launcher);
+#    endif
 #  endif
     default:
       return prepare_forced_clusters<double>(call, chip, forced, launcher);
