@@ -1,6 +1,6 @@
 // The calls of csrc/cuda/api.h by the warp kernels alone, for the sizes that FUSED_RNN_CLUSTER_SIZES names: a library
-// for tests/test_cluster_kernels.py, in bfloat16 and with -DHALF in float16, or with -DFLOATS in float32; with -DRACES a
-// program.
+// for tests/test_cluster_kernels.py, in bfloat16 and with -DHALF in float16, or with -DFLOATS in float32; with -DRACES
+// a program.
 
 #ifndef RACES
 
