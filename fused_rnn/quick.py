@@ -120,7 +120,7 @@ def _is_undisturbed() -> bool:
 
 def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: int) -> tuple | None:
     """Return input, h and c, the states None if missing; or None if the call is not for the quick path."""
-    if type(input) not in _PLAIN or not _is_our_own(type(module)):
+    if type(input) not in _PLAIN:
         return None
     h, c = hx if type(hx) is tuple and len(hx) == 2 else (hx, None)
     for tensor in (input,) if hx is None else (input, h) if h is hx else (input, h, c):
@@ -129,7 +129,7 @@ def _given(module: CellBased, input: Tensor, hx: Tensor | tuple | None, rank: in
         if is_functorch_wrapped_tensor(tensor):  # from a transform that has ended
             return None
     # the operator refuses an empty batch, which has nothing to compute
-    if not input.numel() or not _has_kernels(input.device, input.dtype, module.backend):
+    if not input.numel() or not _is_for_kernels(type(module), input.device, input.dtype, module.backend):
         return None
     return input, h, c
 
@@ -161,7 +161,14 @@ def _run(cell: str, tensors: tuple[Tensor | None, ...]) -> Sequence[Tensor]:
         return _forward(cell, "nothing", *tensors)[0]
 
 
-@functools.lru_cache(maxsize=64)  # parametrisation makes a class for each module
+@functools.lru_cache(maxsize=256)  # parametrisation makes a class for each module
+def _is_for_kernels(kind: type[CellBased], device: torch.device, dtype: torch.dtype, backend: str) -> bool:
+    """Whether ``fused_rnn::forward`` runs calls of modules of this class; to find out takes as long as a step."""
+    if not _is_our_own(kind) or device.type not in ("cpu", "cuda"):
+        return False
+    return choice.choose_backend(device, dtype, backend).backend in ("cpu", "cuda")
+
+
 def _is_our_own(kind: type[CellBased]) -> bool:
     """Whether a class inherits all methods that the full path may call; methods that it adds do not matter."""
     place = next(n for n, base in enumerate(kind.__mro__) if base.__module__.startswith(f"{__package__}."))
@@ -180,12 +187,6 @@ def _weight_names(cell: str, bias: bool, suffix: str = "") -> tuple[str | None, 
 @functools.cache
 def _weight_names_of_layers(cell: str, bias: bool, layers: int) -> list[tuple[str | None, ...]]:
     return [_weight_names(cell, bias, f"_l{number}") for number in range(layers)]
-
-
-@functools.cache
-def _has_kernels(device: torch.device, dtype: torch.dtype, backend: str) -> bool:
-    """Whether ``fused_rnn::forward`` runs such calls; cached, because finding out takes as long as a step."""
-    return device.type in ("cpu", "cuda") and choice.choose_backend(device, dtype, backend).backend in ("cpu", "cuda")
 
 
 def _forward(
