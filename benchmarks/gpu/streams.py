@@ -74,7 +74,7 @@ def measure(case: Case, clock: HostClock) -> dict[str, float]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common.Parser(prog="python -m benchmarks.gpu.streams", description=__doc__)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="where to compute: cuda, cuda:1, or cpu")
     parser.add_argument("--quick", action="store_true", help="smoke run: one tiny size")
     parser.add_argument("--out", type=Path, help="file of results, in place of one in benchmarks/results or runs")
     return parser.parse_args(arguments)
@@ -109,10 +109,10 @@ def block(results: list[dict]) -> str:
 
 
 def section(result: dict) -> str:
-    machine, plan = result["hardware"], result["plan"]
+    hardware, plan = result["hardware"], result["plan"]
     method = result.get("method", "with `python -m benchmarks.gpu.streams`")
     preamble = (
-        f"A bidirectional LSTM with I = H on {machine['gpu']}, torch {machine['torch']}, measured on "
+        f"A bidirectional LSTM with I = H on {hardware['gpu']}, torch {hardware['torch']}, measured on "
         f"{result['date'][:10]} {method}: ms of a whole call, medians of {plan['rounds']} rounds of "
         f"{plan['calls']} calls in a row, with one stream → with two. Without `{streams.WANTED}` in the environment, "
         f"calls with T · H of {streams.LONG} and more take two."
