@@ -194,9 +194,10 @@ def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
     assert in_steps <= (SPILLING_IN_FLOAT32 if dtype == "float32" else SPILLING)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_compiles_for_architectures_without_clusters(tmp_path, direction):
-    """There the kernels are empty: a build is for several architectures, of which CI compiles the newest alone."""
+    """There the kernels are empty. CI builds for such an architecture, whoever works on the kernels often does not."""
     source = ROOT / "csrc" / "cuda" / "cluster" / f"{direction}_bfloat16.cu"
     flags = ["-std=c++17", "-O1", "-Werror=all-warnings", "-arch=sm_80"]
     subprocess.run([find_nvcc(), *flags, "-c", source, "-o", tmp_path / "kernels.o"], check=True)
