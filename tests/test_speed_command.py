@@ -294,7 +294,7 @@ def test_only_what_is_whole_goes_where_the_report_looks(monkeypatch, arguments, 
         ("--points honest people", report.RESULTS / "gpu-nvidia-h200-test-honest-people.json"),
         ("--sweep --dtype bfloat16", report.RESULTS / "scaling-nvidia-h200-test-bfloat16.json"),
         ("--resets --minutes 5", report.RESULTS / "resets-nvidia-h200-test.json"),
-        ("--resets --backends triton", report.RESULTS / "resets-nvidia-h200-test.json"),
+        ("--resets --backends triton", report.RESULTS / "resets-nvidia-h200-test-triton.json"),
         ("--hidden 64", RUNS / "gpu-nvidia-h200-test.json"),
         ("--steps 64", RUNS / "gpu-nvidia-h200-test.json"),
         ("--points honest --cells lstm", RUNS / "gpu-nvidia-h200-test-honest.json"),
@@ -306,5 +306,6 @@ def test_only_what_is_whole_goes_where_the_report_looks(monkeypatch, arguments, 
 def test_on_a_gpu_whole_groups_go_where_the_report_looks(monkeypatch, arguments, path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (test)")
     monkeypatch.setattr(common, "open_device", torch.device)
-    monkeypatch.setattr(common, "check_backend", lambda *_: SimpleNamespace(backend="cuda"))
+    chosen = {"auto": "cuda"}
+    monkeypatch.setattr(common, "check_backend", lambda *of: SimpleNamespace(backend=chosen.get(of[2], of[2])))
     assert speed.output_path(speed.plan_from(speed.parse(["--device", "cuda:1", *arguments.split()]))) == path

@@ -161,6 +161,8 @@ def output_path(plan: Plan) -> Path:
     more = [dtype for dtype in plan.dtypes if dtype != "float32"]
     if plan.kind == "gpu":
         more = plan.names if plan.names != PLANS["gpu"].names else ()
+    elif plan.device != "cpu":
+        more += [backend for backend in plan.backends if backend != "cuda"]
     return (RESULTS if plan.whole else ROOT / "runs") / common.file_name(plan.kind, name, *more)
 
 
