@@ -184,6 +184,20 @@ def replacing(path: Path) -> Iterator[Path]:
         partial_path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for the code inside."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 TIME_LEFT = "{desc} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"  # what a progress bar shows
 NOT_MEASURED = "Not measured yet."  # what the README says of results that are not there
 

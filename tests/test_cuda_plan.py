@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from itertools import product
@@ -231,8 +232,8 @@ def test_a_forced_plan_is_forced_inside_alone(monkeypatch):
         if before:
             monkeypatch.setenv(cuda.FORCED, before)
         with plans.forced(plan):
-            assert plans.os.environ[cuda.FORCED] == plan.forced
-        assert plans.os.environ.get(cuda.FORCED) == before
+            assert os.environ[cuda.FORCED] == plan.forced
+        assert os.environ.get(cuda.FORCED) == before
 
 
 def test_list_needs_no_gpu(capsys):
@@ -267,7 +268,7 @@ def test_plans_are_timed_beside_their_estimates(on_host, tmp_path, capsys):
     out, seen = tmp_path / "plans.json", []
 
     def backward(*operands):
-        seen.append(plans.os.environ[cuda.FORCED])
+        seen.append(os.environ[cuda.FORCED])
         return on_host.backward(*operands)
 
     plans.run(options(out), HostClock(), cuda.Chip(12, 200_000), products.Kernels(on_host.forward, backward))
@@ -287,7 +288,7 @@ def test_plans_are_timed_beside_their_estimates(on_host, tmp_path, capsys):
 def test_a_plan_with_other_results_is_not_timed(on_host, tmp_path, capsys):
     def spoiled(*operands):
         output, *rest = on_host.forward(*operands)
-        return output + ("parts=3" in plans.os.environ.get(cuda.FORCED, "")), *rest
+        return output + ("parts=3" in os.environ.get(cuda.FORCED, "")), *rest
 
     with pytest.raises(SystemExit, match="some plans failed"):
         plans.run(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -178,13 +179,13 @@ class OnCpu:
         return products.Kernels(self.forward, self.backward)
 
     def forward(self, projected, input, h_0, c_0, weight_ih, weight_hh, weight_mhh, bias_m, bias_ih, bias_hh, *rest):
-        self.seen.append((plans.os.environ[cuda.FORCED], "forward"))
+        self.seen.append((os.environ[cuda.FORCED], "forward"))
         *constants, _, _, _, cell, reverse, save = rest  # without resets
         weights = torch.eye(projected.shape[2], dtype=projected.dtype), weight_hh, bias_ih, bias_hh, None, None, None
         return torch.ops.fused_rnn.forward(projected, h_0, c_0, *weights, *constants, cell, reverse, 0.0, save)
 
     def backward(self, d_output, d_h_n, d_c_n, d_cells, output, cells, saved, input, h_0, c_0, *rest):
-        self.seen.append((plans.os.environ[cuda.FORCED], "backward"))
+        self.seen.append((os.environ[cuda.FORCED], "backward"))
         _, weight_hh, _, *constants, _, _, _, cell, reverse, gradient_clip = rest
         rows = weight_hh.shape[0]
         x = output.new_zeros(*output.shape[:2], rows)
@@ -317,7 +318,7 @@ def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
             return output, *rest
 
         def backward(self, *operands):
-            if "warps" in plans.os.environ[cuda.FORCED] and operands[-3] == "rnn_tanh":
+            if "warps" in os.environ[cuda.FORCED] and operands[-3] == "rnn_tanh":
                 raise RuntimeError("a launch failed\nsomewhere")
             return super().backward(*operands)
 

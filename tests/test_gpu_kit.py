@@ -13,6 +13,7 @@ from benchmarks import common
 from benchmarks.gpu.kit import __main__ as kit
 from benchmarks.gpu.kit import processes
 
+from .gpu import small_calls
 from .gpu_kit import run_all
 
 
@@ -186,3 +187,19 @@ def test_every_part_can_be_tried_without_a_gpu(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     assert (tmp_path / "out" / "log.txt").read_text() == result.stdout
     assert "micro" not in settings(DEVICE="cpu").parts
+
+
+INTERNAL = "========= Internal Sanitizer Error: The Sanitizer failed to handle a hardware exception.\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "itself"),
+    [
+        ("cuda lstm returned\n" + INTERNAL, True),
+        ("========= Error: Race reported between Write access and Read access\n" + INTERNAL, False),
+        ("========= Invalid __global__ write of size 4 bytes\n" + INTERNAL, False),
+        ("========= ERROR SUMMARY: 1 error\n", False),
+    ],
+)
+def test_a_tool_that_breaks_down_is_excused_only_if_it_had_found_nothing(output, itself):
+    assert small_calls.failed_itself(output) == itself

@@ -9,7 +9,6 @@ chooses. On the CPU there are no kernels, but --list shows the plans and their e
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -111,18 +110,9 @@ def forced(plan: cuda.Plan) -> contextlib.AbstractContextManager[None]:
     return enforced(plan.forced)
 
 
-@contextlib.contextmanager
-def enforced(text: str) -> Iterator[None]:
-    """Set this text in the environment, where it forces a plan, for the code inside."""
-    before = os.environ.get(cuda.FORCED)
-    os.environ[cuda.FORCED] = text
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[cuda.FORCED]
-        else:
-            os.environ[cuda.FORCED] = before
+def enforced(text: str) -> contextlib.AbstractContextManager[None]:
+    """Run calls inside with the plan that this text forces."""
+    return common.environment(cuda.FORCED, text)
 
 
 class Operands:

@@ -7,7 +7,6 @@ with one stream and with two take turns. On the CPU, where there are no streams,
 
 import argparse
 import itertools
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,15 +59,11 @@ def measure(case: Case, clock: HostClock) -> dict[str, float]:
     """Return the milliseconds of a call by the number of streams; medians."""
     call = case.call(clock.device)
     times: dict[str, list[float]] = {name: [] for name in WAYS.values()}
-    before = os.environ.get(streams.WANTED)
-    try:
-        for number, (value, name) in itertools.product(range(1 + ROUNDS), WAYS.items()):
-            os.environ[streams.WANTED] = value
+    for number, (value, name) in itertools.product(range(1 + ROUNDS), WAYS.items()):
+        with common.environment(streams.WANTED, value):
             reading = clock.time(lambda: [call() for _ in range(CALLS)])
-            if number:  # the first one warms up
-                times[name].append(reading.ms / CALLS)
-    finally:
-        os.environ.pop(streams.WANTED) if before is None else os.environ.update({streams.WANTED: before})
+        if number:  # the first one warms up
+            times[name].append(reading.ms / CALLS)
     return {f"ms_{name}": round(statistics.median(of_it), 4) for name, of_it in times.items()}
 
 
