@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from benchmarks import common
 from benchmarks.gpu import streams as benchmark
 from fused_rnn import streams
 
@@ -35,3 +36,8 @@ def test_the_report_shows_what_was_measured():
     found = benchmark.block([result])
     assert "on NVIDIA H200, torch 2.13.0, measured on 2030-01-02 with `python -m benchmarks.gpu.streams`" in found
     assert "| float32 | 128 | 16 | 1000 | 2.50 → 1.25, **2.00×** | – |" in found
+
+
+def test_the_cpu_has_no_streams_to_measure():
+    with pytest.raises(common.InputError, match="--device cpu has no streams to measure: --quick"):
+        benchmark.main(["--device", "cpu"])

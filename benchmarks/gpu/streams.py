@@ -78,6 +78,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     clock = clock_for(common.open_device(options.device))
+    if clock.device.type == "cpu" and not options.quick:
+        raise common.InputError("--device cpu has no streams to measure: --quick tries the command there")
     hardware = machine.description(clock.device)
     folder = ROOT / "runs" if options.quick or clock.device.type == "cpu" else RESULTS
     path = options.out or folder / common.file_name("streams", hardware["gpu"])
