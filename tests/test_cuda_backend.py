@@ -392,3 +392,16 @@ def test_build_leaves_out_what_nvcc_does_not_know(setup, tmp_path):
     nvcc.write_text("#!/bin/sh\necho no licence\nexit 1\n")
     with pytest.raises(SystemExit, match="nvcc does not run; FUSED_RNN_CUDA=0 builds without it\nno licence"):
         setup.architectures(str(nvcc))
+
+
+def test_build_gives_flags_of_gcc_to_gcc_alone(setup, tmp_path, monkeypatch):
+    gcc, clang = tmp_path / "c++", tmp_path / "clang++"
+    gcc.write_text("#!/bin/sh\necho c++ 14.2.0 Copyright 2024 Free Software Foundation, Inc.\n")
+    clang.write_text("#!/bin/sh\necho clang version 20.1.0\n")
+    for compiler, known in ((gcc, True), (clang, False), (tmp_path / "missing", False)):
+        if compiler.exists():
+            compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        flags = setup.Toolchain(Path("torch")).compiling(Path("csrc/cpu/kernels_avx2.cpp"))
+        assert ("-fno-unswitch-loops" in flags) == known
+        assert "-fopenmp-simd" in flags

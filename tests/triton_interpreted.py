@@ -3,12 +3,14 @@
 Not collected with the other tests: TRITON_INTERPRET=1 is for a whole process, and test_triton.py runs this file in one.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 import fused_rnn
 from fused_rnn import ops
@@ -32,6 +34,24 @@ from .test_vmap import error_of_members as vmap_error_of_members
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = Shape(2, 13, 11, 29)  # fills most of one tile, which costs the interpreter no more than less would
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted_fast() -> Iterator[None]:
+    """Spare Triton's interpreter what takes it most of the time, and can change no result of sizes this small.
+
+    It replaces the functions of its language once more in each call of a function, and computes sums and products of
+    integers a second time to see whether they overflow.
+    """
+    replace_language, of_none = interpreter._patch_lang, interpreter._LangPatchScope
+    scopes = [replace_language(kernel.fn) for kernel in (product, tl.sum)]  # tl itself, and as its own functions see it
+    builder, options = interpreter.interpreter_builder, interpreter.interpreter_builder.options
+    interpreter._patch_lang = lambda function: of_none()
+    builder.options = replace(options, sanitize_overflow=False)
+    yield
+    interpreter._patch_lang, builder.options = replace_language, options
+    for scope in reversed(scopes):
+        scope.restore()
 
 
 @pytest.fixture(params=some_of(ops.CELLS, *FEW_CELLS))
