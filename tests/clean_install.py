@@ -1,6 +1,6 @@
-"""A script for an environment in which the package was installed from a wheel: does it train there, from the wheel?
+"""Check that the package trains in an environment in which it was installed from a wheel.
 
-It needs torch and the package alone, no pytest, and is run from outside the source tree.
+The script needs torch and the package alone, no pytest, and runs outside the source tree.
 """
 
 import sys

@@ -17,13 +17,13 @@ from torch import Tensor
 import fused_rnn
 from fused_rnn import choice, ops
 
-# A program under ThreadSanitizer would sleep for a second as it ends, for threads that are still running; ours are not.
+# At exit, ThreadSanitizer would sleep for a second in case threads are still running; ours are not.
 os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")
 
 torch.set_num_threads(1)  # the tests are small; those of threading set their own number
 
 
-# Files that take longest, in this order, with what they compile: last, they would have nothing to run beside.
+# Files that take longest, compilation included, in this order: at the end, nothing would run beside them.
 FIRST = [
     *("cluster_races", "cluster_kernels", "instruction_sets", "triton", "cuda_kernels", "aot", "new_cell", "host_shim"),
     *("cluster_floats", "cluster_sass", "packaging", "gpu_kernel", "message_races", "message_kernels", "gpu_micro"),
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def some_of(everything: Iterable, *some) -> list:
-    """Make parameters of a test from values, or tuples of them, of which all but some are for exhaustive runs."""
+    """Return parameters of a test from values, or tuples of them; all but ``some`` are for exhaustive runs."""
     values = list(everything)
     assert all(value in values for value in some), f"not all of {some} are among {values}"  # or they would never run
     return [
@@ -59,16 +59,16 @@ def some_of(everything: Iterable, *some) -> list:
 
 
 def pytest_collection_finish() -> None:
-    """The collector of garbage need not look again and again at the thousands of tests, nor at all of torch."""
+    """Keep the garbage collector from scanning the thousands of tests, and all of torch, again and again."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or the end of the process would find leaks
+    gc.unfreeze()  # or leaks would be reported at the end of the process
 
 
-# Cells that among them have all that cells may have: a cell state, an n apart, a reset before the product, a modulation
+# Cells that together have every feature: a cell state, a separate product for n, a reset before it, a modulated input
 FEW_CELLS = ("lstm", "gru_reset_after", "multiplicative_gru")
 of_few_cells = pytest.mark.parametrize("cell", some_of(ops.CELLS, *FEW_CELLS))
 
@@ -81,7 +81,7 @@ def runs_on(device: str, backend: str) -> bool:
     return True
 
 
-# Fused backends that tests can give tensors of the CPU; tests/gpu has those of a GPU.
+# Fused backends that take tensors on the CPU; tests/gpu tests those of a GPU.
 FUSED = [name for name in choice.BACKENDS if name != "reference" and runs_on("cpu", name)]
 
 
@@ -99,7 +99,7 @@ class Shape:
 
 
 ODD_SHAPES = [Shape(1, 1, 1, 1), Shape(5, 1, 3, 4), Shape(3, 2, 1, 7), Shape(4, 3, 5, 1), Shape(2, 7, 2, 3)]
-# sequences that end early, at the first step, at the last and never begin; more than a tile of them, in no order
+# sequences that end early, at the first step or at the last, or never begin; more than a tile of them, unsorted
 LENGTHS = [3, 7, 0, 1, 7, 5, 2, 0, 0, 6, 7, 4, 1, 3, 2, 0, 0, 0, 0, 0, 5]
 
 
@@ -112,14 +112,14 @@ class Operands:
     reverse: bool = False
     lengths: Tensor | None = None
     recompute: bool = False
-    return_cells: bool = True  # from cells that have them
+    return_cells: bool = True  # if the cell has them
     keep_h: Tensor | None = None
     keep_c: Tensor | None = None
     gradient_clip: float | None = None
     resets: Tensor | None = None
 
     def run(self, backend: str, **replaced: Tensor) -> list[Tensor]:
-        """[output, h_n], or [output, h_n, c_n, cell states]."""
+        """Return [output, h_n], or [output, h_n, c_n, cell states]."""
         tensors = {**self.tensors, **replaced}
         weights = {name: t for name, t in tensors.items() if name in ops.WEIGHTS}
         state = (tensors["h_0"], tensors["c_0"]) if "c_0" in tensors else tensors["h_0"]
@@ -131,13 +131,13 @@ class Operands:
         return [output, *(last if isinstance(last, tuple) else (last,)), *cells]
 
     def arguments(self) -> tuple:
-        """The operators' arguments, up to the last tensor."""
+        """Return the operators' arguments, up to the last tensor."""
         tensors = [self.tensors.get(name) for name in ("input", "h_0", "c_0", *ops.WEIGHTS)]
         masks = [None if t is None else t.to(tensors[0].dtype) for t in (self.keep_h, self.keep_c)]
         return *tensors, self.lengths, *masks
 
     def function(self, backend: str) -> Callable[..., tuple[Tensor, ...]]:
-        """The run as a function of the tensors in order, as gradcheck wants it."""
+        """Return the run as a function of the tensors in order, for gradcheck."""
         return lambda *tensors: tuple(self.run(backend, **dict(zip(self.tensors, tensors))))
 
     def to(self, dtype: torch.dtype) -> "Operands":
@@ -159,7 +159,7 @@ class Operands:
 def operands(
     cell: str, shape: Shape, *, reverse=False, lengths=None, bias=True, scale=0.5, seed=0, dtype=torch.float64
 ) -> Operands:
-    """Normally distributed operands; weights are scaled by ``scale`` over the root of what they sum over."""
+    """Return normally distributed operands; weights are scaled by ``scale`` over the square root of their fan-in."""
     generator = torch.Generator().manual_seed(seed)
     spec = ops.CELLS[cell]
     shapes = {"input": (shape.T, shape.B, shape.I), "h_0": (shape.B, shape.H)}
@@ -175,7 +175,7 @@ def operands(
 
 
 def regularised(op: Operands, drawn: bool = True, seed: int = 2) -> Operands:
-    """Add zoneout, drawn from 0 and 1 or keeping arbitrary fractions, and a limit that clips many gradients."""
+    """Add zoneout, with masks of 0 and 1 or of arbitrary fractions, and a limit that clips many gradients."""
     generator = torch.Generator().manual_seed(seed)
     T, B, H = *op.tensors["input"].shape[:2], op.tensors["h_0"].shape[1]
     masks = torch.rand(2, T, B, H, dtype=torch.float64, generator=generator)
@@ -184,9 +184,9 @@ def regularised(op: Operands, drawn: bool = True, seed: int = 2) -> Operands:
 
 
 def with_resets(op: Operands, *, share: float = 0.3, learnt: bool = True, seed: int = 3) -> Operands:
-    """With boundaries between episodes, so many of all steps, one of them before the first step.
+    """Add boundaries between episodes at a ``share`` of all steps, one of them before the first step.
 
-    ``learnt``: with states of their own, in place of zeros, that episodes begin with.
+    ``learnt``: episodes begin with states that require gradients, in place of zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     resets = torch.rand(op.tensors["input"].shape[:2], generator=generator) < share
@@ -200,7 +200,7 @@ def with_resets(op: Operands, *, share: float = 0.3, learnt: bool = True, seed: 
 
 
 def episodes(resets: Tensor, length: int) -> list[tuple[int, int]]:
-    """Return the begin and end of each episode of a sequence, given its boundaries (T)."""
+    """Return the start and end of each episode of a sequence, given its boundaries (T)."""
     begins = [0, *(t for t in range(1, length) if resets[t])]
     return list(zip(begins, [*begins[1:], length])) if length else []
 
@@ -211,7 +211,7 @@ def random_like(tensors: list[Tensor], seed: int = 1) -> list[Tensor]:
 
 
 def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """The relative error of each of the tensors in the Euclidean norm."""
+    """Return the relative error of each tensor in the Euclidean norm."""
     errors = [
         ((v.double() - e.double()).norm() / e.double().norm().clamp_min(1e-30)).item() for v, e in zip(values, exact)
     ]
@@ -220,7 +220,7 @@ def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 
 def relative_error(values: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest relative error of any of the tensors, each in the Euclidean norm."""
+    """Return the largest relative error of any of the tensors, each in the Euclidean norm."""
     return max(relative_errors(values, exact))
 
 
@@ -236,13 +236,13 @@ def threads(number: int) -> Iterator[None]:
 
 
 def find_nvcc() -> str:
-    """The path of the CUDA compiler; skips the test where there is none."""
+    """Return the path of the CUDA compiler, or skip the test if there is none."""
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or pytest.skip("no nvcc")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Ctrl-C means what it does in a terminal, whoever started the tests: a script's background jobs ignore it."""
+    """Let Ctrl-C interrupt the tests even in the background jobs of a script, which ignore it by default."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -250,7 +250,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """torch.compile counts in the whole process how often it compiles a function, and refuses past a limit."""
+    """Reset torch.compile, which counts compilations of a function per process and refuses more than a limit."""
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()

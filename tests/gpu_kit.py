@@ -12,7 +12,7 @@ SCRIPT = ROOT / "benchmarks" / "gpu" / "run_all.sh"
 
 
 def run_all(out: Path, **environment: str) -> subprocess.CompletedProcess:
-    """The script, run from another folder than the project's, and not as part of a run of pytest-xdist."""
+    """Run the script from a folder other than the project's, and not as part of a run of pytest-xdist."""
     ours = {*kit.VARIABLES, *(name for name in os.environ if name.startswith("PYTEST_XDIST"))}
     given = {name: value for name, value in os.environ.items() if name not in ours}
     given |= {"PYTHON": sys.executable, "DEVICE": "cpu", "PROCESSES": "2", **environment}

@@ -30,7 +30,7 @@ needs_compiler = pytest.mark.skipif(build.host_obstacle() is not None, reason=st
 
 @dataclass(frozen=True)
 class Way:
-    """A device, and how the work is divided there: what FUSED_RNN_CUDA_PLAN says, or None to leave it as it is."""
+    """A device, and how the work is divided there: a value of FUSED_RNN_CUDA_PLAN, or None to keep it."""
 
     multiprocessors: int
     shared_bytes: int
@@ -55,13 +55,13 @@ class Way:
 
 
 def compile_calls(name: str, target: Path, *flags: str, tree: Path = ROOT) -> Path:
-    """Build NAME.cpp of a tree with few threads and short chunks; the runtime goes without sanitizers."""
+    """Build NAME.cpp of a tree with few threads and short chunks; the runtime has no sanitizers."""
     build.compile_on_host(tree / SHIM / f"{name}.cpp", target, *flags, shim=tree / SHIM)
     return target
 
 
 def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times: int = 1) -> Path:
-    """A copy of the sources with something else in one file, in so many places."""
+    """Return a copy of the sources with ``pattern`` replaced ``times`` times in one file."""
     for part in ("csrc/cells", "csrc/cuda", SHIM):
         shutil.copytree(ROOT / part, folder / part)
     (folder / name).write_text(changed(name, pattern, replacement, times))
@@ -69,16 +69,16 @@ def changed_tree(folder: Path, name: str, pattern: str, replacement: str, times:
 
 
 def changed(name: str, pattern: str, replacement: str, times: int = 1) -> str:
-    """Return the text of a source with something else in so many places."""
+    """Return the text of a source with ``pattern`` replaced in ``times`` places."""
     text, count = re.subn(pattern, replacement, (ROOT / name).read_text(), flags=re.DOTALL)
     assert count == times, f"{name} has {pattern} in {count} places, not in {times}"
     return text
 
 
 def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, suffix: str = "") -> ctypes.CDLL:
-    """NAME.cpp as a library, which the first of pytest's processes that wants it compiles for all.
+    """Return NAME.cpp as a library, compiled for all of pytest's processes by the first that needs it.
 
-    The suffix tells libraries of one file with different flags apart.
+    The suffix distinguishes libraries of one file with different flags.
     """
     base = folders.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"{name}-library{suffix}"
@@ -95,7 +95,7 @@ def library_of(name: str, folders: pytest.TempPathFactory, *flags: str, suffix: 
 
 
 def run_program(program: Path, way: Way, seed: int) -> subprocess.CompletedProcess:
-    """A program of calls, for sanitizers: it exits with an error where they or it see something wrong."""
+    """Run a program of calls; its exit status is an error if it or a sanitizer finds a fault."""
     arguments = [program, str(way.multiprocessors), str(way.shared_bytes), str(seed)]
     with way.enforced():
         run = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=600)
@@ -113,7 +113,7 @@ def plan_of(library, direction: str, cell: str, shape: Shape, way: Way, dtype: t
 
 
 def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
-    """Likewise, of a call's structure."""
+    """Return the same for a call given as a structure."""
     plan = Plan()
     with way.enforced():
         error = getattr(library, f"plan_{direction}_call")(*map(ctypes.byref, (call, way.chip, plan)))
@@ -126,8 +126,8 @@ def planned(library, direction: str, call: ctypes.Structure, way: Way) -> Plan:
 class HostKernels:
     """The kernels as products.Kernels wants them, run by the shim.
 
-    Of each call, the last ``missing`` blocks of the grid do not come; or, in clusters, the so-manieth store from block
-    to block never arrives.
+    In each call, the last ``missing`` blocks of the grid never start; or, in clusters, store number ``missing`` between
+    blocks never arrives.
     """
 
     library: ctypes.CDLL
@@ -143,18 +143,18 @@ class HostKernels:
         return self.run(calls.backward(self.unwritten, *map(self.placed, operands)))
 
     def unwritten(self, like: Tensor, *shape: int) -> Tensor:
-        """Memory whose every value must become another: NaN, or a number where NaN is expected."""
+        """Return memory whose values must all be overwritten: NaN, or a number where NaN is expected."""
         return self.placed(torch.full(shape, 1.0 if self.missing else torch.nan, dtype=like.dtype))
 
     def placed(self, operand):
-        """An operand, or where it stands if it is a tensor of numbers that the kernels compute with."""
+        """Return an operand, or, if ``misaligned``, a copy of a floating-point one at an odd element."""
         if not self.misaligned or not isinstance(operand, Tensor) or not operand.is_floating_point():
             return operand
         memory = operand.new_empty(operand.numel() + 1)[1:]
         return memory.view(operand.shape).copy_(operand)
 
     def run(self, call: calls.Call) -> tuple[Tensor, ...]:
-        """The results; fails if the kernel does not come to its end, or if it should not and says nothing."""
+        """Return the results; fail if the kernel does not finish, or should not and reports no timeout."""
         run, chip = getattr(self.library, f"run_{call.direction}_call"), self.way.chip
         if self.way.tight:
             chip.shared_bytes = planned(self.library, call.direction, call.structure, self.way).shared_bytes
@@ -167,7 +167,7 @@ class HostKernels:
 
 @torch.no_grad()
 def run_kernels(op: Operands, d_results: list[Tensor], kernels: HostKernels) -> list[Tensor]:
-    """Results and gradients in the order of Operands.results_and_gradients, by the CUDA backend on the shim."""
+    """Return the results and gradients of Operands.results_and_gradients, by the CUDA backend on the shim."""
     t = {name: tensor.detach() for name, tensor in op.tensors.items()}
     operands = [None if value is None else value.detach() for value in op.arguments()]
     operands += [op.cell, op.reverse, op.gradient_clip or 0.0]

@@ -1,7 +1,7 @@
 """Packages that AOTInductor makes of modules, and processes that run them without the Python package.
 
-All that such a process needs of fused_rnn is its compiled library, which registers the operators as it is loaded. What
-stands around the time loop on a GPU is Python's, so that programs for a GPU call the loop itself.
+All that such a process needs of fused_rnn is its compiled library, which registers the operators as it is loaded. The
+code around the time loop on a GPU is in Python, so programs for a GPU call the loop itself.
 """
 
 import subprocess
@@ -39,7 +39,7 @@ class Model(nn.Module):
 
 @dataclass
 class Package:
-    """A package, and a call with what it returns here."""
+    """A package, and a call with its results here."""
 
     path: Path
     call: tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ class Package:
 
 
 def packaged(folder: Path, device: torch.device) -> Package:
-    """The model for a device, compiled for any number of steps and sequences, with a call in other sizes."""
+    """Return the model for a device, compiled for any number of steps and sequences, and a call in other sizes."""
     torch.manual_seed(0)
     model = Model().eval().to(device)
     batch = {0: Dim.DYNAMIC}
@@ -75,7 +75,7 @@ assert not any(name.startswith("fused_rnn.") for name in sys.modules)
 
 
 def called_elsewhere(package: Package, folder: Path) -> list[Tensor]:
-    """The results of the call in a process that has no package fused_rnn."""
+    """Return the results of the call in a process without the package fused_rnn."""
     given, found = folder / "given.pt", folder / "found.pt"
     torch.save(package.call, given)
     code = [sys.executable, "-I", "-c", WITHOUT_PACKAGE]

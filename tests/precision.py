@@ -1,14 +1,14 @@
 """The standard for results in low precision: PyTorch's own errors in the same dtype, tensor by tensor.
 
 PyTorch computes a call in several ways: by the plain loop and, for some cells, by a module of torch.nn. The better of
-these says how large an error may be anywhere. The gradient of a weight is besides a sum over all steps and sequences,
-for which whole sequences take one large product of PyTorch's, while the loop adds up small ones. How exact the large
-product is depends on library, processor and sizes alone (in float32 it may be off by three times as much as the loop),
-so such a gradient is held against that product of the same operands where this has the larger error.
+these limits the error of every tensor. The gradient of a weight is also a sum over all steps and sequences, which
+PyTorch computes as one large product for whole sequences, while the loop adds up small ones. The error of the large
+product depends on library, processor and sizes alone (in float32 it may be three times the loop's), so such a gradient
+is held against that product of the same operands if its error is larger.
 
-What is compared are means over several draws of the operands: in a single one PyTorch's error may be small by luck. Or
-medians, where there are kinks: with a pre-activation of relu within rounding of zero a gradient is there or not, and a
-draw with one more of these than PyTorch has says nothing of how exact the rest is.
+Errors are means over several draws of the operands, because PyTorch's error may be small by luck in a single draw. They
+are medians if there are kinks: a pre-activation of relu within rounding of zero has a gradient or none, and a draw with
+one more of these than PyTorch has says nothing about the error of the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .conftest import Operands, random_like, relative_error, relative_errors
 
-Way = Callable[[Operands, list[Tensor]], list[Tensor]]  # from the gradients of the results: results and gradients
+Way = Callable[[Operands, list[Tensor]], list[Tensor]]  # maps gradients of the results to results and gradients
 
 
 class Yardstick:
@@ -29,7 +29,7 @@ class Yardstick:
 
     def __init__(self, draws: Iterable[Operands], *others: Way, average: Callable[..., float] = fmean):
         self.average = average
-        self.draws = []  # each with the gradients of its results, and both in float64 of the same rounded operands
+        self.draws = []  # a call, the gradients of its results, and the float64 results and gradients
         theirs = []
         for op in draws:
             d_results = random_like(op.run("reference"))
@@ -41,7 +41,7 @@ class Yardstick:
         self.theirs = self._averages(theirs)
 
     def assert_no_worse(self, way: Way) -> None:
-        """Results and gradients by ``way`` are off by at most twice as much as PyTorch's."""
+        """Assert that errors of results and gradients by ``way`` are at most twice PyTorch's."""
         ours = self._averages([relative_errors(way(op, d_results), exact) for op, d_results, exact in self.draws])
         pairs = list(zip(ours, self.theirs, strict=True))
         assert all(our <= 2 * their for our, their in pairs), f"errors and PyTorch's, tensor by tensor: {pairs}"
@@ -54,16 +54,16 @@ class Yardstick:
 def _at_least_of_large_products(
     error: float, op: Operands, d_results: list[Tensor], exact: list[Tensor]
 ) -> list[float]:
-    """``error`` for every tensor, but for gradients whose large product is off by more: that."""
+    """Return ``error`` for every tensor, or the error of its large product if that is larger."""
     large = gradients_by_large_products(op, d_results)
     names = [*[None] * len(d_results), *op.tensors]
     return [max(error, relative_error([large[name]], [e])) if name in large else error for name, e in zip(names, exact)]
 
 
 def gradients_by_large_products(op: Operands, d_results: list[Tensor]) -> dict[str, Tensor]:
-    """The plain loop's gradients of the weights by name, but each summed over all steps at once.
+    """Return the plain loop's gradients of the weights by name, but each summed over all steps at once.
 
-    That is the gradient of one product of the weight with all that it is multiplied with in the steps.
+    Each is the gradient of one product of the weight with its operands of all steps.
     """
     with Products() as products:
         results = op.run("reference")
@@ -77,7 +77,7 @@ def gradients_by_large_products(op: Operands, d_results: list[Tensor]) -> dict[s
 
 
 class Products(TorchFunctionMode):
-    """Keeps the products with weights that are computed while it is entered."""
+    """Record the products with weights that are computed within the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Products(TorchFunctionMode):
         output = function(*args, **(kwargs or {}))
         if function is F.linear:
             input, weight, *_ = args
-            which = weight.data_ptr(), weight.shape  # a loop may cut a weight into its parts anew in every step
+            which = weight.data_ptr(), weight.shape  # a loop may slice a weight again in every step
             self._products.setdefault(which, []).append((input, weight, output))
         return output
 

@@ -25,7 +25,7 @@ class Rerun:
         return function()
 
     def record(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Computes nothing, as a GPU that records, so there are results only after a replay."""
+        """Compute nothing, like a GPU that records, so there are results only after a replay."""
         Rerun.recorded += 1
         results: list[Tensor] = []
 

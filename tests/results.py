@@ -1,4 +1,4 @@
-"""Results as ``python -m benchmarks.speed`` writes them, for the tests of what is made of them."""
+"""Results as ``python -m benchmarks.speed`` writes them, for tests of the programs that read them."""
 
 from dataclasses import asdict
 
@@ -29,7 +29,7 @@ POINT = Case("lstm", sized(512, 64), "forward", "bfloat16", "main")
 
 
 def measured(case: Case, memory: dict[str, float] | None = None, threads: int = 1, **times: float | str | dict) -> dict:
-    """A case with the ms of its candidates, what was wrong with them or their whole records, and MiB by candidate."""
+    """Return a case with the ms, the error or the whole record of each candidate, and MiB by candidate."""
 
     def record(name: str, found: float | str | dict) -> dict:
         values = {"wrong": found} if isinstance(found, str) else found
@@ -44,7 +44,7 @@ def measured(case: Case, memory: dict[str, float] | None = None, threads: int = 
 
 
 def results(kind: str, *cases: dict, **changes: object) -> dict:
-    """A file of results of these cases."""
+    """Return a file of results of these cases."""
     plan = PLANS[kind]
     machine = {"gpu": "A GPU", "cudnn": 90000, "state": {"driver_version": "580.1"}} if kind == "gpu" else {}
     clock = {"clock": "CUDA events", "cold": "caches are cold"} if kind == "gpu" else {}
@@ -63,12 +63,12 @@ def results(kind: str, *cases: dict, **changes: object) -> dict:
 
 
 def us(per_step: float, **more: object) -> dict:
-    """A record of a case at ``POINT`` in µs per step."""
+    """Return the record of a candidate at ``POINT``, given its µs per step."""
     return {"median_ms": per_step * POINT.shape.steps / 1000, "spread_ms": 0.0, **more}
 
 
 def spoiled(factor: float) -> type[torch.nn.Module]:
-    """torch.nn's LSTM with an output that is wrong."""
+    """Return torch.nn's LSTM with an output that is wrong by a factor."""
 
     class Spoiled(torch.nn.LSTM):
         def forward(self, input):
@@ -79,7 +79,7 @@ def spoiled(factor: float) -> type[torch.nn.Module]:
 
 
 class Greedy(torch.nn.LSTM):
-    """Has no memory for what needs a gradient."""
+    """An LSTM that runs out of memory if its input requires a gradient."""
 
     def forward(self, input):
         if input.requires_grad:

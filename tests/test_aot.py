@@ -1,4 +1,4 @@
-"""Modules that AOTInductor compiles run where there is no package fused_rnn, and where there is no Python."""
+"""Modules that AOTInductor compiles run without the Python package fused_rnn, and without Python."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_a_process_without_the_python_package(package, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_process_without_python(package, tmp_path):
-    """A program in C++, which loads the library as any other."""
+    """A C++ program runs the package, and loads the library like any other."""
     source, program = Path(__file__).parent / "programs" / "run_package.cpp", tmp_path / "run_package"
     libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{TORCH / 'lib'}"]
     compiler = [os.environ.get("CXX", "g++"), "-std=c++20", f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}"]
@@ -61,7 +61,7 @@ class Call(nn.Module):
 
 
 def calls(program: torch.export.ExportedProgram) -> dict[str, tuple[Tensor, ...]]:
-    """The results, fake ones, of each operator that a program calls, by name."""
+    """Return the fake results of each operator that a program calls, by name."""
     return {str(node.target): node.meta["val"] for node in program.graph.nodes if node.op == "call_function"}
 
 
@@ -70,7 +70,7 @@ def calls(program: torch.export.ExportedProgram) -> dict[str, tuple[Tensor, ...]
     ("cell", "save"), [*((cell, "everything") for cell in CELLS), *(("lstm", save) for save in SAVES[:-1])]
 )
 def test_programs_for_a_gpu_may_call_the_loop_itself(cell, save):
-    """The device makes no difference to what becomes of a program."""
+    """The CPU suffices, because the decompositions do not depend on the device."""
     given = operands(cell, Shape(7, 2, 3, 4), lengths=[3, 7], dtype=torch.float32).arguments()
     with torch.no_grad():
         program = torch.export.export(Call(cell, False, 0.0, save), given)

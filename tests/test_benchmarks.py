@@ -1,4 +1,4 @@
-"""The suite of pytest-benchmark measures what is selected; commands explain themselves; results are a record a line."""
+"""The pytest-benchmark suite measures selected cases; commands explain themselves; results have a record per line."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def test_the_suite_runs_what_is_selected_and_says_why_the_rest_cannot(tmp_path):
     command = [sys.executable, "-m", "pytest", "benchmarks", "-rs", "--benchmark-enable", "-p", "no:cacheprovider"]
     path = tmp_path / "benchmark.json"
     command += ["-k", selected, f"--benchmark-json={path}"]
-    # pytest-benchmark measures nothing where it finds itself among the processes of pytest-xdist
+    # pytest-benchmark measures nothing in the processes of pytest-xdist
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment["OMP_NUM_THREADS"] = "1"
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=report.ROOT, env=environment)
@@ -58,7 +58,7 @@ def test_results_have_a_record_in_each_line(tmp_path):
     assert json.loads(written) == content
     lines = [line.strip(" ,") for line in written.splitlines()]
     assert '"plan": {"cells": ["lstm"]}' in lines
-    assert lines.count(json.dumps(RECORDS[0])) == 3 + 9  # also where a record of records is too long for a line
+    assert lines.count(json.dumps(RECORDS[0])) == 3 + 9  # also if a record of records is too long for a line
     assert len(lines) == 24
 
 

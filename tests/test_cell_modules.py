@@ -1,4 +1,4 @@
-"""Modules of single steps: torch.nn's results and parameters, and the whole sequence in steps."""
+"""Modules of single steps: results and parameters equal torch.nn's, and steps equal the whole sequence."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ PAIRS = {
 
 
 def pair(name: str, **options) -> tuple[nn.Module, nn.Module]:
-    """Our module and torch.nn's, made from the same seed."""
+    """Return our module and torch.nn's, made from the same seed."""
     ours, theirs, extra = PAIRS[name]
     made = []
     for cls in (ours, theirs):
@@ -67,7 +67,7 @@ def test_equals_torch(name, bias, batch, with_state, backend):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_steps_make_the_sequence(name, backend):
-    """All cells: T steps by hand are the module of whole sequences, gradients included."""
+    """T steps of a cell equal the module of whole sequences, gradients included."""
     torch.manual_seed(0)
     module = MODULES[name](I, H, dtype=torch.float64, backend=backend)
     cell = CELLS[name](I, H, dtype=torch.float64, backend=backend)

@@ -1,4 +1,4 @@
-"""The float32 kernels of warps on the CPU, by the host shim: products of three bfloat16 terms, values, not rows."""
+"""The float32 warp kernels on the CPU, by the host shim: products of three bfloat16 terms, values, not rows."""
 
 import ctypes
 import math
@@ -27,7 +27,7 @@ from .test_cluster_kernels import (
 
 pytestmark = needs_compiler
 F32 = torch.float32
-# K, blocks of a cluster, shares of K and octets of sequences of what is compiled; and with features
+# The compiled sizes: K, blocks of a cluster, shares of K, and octets of sequences; then with features
 SIZES = [(32, 1, 1, 1), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
 FEATURES = [(32, 1, 1, 1, 32), (32, 2, 1, 1, 32), (64, 4, 1, 1, 32)]
 TEAM = (64, 4, 1, 1)  # by messages, in one team
@@ -49,7 +49,7 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 
 
 def ways_of(cell: str) -> list[str]:
-    """16 sequences have no kernel where x̂ is made, whose registers would not do; messages none for several phases."""
+    """Return the ways that have kernels: x̂ of 16 sequences needs too many registers; messages have only one phase."""
     without = ["messages"] if cell not in ONE_PHASE else []
     without += ["16-sequences"] if cell.startswith("multiplicative") else []
     return [name for name in WAYS if name not in without]
@@ -59,11 +59,11 @@ CASES = [(cell, name) for cell in CELLS for name in ways_of(cell)]
 
 
 def hidden_of(name: str) -> int:
-    """Units that do not fill K."""
+    """Return a number of units that does not fill K."""
     return 29 if name in ("block", "cluster-of-2") else 43
 
 
-# Right --------------------------------------------------------------------------------------------------------------
+# Correctness --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -76,7 +76,7 @@ def test_every_size_is_chosen_by_what_forces_it(library, direction, K, blocks, s
 
 @pytest.mark.parametrize(("cell", "name"), CASES)
 def test_results_and_gradients(library, cell, name):
-    T, count = (2, 5) if cell == "rnn_relu" else (5, 3)  # fewer values, of which fewer are within rounding of a kink
+    T, count = (2, 5) if cell == "rnn_relu" else (5, 3)  # fewer values, so fewer within rounding of a kink
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(T, 19, 21, hidden_of(name)), F32, count), WAYS[name])
 
 
@@ -88,13 +88,13 @@ def test_large_clusters(library, blocks, cell):
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(13, 17, 24, 24)], ids=str)
 @pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_short_long_and_narrow(library, cell, shape, reverse):
-    """A single step, more than are fetched ahead, and blocks without a unit of their own."""
+    """Results are right for one step, more than are fetched ahead, and blocks without units."""
     draws = drawn(cell, shape, F32, count=8 if shape.H < 3 else 3, reverse=reverse)
     assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
 
 
 def test_errors_do_not_grow_with_time(library):
-    """Over many steps, of a state that hardly forgets."""
+    """Errors stay small over many steps of a state that hardly forgets."""
     assert_as_exact_as_pytorch(library, drawn("lstm", Shape(150, 8, 3, 32), F32), WAYS["block"])
 
 
@@ -106,17 +106,17 @@ def test_errors_do_not_grow_with_time(library):
     ),
 )
 def test_lengths_zoneout_and_clipping(library, cell, name, reverse):
-    """Clipping makes errors of single draws large, PyTorch's and ours, so that there are more of them."""
+    """Clipping makes errors of single draws large, PyTorch's and ours, so more draws are compared."""
     draws = drawn(cell, Shape(5, len(LENGTHS), 3, hidden_of(name)), F32, 8, lengths=LENGTHS, reverse=reverse)
     assert_as_exact_as_pytorch(library, draws[:3], WAYS[name])
     assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
 
 
-# Numbers that are not of middling size ------------------------------------------------------------------------------
+# Small, large and non-finite numbers --------------------------------------------------------------------------------
 
 
 def scaled(op: Operands, factor: float) -> Operands:
-    """The same call with every operand so many times as large."""
+    """Multiply every operand of a call by a factor, in place."""
     with torch.no_grad():
         for tensor in op.tensors.values():
             tensor.mul_(factor)
@@ -125,7 +125,7 @@ def scaled(op: Operands, factor: float) -> Operands:
 
 @pytest.mark.parametrize("exponent", [-40, -12, 5])
 def test_small_and_large_numbers(library, exponent):
-    """Products of three terms are as exact whatever the exponent is; without bounds h shows them as they are."""
+    """Products of three terms are equally exact for every exponent; h shows them, because a ReLU has no bound."""
     draws = [scaled(op, 2.0**exponent) for op in drawn("rnn_relu", Shape(2, 9, 4, 30), F32, count=5)]
     assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
 
@@ -136,7 +136,7 @@ def test_small_and_large_numbers(library, exponent):
     "cell", some_of(["lstm", "gru", "rnn_relu", "rnn_tanh", "multiplicative_lstm"], "gru", "multiplicative_lstm")
 )
 def test_infinities_and_nan_are_where_the_reference_has_them(library, cell, where, value):
-    """Also with values whose second and third terms are zero, times which an infinite weight would be NaN."""
+    """This includes values whose second and third terms are zero: times an infinite weight these would be NaN."""
     op = operands(cell, Shape(3, 9, 4, 29), dtype=F32)
     with torch.no_grad():
         op.tensors["h_0"][1] = 0.5
@@ -174,7 +174,7 @@ def test_order_of_threads_does_not_matter(library, cell, name):
 
 @pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_where_tensors_begin_does_not_matter(library, cell):
-    """A part of the input's gradient is a product of the library, whose order of sums may depend on the address."""
+    """The input's gradient is left out: the order of sums in a product of the library may depend on the address."""
     op = operands(cell, Shape(7, 11, 8, 24), dtype=F32, lengths=[7, 6, 0, 1, 5, 7, 7, 2, 3, 6, 4])
     results = op.run("reference")
     d_results = random_like(results)
@@ -212,7 +212,7 @@ def test_a_state_that_does_not_arrive(library, cell):
         output, h_n, *_ = products.forward(*op.arguments(), cell, False, 0.0, "everything", kernels=kernels)
         assert output[5].isnan().all()
         assert h_n.isnan().all()
-        if lost > 1 or cell in ONE_PHASE:  # else what the first step itself waits for got lost
+        if lost > 1 or cell in ONE_PHASE:  # otherwise the first step itself waits for the lost store
             assert not output[0, :8].isnan().any()
 
 
@@ -231,7 +231,7 @@ def test_a_sum_that_does_not_arrive(library, cell):
             assert result.isnan().all()
 
 
-# What there is not --------------------------------------------------------------------------------------------------
+# Unsupported plans --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -1,4 +1,4 @@
-"""The kernels of warps on the CPU, by the host shim, against the float64 reference; time-outs and refusals."""
+"""Warp kernels on the CPU, by the host shim, against the float64 reference; timeouts and refusals."""
 
 import ctypes
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from .precision import Yardstick
 pytestmark = needs_compiler
 ONE_PHASE = ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"]
 CELLS = [*ONE_PHASE, "gru", "multiplicative_lstm", "multiplicative_lstm_hidden", "multiplicative_gru"]
-# Kernels in float16 have the same text; they are compiled and tried where all tests run.
+# Kernels for float16 have the same source; only exhaustive runs compile and test them.
 DTYPES = some_of([torch.bfloat16, torch.float16], torch.bfloat16)
-# Clusters of 1, 2, 4, 8 and 16 blocks that run at the same time
+# Numbers of clusters of 1, 2, 4, 8 and 16 blocks that run at the same time
 H200, ONE = (132, 66, 30, 15, 7), (1, 1, 1, 1, 1)
-# K, blocks of a cluster, shares of K and octets of sequences of what is compiled
+# The compiled sizes: K, blocks of a cluster, shares of K, and octets of sequences
 SIZES = [(32, 1, 1, 1), (64, 1, 2, 2), (32, 2, 1, 1), (64, 2, 2, 2), (64, 4, 1, 1), (128, 8, 4, 1), (256, 16, 2, 1)]
-# Likewise, with features, for cells whose input is modulated; of 4 and of 8 blocks half have some.
+# The same with features, for cells that modulate the input; half of 4 or 8 blocks have features.
 FEATURES = [(32, 1, 1, 1, 32), (64, 1, 2, 2, 64), (32, 2, 1, 1, 32), (64, 2, 2, 2, 64), (64, 4, 1, 1, 32)]
 FEATURES.append((256, 8, 1, 1, 64))
-# so that a wait gives up after so many turns of all threads, and a block stays for as long as stores may take
+# A wait times out after 1000 rounds of all threads, and then a block stays for as long as stores may take.
 WAITS = ["-DFUSED_RNN_WAIT_CYCLES=1000", "-DFUSED_RNN_DRAIN_CYCLES=200"]
 
 
@@ -36,7 +36,7 @@ def way(blocks: int, octets: int = 1, clusters: tuple[int, ...] = H200) -> Way:
     return Way(132, 232_448, forced, clusters, tight=clusters != H200)
 
 
-# One block, two and four, with a cluster for each tile or with one for all tiles
+# One, two and four blocks, with a cluster for each tile or one for all tiles
 WAYS = {
     "block": way(1),
     "block-of-16-sequences": way(1, 2, ONE),
@@ -53,13 +53,13 @@ def library(request, tmp_path_factory) -> ctypes.CDLL:
 
 
 def half(config: pytest.Config) -> list[str]:
-    """Return the compiler's flags for float16, if the tests of it run."""
+    """Return the compiler flags for float16, if its tests run."""
     return ["-DHALF"] if config.getoption("--exhaustive") else []
 
 
 def assert_as_exact_as_pytorch(library, draws: list[Operands], way: Way) -> None:
-    # One draw alone may be far off where there are kinks, or a single unit whose pre-activations are products of three
-    # numbers: σ of -13, which is nearly 0, comes out as 0.
+    # A single draw may be far off with kinks, or with a single unit whose pre-activations are products of three
+    # numbers: σ(-13), which is nearly 0, is rounded to 0.
     cell, values = draws[0].cell, draws[0].tensors["h_0"].numel()
     may_be_off = cell == "rnn_relu" or (values == 1 and cell.startswith("multiplicative"))
     yardstick = Yardstick(draws, average=median if may_be_off else fmean)
@@ -67,11 +67,11 @@ def assert_as_exact_as_pytorch(library, draws: list[Operands], way: Way) -> None
 
 
 def drawn(cell: str, shape: Shape, dtype: torch.dtype = torch.bfloat16, count: int = 3, **how) -> list[Operands]:
-    """Draws of a call. In one alone PyTorch's error may be small by luck."""
+    """Return several draws of a call, because PyTorch's error in a single one may be small by luck."""
     return [operands(cell, shape, scale=1.0, dtype=dtype, seed=seed, **how) for seed in range(count)]
 
 
-# Right --------------------------------------------------------------------------------------------------------------
+# Correctness --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -86,10 +86,10 @@ def test_every_size_is_chosen_by_what_forces_it(library, direction, K, blocks, s
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_results_and_gradients(library, cell, name, dtype):
-    """More than a tile of sequences; units that do not fill K, in whole rows or not."""
+    """Results are right for more than a tile of sequences, and units that do not fill K, in whole rows or not."""
     H = {"block": 21, "cluster-of-2": 32}.get(name, 48 if dtype == torch.float16 else 53)
     I = 5 if cell in ONE_PHASE else 24 if H % 8 == 0 else 21
-    T, count = (2, 5) if cell == "rnn_relu" else (5, 3)  # fewer values, of which fewer are within rounding of a kink
+    T, count = (2, 5) if cell == "rnn_relu" else (5, 3)  # fewer values, so fewer within rounding of a kink
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(T, 19, I, H), dtype, count), WAYS[name])
 
 
@@ -103,7 +103,7 @@ def test_large_clusters(library, blocks, cell):
 
 @pytest.mark.parametrize("cell", ["multiplicative_lstm", "multiplicative_gru"])
 def test_fewer_tiles_of_features_than_of_units(library, cell):
-    """A warp of the backward kernel has one of these and two of those."""
+    """A warp of the backward kernel has one tile of features and two of units."""
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(3, 9, 40, 200), count=1), way(8))
 
 
@@ -112,7 +112,7 @@ def test_fewer_tiles_of_features_than_of_units(library, cell):
 )
 @pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_short_long_narrow_and_whole(library, cell, shape, reverse):
-    """A single step, more than are fetched ahead, blocks without a unit of their own, and rows that are all whole."""
+    """Results are right for one step, more than are fetched ahead, blocks without units, and only whole rows."""
     draws = drawn(cell, shape, count=8 if shape.H < 3 else 3, reverse=reverse)
     assert_as_exact_as_pytorch(library, draws, WAYS["cluster-of-2"])
 
@@ -133,7 +133,7 @@ def test_lengths(library, cell, name, reverse):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 def test_zoneout_and_clipping(library, cell, dtype, name, reverse):
-    """Drawn from 0 and 1 with whole rows, and parts between with others."""
+    """Masks hold zeros and ones with whole rows, and fractions with other rows."""
     H = 24 if reverse else 27
     draws = drawn(cell, Shape(5, len(LENGTHS), 3, H), dtype, lengths=LENGTHS, reverse=reverse)
     assert_as_exact_as_pytorch(library, [regularised(op, drawn=reverse) for op in draws], WAYS[name])
@@ -157,10 +157,10 @@ def assert_finite_alike(found: list[Tensor], expected: list[Tensor]) -> None:
     [*((cell, 5) for cell in ("lstm", "gru_reset_after", "rnn_tanh")), ("gru", 21), ("multiplicative_lstm", 1)],
 )
 def test_an_infinite_state_does_not_reach_units_that_there_are_not(library, cell, features, dtype):
-    """Weights of zero times it would be NaN there, and then everywhere.
+    """The padding's weights of zero, times infinity, would be NaN there and then everywhere.
 
-    A gate that is nearly zero may be zero in low precision or not, which makes NaN of it or not; so units are tried
-    until there is one whose infinity leaves numbers by the reference.
+    A gate that is nearly zero may or may not round to zero in low precision, so its product with infinity may or may
+    not be NaN. So units are tried until the infinity of one leaves finite values in the reference.
     """
     op = operands(cell, Shape(4, 9, features, 29), dtype=dtype)
     initial = op.tensors["h_0"].detach().clone()
@@ -190,7 +190,7 @@ def assert_all_the_same(op: Operands, *kernels: HostKernels) -> None:
 
 @pytest.fixture(params=[False, True], ids=["plain", "regularised"])
 def options(request) -> Callable[[Operands], Operands]:
-    """A function that gives a call all options or none: kernels may take different ways then."""
+    """Return a function that gives a call all options or none, because kernels differ between the two."""
     return regularised if request.param else lambda op: op
 
 
@@ -247,7 +247,7 @@ def test_gradients_that_are_missing_count_as_zero(library, given):
 
 # Waits that fail ----------------------------------------------------------------------------------------------------
 
-# Blocks and octets, of which one cluster has all tiles; and the features of such a size
+# Blocks, octets and features of sizes; one cluster has all tiles
 FAILING = {
     "block-of-16-sequences": (1, 2, 64),
     "cluster-of-2-and-16-sequences": (2, 2, 64),
@@ -261,7 +261,10 @@ def failing(name: str) -> Way:
 
 
 def stores_of_a_step(cell: str, name: str, values: int) -> int:
-    """Each of so many values, to or from every block: of 64 units, of as many once more, of features."""
+    """Return the number of stores in a step, each of ``values`` values, to or from every block.
+
+    The values are those of 64 units, and in cells of several phases of 64 more, of the features, or of both.
+    """
     blocks, octets, features = FAILING[name]
     more = {
         "gru": 64,
@@ -276,7 +279,7 @@ def stores_of_a_step(cell: str, name: str, values: int) -> int:
 @pytest.mark.parametrize("cell", some_of(CELLS, *FEW_CELLS))
 @torch.no_grad()
 def test_a_state_that_does_not_arrive(library, cell, name):
-    """All blocks give up and the kernel ends; what they could not compute is NaN, in the tiles that follow too."""
+    """All blocks time out and the kernel ends; results that they could not compute are NaN, also in later tiles."""
     op = operands(cell, Shape(6, 27, 3, 64), dtype=torch.bfloat16)
     stores = stores_of_a_step(cell, name, values=8)
     for seed, lost in enumerate((1, stores + stores // 2)):
@@ -285,7 +288,7 @@ def test_a_state_that_does_not_arrive(library, cell, name):
         begun = lost // stores + 3  # a step at most until the loss is seen, and another until all have seen it
         for result in (output[begun:], h_n, c_n, cells[begun:]):
             assert result.isnan().all()
-        if lost > 1 or cell in ONE_PHASE:  # else what the first step itself waits for got lost
+        if lost > 1 or cell in ONE_PHASE:  # otherwise the first step itself waits for the lost store
             assert not output[0, :8].isnan().any()
 
 
@@ -310,7 +313,7 @@ def test_a_sum_that_does_not_arrive(library, cell, name):
 
 @torch.no_grad()
 def test_a_last_state_that_does_not_arrive(library):
-    """Nobody waits for the block that has none: the others are right, and the call has failed all the same."""
+    """No block waits for the one that misses it: the results of the others are right, but the call still fails."""
     op = operands("lstm", Shape(3, 7, 3, 64), dtype=torch.bfloat16)
     right, failed = (
         products.forward(*op.arguments(), "lstm", False, 0.0, "everything", kernels=kernels)
@@ -325,7 +328,7 @@ def test_a_last_state_that_does_not_arrive(library):
     assert torch.equal(right[1][~units], failed[1][~units])
 
 
-# What there is not --------------------------------------------------------------------------------------------------
+# Unsupported plans --------------------------------------------------------------------------------------------------
 
 SIZES_IN_WORDS = "; ".join(f"H up to {K} with parts={blocks},sequences={8 * octets}" for K, blocks, _, octets in SIZES)
 FEATURES_IN_WORDS = "; ".join(

@@ -1,4 +1,4 @@
-"""The kernels of warps under sanitizers on the host shim, and with faults put in, each of which must be seen."""
+"""The warp kernels under sanitizers on the host shim, and with faults put in, each of which must be detected."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from .host_kernels import Way, changed, changed_tree, compile_calls, needs_compi
 from .test_cluster_kernels import WAITS
 
 pytestmark = needs_compiler
-# Two shares of K; and 16 sequences, which these share too, or with blocks that have no features. A program runs the
-# first size of a cell, or that with so many sequences as are forced; where x is modulated those that have features.
+# Two shares of K, which also divide 16 sequences; or, with 16 and features, some blocks that have none. A program runs
+# the size with the forced number of sequences, with features if the cell modulates its input.
 SIZES = {8: "Size<64,2,2,1>,Size<64,2,2,1,64>", 16: "Size<64,2,2,2>,Size<64,4,1,2,32>"}
 CELLS = {
     "one-phase": ("Lstm", "GruResetAfter", "Rnn<Relu>"),
@@ -36,7 +36,7 @@ FORWARD, RESULTS, RESET, MODULATION, BACKWARD, JOB, TILE, VALUES = (
 CLUSTER, SPLIT = "csrc/cuda/exchange/cluster.h", "csrc/cuda/exchange/split.h"
 ENDS = "the other block has ended|the block ends (with [0-9]+ pushes|while an mbarrier)"
 RACE = "data race"
-FLOATS = ("-DFLOATS",)  # of the kernels for float32, in place of 16 bits
+FLOATS = ("-DFLOATS",)  # selects the kernels for float32 instead of 16 bits
 
 
 def way(sequences: int) -> Way:
@@ -46,11 +46,11 @@ def way(sequences: int) -> Way:
 def compile_program(
     target: Path, sanitizer: str | None, *sizes: str, cells: Sequence[str], flags: Sequence[str] = (), **tree: Path
 ) -> Path:
-    """Compile a program that runs some cells of sizes; with a sanitizer, if one is named."""
+    """Compile a program that runs some cells in some sizes, with a sanitizer if one is named."""
     flags = [*flags, "-O0", "-g1", f"-DRACES={','.join(cells)}", f"-DFUSED_RNN_CLUSTER_SIZES={','.join(sizes)}"]
-    # In RowRing, lanes without a row advance a pointer that nobody set, and nobody uses.
+    # In RowRing, lanes without a row advance a pointer that is neither set nor used.
     checked = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-fno-sanitize=pointer-overflow"]
-    flags += checked if sanitizer else WAITS  # what is watched is slow
+    flags += checked if sanitizer else WAITS  # sanitized kernels are too slow for short waits
     return compile_calls("clusters", target, *flags, **tree)
 
 
@@ -79,7 +79,7 @@ def test_sanitizers_find_nothing_in_float32(tmp_path, sanitizer):
 
 @dataclass(frozen=True)
 class Fault:
-    """A change of a file, the program that must detect it (plain, or of ThreadSanitizer), and the expected report."""
+    """A change of a file, the program that must detect it (plain or with ThreadSanitizer), and the expected report."""
 
     file: str
     pattern: str
@@ -93,7 +93,7 @@ class Fault:
 
 LEAVES = r"if (index > 0 && cluster_rank() == 1) return;\n      \1"  # before the second tile
 FAULTS = {
-    # What blocks do to each other
+    # Between blocks
     "no-wait-for-the-state": Fault(FORWARD, r"if \(step > 0\) state_\.wait\([^;]*;[^;]*;", "", "mbarrier"),
     "wait-for-another-share": Fault(FORWARD, r"state_\.wait\(share_", "state_.wait(0", RACE, "thread"),
     "push-in-the-last-step": Fault(FORWARD, r"(h_\[n\]\[1\], )!last", r"\1true", ENDS),
@@ -131,7 +131,7 @@ FAULTS = {
     "one-copy-of-sums": Fault(
         CLUSTER, r"\w+\(\) \* copy_bytes( \+ own|.\+ contributor)", r"0 * copy_bytes\1", RACE, "thread", 2
     ),
-    # What blocks do to each other in several phases
+    # Between blocks, in several phases
     "no-wait-for-s": Fault(RESET, r"s_\.wait\([^;]*;[^;]*;", "", "NaN among the results", cell="Gru"),
     "wait-for-another-share-of-s": Fault(RESET, r"s_\.wait\(share_", "s_.wait(0", RACE, "thread", cell="Gru"),
     "s-not-expected": Fault(RESET, r"if \(group_ == 0\) s_\.expect\(share_\);", "", "mbarrier", cell="Gru"),
@@ -175,7 +175,7 @@ FAULTS = {
         "an mbarrier misses",
         cell="MultiplicativeLstm",
     ),
-    # What warps of a block do
+    # Between warps of a block
     "one-buffer-of-shares": Fault(SPLIT, r"turn_ \* buffer", "0 * buffer", RACE, "thread", 3),
     "product-of-another-share": Fault(
         MODULATION,
@@ -199,14 +199,17 @@ FAULTS = {
         BACKWARD, r"__syncthreads\(\);(\s+if constexpr \(Shape::phases == 1\))", r"\1", RACE, "thread"
     ),
     "one-named-barrier": Fault(SPLIT, r"barrier_ \+ turn_", "barrier_", "arrives again|" + RACE, "thread", 3),
-    # What lanes of a warp do
+    # Between lanes of a warp
     "no-wait-for-inputs": Fault(FORWARD, r"ring_\.wait\(\);", "", "NaN among the results"),
     "no-wait-for-saved-values": Fault(JOB, r"ring_\.wait\(\);", "", "NaN among the results"),
     "wait-for-too-few-inputs": Fault(
         TILE, r"upwards \? stages - 1 : stages - 2", "upwards ? stages : stages - 1", "NaN among the results"
     ),
     "inputs-without-syncwarp": Fault(TILE, r"(copy_async_wait<[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"),
-    # What floats do otherwise
+    "rows-without-syncwarp": Fault(
+        RESULTS, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
+    ),
+    # Differences of float32
     "a-term-that-is-not-sent": Fault(
         VALUES, r"i < 3; \+\+i\)( state\.push)", r"i < 2; ++i)\1", "an mbarrier misses|flag of", flags=FLOATS
     ),
@@ -215,9 +218,6 @@ FAULTS = {
     ),
     "terms-without-syncwarp": Fault(
         VALUES, r"(pairs\.terms\[2\]\}\);\s+)__syncwarp\(\);", r"\1", RACE, "thread", flags=FLOATS
-    ),
-    "rows-without-syncwarp": Fault(
-        RESULTS, r"(transposed<1>\(turned\(n, 0\)[^;]*;\s+)__syncwarp\(\);", r"\1", RACE, "thread"
     ),
 }
 
@@ -233,7 +233,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("faulty")
 
 
-# One that a program sees without a sanitizer, and a race
+# A fault that a program detects without a sanitizer, and a race
 EXAMPLES = ("half-of-the-sequences-pushed", "wait-in-block-scope")
 
 

@@ -13,22 +13,22 @@ from benchmarks.gpu.kernel import build, sass
 from .conftest import find_nvcc, some_of
 from .host_kernels import ROOT, SHIM
 
-NVCC = "nvcc 13.0"  # by which instructions are counted
-CLOCK = {"SR_CLOCKLO"}  # where a wait lasts
-THREAD = {"SR_TID.X", "SR_CgaCtaId"}  # which one it is
+NVCC = "nvcc 13.0"  # the bounds on instructions are for this compiler
+CLOCK = {"SR_CLOCKLO"}  # read while waiting
+THREAD = {"SR_TID.X", "SR_CgaCtaId"}  # thread and block index
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of clusters.cu, and what a warp executes of its step without options: all products, and so many at most."""
+    """A kernel of clusters.cu, with a warp's exact products and most instructions in a step without options."""
 
     direction: str
     cell: str
     size: tuple[int, int, int, int, int]
     products: int
     instructions: int
-    modulates: int = 0  # the input, or the hidden state: the number of csrc/cells's Modulates
-    short: bool = False  # of registers, so that a step asks again which thread it is or reads spilled values; not good
+    modulates: int = 0  # a Modulates of csrc/cells: 1 is the input, 2 the hidden state
+    short: bool = False  # short of registers: a step rereads its thread's index or reads spilled values; not good
 
     def __str__(self) -> str:
         modulated = ["", "modulated-input-", "modulated-hidden-"][self.modulates]
@@ -36,7 +36,7 @@ class Kernel:
 
     @property
     def phases(self) -> int:
-        """Exchanges of a step."""
+        """The exchanges of a step."""
         return 1 + (self.cell == "Gru") + (self.modulates > 0)
 
     @property
@@ -71,7 +71,7 @@ KERNELS = [
     Kernel("backward", "Lstm", (512, 16, 2, 1, 512), 40, 580, modulates=2),
     Kernel("backward", "Gru", (512, 16, 2, 1, 128), 34, 710, modulates=1),
 ]
-# In float32, where a product of two numbers is six instructions
+# In float32, a product of two numbers takes six instructions
 KERNELS += [
     Kernel("forward", "Lstm", (128, 4, 2, 1, 0), 6 * 8, 450),
     Kernel("forward", "Lstm", (256, 8, 2, 2, 0), 6 * 32, 780, short=True),
@@ -90,11 +90,11 @@ KERNELS += [
     Kernel("backward", "Lstm", (256, 16, 4, 1, 256), 6 * 10, 850, modulates=2),
     Kernel("backward", "Gru", (256, 16, 4, 1, 128), 6 * 11, 880, modulates=1),
 ]
-# Those that clusters.cu has in every run of the tests
+# The kernels that clusters.cu has in every run of the tests
 OF_LSTM = ((128, 1, 1, 1, 0), (512, 16, 2, 1, 0), (256, 16, 4, 1, 0))
 FEW = {*(("Lstm", size) for size in OF_LSTM), ("Gru", (512, 16, 2, 1, 128))}
 EXAMPLES = [kernel for kernel in KERNELS if (kernel.cell, kernel.size) in FEW]
-# What a step without options does and the ways of a step with options do not leave out
+# Kinds of instructions that every step executes, with options or without
 WORK = ("mma", "MUFU", "STG", "cp.async", "STS")
 
 
@@ -136,7 +136,7 @@ def test_steps_stay_in_registers(kernel, code):
 
 
 def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
-    """Without those that poll. Of the loops of a kernel, one for calls without options copies inputs in whole rows."""
+    """Polling does not count. One loop of a kernel, for calls without options, copies inputs in whole rows."""
     if not compiled[1].startswith(NVCC):
         pytest.skip(f"the bounds are for {NVCC}, and this is {compiled[1]}")
     steps = [sass.role(code, loop, work=lambda each: each.kind in WORK) for loop in sass.step_loops(code)]
@@ -144,11 +144,11 @@ def test_a_warp_executes_few_instructions_in_a_step(kernel, code, compiled):
     assert fewest.kinds["mma"] == kernel.products
     assert fewest.kinds["mbarrier"] == kernel.phases  # waits
     assert fewest.kinds.get("BAR", 0) == kernel.barriers
-    assert fewest.kinds["STG"] >= 2  # what others wait for, and a result
+    assert fewest.kinds["STG"] >= 2  # a value that others wait for, and a result
     assert fewest.instructions <= kernel.instructions, fewest
 
 
-# Sizes whose step still reads spilled values; should be none
+# Sizes whose step still reads spilled values; there should be none
 SPILLING = {
     ("backward", "lstm", 1024, 64, 8, 1, 0),
     ("forward", "gru_reset_after", 1024, 64, 8, 1, 0),
@@ -166,7 +166,7 @@ SPILLING_IN_FLOAT32 = {
 
 
 def kernel_of(symbol: str) -> carry.Kernel | None:
-    """Identify a kernel as the table of choice does, with those of messages taken for clusters."""
+    """Identify a kernel as the table of choice does; kernels of messages count as clusters."""
     return carry.kernel_of(symbol.replace(*map(build.SIZE_NAMES.get, ("messages", "cluster"))))
 
 
@@ -197,7 +197,7 @@ def test_no_step_of_any_size_reads_spilled_values(dtype, direction):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_compiles_for_architectures_without_clusters(tmp_path, direction):
-    """There the kernels are empty. CI builds for such an architecture, whoever works on the kernels often does not."""
+    """The kernels are empty there. CI builds for such an architecture, but developers of kernels often do not."""
     source = ROOT / "csrc" / "cuda" / "cluster" / f"{direction}_bfloat16.cu"
     flags = ["-std=c++17", "-O1", "-Werror=all-warnings", "-arch=sm_80"]
     subprocess.run([find_nvcc(), *flags, "-c", source, "-o", tmp_path / "kernels.o"], check=True)

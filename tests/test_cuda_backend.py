@@ -1,6 +1,6 @@
 """The CUDA backend without its kernels: the products around the loop, the choice of a backend, options of the build.
 
-The time loop is done by plain PyTorch here, in the place of the low-level operators.
+Plain PyTorch runs the time loop here, in place of the low-level operators.
 """
 
 import importlib.util
@@ -23,9 +23,9 @@ from .conftest import Operands, Shape, operands, random_like, relative_error
 class PlainKernels:
     """The time loop step by step, with gradients of the pre-activations by autograd.
 
-    A zero that wants a gradient is added to every pre-activation, to m, and to the x that m scales. Values are computed
-    in float32 at least, and stored in the type of the operands. The backward loop repeats the forward one, for which
-    W x is kept.
+    A zero that requires a gradient is added to every pre-activation, to m, and to the x that m scales. Values are
+    computed in float32 at least, and stored in the dtype of the operands. The backward loop repeats the forward one,
+    which keeps W x for it.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class PlainKernels:
         return d_states[0], d_states[1] if c_0 is not None else next(nothing), d, dx, next(nothing), next(nothing)
 
     def run(self, projected, x, h, c, w, u, u_m, b_m, b, b_h, lengths, cell, reverse, d=None, dx=None):
-        """Results and saved values; d and dx are what is added to the pre-activations and to x."""
+        """Return results and saved values; d is added to the pre-activations, and dx to x."""
         wide = torch.promote_types(h.dtype, torch.float32)
         projected, x, h, c, w, u, u_m, b_m, b, b_h = (
             None if t is None else t.to(wide) for t in (projected, x, h, c, w, u, u_m, b_m, b, b_h)
@@ -95,7 +95,7 @@ def add(value: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tensor, b_h: Tensor | None, d) -> tuple:
-    """One step of a base cell: h, c and the values to save. wx holds a bias, d what is added to the pre-activations."""
+    """Return h, c and the values to save of one step of a base cell; wx has a bias, d is added to pre-activations."""
     if cell.endswith("gru"):  # reset before
         u_r, u_z, u_n = u.chunk(3)
         r, z = torch.sigmoid(wx[0] + h @ u_r.t() + d[0]), torch.sigmoid(wx[1] + h @ u_z.t() + d[1])
@@ -119,7 +119,7 @@ def step(cell: str, wx: tuple[Tensor, ...], h: Tensor, c: Tensor | None, u: Tens
 def results_and_gradients(
     op: Operands, d_results: list[Tensor], kernels: products.Kernels, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The results of the backend's forward, and all of its backward, with the kernels given."""
+    """Return the results of the backend's forward and all gradients of its backward, with the given kernels."""
     *results, saved = products.forward(*op.arguments(), op.cell, op.reverse, 0.0, "everything", kernels=kernels)
     d_results = [*d_results, None, None][:4]
     how = (op.cell, op.reverse, 0.0, *wanted)
@@ -128,7 +128,7 @@ def results_and_gradients(
 
 
 def compare(op: Operands, allowed: float, kernels: products.Kernels | None = None) -> None:
-    """Results and gradients against the reference in float64."""
+    """Compare results and gradients with the reference in float64."""
     d_results = random_like(op.run("reference"))
     exact = op.to(torch.float64).results_and_gradients("reference", d_results)
     results, gradients = results_and_gradients(op, d_results, kernels or PlainKernels().pair)
@@ -158,7 +158,7 @@ def test_a_missing_bias_has_no_gradient(cell, missing):
 
 
 def test_a_single_step_that_begins_anew():
-    """The gradient of U is that of a product with the states that the step begins with."""
+    """The gradient of U is a product with the states that the step begins with, after resets."""
     op = operands("rnn_tanh", Shape(1, 3, 2, 4))
     (output, h_n), resets, new = op.run("reference"), torch.tensor([[True, False, True]]), op.tensors["h_0"] + 1
     d, nothing = torch.randn_like(output), output.new_empty(0)
@@ -185,7 +185,7 @@ def test_products_with_lengths(cell, reverse):
 
 
 def test_lengths_out_of_range_are_taken_as_the_nearest(cell, reverse):
-    """Nobody reads lengths on a GPU before the kernels do, so no value may index past the end."""
+    """The kernels are the first to read lengths on a GPU, so no value may index past the end."""
     wild, tame = ([-3, 9, 2, 5], [0, 5, 2, 5])
     op = operands(cell, Shape(5, 4, 2, 3), reverse=reverse)
     d_results = random_like(op.run("reference"))
@@ -228,7 +228,7 @@ def test_only_what_is_wanted(cell, wanted):
 
 
 def test_results_that_the_loss_does_not_use(cell):
-    """Their gradients are None, and count as zero."""
+    """The gradient of an unused result is None, and counts as zero."""
     op = operands(cell, Shape(3, 2, 2, 4))
     d_h_n = torch.randn(2, 4, dtype=torch.float64)
     expected = torch.autograd.grad(op.run("reference")[1], list(op.tensors.values()), d_h_n)
@@ -248,7 +248,7 @@ def test_unknown_cell():
 
 
 def test_status_says_what_is_missing(monkeypatch):
-    """The obstacles come in the order of repair: this library, torch, the machine."""
+    """The first obstacle to repair is named: this library before torch before the machine."""
     monkeypatch.setattr(torch.version, "cuda", None)
     without = torch.ops.fused_rnn.without_cuda()
     expected = f"no CUDA kernels: {without}" if without else "is a build without CUDA"
@@ -269,7 +269,7 @@ def test_status_without_a_gpu(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine that is said to have a GPU."""
+    """Make every GPU look available."""
     monkeypatch.setattr(cuda, "obstacle", lambda index: None)
 
 
@@ -295,7 +295,7 @@ def test_tensors_elsewhere_and_of_other_types_are_refused():
 
 
 def test_calls_on_the_cpu_do_not_look_for_a_gpu(monkeypatch):
-    """Looking initialises the driver, after which a process cannot be forked and use CUDA."""
+    """Looking initialises the driver; a process that is forked after that cannot use CUDA."""
 
     def fail(*_):
         raise AssertionError("looked for a GPU")
@@ -310,12 +310,13 @@ def test_the_choice_is_a_constant_to_the_compiler():
     def function(x):
         return x + (1 if cuda.obstacle(0) is None else 2)
 
-    assert function(torch.zeros(1)).item() in (1, 2)
+    expected = 1 if cuda.obstacle(0) is None else 2
+    assert function(torch.zeros(1)).item() == expected
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_device"), reason="this build has no CUDA kernels")
 def test_a_trace_does_not_see_who_asks_for_the_gpu(monkeypatch):
-    """The answers are texts, which no trace has a place for."""
+    """The answers are strings, which a trace cannot hold."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     asked = []
 
@@ -336,7 +337,7 @@ def test_a_trace_does_not_see_who_asks_for_the_gpu(monkeypatch):
 
 @pytest.fixture
 def setup(monkeypatch):
-    """setup.py as a module, with no settings and nothing built."""
+    """Import setup.py as a module, without settings and without a build."""
     pytest.importorskip("setuptools.command.bdist_wheel", reason="setuptools is older than the build needs")
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
     for name in ("FUSED_RNN_CUDA", "FUSED_RNN_CUDA_ARCHS", "CUDA_HOME"):

@@ -3,6 +3,7 @@
 What recording itself does is tested on a GPU, in tests/gpu/test_training.py.
 """
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from .rerun import Rerun, rerun_on_cpu
 
 
 class Fixed(Rerun):
-    """A recorder whose results and gradients, as a graph's, stay where they were when it recorded."""
+    """A recorder whose results and gradients, like a graph's, stay in the memory of the recording."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
@@ -56,7 +57,7 @@ def parameter() -> nn.Parameter:
 
 @pytest.fixture
 def step(parameter):
-    """Returns, and leaves as gradient, the parameter's factor; keeps in ``step.read`` where it read it."""
+    """A step that multiplies the parameter by factors, sets its gradient, and keeps them in ``step.read``."""
 
     def step(factors: Tensor) -> tuple[Tensor]:
         step.read.append(factors)
@@ -75,10 +76,10 @@ def test_a_step_is_recorded_once_for_a_shape_that_comes_often(step, parameter):
             factors = torch.full((size,), call + size / 10)
             (result,) = graphed(factors)
             assert torch.equal(result, 2 * factors)
-            assert parameter.grad == factors.sum()  # of this shape's latest step, not of the other's
+            assert parameter.grad == factors.sum()  # from this shape's latest step, not the other's
         assert recorder.ran == 2 * min(call + 1, WARM_UP)
     of_graphs = {read.data_ptr() for read in step.read[2 * WARM_UP :]}
-    assert len(of_graphs) == 2  # each reads where it was recorded
+    assert len(of_graphs) == 2  # each graph reads the memory of its recording
 
 
 def test_other_types_are_other_shapes(step, parameter):
@@ -99,7 +100,7 @@ def test_other_types_are_other_shapes(step, parameter):
     ids=["words", "bytes", "sentences"],
 )
 def test_language_model_trains_as_without(arguments, text, tmp_path, monkeypatch):
-    """First and last batches of an epoch among them, which have graphs of their own, and going on in the middle."""
+    """Losses agree, also after resuming and on the first and last batches of an epoch, which have their own graphs."""
     rerun_on_cpu(monkeypatch)
     arguments = (*arguments, "--bptt", 10, "--hidden", 8, "--decay-after", 1)
     assert train(text, tmp_path / "without", *arguments, "--epochs", 5) == 0
@@ -134,17 +135,37 @@ def test_graphs_are_of_one_process():
         check_cuda_graph("cuda", 2)
 
 
-def test_copy_task_goes_on_with_graphs_or_without(tmp_path, monkeypatch):
-    """They decide nothing but the time."""
+@pytest.mark.parametrize(("first", "then"), [([], ["--cuda-graph"]), (["--cuda-graph"], [])], ids=["with", "without"])
+def test_copy_task_goes_on(first, then, tmp_path, monkeypatch):
+    """A run may change to graphs or from them, because they change only the time."""
     rerun_on_cpu(monkeypatch)
     monkeypatch.setattr(copy_task.document, "draw_pictures", lambda *_: [])
-    before = copy_task.run(tmp_path)
-    assert copy_task.run(tmp_path, "--cuda-graph", "--resume")["trials"] == before["trials"]
+    whole = copy_task.run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            copy_task.run(tmp_path / "parts", *first)
+    recorded = Rerun.recorded
+    assert bool(recorded) == bool(first)
+    parts = copy_task.run(tmp_path / "parts", *then, "--resume")
+    assert (Rerun.recorded > recorded) == bool(then)
+    assert copy_task.without_times(parts["trials"]) == copy_task.without_times(whole["trials"])
+
+
+def interrupt_after(trials: int, patch: pytest.MonkeyPatch) -> None:
+    run_trial, done = copy_task.command.run_trial, itertools.count()
+
+    def run(*arguments):
+        if next(done) == trials:
+            raise KeyboardInterrupt
+        return run_trial(*arguments)
+
+    patch.setattr(copy_task.command, "run_trial", run)
 
 
 @pytest.mark.parametrize("name", optimisers.OPTIMISERS)
 def test_optimiser_keeps_its_form_where_it_goes_on(name):
-    """State that was saved with a rate as a number, or another rate, continues at the rate and place of this one."""
+    """State saved with a rate as a number, or with another rate, continues with the new rate, in its memory."""
     parameter = nn.Parameter(torch.ones(3))
     saved = optimisers.make_optimiser(name, [parameter], 0.5)
     parameter.grad = torch.ones(3)

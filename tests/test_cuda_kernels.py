@@ -29,13 +29,13 @@ from .host_kernels import (
 )
 
 CLUSTERS = "-DFUSED_RNN_CLUSTER_SIZES=Size<32,1,1,1>"
-RACES = ["-O0", "-g1"]  # a program for sanitizers in place of the library
+RACES = ["-O0", "-g1"]  # for a program that sanitizers check, instead of the library
 pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    """The kernels of blocks; of those of clusters one size, which test_cluster_kernels.py has to do with."""
+    """The block kernels, and one size of the cluster kernels, which test_cluster_kernels.py tests."""
     return library_of("sequences", tmp_path_factory, CLUSTERS)
 
 
@@ -57,7 +57,7 @@ def compare(library, op: Operands, allowed: float, way: Way, seed: int = 0) -> N
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_plans(library, cell, direction):
-    """The ways of WAYS are what they are meant to be, and a plan that is not forced takes the cheapest."""
+    """Each of WAYS gives the plan that it is meant to, and a plan that is not forced is the cheapest."""
     block, team, streamed = (plan_of(library, direction, cell, Shape(3, 11, 5, 23), way) for way in WAYS.values())
     assert (block.sequences, block.teams, block.parts, block.exchange) == (8, 2, 1, "one_block")
     assert (team.sequences, team.teams, team.parts, team.streamed, team.exchange) == (8, 1, 3, 0, "l2")
@@ -81,7 +81,7 @@ def test_plans_fit_the_chip(library, cell, direction, way):
 
 
 def test_forced_plans(library, cell):
-    """Every number alone or with others; units and states that do not come out even leave nothing undivided."""
+    """Each number can be forced alone or with others; parts and segments are upper bounds."""
     op, free = operands(cell, Shape(2, 19, 5, 70)), Way(12, 200_000)
     for forced in ("sequences=24", "parts=4", "segments=2", "segments=3,parts=2", "parts=11,sequences=16,segments=9"):
         way = replace(free, forced=forced)
@@ -169,12 +169,12 @@ def test_too_large_for_the_chip(library):
 
 
 def test_a_block_that_does_not_come(library, cell):
-    """The others give up in time and say so, and every result is NaN rather than something that looks like one."""
+    """The other blocks time out and report it, and every result is NaN instead of a plausible number."""
     op = operands(cell, Shape(3, 11, 5, 23))
     d_results = random_like(op.run("reference"))
     values = run_kernels(op, d_results, HostKernels(library, WAYS["team"], missing=1))
     results, d_h_0 = values[: len(d_results)], values[len(d_results) + list(op.tensors).index("h_0")]
-    assert all(t[..., :16].isnan().all() for t in [*results, d_h_0])  # of the two blocks that did come
+    assert all(t[..., :16].isnan().all() for t in [*results, d_h_0])  # the units of the two blocks that did run
 
 
 @pytest.mark.parametrize("size", "TBIH")
@@ -241,7 +241,7 @@ def test_kernels_without_resets_refuse_them(library, exchange):
 
 
 def test_states_larger_than_shared_memory(library, cell):
-    """States that come to shared memory in segments, two of which take turns."""
+    """States are fetched in segments, into two buffers of shared memory that take turns."""
     shape, way = Shape(2, 3, 5, 150), Way(20, 36_000, "sequences=8,parts=10")
     assert plan_of(library, "backward", cell, shape, way).segments > 1 or cell.startswith("rnn")
     compare(library, operands(cell, shape), 1e-11, way)
@@ -290,7 +290,7 @@ def test_low_precision_is_no_worse_than_pytorch(library, cell, dtype, way):
     compare(library, op, 2 * theirs, way)
 
 
-# for the program of RACES
+# for the program that is built with RACES
 RACED = {
     "block": Way(4, 200_000, "sequences=8,parts=1"),
     "team": Way(4, 200_000, "sequences=8,parts=2"),
@@ -307,7 +307,7 @@ def test_sanitizers_find_nothing(tmp_path, sanitizer):
         assert run.returncode == 0, run.stderr[-4000:]
 
 
-# A file of the kernels, what is changed in it, and what it becomes
+# A source file of the kernels, a pattern in it, and its replacement
 FAULTS = {
     "no-barrier-of-the-team": ("exchange/l2.h", r"arrived = wait_for\(.*?\);", ""),
     "no-barrier-before-adding-up": (
@@ -329,7 +329,7 @@ def test_faults_have_their_places_in_the_sources():
 
 @pytest.mark.parametrize("fault", some_of(FAULTS, "relaxed-wait"))
 def test_seeded_races_are_reported(tmp_path, fault):
-    """The kernels with a fault put in: ThreadSanitizer must see it, or the test above would prove nothing."""
+    """Each fault put into the kernels is reported, or the test above would prove nothing."""
     name, pattern, replacement = FAULTS[fault]
     tree = changed_tree(tmp_path, f"csrc/cuda/{name}", pattern, replacement)
     program = compile_calls("sequences", tmp_path / "faulty", "-DRACES=1", *RACES, "-fsanitize=thread", tree=tree)
@@ -347,5 +347,5 @@ def test_nothing_is_spilled(dtype, direction):
     report = (ROOT / "build/objects/csrc/cuda" / f"{direction}_{dtype}.cu.report").read_text()
     kernels = re.findall(r"Compiling entry function '(\S+)' for '(sm_\w+)'", report)
     architectures = {architecture for _, architecture in kernels}
-    assert len(kernels) == len(architectures) * (len(CELLS) + 1)  # and what prepares the workspace
+    assert len(kernels) == len(architectures) * (len(CELLS) + 1)  # and one that prepares the workspace
     assert re.findall(r"(\d+) bytes spill", report) == ["0"] * 2 * len(kernels)

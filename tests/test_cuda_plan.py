@@ -25,7 +25,7 @@ from .test_cuda_kernels import library  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.fused_rnn, "cuda_plan"), reason="this build has no CUDA kernels")
 LSTM = ("lstm", torch.bfloat16, 64, 512)
-WARPS = ("cluster", "messages")  # the exchanges of kernels of warps
+WARPS = ("cluster", "messages")  # the exchanges of warp kernels
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +39,11 @@ def test_kernels_of_warps_refuse_resets():
             cuda.plan(*LSTM, chip=H200, forced=f"exchange={exchange}", resets=True)
 
 
-# What is told -----------------------------------------------------------------------------------------------
+# Descriptions -----------------------------------------------------------------------------------------------
 
 
 def test_a_plan_adds_up():
-    """The plan is of an LSTM with even shares: 4 gates of 32 units for each of 16 parts, 8 x 8 fragments of weights."""
+    """The plan divides an LSTM evenly: each of 16 parts has 4 gates of 32 units, in 8 x 8 fragments of weights."""
     plan = cuda.plan(*LSTM, chip=H200, forced="sequences=16,parts=16")
     assert (plan.sequences, plan.parts, plan.segments, plan.teams, plan.blocks) == (16, 16, 1, 4, 64)
     assert plan.held + plan.resident + plan.streamed == 8
@@ -55,7 +55,7 @@ def test_a_plan_adds_up():
 
 
 def test_fragments_of_weights_are_counted_where_they_are():
-    """Fewer parts have more of them each: first registers fill, then shared memory, then they are streamed."""
+    """Fewer parts have more fragments each: these fill registers, then shared memory; the rest is streamed."""
     found = [cuda.plan(*LSTM, chip=H200, forced=f"sequences=8,parts={parts}") for parts in (32, 16, 8, 4, 2)]
     assert [plan.held + plan.resident + plan.streamed for plan in found] == [4, 8, 16, 32, 64]
     assert [plan.held for plan in found] == [4, 8, 8, 8, 8]
@@ -79,7 +79,7 @@ def test_every_cell_has_a_plan_in_every_dtype(cell, direction):
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_after", "rnn_tanh", "rnn_relu"])
 def test_clusters_can_be_forced(cell, direction):
-    """Every size up to the largest one compiled is tested, in all types but float64, on a device that has them."""
+    """Sizes up to the largest compiled one can be forced, in all types but float64, on a device with clusters."""
     for dtype, most in ((torch.bfloat16, 768), (torch.float16, 768), (torch.float32, 256)):
         for hidden in [size for size in (1, 128, 129, 256, 300, 500, 768) if size <= most]:
             plan = cuda.plan(cell, dtype, 16, hidden, None, direction, H200, "exchange=cluster")
@@ -155,12 +155,12 @@ def test_the_current_chip_needs_a_gpu(monkeypatch):
         cuda.plan(*LSTM)
 
 
-# What is estimated ------------------------------------------------------------------------------------------
+# Estimates --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", plans.DIRECTIONS)
 def test_estimates_are_near_what_the_profiler_saw(direction):
-    """Other times than those that csrc/cuda/cost.h is fitted to, of plans of an earlier planner."""
+    """These times of an earlier planner's plans are not those that csrc/cuda/cost.h is fitted to."""
     errors = []
     for (cell, dtype, hidden, batch), measured in plans.MEASURED.items():
         division, us = measured[plans.DIRECTIONS.index(direction)]
@@ -182,7 +182,7 @@ def test_the_cheapest_plan_is_chosen(cell, direction):
 
 
 def timed_on_an_h200() -> list[tuple[Layer, dict[str, float]]]:
-    """The layers of the file that csrc/cuda/cost.h is fitted to, with µs per step by what forces the plan."""
+    """Return the layers that csrc/cuda/cost.h is fitted to, with µs per step by the text that forces the plan."""
     found = []
     for record in json.loads((RESULTS / "plans-nvidia-h200.json").read_text())["layers"]:
         layer = Layer(*(record[name] for name in ("cell", "dtype", "hidden", "batch", "steps", "direction")))
@@ -219,11 +219,11 @@ def test_the_plan_that_is_chosen_is_near_the_fastest():
     assert sum(lost) / len(lost) < 1.005
     assert not_timed == [
         "float16 768 forward: sequences=8,parts=48,segments=1",
-        "float32 512 backward: sequences=8,parts=16,segments=1",  # the profiler's 10.89 µs are less than all of these
+        "float32 512 backward: sequences=8,parts=16,segments=1",  # the profiler's 10.89 µs is less than all of these
     ]
 
 
-# What is timed ----------------------------------------------------------------------------------------------
+# Timing -----------------------------------------------------------------------------------------------------
 
 
 def test_a_forced_plan_is_forced_inside_alone(monkeypatch):
@@ -252,7 +252,7 @@ def test_without_a_gpu_nothing_is_timed(monkeypatch):
 
 @pytest.fixture
 def on_host(library):  # noqa: F811
-    """The kernels on a device that the host shim stands for, with the plans that the environment forces."""
+    """Return the kernels on a device simulated by the host shim, with the plans that the environment forces."""
     kernels = HostKernels(library, Way(12, 200_000, forced=None))
     return products.Kernels(kernels.forward, kernels.backward)
 
@@ -280,7 +280,7 @@ def test_plans_are_timed_beside_their_estimates(on_host, tmp_path, capsys):
         assert [plan["chosen"] for plan in layer["plans"]].count(True) == 1
         assert all(plan["us_per_step"] > 0 and plan["difference"] < 1e-5 for plan in layer["plans"])
     assert len(set(seen)) == len(layer["plans"])
-    assert seen.count(seen[0]) == 1 + (1 + plans.ROUNDS) * plans.CALLS  # to compare, and in every round
+    assert seen.count(seen[0]) == 1 + (1 + plans.ROUNDS) * plans.CALLS  # to compare results, and in every round
     assert capsys.readouterr().out.count("<- chosen") == 2
 
 

@@ -1,6 +1,6 @@
-"""torch's default device and default dtype are others than usual: results depend on the operands alone.
+"""Results depend on the operands alone, whatever torch's default device and default dtype are.
 
-The other device is ``meta``, whose tensors have no values, so that nothing made on it by mistake can go unseen.
+The other device is ``meta``, whose tensors have no values, so a tensor made on it by mistake cannot go unseen.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ OTHER_DEFAULT = pytest.mark.parametrize("elsewhere", ELSEWHERE.values(), ids=ELS
 
 
 def results_and_gradients(module: nn.Module, x: torch.Tensor, form: str) -> list[torch.Tensor]:
-    """Everything that a call gives, with the masks of one seed."""
+    """Return all results and gradients of a call, with the masks of one seed."""
     torch.manual_seed(3)
     x = x.detach().requires_grad_()
     how = {}
@@ -71,7 +71,7 @@ def test_modules(name, options, form, backend, elsewhere):
 @BACKENDS
 @pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recompute"])
 def test_operators(cell, reverse, recompute, backend, elsewhere):
-    """Double backward too, where nothing is clipped."""
+    """Gradients include the double backward of the call without clipping."""
     op = operands(cell, Shape(4, 3, 2, 5), reverse=reverse, lengths=[2, 4, 0], dtype=torch.float32)
     op.recompute = recompute
     d_results, limited = random_like(op.run("reference")), regularised(op)

@@ -1,4 +1,4 @@
-"""The reference page: everything public has a docstring, and the page can be made of them."""
+"""The reference page: everything public has a docstring, and the page can be made from them."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ MODULES = (fused_rnn, fused_rnn.functional, fused_rnn.onnx, fused_rnn.reference)
 
 
 def public(module: types.ModuleType) -> Iterator[tuple[str, object]]:
-    """Name and object of everything that a module's page shows: functions, classes, and what classes define."""
+    """Yield name and object of everything that a module's page shows: functions, classes, and their members."""
     for name in module.__all__:
         thing = getattr(module, name)
         yield f"{module.__name__}.{name}", thing

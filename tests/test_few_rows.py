@@ -1,6 +1,6 @@
-"""Gradients of calls of few rows (steps x sequences), whose products the CPU backend makes by loops of its own.
+"""Gradients of calls with few rows (steps x sequences), whose products the CPU backend computes in its own loops.
 
-One row more than ``FEW``, and the products are the library's: what is here looks at both sides of that limit.
+With more than ``FEW`` rows the library computes the products; the tests look at both sides of that limit.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from .precision import Yardstick
 
 FEW = 8
 SIZES = [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1), (1, 6), (7, 1), (2, 4), (1, 8), (3, 3)]  # every T * B from 1 to 9
-# around the tiles of a gradient: lines by four, columns by two vectors of 2 to 8 doubles, or 4 to 16 floats
+# around the tiles of a gradient: four lines, and two vectors of 2 to 8 doubles or 4 to 16 floats in columns
 WIDTHS = [(1, 1), (3, 2), (5, 9), (16, 32), (31, 17), (35, 33), (70, 67)]
 
 
@@ -43,7 +43,7 @@ def error_of(op: Operands) -> float:
 
 @pytest.mark.parametrize("lengths", [[8], [0, 0], [3, 0, 5], [1, 2, 0, 4], [3, 6]], ids=str)
 def test_lengths_and_regularisation(cell, reverse, lengths):
-    """Rows of sequences that end, in any order, count as few wherever they lie among many padded ones."""
+    """The rows of sequences that end early count as few, in any order, wherever they lie among many padded ones."""
     op = operands(cell, Shape(8, len(lengths), 5, 18), reverse=reverse, lengths=lengths)
     assert error_of(op) < 1e-12
     assert error_of(regularised(op, drawn=False)) < 1e-12
@@ -60,7 +60,7 @@ def test_strided_operands(cell):
 
 
 def test_gradients_of_some_operands(cell):
-    """Each operand alone may want its gradient, and gets the same as when all do."""
+    """If one operand alone requires a gradient, it gets the same one as when all do."""
     op = operands(cell, Shape(2, 3, 4, 9))
     d_results = random_like(op.run("reference"))
     exact = dict(zip(op.tensors, op.results_and_gradients("cpu", d_results)[len(d_results) :]))
@@ -100,7 +100,7 @@ def test_the_library_is_asked_for_nothing(cell, dtype):
 
 
 def library_calls(cell: str, shape: Shape, dtype: torch.dtype) -> set[str]:
-    """PyTorch's operators that the backward operator calls."""
+    """Return PyTorch's operators that the backward operator calls."""
     op = operands(cell, shape, dtype=dtype)
     arguments = [None if t is None else t.detach() for t in op.arguments()]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The functional face: the same arguments as the reference, the same results, and errors that say what is wrong."""
+"""The functional interface: arguments and results of the reference, and errors that say what is wrong."""
 
 import inspect
 
@@ -28,6 +28,9 @@ FUNCTIONS = [name for name in reference.__all__ if inspect.isfunction(getattr(re
 def test_signature_mirrors_the_reference(name):
     ours, theirs = (list(inspect.signature(getattr(module, name)).parameters) for module in (functional, reference))
     assert ours == theirs
+
+
+def test_functions_are_those_of_the_reference():
     assert [name for name in functional.__all__ if name != "Options"] == FUNCTIONS
 
 
@@ -77,7 +80,7 @@ def test_cell_states_compile(backend):
 
 
 def test_weights_may_be_functions_of_parameters(cell, backend):
-    """DropConnect and the like: the gradient reaches what a weight was computed from."""
+    """The gradient reaches the parameters that a weight was computed from, as in DropConnect."""
     op = operands(cell, Shape(5, 2, 3, 4))
     mask = (torch.rand(op.tensors["weight_hh"].shape, generator=torch.Generator().manual_seed(0)) > 0.5).double()
     tensors = {**op.tensors, "weight_hh": op.tensors["weight_hh"] * mask}

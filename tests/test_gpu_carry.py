@@ -1,4 +1,4 @@
-"""Results of kernels of clusters carried over to other sources: same machine code, same plans, or a refusal."""
+"""Results of cluster kernels carried over to other sources: same machine code and same plans, or a refusal."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ DTYPES = {"bfloat16": "NS_8BFloat16E", "float16": "NS_4HalfE", "float32": "f"}
 
 
 def symbol(cell: str = "lstm", direction: str = "forward", dtype: str = "bfloat16", size: str = "") -> str:
-    """The name of a kernel; its size as the template has it, with features by default."""
+    """Return a kernel's mangled name; ``size`` holds the template's arguments, by default with features."""
     size = size or f"Li256ELi8ELi2ELi1ELi{FEATURES.get(cell, 0)}E"
     return (
         f"_ZN9fused_rnn4cuda7cluster{4 + len(direction)}run_{direction}I{CELLS[cell]}{DTYPES[dtype]}NS1_4SizeI{size}E"
@@ -63,7 +63,7 @@ def test_other_kernels_have_no_such_name():
 
 @pytest.mark.skipif(build.host_obstacle() is not None, reason=str(build.host_obstacle()))
 def test_names_are_those_of_the_types(tmp_path):
-    """A compiler of this machine mangles names as nvcc does."""
+    """The host compiler mangles names as nvcc does."""
     types = [(build.cpp_cell(cell), cells.CELLS[cell].modulates) for cell in CELLS]
     names = [f"Modulated<{base}, Modulates::{modulates}>" if modulates else base for base, modulates in types]
     lines = "\n".join(
@@ -99,7 +99,7 @@ TAKEN = build.Resources(168, 0, 0, 0, 16)
 
 
 def codes_of(*symbols: str, change: tuple[str, str] = ("", ""), taken: build.Resources = TAKEN, but_for=()) -> dict:
-    """A library of these kernels, with a change of their machine code."""
+    """Return the codes of a library of these kernels, with a change to their machine code."""
     text = "Fatbin elf code:\n" + "".join(CODE.format(symbol=each) for each in symbols)
     return carry.codes(text.replace(*change), dict.fromkeys(symbols, taken), but_for)
 
@@ -113,7 +113,7 @@ def test_kernels_with_the_same_machine_code_do_not_differ():
     assert len(codes_of(*OLD)) == 2
     others = symbol("gru"), symbol("multiplicative_lstm", "backward")
     assert not list(carry.differences(codes_of(*OLD), codes_of(*others, *NEW), LSTM))
-    wider = ("EXIT ;", "EXIT ;  ")  # as where another kernel has a longer instruction
+    wider = ("EXIT ;", "EXIT ;  ")  # as if another kernel had a longer instruction
     assert not list(carry.differences(codes_of(*OLD), codes_of(*NEW, change=wider), LSTM))
 
 
@@ -122,7 +122,7 @@ def test_kernels_with_the_same_machine_code_do_not_differ():
     [
         {"change": ("@!P0", "@P0")},
         {"change": ("0x10, RZ", "0x20, RZ")},
-        {"change": ("0x000fe40007ffe0ff", "0x000fe20007ffe0ff")},  # how long it waits
+        {"change": ("0x000fe40007ffe0ff", "0x000fe20007ffe0ff")},  # the stall count
         {"change": ("        /*0010*/", "        /*0010*/  NOP ;\n        /*0020*/")},
         {"taken": build.Resources(170, 0, 0, 0, 16)},
     ],
@@ -209,7 +209,7 @@ def test_a_library_of_all_cells_is_asked_for_plans(tmp_path, monkeypatch):
     library, sizes = tmp_path / "all.so", "-DFUSED_RNN_CLUSTER_SIZES=Size<32,1,1,1>,Size<64,2,1,1>"
     build.compile_on_host(build.SOURCE, library, "-shared", sizes, *build.macros_of_clusters("bfloat16", "forward"))
     plan = carry.planner({("forward", "bfloat16"): library}, H200)
-    monkeypatch.setenv(cuda.FORCED, "exchange=blocks")  # which is another question
+    monkeypatch.setenv(cuda.FORCED, "exchange=blocks")  # must not affect the planner
     for cell, (hidden, parts) in product(("lstm", "rnn_relu", "gru_reset_after"), ((32, 1), (40, 2))):
         planned = f"exchange=cluster,sequences=8,parts={parts},segments=1"
         assert plan("forward", {**SIZES, "cell": cell, "hidden": hidden}) == planned
@@ -228,7 +228,7 @@ FILE = {
 
 @pytest.fixture
 def carried(tmp_path, monkeypatch) -> Path:
-    """A file of results of sources that have changed since, of which a compiler makes the same machine code."""
+    """Return a file of results whose sources have changed since, but compile to the same machine code."""
     path = tmp_path / "choice-nvidia-h200.json"
     common.write_json(path, FILE)
     monkeypatch.setattr(results, "files", lambda: [path])
@@ -284,7 +284,7 @@ def test_what_is_not_compared_is_named_for_nothing_else():
 
 
 def test_no_other_dtypes_are_compiled_than_were_measured(carried, monkeypatch):
-    """Old sources have no kernels in some."""
+    """Old sources lack kernels in some dtypes."""
     asked = []
 
     def builds(before, dtypes, *_):

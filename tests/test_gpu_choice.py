@@ -47,7 +47,7 @@ def read(content: object, tmp_path: Path) -> Results:
 
 
 def changed(content, path: tuple, value):
-    """The same with another value at a place; ... takes it away."""
+    """Return ``content`` with another value at a place, or without the place if the value is ``...``."""
     if not path:
         return value
     first, *rest = path
@@ -137,8 +137,8 @@ def test_a_cell_of_a_chip_is_in_one_file(tmp_path):
 
 def test_the_most_telling_points_come_first():
     found = measure.points()
-    # whose blocks exchange once a step, several times, and whose input is modulated
-    many = 6 * 3 * 2  # of cells whose input is not modulated
+    # cells whose blocks exchange once a step, those that exchange several times, and those with a modulated input
+    many = 6 * 3 * 2  # for cells without a modulated input
     of_16_bits = many + 4 * (10 * 7 + 4 * 2) + 2 * (8 * 7 + 4 * 2) + 2 * 3 * (6 * 7 + 3 * 2)
     of_float32 = many + 4 * (6 * 7 + 3 * 2) + 2 * (4 * 7 + 2 * 2) + 2 * 2 * (4 * 7 + 2 * 2)
     assert len(set(found)) == len(found) == 2 * of_16_bits + of_float32
@@ -152,7 +152,7 @@ def test_the_most_telling_points_come_first():
 
 
 def test_sizes_that_no_kernel_is_compiled_for_are_only_measured_if_asked_for():
-    """Weights take more room in float32; and there are messages if blocks exchange once a step."""
+    """Weights take more room in float32, and cells whose blocks exchange once a step also have messages."""
     found = measure.points(dtypes=["float32"])
     assert max(layer.hidden for layer in found if layer.cell in results.ONCE) == 512
     assert max(layer.hidden for layer in found if layer.cell not in results.ONCE) == 256
@@ -170,10 +170,10 @@ def test_features_are_measured_of_cells_whose_input_is_modulated():
 
 
 class OnCpu:
-    """The CPU's operators in place of the kernels: W x is the input, and what it is multiplied by is one."""
+    """The CPU's operators in place of the kernels: W x is the input, and its weight is the identity."""
 
     def __init__(self) -> None:
-        self.seen = []  # what was forced, and the direction
+        self.seen = []  # pairs of a forced exchange and a direction
 
     def kernels(self) -> products.Kernels:
         return products.Kernels(self.forward, self.backward)
@@ -267,7 +267,7 @@ def test_points_of_a_modulated_input_are_planned_and_judged_with_their_features(
     assert many["cluster"] == {"refused": "clusters have no 136 features"}
     assert f"{'multiplicative_lstm':26} float16  H=24   B=3    I=8    cluster judged" in capsys.readouterr().out
     assert result["chip"] == {**vars(H200), "clusters": list(H200.clusters)}
-    assert few["blocks"]["failed"] == few["cluster"]["failed"]  # it is not the fault of one of them
+    assert few["blocks"]["failed"] == few["cluster"]["failed"]  # neither family is at fault
 
 
 IN_FLOAT32 = ("--dtypes", "float32", "--hidden", "24", "--batches", "3")
@@ -284,7 +284,7 @@ def test_float32_is_judged_closely_and_after_many_steps_if_there_is_no_kink(on_c
 
 @pytest.mark.parametrize(("off", "wrong"), [(0.0, False), (2e-7, False), (2e-6, True)])
 def test_float32_is_wrong_if_it_is_off_by_more_than_twice_the_reference(on_cpu, off, wrong, tmp_path):
-    """Also by less than what 32 roundings are, and all in one direction."""
+    """The errors are below 32 roundings, and all have the same sign."""
 
     class Off(OnCpu):
         def forward(self, *operands):
@@ -332,7 +332,7 @@ def test_what_is_wrong_or_fails_is_recorded_and_not_timed(on_cpu, tmp_path):
 
 
 def test_a_block_that_timed_out_is_recorded_of_its_family(on_cpu, tmp_path, monkeypatch):
-    """Also in a call that is timed: each family has made three before."""
+    """The timeout is in a timed call: each family has made three calls before."""
 
     def raise_timed_out():
         forced, direction = on_cpu.seen[-1]

@@ -24,7 +24,7 @@ def test_the_report_shows_a_few_of_the_micro_measurements():
 
 
 def compared(points: list[dict] | None = None, **changes) -> dict:
-    """Results of kernels of clusters beside kernels of blocks, measured with the sources here."""
+    """Return results of cluster kernels beside block kernels, measured with the sources here."""
     return {
         "file": "choice-a-gpu",
         "date": "2026-01-02T03:04:05+00:00",
@@ -36,7 +36,7 @@ def compared(points: list[dict] | None = None, **changes) -> dict:
 
 
 def both(hidden: int, batch: int, cluster: tuple | str, blocks: tuple | str, **which: str | int) -> dict:
-    """A point: µs forward and backward of each family, or why it has no times."""
+    """Return a point: µs forward and backward of each family, or why it has no times."""
 
     def side(times: tuple | str) -> dict:
         if isinstance(times, str):

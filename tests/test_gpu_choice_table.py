@@ -31,7 +31,7 @@ def outcome(
 
 
 def grid(changes: dict | None = None, cluster: float | str = 1.0, blocks: float | str = 8.0) -> list[Outcome]:
-    """A grid of equal times but for ``changes``, by H and B; None takes a point away."""
+    """Make a grid of equal times except for ``changes``, by H and B; None removes a point."""
     changes = changes or {}
     times = {point: changes.get(point, (cluster, blocks)) for point in product(HIDDEN, BATCHES)}
     return [outcome(*point, *both) for point, both in times.items() if both]
@@ -53,7 +53,7 @@ def test_a_point_that_is_not_ahead_wrong_refused_or_not_measured_is_in_no_range(
 
 
 def test_between_points_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks():
-    """Both are ahead at every point, and clusters may be slower than blocks between H = 128 and 256."""
+    """Clusters are ahead at every point, but may be slower than blocks between H = 128 and 256."""
     changes = {(h, b): (5.0, 8.0) if h > 128 else (1.0, 4.0) for h, b in product(HIDDEN, BATCHES)}
     assert ranges(grid(changes)) == {(64, 128, 1, 64), (256, 512, 1, 64)}
     changes = {(h, b): (5.0, 8.0) if b > 16 else (1.0, 4.0) for h, b in product(HIDDEN, BATCHES)}
@@ -64,7 +64,7 @@ def test_between_points_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks(
 
 @pytest.mark.parametrize(("clusters", "blocks", "covered"), [(8.0, 54.0, True), (8.0, 43.0, False), (9.5, 54.0, False)])
 def test_between_batches_parts_take_turns(clusters, blocks, covered):
-    """Of 4096 both take longer than the other of 1024; up to 2048 are two batches, and two of 2048 are 4096."""
+    """Clusters take longer for 4096 than blocks for 1024, but up to 2048 are two of 1024, and 4096 are two of 2048."""
     times = {64: (1.0, 8.0), 512: (5.0, 10.0), 1024: (clusters, 15.0), 4096: (25.0, blocks)}
     found = rows([outcome(256, batch, *both) for batch, both in times.items()])
     kind = ("lstm", "bfloat16", True, 256, 256)
@@ -87,7 +87,7 @@ def test_cells_dtypes_and_rows_in_pieces_are_apart():
 
 
 def modulated(times: dict, **which: str) -> list[Outcome]:
-    """Make outcomes with these µs, cluster and blocks, by H, B and I of a cell whose input is modulated."""
+    """Make outcomes with these µs of cluster and blocks, by H, B and I, for a cell whose input is modulated."""
     kind = {"cell": "multiplicative_lstm", **which}
     return [outcome(h, b, *both, features=i, **kind) for (h, b, i), both in times.items()]
 
@@ -104,7 +104,7 @@ def test_where_the_input_is_modulated_its_features_are_a_size_as_well():
 
 
 def test_between_features_the_slowest_cluster_must_be_ahead_of_the_fastest_blocks():
-    """Both are ahead with few and with many features."""
+    """Clusters are ahead both with few and with many features."""
 
     def features(with_few: tuple[float, float]) -> set[tuple[int, int]]:
         times = {(h, 16, i): (3, 8) if i > 8 else with_few for h, i in product((128, 256), (8, 128))}
@@ -192,7 +192,7 @@ def question(asked: dict) -> str:
 
 
 def sources_with(table: str, folder: Path) -> None:
-    """The C++ sources here with another table."""
+    """Link the C++ sources here into ``folder``, with another table."""
     own = folder / header.PATH.relative_to(ROOT)
     own.parent.mkdir(parents=True)
     own.write_text(table)

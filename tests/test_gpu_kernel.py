@@ -1,4 +1,4 @@
-"""The bench of one kernel without a GPU: what it compiles, checks, times and writes. test_gpu_sass.py has the loops."""
+"""The bench of one kernel without a GPU: compiling, checking, timing, recording. test_gpu_sass.py tests the loops."""
 
 import contextlib
 import ctypes
@@ -49,11 +49,11 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, name, expected):
     assert set_to == [expected]
 
 
-# From end to end ----------------------------------------------------------------------------------------------
+# End to end ---------------------------------------------------------------------------------------------------
 
 
 def run(*arguments: str) -> list[str]:
-    """The lines that the command prints."""
+    """Return the lines that the command prints."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         kernel.main([*SIZES, *arguments])
@@ -62,7 +62,7 @@ def run(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def forward(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A run of an LSTM's forward kernel: the folder with its results and all that it compiled, and what it printed."""
+    """Run an LSTM's forward kernel; return the folder with its results and compiled files, and the printed lines."""
     find_nvcc()
     folder = tmp_path_factory.mktemp("forward")
 
@@ -75,7 +75,7 @@ def forward(tmp_path_factory) -> tuple[Path, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(build, "compiled", compiled)
-        patch.setenv(cuda.FORCED, "parts=2")  # as for any call, if no option says otherwise
+        patch.setenv(cuda.FORCED, "parts=2")  # applies unless an option overrides it
         return folder, run("--out", str(folder / "kernels.json"), "--folder", str(folder))
 
 
@@ -90,7 +90,7 @@ def test_a_kernel_without_a_gpu(forward):
     assert record["digests"] == machine.digests()
     assert (record["cell"], record["direction"], record["input"], record["arch"]) == ("lstm", "forward", 5, "90a")
     assert (record["exchange"], record["hardware"]["gpu"]) == ("chosen", "none")
-    assert record["chip"] == {**asdict(H200), "clusters": [132, 66, 30, 15, 7]}  # which it is planned for
+    assert record["chip"] == {**asdict(H200), "clusters": [132, 66, 30, 15, 7]}  # the chip that it is planned for
     assert record["compiler"].startswith("nvcc ")
     assert 16 < record["registers"] <= 255
     assert record["spill_stores"] == record["spill_loads"] == record["static_shared"] == 0
@@ -120,7 +120,7 @@ def test_the_plan_is_that_of_the_operator(forward):
 
 
 def test_the_time_step_of_the_real_kernel(forward):
-    """One phase, so one loop that polls for the other blocks; every product of the kernel is in the loop."""
+    """One phase makes one loop that polls for the other blocks, and it contains every product of the kernel."""
     folder, lines = forward
     (record,) = kernels_in(folder / "kernels.json")
     if record["step"] is None:
@@ -140,12 +140,12 @@ def test_the_time_step_of_the_real_kernel(forward):
 @needs_compiler
 @pytest.mark.exhaustive
 def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path, monkeypatch):
-    """The other direction, of a cell that is multiplicative and in float32, forced by options."""
+    """The second run is a multiplicative cell's backward kernel in float32, with a plan forced by options."""
     find_nvcc()
     out = tmp_path / "kernels.json"
     shutil.copy(forward[0] / "kernels.json", out)
     monkeypatch.setattr(toolkit, "cuobjdump", lambda beside: None)
-    monkeypatch.setenv(cuda.FORCED, "parts=2")  # options go before
+    monkeypatch.setenv(cuda.FORCED, "parts=2")  # options take precedence
     arguments = ["--cell", "multiplicative_lstm", "--dtype", "float32", "--direction", "backward", "--arch", "80"]
     forced = ["--sequences", "16", "--parts", "3"]
     lines = run(*arguments, *forced, "--out", str(out), "--folder", str(tmp_path / "compiled"))
@@ -164,7 +164,7 @@ def test_runs_are_appended_and_a_missing_disassembler_is_told(forward, tmp_path,
 @needs_compiler
 @pytest.mark.exhaustive
 def test_a_kernel_in_clusters(tmp_path):
-    """The size that is planned is the one that is shown and checked, of all those that are compiled."""
+    """Of all compiled sizes, the planned one is shown and checked."""
     find_nvcc()
     options = ["--exchange", "cluster", "--cell", "rnn_tanh", "--dtype", "float16"]
     options += ["--hidden", "200", "--sequences", "16"]
@@ -186,7 +186,7 @@ def test_a_kernel_in_clusters(tmp_path):
     some_of([("multiplicative_gru", 20), ("multiplicative_lstm_hidden", 40)], ("multiplicative_gru", 20)),
 )
 def test_a_kernel_in_clusters_of_a_multiplicative_cell(cell, features, tmp_path):
-    """The compiled kernel is that of the cell itself, not that of the base cell."""
+    """The compiled kernel is the cell's own, not the base cell's."""
     library, sizes = tmp_path / "host.so", "-DFUSED_RNN_CLUSTER_SIZES=Size<64,2,1,1>,Size<64,2,1,1,32>"
     chosen = build.macros(cell, "bfloat16", "forward", "cluster")
     build.compile_on_host(build.SOURCE, library, "-O0", "-shared", sizes, *chosen)
@@ -253,7 +253,7 @@ def test_a_kernel_that_was_carried_here(forward, tmp_path, monkeypatch):
 
 @pytest.fixture
 def on_gpu(forward, tmp_path, monkeypatch) -> list[str]:
-    """Options for a kernel that is compiled already, and runs on the host shim as if that were a GPU."""
+    """Return options for a kernel that is already compiled and runs on the host shim as if on a GPU."""
     monkeypatch.setattr(kernel, "obstacle", lambda device, arch: None)
     monkeypatch.setattr(kernel, "ROUNDS", 2)
     shutil.copy(forward[0] / "host.so", tmp_path / LSTM)
@@ -302,7 +302,7 @@ def test_a_launch_that_fails_is_recorded(on_gpu, tmp_path, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize(("steps", "checked"), [(kernel.CHECKED_STEPS, False), (6, True)])
 def test_a_block_that_timed_out_is_an_error(on_gpu, tmp_path, monkeypatch, steps, checked):
-    """Also in a call that is timed, after a check that went well."""
+    """A timeout is an error even in a timed call, after a check that passed."""
 
     def prepared(library, call, prepared=build.Library.prepared):
         call.arrays["timed_out"].fill_(int(steps == call.structure.T))
@@ -408,7 +408,7 @@ def test_without_nvcc_nothing_is_compiled(monkeypatch):
         ("sequences=12", "^FUSED_RNN_CUDA_PLAN must be like .* and is 'sequences=12'"),
     ],
 )
-def test_a_plan_that_does_not_fit(forward, monkeypatch, forced, message):
+def test_a_plan_that_does_not_fit(forward, forced, message):
     library = build.Library(forward[0] / LSTM, H200, torch.device("cpu"))
     call = calls.sized("forward", "lstm", torch.bfloat16, T=2, B=64, I=8, H=8000)
     with plans.enforced(forced), pytest.raises(common.InputError, match=message):

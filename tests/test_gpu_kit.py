@@ -23,7 +23,7 @@ def settings(*arguments: str, **environment: str) -> kit.Settings:
 
 @pytest.fixture
 def no_parts(monkeypatch) -> dict[str, kit.Part]:
-    """PARTS, to be filled by a test with commands of its own."""
+    """Return an empty PARTS, which a test fills with commands of its own."""
     parts = {}
     monkeypatch.setattr(kit, "PARTS", parts)
     monkeypatch.setattr(kit, "KILL_AFTER", 0.5)
@@ -37,7 +37,7 @@ def part(code: str, seconds: float = 60) -> kit.Part:
 
 
 def run_parts(out: Path) -> tuple[int, str]:
-    """The exit status, and the log."""
+    """Run the parts, and return the exit status and the log."""
     with pytest.raises(SystemExit) as stopped:
         kit.main([str(out)])
     return int(stopped.value.code), (out / "log.txt").read_text()
@@ -135,12 +135,12 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path, no_parts, deaf):
 
 
 def test_what_a_part_leaves_running_is_named_and_ended(tmp_path, no_parts):
-    """It holds the pipe open; nobody waits for that."""
+    """Such a process holds the pipe open, but the kit does not wait for it."""
     no_parts["parent"] = part("import subprocess; subprocess.Popen(['sleep', '61'])")
     status, log = run_parts(tmp_path)
     assert status == 0
     (left,) = re.findall(r"left running: process (\d+): sleep 61\n  thread sleep: S, in ", log)
-    deadline = time.monotonic() + 60  # a process that is killed takes its time to go
+    deadline = time.monotonic() + 60  # a killed process takes a while to disappear
     while any(process == int(left) for process, _, _ in processes.running()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -148,7 +148,7 @@ def test_what_a_part_leaves_running_is_named_and_ended(tmp_path, no_parts):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_part_ends_with_the_command(tmp_path, no_parts, number):
-    """Also where it is deaf to what ends the command."""
+    """A part ends even if it ignores the signal that ends the command."""
     ignore = f"import signal; signal.signal({int(number)}, signal.SIG_IGN); "
     tell = f"import os, time; os.kill({os.getpid()}, {int(number)}); time.sleep(63)"
     no_parts["part"] = part(ignore + tell)
@@ -173,7 +173,7 @@ def test_parts_without_time_are_not_begun(tmp_path, no_parts, monkeypatch):
 
 @pytest.mark.exhaustive
 def test_every_part_can_be_tried_without_a_gpu(tmp_path):
-    """Except the micro-measurements, which say that they need one."""
+    """All parts run but the micro-measurements, which need a GPU, and the harness, which has its own tests."""
     one = "tests/gpu/test_calls.py::test_nothing_gave_up_waiting"
     parts = " ".join(
         f"{name}=600" for name in ("smoke", "exit", "tests", "benchmark", "resets", "sanitizer", "scaling")

@@ -36,7 +36,7 @@ def test_that_ends_the_run():
 
 @pytest.mark.parametrize("count", ["1", "2"], ids=["one process", "two processes"])
 def test_failures_are_written_as_they_happen(tmp_path, count):
-    """The run is killed when they have happened."""
+    """Failures are written even if the run is killed right after them."""
     examples, told = tmp_path / "test_examples.py", tmp_path / "out" / "tests.txt"
     examples.write_text(EXAMPLES.format(told=str(told)))
     result = run_all(tmp_path / "out", PARTS="tests", TESTS=str(examples), PROCESSES=count)
@@ -90,7 +90,7 @@ def test_good(): atexit.register(sleep_for_long)
 
 @pytest.mark.exhaustive  # ten seconds of waiting
 def test_python_says_where_late_processes_stand(tmp_path):
-    """The process that tells them to leave kills them after ten seconds; by then they have said it."""
+    """Late processes write their tracebacks before they are killed, ten seconds after they were told to exit."""
     (tmp_path / "test_late.py").write_text(LATE % 60)
     result = run_all(tmp_path / "out", PARTS="tests", TESTS=str(tmp_path / "test_late.py"))
     assert "1 passed" in result.stdout

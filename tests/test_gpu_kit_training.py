@@ -1,4 +1,4 @@
-"""The models of the README, trained side by side by the kit: nothing is lost where time is over."""
+"""The models of the README, trained side by side by the kit: nothing is lost when time is over."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_what_training_has_is_carried_in_files_that_are_small_enough(tmp_path, m
     assert max(path.stat().st_size for path in folder.iterdir()) <= 1000
     (folder / pieces[0]).unlink()
     harness.save(first, folder, saved)
-    assert not (folder / pieces[0]).exists()  # what has not changed is not written again
+    assert not (folder / pieces[0]).exists()  # unchanged files are not written again
     harness.save(first, folder, {})
     harness.restore(folder, second)
     assert {name: (second / name).read_bytes() for name in contents} == contents
@@ -106,7 +106,7 @@ except KeyboardInterrupt:
 @pytest.mark.usefixtures("until_begun")
 @pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored by the parent"])
 def test_training_that_is_cut_off_saves_what_it_has(tmp_path, ignored):
-    """The signal reaches it also where this process, as the background job of a script, was started deaf to it."""
+    """Training receives the signal even if this process, as a script's background job, was started to ignore it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
         problems = harness.train({"a": [sys.executable, "-c", SAVING]}, tmp_path, tmp_path / "out", 60, {})
@@ -131,7 +131,7 @@ def test_training_that_does_not_stop_is_killed_with_what_it_started(tmp_path, mo
 
 @pytest.mark.parametrize("works", [True, False], ids=["shares", "takes turns"])
 def test_a_gpu_is_shared_where_the_service_works(tmp_path, monkeypatch, works):
-    """There are stand-ins for the service and for the interpreter that tries whether it works."""
+    """Stand-ins replace the service and the interpreter that checks whether it works."""
     for name, code in (
         ("nvidia-cuda-mps-control", f'echo "$*$(cat)" >> {tmp_path}/said'),
         ("tries", f"{str(works).lower()}"),

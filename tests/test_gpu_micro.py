@@ -22,7 +22,7 @@ FOLDER = ROOT / MICRO
 COMPILER = os.environ.get("CXX", "g++")
 CHECKS = ["counter", "flags", "tagged", "flagged", "tile", "bounded"]
 CHECKS += ["cluster_barrier", "cluster_push", "cluster_exchange", "cluster_chase"]
-# What is changed in a file of the kernels, and the check that must then see a race
+# A file, a pattern in it, its replacement, and the check that must then report a race
 FAULTS = {
     "flags-not-released": (
         "tests/host_shim/host_shim.h",
@@ -43,7 +43,7 @@ FAULTS = {
 
 
 def compile_exchanges(root: Path, target: Path, *flags: str) -> Path:
-    """Build exchanges.cpp of a tree with few threads; the shim's runtime goes without sanitizers."""
+    """Build exchanges.cpp of a tree with few threads; the shim's runtime is not sanitized."""
     shim = root / "tests" / "host_shim"
     runtime = target.with_suffix(".o")
     common_flags = [COMPILER, "-std=c++17", "-Wall", "-Werror"]
@@ -93,14 +93,15 @@ def test_seeded_races_are_reported(tmp_path, fault):
 
 def test_all_inline_assembly_is_in_few_headers():
     """These headers document every instruction of the project, and the shim has a counterpart of each."""
-    sources = [path for folder in ("csrc", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.[ch]*")]
+    files = [path for folder in ("csrc", "benchmarks", "tests") for path in (ROOT / folder).rglob("*")]
+    sources = [path for path in files if path.suffix in (".h", ".inc", ".cpp", ".cu")]
     using = {str(path.relative_to(ROOT)) for path in sources if re.search(r"\basm\b", path.read_text())}
     assert using == {"csrc/cuda/device.h", "csrc/cuda/prefetch.h", "csrc/cuda/sm90.h", "tests/host_shim/fiber.h"}
 
 
 @pytest.mark.exhaustive
 def test_nvcc_compiles_the_program(tmp_path):
-    """Both architectures, warnings being errors; without a GPU it says so."""
+    """Both architectures compile without warnings; the program says if there is no GPU."""
     target = tmp_path / "micro"
     subprocess.run(micro.build_command(target, find_nvcc()), check=True)
     result = subprocess.run([target], check=False, capture_output=True, text=True)
@@ -126,7 +127,7 @@ BAD = '{"name": "cluster_push", "error": "clusters need compute capability 9.0"}
 
 
 def stand_in(folder: Path, *commands: str) -> list[str]:
-    """Arguments for a driver whose program is a script of these commands."""
+    """Return arguments for a driver whose program is a script of these commands."""
     script = folder / "program"
     script.write_text("\n".join(["#!/bin/sh", *commands]))
     script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The analysis of machine code by the bench of one kernel: instructions, loops, and the composition of a step."""
+"""The kernel benchmark's analysis of machine code: instructions, loops, and the composition of a step."""
 
 import pytest
 
@@ -35,8 +35,8 @@ STEPS_OF_CUOBJDUMP = """
         /*0160*/                   RET.REL.NODEC R4 0x0 ;
         /*0170*/                   BRA 0x170;
 """
-# two roles that share a beginning and a barrier; a wait whose rare part reads the clock; a row that goes as a piece or,
-# for another argument, as single values, of which there are more instructions
+# two roles that share a beginning and a barrier; a wait whose rare part reads the clock; a row that is stored in one
+# piece or, for another argument, as single values, which takes more instructions
 ROLES = """
         /*0000*/                   S2R R1, SR_TID.X ;
         /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R1], R2 ;
@@ -123,7 +123,7 @@ def test_a_loop_that_is_entered_in_two_places_is_one_loop():
 def test_the_time_step_is_the_innermost_loop_that_multiplies_waits_and_stores():
     (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
     assert sass.time_loop(code).header == 0x20
-    for missing in ("HMMA", "BAR LDG", "STG"):  # without products of matrices, FFMA is what it multiplies with
+    for missing in ("HMMA", "BAR LDG", "STG"):  # without products of matrices, FFMA is the product
         less = [each for each in code if not each.opcode.startswith(tuple(missing.split()))]
         loop = sass.time_loop(less)
         assert loop is None if missing != "HMMA" else loop.header == 0x20
@@ -157,7 +157,7 @@ def test_instructions_are_counted_by_kind_and_without_polling():
         ("S2UR", "S2R"),
         ("I2F.RP", "integer division"),
         ("I2F.U32", None),
-        ("HFMA2.MMA", None),  # how a constant gets into a register
+        ("HFMA2.MMA", None),  # moves a constant into a register
         ("IMAD.WIDE", None),
     ],
 )
@@ -172,9 +172,7 @@ def test_a_role_is_the_longest_way_through_a_loop_without_what_is_rare():
     role = sass.role(code, step)
     way = {"mma": 1, "STG": 1, "BAR": 1, "mbarrier": 1, "MUFU": 1, "jump": 5}
     assert (role.instructions, role.kinds, role.loops, role.polls) == (10, way, 0, 0)
-    role = sass.role(
-        code, step, lambda instruction: instruction.kind == "MUFU"
-    )  # the other role, and a wait that lasts
+    role = sass.role(code, step, lambda instruction: instruction.kind == "MUFU")  # the other role, with a long wait
     way = {"mma": 1, "STS": 1, "BAR": 1, "mbarrier": 1, "jump": 3}
     assert (role.instructions, role.kinds, role.loops, role.polls) == (10, way, 0, 1)
     everything = sass.role(code, step, lambda instruction: False)
@@ -182,7 +180,7 @@ def test_a_role_is_the_longest_way_through_a_loop_without_what_is_rare():
 
 
 def test_a_role_can_be_the_shortest_way_that_does_most_work():
-    """Here a wait that lasts, and values one by one, are no work, and are not even avoided."""
+    """Long waits and stores of single values do not count as work here, although nothing is avoided."""
     (code,) = sass.parse(ROLES).values()
     role = sass.role(code, sass.time_loop(code), lambda each: False, lambda each: each.kind in ("mma", "MUFU"))
     assert (role.instructions, role.polls, role.kinds["STG"]) == (10, 0, 1)
@@ -191,7 +189,7 @@ def test_a_role_can_be_the_shortest_way_that_does_most_work():
 
 
 def test_what_is_rare_counts_where_no_way_leads_around_it():
-    """Here a predicate in place of the jump."""
+    """A rare instruction counts if no jump leads around it."""
     (code,) = sass.parse(ROLES.replace("@!P3 BRA 0x130", "@!P3 IADD3 R8, R8, 0x1, RZ")).values()
     assert sass.role(code, sass.time_loop(code)).kinds["STS"] == 1  # the other role avoids it
     (code,) = sass.parse(ROLES.replace("@P2 BRA 0x160", "@P2 NOP")).values()
@@ -203,7 +201,7 @@ def test_loops_inside_a_role_are_left_out():
     (code,) = sass.parse(STEPS_OF_CUOBJDUMP).values()
     role = sass.role(code, sass.time_loop(code), lambda instruction: False)
     assert (role.instructions, role.loops, role.polls) == (6, 2, 1)
-    assert role.kinds == {"BAR": 1, "MUFU": 1, "jump": 4}  # by the code that was moved behind the jump back
+    assert role.kinds == {"BAR": 1, "MUFU": 1, "jump": 4}  # through the code that was moved behind the jump back
     role = sass.role(code, sass.time_loop(code))  # one of the loops moves single values
     assert (role.instructions, role.kinds) == (5, {"integer division": 1, "call": 1, "jump": 3})
     (outer, _) = sass.loops(sass.parse(LOOPS_OF_NVDISASM)["add"])
@@ -217,4 +215,4 @@ def test_special_registers_are_named():
     step = sass.inside(code, sass.time_loop(code))
     assert len(step) == 25
     assert sass.special_registers(step) == {"SR_CLOCKLO"}
-    assert sass.kinds(step)["local memory"] == 1  # also off the way
+    assert sass.kinds(step)["local memory"] == 1  # including code off the path

@@ -1,4 +1,4 @@
-"""Digests of sources: comments and white space are left out, all else is not, and a family of kernels is its own."""
+"""Digests of sources: comments and white space do not count, all else does; a family of kernels has its own digest."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_comments_and_white_space_are_no_code(old, new, tmp_path):
         ("'\"'", "'\\''"),
         ("int f", "intf"),
         ("#pragma once\n", ""),
-        ("(x))\n", "(x)) int g;\n"),  # which becomes a part of the macro
+        ("(x))\n", "(x)) int g;\n"),  # this becomes a part of the macro
         ("return a", "return - a"),
         (" == ", " = = "),
     ],

@@ -1,4 +1,4 @@
-"""The benchmark of the host's part of a GPU call: what stands in for kernels, what is measured, a report of it."""
+"""The benchmark of the host's part of a GPU call: stand-ins for kernels, measurements, and their report."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_results_have_the_shapes_of_the_operators(cell, save):
 
 
 def test_a_run_from_the_command_line(tmp_path, capsys):
-    """Every part of a call is found."""
+    """Every part of a call is measured."""
     path = tmp_path / "host-cpu.json"
     host.main(["--quick", "--out", str(path)])
     result = json.loads(path.read_text())

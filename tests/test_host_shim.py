@@ -33,8 +33,8 @@ CHECKS = [
     "bounded_phase",
 ]
 SANITIZERS = ["plain", "thread", "address"]
-# A fault, the check in whose kernel it makes a fault, the kind of program that must see it and what that says,
-# a regular expression because it depends on the order of turns what comes first.
+# A fault, the check whose kernel it breaks, the sanitizer that must report it, and the report: a regular expression,
+# because the order of turns decides which error comes first.
 FAULTS = [
     ("NO_GRID_BARRIER", "recurrence", "thread", "data race"),
     ("RELAXED_WAIT", "recurrence", "thread", "data race"),
@@ -89,7 +89,7 @@ Build = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory) -> Build:
-    """A function of a sanitizer that builds the checks, once, and returns the program."""
+    """Return a function that builds the checks with a sanitizer, once, and returns the program."""
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
         pytest.skip(f"no C++ compiler: {compiler}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import fused_rnn  # noqa: F401  (whose library tells the instruction set)
+import fused_rnn  # noqa: F401  (its library tells the instruction set)
 
 from .conftest import some_of
 
@@ -27,7 +27,7 @@ MAY_USE_TILES = "import ctypes; raise SystemExit(ctypes.CDLL(None).syscall(158, 
 
 
 def has_instruction_set(name: str) -> bool:
-    """Whether the processor has it and, as sandboxes may refuse for AMX, the system lets a process use it."""
+    """Whether the processor has it and the system lets a process use it, which sandboxes may refuse for AMX."""
     flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     has = set(INSTRUCTION_SETS[name]) <= set(flags[0].split() if flags else [])
     return has and (name != "amx" or run_python(["-c", MAY_USE_TILES]).returncode == 0)
@@ -55,7 +55,7 @@ def test_every_instruction_set(instruction_set, request):
         chosen, more = f"{chosen} or float64_equals_reference or lengths_equal or saved_states", ["--exhaustive"]
     else:
         chosen += " and (lstm or gru_reset_after)"
-    if instruction_set == "amx":  # which is for bfloat16
+    if instruction_set == "amx":  # AMX is for bfloat16
         chosen = "bfloat16 or bf16"
     run = run_python(["-m", "pytest", "-p", "no:cacheprovider", *TESTS, "-k", chosen, *more], instruction_set)
     assert run.returncode == 0, run.stdout
@@ -63,7 +63,7 @@ def test_every_instruction_set(instruction_set, request):
 
 
 def test_without_leave_to_use_amx():
-    """Linux gives no leave where a thread's stack for signals cannot hold the registers: AVX-512 is taken instead."""
+    """Linux refuses AMX if a thread's signal stack cannot hold the registers; AVX-512 is used instead."""
     if not has_instruction_set("amx"):
         pytest.skip("this machine has no amx")
     small_stack = """if True:

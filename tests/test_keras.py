@@ -1,4 +1,4 @@
-"""Weights from and to Keras: the steps of Keras's layers, written down in NumPy, give what our modules give."""
+"""Weights from and to Keras: the steps of Keras's layers, written in NumPy, give the outputs of our modules."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ STEPS = {
 
 
 def keras_outputs(kind, reset_after, x, arrays):
-    """All outputs (B, T, H) of a Keras layer, in NumPy."""
+    """Return all outputs (B, T, H) of a Keras layer, in NumPy."""
     W, U, *bias = arrays
     b = bias[0] if bias else np.zeros((2, U.shape[1]) if reset_after else U.shape[1])
     h, c, outputs = np.zeros((B, H)), np.zeros((B, H)), []
@@ -61,7 +61,7 @@ def keras_outputs(kind, reset_after, x, arrays):
 
 
 def draw(kind, reset_after, use_bias=True, seed=0):
-    """Arrays as layer.get_weights() gives them."""
+    """Return arrays as layer.get_weights() does."""
     generator = np.random.default_rng(seed)
     rows = GATES[kind] * H
     shapes = [(I, rows), (H, rows), (2, rows) if reset_after else (rows,)][: 3 if use_bias else 2]
@@ -149,7 +149,7 @@ def test_modules_that_keras_lacks_are_refused():
 @named
 @pytest.mark.parametrize("directions", [1, 2])
 def test_keras_agrees(kind, reset_after, directions, monkeypatch):
-    """The layers of Keras itself, where it is installed: it is no dependency of the tests."""
+    """The layers of Keras itself agree, if it is installed; the tests do not depend on it."""
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras")
     options = {"return_sequences": True, "dtype": "float64", "bias_initializer": "normal"}

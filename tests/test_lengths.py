@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one call: results, gradients, mistakes; and the CPU does nothing in vain."""
+"""Sequences of different lengths in one call: results, gradients, mistakes, and no wasted work on the CPU."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def test_lengths_gradcheck(cell, backend, reverse):
 
 
 def test_what_stands_past_the_end_does_not_matter(cell, backend, reverse):
-    """NaN in the padding, or in the gradient of an output there, reaches nothing."""
+    """NaN in the padding, or in the gradient of an output there, does not propagate."""
     op = operands(cell, Shape(7, len(LENGTHS), 3, 9), reverse=reverse, lengths=LENGTHS)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -81,7 +81,7 @@ ORDERS: dict[str, Callable[[list[int]], list[int]]] = {
     "rising": sorted,
     "mixed": lambda lengths: lengths,
 }
-# several chunks of rows, also where one step has more than a chunk; and threads that share units, for want of sequences
+# several chunks of rows; steps larger than a chunk; and too few sequences, so that threads share units
 CHUNKED = [(Shape(40, 60, 5, 18), 19), (Shape(4, 700, 2, 5), 3), (Shape(300, 7, 6, 190), 131)]
 
 
@@ -145,7 +145,7 @@ GUARDED = """if True:
 
 
 def test_steps_that_sequences_do_not_have_are_not_touched():
-    """The input, masks and gradients may lie in memory that may not be read there."""
+    """Past the ends, input, masks and gradients may be in unreadable memory."""
     command = [sys.executable, "-c", GUARDED]
     run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.returncode == 0, f"status {run.returncode} after\n{run.stdout}{run.stderr}"
@@ -153,7 +153,7 @@ def test_steps_that_sequences_do_not_have_are_not_touched():
 
 
 def test_steps_that_sequences_do_not_have_take_no_memory():
-    """300 MiB of outputs, cell states and what else is saved belong to 2,100 rows of 200,000."""
+    """Outputs, cell states and other saved values of 200,000 rows take 300 MiB, but only 2,100 rows exist."""
     op = operands("lstm", Shape(2000, 100, 1, 64), lengths=[2000, *[1] * 99], dtype=torch.float32)
 
     def step() -> None:

@@ -14,13 +14,13 @@ def units_in_the_last_place(value: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def tanh(x: torch.Tensor) -> torch.Tensor:
-    """An RNN of one unit with W = 1 and U = 0; one sequence per value, many so that vectors are full."""
+    """Return h of an RNN with W = 1 and U = 0: one sequence per value, and 16 equal units so that vectors are full."""
     one, zero = torch.ones(16, 1, dtype=x.dtype), torch.zeros(16, 16, dtype=x.dtype)
     return functional.rnn(x.view(1, -1, 1), None, one, zero, backend="cpu")[0][0, :, 3]
 
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
-    """c of an LSTM whose forget gate sees x, with c₋ = 1 and g = 0."""
+    """Return c of an LSTM whose forget gate sees x, with c₋ = 1 and g = 0."""
     weight = torch.zeros(4, 16, 1, dtype=x.dtype)
     weight[1] = 1
     h, c = torch.zeros(len(x), 16, dtype=x.dtype), torch.ones(len(x), 16, dtype=x.dtype)

@@ -23,7 +23,7 @@ extern "C" void GOMP_parallel(void (*function)(void*), void* data, unsigned thre
 }
 """
 
-# The regions of the backward pass of one chunk of rows and of two, by module. Tensors are too small for torch's own.
+# Prints the regions of the backward pass of one chunk of rows and of two, by module. Torch has none at these sizes.
 PROGRAM = """
 import ctypes, json, sys
 import torch
@@ -46,7 +46,7 @@ MODULES = ("RNN", "LSTM", "GRU", "MultiplicativeLSTM", "MultiplicativeGRU")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts what GNU's OpenMP is asked for on Linux")
 def test_threads_meet_twice_for_a_chunk_of_a_backward_pass(tmp_path):
-    """After its steps, and after all products that read what these left."""
+    """They meet after the steps, and after all products that read the steps' results."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler to make the counter with")

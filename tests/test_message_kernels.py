@@ -1,4 +1,4 @@
-"""The kernels of warps whose blocks hand each other messages through L2, on the CPU by the host shim."""
+"""The warp kernels whose blocks exchange messages through L2, on the CPU by the host shim."""
 
 import ctypes
 import re
@@ -24,11 +24,11 @@ from .test_cluster_kernels import (
 from .test_cluster_kernels import way as cluster_way
 
 pytestmark = needs_compiler
-# K, blocks of a team, shares of K and octets of sequences of what is compiled. The warps that share a share of the last
-# one bring two rows a lane; sums of its blocks are added up by warps for two blocks each.
+# The compiled sizes: K, blocks of a team, shares of K, octets of sequences. In the last one, lanes of the warps with a
+# common share load two rows each, and warps add up the sums of two blocks each.
 SIZES = [(64, 2, 2, 1), (64, 2, 2, 2), (64, 4, 1, 1), (256, 16, 2, 1)]
 SAME_IN_CLUSTERS = (64, 4, 1, 1)
-STEPS = 4  # messages in a third of the places, of partial sums half as many
+STEPS = 4  # messages in a third of the places; half as many for partial sums
 
 
 def way(blocks: int, octets: int = 1, teams: int = 1) -> Way:
@@ -62,7 +62,7 @@ def test_every_size_is_chosen_by_what_forces_it(library, direction, K, blocks, s
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("cell", some_of(ONE_PHASE, "lstm", "gru_reset_after"))
 def test_results_and_gradients(library, cell, name, dtype):
-    """Tiles one after the other, more steps than there are places for, units that do not fill K."""
+    """Calls have successive tiles, more steps than there are places for, and units that do not fill K."""
     H = 56 if name == "2-blocks" else 48 if dtype == torch.float16 else 53
     T, B, count = (2, 19, 5) if cell == "rnn_relu" else (14, 19 if name == "4-blocks" else 11, 2)
     assert_as_exact_as_pytorch(library, drawn(cell, Shape(T, B, 5, H), dtype, count), WAYS[name])
@@ -76,7 +76,7 @@ def test_large_teams(library, cell):
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(1, 9, 3, 30), Shape(27, 3, 3, 24)], ids=str)
 @pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
 def test_short_long_and_narrow(library, cell, shape, reverse):
-    """A single step, more than twice as many as there are places for, and blocks without a unit of their own."""
+    """Calls have a single step, over twice as many steps as places, or blocks without a unit of their own."""
     draws = drawn(cell, shape, count=8 if shape.H < 3 else 2, reverse=reverse)
     assert_as_exact_as_pytorch(library, draws, WAYS["4-blocks"])
 
@@ -84,7 +84,7 @@ def test_short_long_and_narrow(library, cell, shape, reverse):
 @pytest.mark.parametrize("name", ["2-blocks", "2-blocks-and-16-sequences"])
 @pytest.mark.parametrize("cell", some_of(ONE_PHASE, "lstm", "gru_reset_after"))
 def test_lengths(library, cell, name, reverse):
-    """One team has all tiles: those that end early, and one of no steps."""
+    """One team has all tiles, including those that end early and one without steps."""
     draws = drawn(cell, Shape(5, len(LENGTHS), 3, 43 if reverse else 24), lengths=LENGTHS, reverse=reverse)
     assert_as_exact_as_pytorch(library, draws, WAYS[name])
 
@@ -124,9 +124,9 @@ def test_the_same_bits_as_in_clusters(library, cell, dtype):
 @pytest.mark.parametrize("cell", some_of(ONE_PHASE, "lstm", "gru_reset_after"))
 @torch.no_grad()
 def test_a_block_that_does_not_come(library, cell, name):
-    """The others give up and the kernel ends; what they could not compute is NaN, in the tiles that follow too."""
+    """The others give up and the kernel ends; results that they could not compute are NaN, in later tiles too."""
     op, blocks = operands(cell, Shape(6, 35, 3, 64), dtype=torch.bfloat16), int(name[0])
-    there = slice(0, 64 - 64 // blocks)  # units of blocks that come
+    there = slice(0, 64 - 64 // blocks)  # units of the blocks that do come
     how = (*op.arguments(), cell, False, 0.0)
     kernels = HostKernels(library, WAYS[name], seed=1, missing=1)
     output, h_n, c_n, cells, _ = products.forward(*how, "everything", kernels=kernels)
@@ -141,7 +141,7 @@ def test_a_block_that_does_not_come(library, cell, name):
             assert d[..., there].isnan().all()
 
 
-# What there is not --------------------------------------------------------------------------------------------------
+# Refusals -----------------------------------------------------------------------------------------------------------
 
 SIZES_IN_WORDS = "; ".join(f"H up to {K} with parts={blocks},sequences={8 * octets}" for K, blocks, _, octets in SIZES)
 

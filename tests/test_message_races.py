@@ -1,6 +1,6 @@
-"""The exchange by messages under sanitizers on the host shim, and with faults put in, each of which must be seen.
+"""The exchange by messages under sanitizers on the host shim, and with seeded faults, each of which must be reported.
 
-Programs that no sanitizer watches compare what comes by messages with what comes in clusters, bit by bit.
+Programs without a sanitizer compare the results by messages with those in clusters, bit by bit.
 """
 
 import re
@@ -14,7 +14,7 @@ from .host_kernels import Way, changed, changed_tree, needs_compiler, run_progra
 from .test_cluster_races import RACE, Fault, compile_program
 
 pytestmark = needs_compiler
-# Two shares of K in two blocks; and 16 sequences in four. One team has all tiles.
+# Two shares of K in two blocks, or 16 sequences in four blocks. One team has all tiles.
 SIZES = {8: "64,2,2,1", 16: "64,4,1,2"}
 MESSAGES, FORWARD = "csrc/cuda/exchange/messages.h", "csrc/cuda/cluster/forward.h"
 WRONG = "NaN among the results|other results than in clusters|a block did not come in time"
@@ -25,7 +25,7 @@ def way(sequences: int) -> Way:
 
 
 def compile_messages(target: Path, sanitizer: str | None, *sequences: int, cells: Sequence[str], **tree: Path) -> Path:
-    """Compile a program that runs some cells for a number of sequences; it compares results without a sanitizer."""
+    """Compile a program that runs some cells for numbers of sequences; without a sanitizer it compares results."""
     sizes = [f"TeamSize<{SIZES[each]}>" for each in sequences]
     sizes += [] if sanitizer else [f"Size<{SIZES[each]}>" for each in sequences]
     flags = ["-DFUSED_RNN_MESSAGE_STEPS=4", *([] if sanitizer else ["-DCOMPARED"])]

@@ -1,7 +1,7 @@
 """Mistakes in using the modules: torch.nn raises for them, and ours raise the same type.
 
 Where torch.nn makes no check and fails by accident, as with AttributeError for a state that is no tensor, ours raise
-what is fitting; the tests of those mistakes say so.
+a fitting type; the tests of those mistakes say so.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def test_call_mistakes(name, mistake):
 @pytest.mark.parametrize("mistake", PACKED_MISTAKES)
 @PLAIN
 def test_packed_mistakes(name, mistake):
-    """torch.nn.LSTM makes no checks where its input is packed; ours does, and raises what torch.nn.GRU raises."""
+    """torch.nn.LSTM does not check packed inputs; ours does, and raises what torch.nn.GRU raises."""
     ours, theirs = PAIRS[name][0], PAIRS["gru" if name == "lstm" else name][1]
     call = PACKED_MISTAKES[mistake]
     assert_same_type(lambda: call(theirs(I, H)), lambda: call(ours(I, H)))
@@ -225,7 +225,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*MODULES, *(f"{name}-cell" for name in CELLS)])
 def test_form_of_the_state(name, form):
-    """TypeError, where torch.nn fails with AttributeError, IndexError or TypeError as it happens."""
+    """Ours raise TypeError; torch.nn fails by accident, with AttributeError, IndexError or TypeError."""
     if name.endswith("-cell"):
         module, x, h_0 = CELLS[name.removesuffix("-cell")](I, H), torch.zeros(B, I), torch.zeros(B, H)
     else:
@@ -245,7 +245,7 @@ def test_number_of_states(cls):
 
 
 def test_packed_state_of_too_many_sequences():
-    """torch.nn overlooks this one where the sequences are not sorted, and uses the first of the states."""
+    """torch.nn overlooks this mistake if the sequences are not sorted, and uses the first of the states."""
     with pytest.raises(RuntimeError, match=r"h_0: Expected hidden size \(1, 3, 7\) for batched \(3-D\) input"):
         fused_rnn.GRU(I, H)(packed(), torch.zeros(1, B + 1, H))
 

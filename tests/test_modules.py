@@ -31,7 +31,7 @@ I, H, T, B, P = 5, 7, 6, 3, 2
 
 
 def pair(name: str, **options) -> tuple[nn.Module, nn.Module]:
-    """Our module and torch.nn's, made from the same seed."""
+    """Return our module and torch.nn's, made from the same seed."""
     ours, theirs, extra = PAIRS[name]
     made = []
     for cls in (ours, theirs):
@@ -59,7 +59,7 @@ def random_state(module: nn.Module, *shape: int):
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("name", PAIRS)
 def test_equals_torch(name, num_layers, bidirectional, bias):
-    """Same seed, same parameters, same results, same gradients of everything."""
+    """The same seed gives torch.nn's parameters, results and gradients of everything."""
     ours, theirs = pair(name, num_layers=num_layers, bidirectional=bidirectional, bias=bias)
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
@@ -184,7 +184,7 @@ def test_compiles_where_auto_takes_the_reference():
     torch.testing.assert_close(compiled(x)[0], expected)
 
 
-@torch._inductor.config.patch(force_disable_caches=True)  # which would believe what older builds' operators returned
+@torch._inductor.config.patch(force_disable_caches=True)  # caches trust what older builds' operators returned
 def test_compiles_with_inductor():
     module = fused_rnn.LSTM(I, H)
     x = torch.randn(T, B, I)
@@ -255,7 +255,7 @@ POSITIONAL = {
 
 @pytest.mark.parametrize("name", POSITIONAL)
 def test_arguments_by_position(name):
-    """The order is torch.nn's, to the last argument."""
+    """Arguments have torch.nn's order, to the last one."""
     made = [cls(I, H, 2, *POSITIONAL[name], "cpu", torch.float64) for cls in PAIRS[name][:2]]
     assert repr(made[0]) == repr(made[1])
     ours, theirs = ([(n, p.shape, p.dtype) for n, p in m.named_parameters()] for m in made)

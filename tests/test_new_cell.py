@@ -31,7 +31,7 @@ print("a new cell")
 
 
 def add_cell(tree: Path) -> list[str]:
-    """Do to the sources in ``tree`` what CONTRIBUTING.md says; returns the files that changed."""
+    """Apply CONTRIBUTING.md's steps to the sources in ``tree``; return the files that changed."""
     changed = []
     for step in BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text()):
         path = tree / (step["new"] or step["end"] or step["path"])

@@ -1,6 +1,6 @@
-"""Models exported to ONNX compute in onnxruntime what they do here, in other sizes than those of the example.
+"""Models exported to ONNX give the same results in onnxruntime as here, also in other sizes than the example's.
 
-An export takes one to three seconds, whatever the model, so that one exports many modules at once.
+An export takes one to three seconds, whatever the model, so tests export many modules at once.
 """
 
 import logging
@@ -37,7 +37,7 @@ class Several(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor, h=None, c=None, lengths=None):
-        """The results of each module, flat."""
+        """Return the flat results of each module."""
         results = []
         for module in self.of.values():
             pair = "LSTM" in type(module).__name__
@@ -49,7 +49,7 @@ class Several(nn.Module):
 
 @pytest.fixture(autouse=True)
 def quiet(caplog):
-    """Without the notes of torch's and onnxscript's exporters."""
+    """Silence the notes of torch's and onnxscript's exporters."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         caplog.set_level(logging.ERROR, logger=name)
 
@@ -85,7 +85,7 @@ def attribute(node, name: str):
 
 
 def call(T: int, B: int, layers: int, batch_first: bool = False) -> tuple[Tensor, ...]:
-    """Input, states and lengths, of which one is zero where there are several."""
+    """Return input, states and lengths; one length is zero if there are several."""
     x = torch.randn(B, T, I) if batch_first else torch.randn(T, B, I)
     lengths = torch.randint(1, T + 1, (B,))
     lengths[1:2] = 0
@@ -142,7 +142,7 @@ def test_modules_in_eval_mode_with_every_option():
 
 @pytest.mark.parametrize("optimize", [True, False])
 def test_what_onnx_has_no_operator_for_is_a_scan(optimize):
-    """A body is made once for both directions, and where nothing is optimised too no names are used twice."""
+    """Each direction is a scan, and no name is used twice, even without optimisation."""
     torch.manual_seed(2)
     modules = {
         "hidden": fused_rnn.MultiplicativeLSTM(**BOTH, variant="hidden"),
@@ -160,7 +160,7 @@ def test_what_onnx_has_no_operator_for_is_a_scan(optimize):
 
 
 def test_the_example_streams(tmp_path, monkeypatch):
-    """The one in the documentation: single steps, from which the states come back."""
+    """The example in the documentation runs: single steps, which take and return the states."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(3)
     _, example = onnx.__doc__.split("::\n", 1)
@@ -193,8 +193,8 @@ class Crossed(nn.Module):
         there = self.first.weight_ih_l0, self.first.weight_hh_l0, self.first.bias_ih_l0, self.first.bias_hh_l0
         back = self.second.weight_ih_l0, self.second.weight_hh_l0, None, self.second.bias_hh_l0
         output, h = functional.gru(x, None, *there)
-        of_state = functional.gru(x, h, *back, reverse=True)  # reads what the other left
-        of_output = functional.gru(output, None, *back, reverse=True)  # of another input
+        of_state = functional.gru(x, h, *back, reverse=True)  # begins with the other's final state
+        of_output = functional.gru(output, None, *back, reverse=True)  # reads another input
         other_lengths = functional.gru(x, None, *there, reverse=True, lengths=lengths)
         return output, *of_state, *of_output, *other_lengths, *self.cell(x[0])
 
@@ -211,7 +211,7 @@ def test_directions_that_do_not_belong_together_stay_apart():
 
 
 def test_programs_of_torch_export():
-    """Also those that save values for a backward pass, and go on doing so; with weights too large for torch to fold."""
+    """Programs that save values for a backward pass export too and still save them, with weights too large to fold."""
     torch.manual_seed(5)
     model = fused_rnn.LSTM(64, 64, bidirectional=True).eval()
     exported = torch.export.export(model, (torch.randn(5, 3, 64),), dynamic_shapes=(DYNAMIC,))
@@ -248,7 +248,7 @@ def test_the_reference_is_unrolled_for_a_number_of_steps():
 
 
 class Half(nn.Module):
-    """The operator in float16, which a module calls on a GPU alone."""
+    """The operator in float16, which modules call only on a GPU."""
 
     def __init__(self, model: fused_rnn.LSTM) -> None:
         super().__init__()

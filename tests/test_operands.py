@@ -1,4 +1,4 @@
-"""The named tuples that the operators' schemas are made of, and what goes by their names."""
+"""The named tuples that the operators' schemas are made of, and the code that uses their names."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ IN_CUDA = [("fused_rnn", name) for name in named.LOOP_SCHEMAS]
 
 @pytest.mark.parametrize(("namespace", "name"), EVERYWHERE + IN_CUDA)
 def test_schemas_are_made_of_the_tuples(namespace, name):
-    """Names, order and types; those of ``fused_rnn`` are text in C++."""
+    """Names, order and types agree; those of ``fused_rnn`` are text in C++."""
     operators = getattr(torch.ops, namespace)
     if name in named.LOOP_SCHEMAS and not hasattr(operators, name):
         pytest.skip(f"the library is built without CUDA kernels: {torch.ops.fused_rnn.without_cuda()}")
@@ -78,7 +78,7 @@ def test_a_call_without_resets_is_what_it_was_before_there_were_any():
 
 
 def test_shapes(cell):
-    """The shapes are those of operands, and of the operators' results."""
+    """The shapes by name are those of operands and of the operators' results."""
     op = operands(cell, Shape(5, 3, 2, 4))
     q = named.Operands(*op.arguments(), cell, False, 0.0)
     for name in named.DIFFERENTIABLE:

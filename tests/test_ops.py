@@ -29,9 +29,9 @@ from .conftest import (
 )
 from .precision import Yardstick
 
-# sizes around the width of a vector, of a panel and of a tile, and past what one chunk of the time loop holds
+# sizes around the width of a vector, a panel and a tile, and sizes that exceed one chunk of the time loop
 LARGER_SHAPES = [Shape(7, 3, 5, 33), Shape(9, 13, 67, 16), Shape(600, 2, 3, 5), Shape(5, 300, 2, 9)]
-# single steps, and as many rows (steps x sequences) as the CPU backend multiplies with unpacked weights, and one more
+# single steps, the most rows (steps x sequences) that the CPU backend multiplies with unpacked weights, and one more
 SHORT_SHAPES = [Shape(1, 1, 35, 33), Shape(1, 8, 7, 70), Shape(8, 1, 19, 34), Shape(3, 3, 19, 34)]
 
 
@@ -64,7 +64,7 @@ def test_float64_equals_reference(cell, backend, shape, reverse):
     assert relative_error(op.results_and_gradients(backend, d_results), exact) < 1e-11
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # as any busy machine is
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines are slow
 @given(data=st.data())
 def test_any_shape_equals_reference(data):
     sizes = [data.draw(st.integers(1, most), label=name) for name, most in zip("TBIH", (12, 20, 70, 70))]
@@ -81,7 +81,7 @@ def test_any_shape_equals_reference(data):
 def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
     """Against float64 on the same rounded operands, errors are at most twice those of PyTorch in this dtype.
 
-    PyTorch's own are also those of its module where it has one (in bfloat16 oneDNN's kernel).
+    PyTorch's are the smaller of its loop's and, where it has one, its module's (in bfloat16 oneDNN's kernel).
     """
     modules = [torch_results_and_gradients] if cell in ("lstm", "gru_reset_after") else []
     draws = [operands(cell, shape, scale=1.0, dtype=dtype, seed=seed) for seed in range(3)]
@@ -89,8 +89,8 @@ def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype, shape):
     yardstick.assert_no_worse(lambda op, d_results: op.results_and_gradients(backend, d_results))
 
 
-# bfloat16 has a product of its own where the processor has AMX: sizes around its tiles of 16 x 32, more rows than it
-# takes at a time, parts of a matrix that begin within a tile of another part, and threads that share panels
+# bfloat16 has its own product on processors with AMX: sizes around its tiles of 16 x 32, more rows than it takes at a
+# time, parts of a matrix that begin within a tile of another part, and threads that share panels
 TILED_SHAPES = [Shape(4, 33, 5, 35), Shape(3, 150, 35, 17), Shape(6, 9, 67, 16), Shape(9, 17, 1, 65)]
 TILED_SHAPES += [Shape(4, 3, 9, 200)]
 
@@ -139,8 +139,8 @@ def test_saturated_gates(cell, backend, dtype, value):
     ("batch", "size", "number"), [(1, 4, 1), (8, 4, 2), (2, 256, 2)], ids=["alone", "rows", "panels"]
 )
 def test_vanishing_gradients_pass_over_subnormal_numbers(batch, size, number):
-    """Subnormal numbers would slow every step on the CPU a hundredfold. Outside of the call nothing changes."""
-    # a step takes a tenth of the gradient of the state, and from there to the input it is a hundredth
+    """Subnormal numbers, which slow CPU steps a hundredfold, become zero in a call; outside of it nothing changes."""
+    # each step scales the gradient of the state by 0.1, and the input's gradient is 0.01 of the state's
     x, weights = torch.zeros(60, batch, size), (0.01 * torch.eye(size), 0.1 * torch.eye(size))
     smallest = torch.finfo(torch.float32).tiny
 
@@ -188,7 +188,7 @@ def test_gradients_of_some_results(cell, backend, used):
 
 
 def test_gradients_of_some_operands(cell, backend):
-    """Each operand alone may want its gradient, and gets the same as when all do."""
+    """An operand that alone requires a gradient gets the same one as when all do."""
     op = operands(cell, Shape(4, 3, 2, 5))
     d_results = random_like(op.run("reference"))
     exact = dict(zip(op.tensors, op.results_and_gradients("reference", d_results)[len(d_results) :]))
@@ -221,7 +221,7 @@ def test_double_backward_beside_hooks_of_saved_tensors(backend, context):
 
 
 def test_third_derivative(backend):
-    """Three times d/dx of a scalar LSTM equals the reference's."""
+    """The third derivative of a scalar LSTM by its input equals the reference's."""
     op = operands("lstm", Shape(2, 1, 1, 1))
     derivatives = []
     for name in (backend, "reference"):
@@ -233,7 +233,7 @@ def test_third_derivative(backend):
 
 
 def test_derivative_stops_at_the_operands(backend):
-    """Double backward with an operand that is itself a function of another one."""
+    """Double backward is right when an operand is itself a function of another one."""
     op = operands("gru", Shape(3, 2, 2, 2))
     gradients = []
     for name in (backend, "reference"):
@@ -245,7 +245,7 @@ def test_derivative_stops_at_the_operands(backend):
 
 
 def test_only_gradients_that_are_differentiated_go_through_autograd():
-    """Its part of an operator is Python, for which single steps would wait."""
+    """The autograd part of an operator is Python, which would slow single steps."""
     op = operands("lstm", Shape(1, 1, 2, 3))
     called = []
 
@@ -299,7 +299,7 @@ def test_operands_are_only_read(cell, backend):
 
 
 def test_strided_operands(cell, backend):
-    """Transposed, expanded and sliced operands and gradients are read for what they say."""
+    """Transposed, expanded and sliced operands and gradients are read correctly."""
     op = operands(cell, Shape(5, 4, 3, 6))
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -322,7 +322,7 @@ def test_same_bits_twice(cell, backend):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-# threads share sequences in the first shape; in the others panels, for want of sequences or because of large weights
+# threads share sequences in the first shape, and panels in the others, which have few sequences or large weights
 THREADED = [Shape(30, 21, 7, 19), Shape(9, 1, 5, 200), Shape(3, 3, 210, 190), Shape(2, 20, 3, 270), Shape(1, 2, 9, 390)]
 
 
@@ -381,7 +381,7 @@ def test_saved_states(cell, dtype, reverse, lengths):
 
 
 def test_cell_states(cell, backend, reverse):
-    """Zero past the end, like outputs; asked for or not, the other results and gradients have the same bits."""
+    """Cell states are zero past the end, like outputs; other results and gradients have the same bits without them."""
     if not ops.CELLS[cell].has_cell_state:
         with pytest.raises(ValueError, match=f"cell states, and cell '{cell}' has none"):
             ops.run(cell, *[None] * 3, return_cells=True)

@@ -1,8 +1,8 @@
-"""pip's products of this repository: a wheel that works elsewhere, a clear refusal without torch, a light import.
+"""Packaging by pip: a wheel that works elsewhere, a clear refusal without torch, a light import.
 
 Everything runs on a copy of the files that git knows or would add, in new virtual environments, so neither the
 working tree nor the environment of the tests is touched. Builds are isolated, as a user's are, when pip can
-fetch setuptools; offline they use the setuptools that is here.
+fetch setuptools; offline they use the installed setuptools.
 """
 
 import os
@@ -45,7 +45,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 
 def run(command: list, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a command with none of our own settings, as if typed by somebody in ``cwd``."""
+    """Run a command without our own settings, as a user would in ``cwd``."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environment |= {"FUSED_RNN_CUDA": "0"}  # the CUDA kernels take minutes to compile
@@ -60,7 +60,7 @@ def output_of(command: list, cwd: Path) -> str:
 
 
 def source_files() -> list[str]:
-    """The files that git tracks and those it would add."""
+    """Return the files that git tracks and those it would add."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: what belongs to the source is not known")
     names = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT).split("\0")
@@ -97,7 +97,7 @@ def isolation(tmp_path_factory) -> list[str] | None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the source in which the wheel is built, with what was compiled here of the same files."""
+    """A copy of the source to build the wheel in, with the object files compiled here from the same source."""
     target = copy_source(tmp_path_factory.mktemp("source"))
     compiled = Path("build", "objects", "csrc", "cpu")
     if (ROOT / compiled).is_dir():
@@ -133,7 +133,7 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     python = new_environment(tmp_path / "clean")
     output_of([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel], tmp_path)
     (packages,) = (tmp_path / "clean").glob("lib/python*/site-packages")
-    # lends this environment's torch; its folder comes after, and its own .pth files, such as ours, are not read
+    # lends this environment's torch: its folder comes last, and .pth files in it, such as ours, are not read
     (packages / "torch_from_the_tests.pth").write_text(f"{SITE_PACKAGES}\n")
     said = output_of([python, ROOT / "tests" / "clean_install.py"], tmp_path)
     assert f"works with torch {torch.__version__}" in said
@@ -173,7 +173,7 @@ def test_installing_without_torch_stops_with_one_sentence(isolation, tmp_path):
 
 
 def copy_python(target: Path) -> Path:
-    """The package's Python files alone, under ``target``."""
+    """Copy only the package's Python files into ``target``, and return it."""
     return Path(shutil.copytree(ROOT / "fused_rnn", target / "fused_rnn", ignore=shutil.ignore_patterns("*.so"))).parent
 
 

@@ -1,4 +1,4 @@
-"""Packed sequences: what torch.nn makes of them, on the fused path, at a cost that follows the rows that they hold."""
+"""Packed sequences: torch.nn's results by the fused path, at a cost proportional to the rows that they hold."""
 
 import contextlib
 import itertools
@@ -22,7 +22,7 @@ LENGTHS = {
     "unsorted": [2, T, 1, T],
     "equal": [T, T, T],
     "one": [T],
-    # in several stretches of time
+    # cut into several stretches of time
     "uneven": [23, 9, 8, 8, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1],
     "uneven-unsorted": [1, 2, 1, 1, 1, 17, 1, 3, 1, 1],
 }
@@ -30,7 +30,7 @@ UNEVEN = [name for name in LENGTHS if name.startswith("uneven")]
 
 
 def packed(lengths: list[int], **how) -> PackedSequence:
-    """Random sequences; the data is a leaf."""
+    """Return random packed sequences; the data is a leaf."""
     generator = torch.Generator().manual_seed(sum(lengths))
     x = torch.randn(max(lengths), len(lengths), I, dtype=torch.float64, generator=generator).to(**how)
     sort = lengths == sorted(lengths, reverse=True)
@@ -58,7 +58,7 @@ def results_and_gradients(module: nn.Module, x: PackedSequence, states: tuple[Te
 @pytest.mark.parametrize("name", PAIRS)
 def test_equals_torch(name, order, layers, with_state, backend):
     ours, theirs = pair(name, num_layers=layers, bidirectional=layers == 2)
-    ours.backend = backend  # named outright: it runs or raises
+    ours.backend = backend  # named explicitly: it runs or raises
     x = packed(LENGTHS[order])
     states = ()
     if with_state:
@@ -109,15 +109,15 @@ OPTIONS = {
 @pytest.mark.parametrize("order", ["sorted", *UNEVEN])
 @pytest.mark.parametrize("name", MODULES)
 def test_equals_lengths(name, order, options, backend):
-    """All cells: packing and the option ``lengths`` are two ways to say the same, with masks of one seed."""
+    """Packing and the option ``lengths`` give the same results in all cells, with masks of one seed."""
     torch.manual_seed(0)
     module = MODULES[name](I, H, 2, bidirectional=True, dtype=torch.float64, backend=backend, **options)
-    module.train("zoneout" not in options)  # which draws a mask for each step
+    module.train("zoneout" not in options)  # zoneout draws a mask per step in training
     for state in (getattr(module, name, None) for name in ("h_0", "c_0")):
         if state is not None:
             nn.init.normal_(state)
     x = packed(LENGTHS[order])
-    if module.variational:  # masks belong to sequences as they lie there
+    if module.variational:  # masks follow the packed order of sequences
         x = PackedSequence(x.data, x.batch_sizes)
     padded, lengths = pad_packed_sequence(x)
     state = None if module.learn_initial_state else random_state(module, 4, len(lengths), H)
@@ -166,7 +166,7 @@ def test_double_backward(order, bidirectional, backend):
 @pytest.mark.parametrize("order", UNEVEN)
 @pytest.mark.parametrize("name", ["gru_reset_after", "lstm"])
 def test_compiled(name, order):
-    """The graph breaks, and results and gradients stay."""
+    """The graph breaks, but results and gradients are the same."""
     module = MODULES[name](I, H, bidirectional=True, dtype=torch.float64)
     x = packed(LENGTHS[order])
     compiled = torch.compile(module, backend="aot_eager")
@@ -263,7 +263,7 @@ def test_no_stretch_is_more_than_half_padding(seed):
 
 
 class Calls(TorchDispatchMode):
-    """Adds up the steps times sequences of all calls of the fused operators, by their names."""
+    """Sums steps x sequences over all calls of the fused operators, by operator name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def test_the_work_follows_the_rows(options, lengths, backend):
 
 
 def saved_bytes(module: nn.Module, lengths: list[int], autocast: bool) -> int:
-    """Return the bytes that the call keeps for the backward pass, counting each memory once."""
+    """Return the bytes that the call keeps for the backward pass, counting each storage once."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -312,7 +312,7 @@ def saved_bytes(module: nn.Module, lengths: list[int], autocast: bool) -> int:
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("options", [{}, {"recompute": True}, {"proj_size": 8}, {"zoneout": 0.1}], ids=str)
 def test_memory_follows_the_rows(options, autocast):
-    """Very different lengths keep less than twice what equal lengths keep of as many rows."""
+    """Very different lengths keep less than twice the bytes of equal lengths with as many rows."""
     module = fused_rnn.LSTM(I, 64, 2, bidirectional=True, **options)
     equal, uneven = (saved_bytes(module, lengths, autocast) for lengths in ([10] * 103, VERY_UNEVEN))
     assert uneven < 2 * equal

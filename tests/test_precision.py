@@ -1,4 +1,4 @@
-"""The yardstick of low precision: it measures what it says, and sees what is off."""
+"""The yardstick of low precision: its measurements are right, and it detects errors."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_an_error_in_one_tensor_is_seen(spoilt):
 
 
 def test_the_better_way_of_pytorch_counts():
-    """A way that is off, or a loop that is, lends nothing; each is held against the same float64."""
+    """The less exact of a way and the loop does not count; both are compared with the same float64 results."""
     op = operands("lstm", SHAPE, dtype=torch.float32)
     loop = Yardstick([op])
     worse = Yardstick([op], lambda op, d: [1.1 * value for value in op.results_and_gradients("reference", d)])

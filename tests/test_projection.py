@@ -1,4 +1,4 @@
-"""LSTM with projections: torch.nn.LSTM's, on the kernels of the LSTM without."""
+"""LSTMs with projections equal torch.nn.LSTM, on the kernels of the LSTM without."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ P = 3
 
 
 def pair(layers: int = 2, bidirectional: bool = True, bias: bool = True, dtype=torch.float64, **options) -> list:
-    """torch.nn's module and ours, made from the same seed."""
+    """Return torch.nn's module and ours, made from the same seed."""
     made = []
     for cls, extra in ((nn.LSTM, {}), (fused_rnn.LSTM, options)):
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ def results_and_gradients(module: nn.Module, x: Tensor, state, **how) -> list[Te
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("layers", [1, 2], ids=["one-way", "two-layers-both-ways"])
 def test_equals_torch(layers, bias, with_state, backend):
-    """Same seed, same parameters, same results, same gradients of everything."""
+    """The same seed gives torch.nn's parameters, results and gradients of everything."""
     theirs, ours = pair(layers, layers == 2, bias, backend=backend)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
@@ -51,7 +51,7 @@ def test_equals_torch(layers, bias, with_state, backend):
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["everything", "recompute"])
 def test_lengths(with_state, recompute, backend):
-    """Each sequence alone; one without a step ends as it began, with no outputs."""
+    """Each sequence gives what it gives alone; one without steps ends as it began, with zero outputs."""
     _, module = pair(backend=backend, recompute=recompute)
     x, state, lengths = torch.randn(T, B, I, dtype=torch.float64), initial(4) if with_state else None, [4, 0, T]
     output, (h_n, c_n) = module(x, state, lengths=torch.tensor(lengths))

@@ -1,4 +1,4 @@
-"""The quick path: which calls take it, and that nobody can tell from results, gradients or errors."""
+"""The quick path: which calls take it, and that results, gradients and errors do not show it."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .test_modules import MODULES, B, H, I, T, is_lstm
 if not ops.LIBRARY_LOADED:
     pytest.skip("the quick path is to the compiled operators", allow_module_level=True)
 
-STEPS = [("cell", name) for name in CELLS] + [("step", name) for name in MODULES]  # the latter of modules, T = 1
+STEPS = [("cell", name) for name in CELLS] + [("step", name) for name in MODULES]  # "step" is a module with T = 1
 KINDS = [*STEPS, *(("module", name) for name in MODULES)]
 
 
@@ -38,7 +38,7 @@ def made(kind: str, name: str, **options) -> nn.Module:
 
 
 def given(kind: str, module: nn.Module, with_state: bool) -> tuple:
-    """An input and, if asked for, a state; all of them require gradients."""
+    """Return an input and, if asked for, a state; all of them require gradients."""
     torch.manual_seed(1)
     shape = {"cell": (B, I), "step": (1, B, I), "module": (T, B, I)}[kind]
     of_state = (B, H) if kind == "cell" else (1, B, H)
@@ -49,18 +49,18 @@ def given(kind: str, module: nn.Module, with_state: bool) -> tuple:
 
 
 def flat(results) -> list[Tensor]:
-    """The tensors of a call's results, or of its state, in order."""
+    """Return the tensors of a call's results, or of its state, in order."""
     return [results] if isinstance(results, Tensor) else [tensor for part in results for tensor in flat(part)]
 
 
 def full(module: nn.Module) -> Callable:
-    """The module's call by the full path."""
+    """Return the module's call on the full path."""
     return lambda *arguments, **options: type(module).forward.__wrapped__(module, *arguments, **options)
 
 
 @pytest.fixture
 def full_calls(monkeypatch) -> list[str]:
-    """The calls of ``ops.run``, through which the full path goes, by their cells."""
+    """The cell of each call of ``ops.run``, which every call on the full path makes."""
     calls, run = [], ops.run
 
     def counted(cell, *arguments, **options):
@@ -85,7 +85,7 @@ def test_plain_calls_take_it(kind, name, gradients, with_state, full_calls):
 
 @pytest.mark.parametrize(("kind", "name"), STEPS)
 def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
-    """The exceptions are multiplicative cells, and second derivatives."""
+    """Only multiplicative cells and second derivatives use the operators of sequences."""
     calls = []
 
     def counted(operator):
@@ -113,7 +113,7 @@ def test_single_steps_have_operators_of_their_own(kind, name, monkeypatch):
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "multiplicative_gru"])
 def test_operators_that_are_python_are_called_past_the_dispatcher(name, with_state, monkeypatch):
-    """The operators of a GPU are, unless their gradients are to be differentiated or somebody looks on."""
+    """GPU operators are called directly, except for batched or second derivatives and under dispatch modes."""
     calls, forward, backward = [], torch.ops.fused_rnn.forward, torch.ops.fused_rnn.backward
 
     def counted(title, operator):
@@ -184,7 +184,7 @@ def test_operators_of_single_steps_check_what_they_are_given(wrong, message):
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
-    """Also of second derivatives, and where only some tensors require gradients."""
+    """Second derivatives have the same bits, too, and so do gradients of only some tensors."""
     module = made(kind, name, bias=bias)
     arguments = given(kind, module, with_state)
     tensors = [arguments[0], *flat(arguments[1:]), *module.parameters()]
@@ -204,7 +204,7 @@ def test_bits_are_those_of_the_full_path(kind, name, with_state, bias):
 @pytest.mark.parametrize("kind", ["cell", "step", "module"])
 @pytest.mark.parametrize("name", ["rnn", "lstm"])
 def test_backward_passes_in_other_situations(kind, name, with_state):
-    """Within vmap and under autocast, though the forward pass was not."""
+    """A backward pass may run within vmap or under autocast even if the forward pass did not."""
     module = made(kind, name)
     arguments = given(kind, module, with_state)
     tensors = [arguments[0], *flat(arguments[1:]), *module.parameters()]
@@ -226,7 +226,7 @@ def test_backward_passes_in_other_situations(kind, name, with_state):
 @pytest.mark.parametrize("kind", ["step", "module"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_several_layers_take_it(name, kind, options, with_state, full_calls):
-    """Results have the bits of the full path, with the same random numbers."""
+    """Results equal those of the full path bit for bit, with the same random numbers."""
     module = made(kind, name, num_layers=3, **options)
     x, *state = given(kind, module, with_state)
     state = [
@@ -250,7 +250,7 @@ def test_states_of_other_layers_do_not(wrong):
 
 
 def test_a_parametrised_layer_does_not(full_calls):
-    """Random numbers are those of one call."""
+    """A call that ends up on the full path draws its random numbers only once."""
     module = weight_norm(fused_rnn.GRU(I, H, num_layers=2, dropout=0.5), "weight_hh_l1")
     x, results = torch.randn(T, B, I), []
     for call in (module, full(module)):
@@ -263,7 +263,7 @@ def test_a_parametrised_layer_does_not(full_calls):
 @pytest.mark.parametrize("kind", ["cell", "step", "module"])
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_parts_of_larger_tensors(kind, name):
-    """The parts are in the middle of their memory, and have strides of their own."""
+    """Slices and strided views give the same results and gradients as whole tensors."""
     module = made(kind, name)
     x, state = given(kind, module, True)
     whole = full(module)(x, state)
@@ -348,7 +348,7 @@ def replaced(module: nn.Module, x: Tensor) -> None:
 
 
 def leaked(module: nn.Module, x: Tensor) -> None:
-    """With a tensor of a transform that is over."""
+    """Call with a tensor leaked from a transform that has ended."""
     outside = []
 
     def leaking(x):

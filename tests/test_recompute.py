@@ -1,4 +1,4 @@
-"""recompute=True: the gradients of the ordinary path from fewer saved values, rebuilt in one part or in several."""
+"""recompute=True: the same gradients as the ordinary path from fewer saved values, rebuilt in one part or several."""
 
 import copy
 import io
@@ -23,14 +23,14 @@ from .test_ops import backward_arguments, torch_results_and_gradients
 
 @pytest.fixture(params=[1, 3], ids=["one-part", "parts"])
 def parts(request, monkeypatch) -> int:
-    """Into how many parts the steps are cut; with three, the last of them is short unless 3 divides T."""
+    """Return the largest number of parts that steps are cut into; of three, the last is short unless 3 divides T."""
     monkeypatch.setattr(recompute, "_FEWEST_ROWS", 1)
     monkeypatch.setattr(recompute, "_MOST_PARTS", request.param)
     return request.param
 
 
 def both_ways(op: Operands, backend: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Results and gradients of the ordinary path, and with recompute."""
+    """Return results and gradients of the ordinary path, and those with recompute."""
     d_results = random_like(op.run("reference"))
     return tuple(replace(op, recompute=r).results_and_gradients(backend, d_results) for r in (False, True))
 
@@ -45,7 +45,7 @@ def test_equals_the_ordinary_path(cell, backend, reverse, parts, lengths, bias):
 
 @pytest.mark.parametrize("shape", [Shape(1, 1, 1, 1), Shape(5, 1, 3, 4), Shape(600, 5, 3, 5)], ids=str)
 def test_any_number_of_parts(cell, backend, reverse, shape):
-    """The number follows from the length: one part for a short sequence, several for a long one, also below a tile."""
+    """A short sequence is one part, a long one is several, and either may have sizes below a tile."""
     assert len(list(recompute._parts(shape.T, shape.B, reverse))) == (3 if shape.T == 600 else 1)
     expected, results = both_ways(operands(cell, shape, reverse=reverse), backend)
     assert relative_error(results, expected) < 1e-11
@@ -95,7 +95,7 @@ def test_double_backward(cell, backend):
 
 
 def test_what_stands_past_the_end_does_not_matter(cell, backend, reverse, parts):
-    """NaN in the padding, or in the gradient of an output there, reaches nothing."""
+    """NaN in the padding, or in the gradient of an output there, does not propagate."""
     op = operands(cell, Shape(7, len(LENGTHS), 3, 9), reverse=reverse, lengths=LENGTHS)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients(backend, d_results)
@@ -106,7 +106,7 @@ def test_what_stands_past_the_end_does_not_matter(cell, backend, reverse, parts)
 
 
 def test_gradients_of_some_results_and_operands(cell, backend, parts):
-    """A result that the loss does not use, an operand that wants no gradient, and input in another layout."""
+    """The loss may ignore a result, an operand may need no gradient, and the input may be transposed."""
     op = replace(operands(cell, Shape(7, 3, 4, 6)), recompute=True)
     leaf = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
     for wanted in (leaf, op.tensors["weight_hh"], op.tensors["h_0"]):
@@ -119,7 +119,7 @@ def test_gradients_of_some_results_and_operands(cell, backend, parts):
 
 
 def saved_values(run: Callable[[], Tensor], operands: Iterable[Tensor]) -> int:
-    """Return the number of values that autograd holds after a forward pass, beside the operands."""
+    """Return the number of values that autograd holds after a forward pass, besides the operands."""
     operand_memory = {t.data_ptr() for t in operands}
     saved = {}
 
@@ -136,7 +136,7 @@ def saved_values(run: Callable[[], Tensor], operands: Iterable[Tensor]) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_what_is_saved(cell, backend, dtype):
-    """The outputs in either case; beside them the cell states, or all that the backward pass reads."""
+    """Outputs are saved in either case; besides them the cell states, or all that the backward pass reads."""
     op = operands(cell, Shape(7, 3, 5, 18), dtype=dtype)
     spec = ops.CELLS[cell]
     states = 18 if spec.has_cell_state else 0
@@ -154,7 +154,7 @@ def test_opcheck(cell):
     torch.library.opcheck(torch.ops.fused_rnn.backward_from_states.default, backward_arguments(op, args))
 
 
-# The public face ----------------------------------------------------------------------------------------------
+# The public interface -----------------------------------------------------------------------------------------
 
 
 def test_functional(cell, backend):
@@ -203,7 +203,7 @@ def test_compiled_code_serves_any_number_of_parts(monkeypatch):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     compilations = []
-    for steps in (9, 2, 20):  # none is the size of another dimension, which torch would take for the same
+    for steps in (9, 2, 20):  # none equals another dimension, because torch would then treat the two as one
         x = torch.randn(steps, B, I, requires_grad=True)
         for a, b in zip(module_gradients(module, x), module_gradients(compiled, x)):
             torch.testing.assert_close(a, b)

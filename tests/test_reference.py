@@ -1,4 +1,4 @@
-"""The oracle itself: against torch.nn where torch has the cell, against scalar equations where it has not."""
+"""The oracle itself: against torch.nn if torch has the cell, otherwise against scalar equations."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_equals_torch(name, shape):
 
 
 def scalar_step(name: str, x: float, h: float, c: float, w: dict[str, list[float]]) -> tuple[float, float]:
-    """One step at I = H = 1 from the equations, in Python floats: (h, c)."""
+    """Return (h, c) after one step at I = H = 1 from the equations, in Python floats."""
     if name.startswith("multiplicative"):
         x = (w["weight_mih"][0] * x + w["weight_mhh"][0] * h + w["bias_m"][0]) * x
     a = [w["weight_ih"][g] * x + w["bias_ih"][g] for g in range(len(w["weight_ih"]))]
@@ -54,7 +54,7 @@ def scalar_step(name: str, x: float, h: float, c: float, w: dict[str, list[float
 
 @pytest.mark.parametrize("name", ["gru", "multiplicative_lstm", "multiplicative_gru"])
 def test_follows_its_equations(name, reverse):
-    """The cells that torch lacks, against the equations in plain floats."""
+    """The cells that torch lacks equal the equations in plain floats."""
     op = operands(name, Shape(6, 1, 1, 1), reverse=reverse, scale=1.5)
     w = {n: t.flatten().tolist() for n, t in op.tensors.items()}
     h, c, expected = w["h_0"][0], w.get("c_0", [0.0])[0], []
@@ -68,7 +68,7 @@ def test_follows_its_equations(name, reverse):
 
 
 def test_follows_krause_et_al(reverse):
-    """The variant that modulates h₋, one sequence, by the equations of arXiv:1609.07959 with their names."""
+    """For one sequence, the variant that modulates h₋ equals arXiv:1609.07959, whose names are used here."""
     op = operands("multiplicative_lstm_hidden", Shape(6, 1, 3, 4), reverse=reverse, scale=1.5)
     t = op.tensors
     w_mx, w_mh = t["weight_mih"], t["weight_mhh"]

@@ -20,7 +20,7 @@ SHAPE = Shape(7, len(LENGTHS), 5, 18)
 
 
 def test_zoneout_keeps_parts_of_the_old_state(cell, reverse):
-    """Against single steps of the plain cell, mixed by hand."""
+    """The expected states are single steps of the plain cell, mixed by hand."""
     op = replace(regularised(operands(cell, Shape(5, 2, 3, 4)), drawn=False), gradient_clip=None)
     op.reverse = reverse
     output, *last = op.run("reference")
@@ -39,7 +39,7 @@ def test_zoneout_keeps_parts_of_the_old_state(cell, reverse):
 
 
 def test_clipping_by_hand():
-    """The backward pass of Elman's network, written out: what goes on to x, states and weights is clipped already."""
+    """The backward pass of Elman's network is written out: gradients reach x, states and weights clipped."""
     op = replace(operands("rnn_tanh", Shape(4, 3, 2, 5), scale=1.5), gradient_clip=0.02)
     t, (d_output, d_h) = op.tensors, random_like(op.run("reference"))
     _, *gradients = op.results_and_gradients("reference", [d_output, d_h])[1:]
@@ -108,7 +108,7 @@ def test_low_precision_is_no_worse_than_pytorch(cell, backend, dtype):
         regularised(operands(cell, Shape(20, 8, 12, 40), scale=1.0, seed=seed, dtype=dtype))
         for seed in range(8 if cell == "rnn_relu" else 3)
     ]
-    # where a clipped gradient leaps, rounding decides
+    # rounding decides at the jumps of clipped gradients
     yardstick = Yardstick([replace(op, gradient_clip=None) for op in draws])
     yardstick.assert_no_worse(lambda op, d_results: op.results_and_gradients(backend, d_results))
 
@@ -138,7 +138,7 @@ def test_a_unit_that_keeps_all_never_changes(cell, backend):
 
 
 def test_forward_derivatives(cell):
-    """The reference's, through clipped pre-activations and kept states."""
+    """Forward derivatives, which the reference computes, are the same with and without clipping."""
     op = regularised(operands(cell, Shape(3, 2, 2, 3)))
     tensors = tuple(op.tensors.values())
     both = []
@@ -166,7 +166,7 @@ def random_input(seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_draw_or_take_the_expectation(name, backend, training):
-    """Layer by layer by hand, with masks drawn from the same seed in the order of layers and directions."""
+    """Modules equal a loop over layers by hand, with masks from the same seed in order of layers and directions."""
     module, x = made(name, gradient_clip=0.01, backend=backend, **zoneout_of(name)).train(training), random_input()
     torch.manual_seed(5)
     output, final = module(x)
@@ -200,7 +200,7 @@ def as_tuple(state) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_compiled_and_exported(name):
-    """One graph in training; the exported program of eval mode has the expectation."""
+    """Training compiles to one graph; a program exported in eval mode takes the expectation."""
     module, x = made(name, gradient_clip=0.1, **zoneout_of(name)), random_input()
     results = []
     for run in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
@@ -213,7 +213,7 @@ def test_compiled_and_exported(name):
 
 
 def test_with_lengths_packing_autocast_and_recompute():
-    """Drawn once, the masks are the same for all of these."""
+    """Recomputing keeps the drawn masks; packed sequences have the same expectation as lengths."""
     x, lengths = random_input(), torch.tensor([2, T, 4])
     options = zoneout_of("lstm") | {"gradient_clip": 0.1}
     results = []

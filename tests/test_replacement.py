@@ -12,7 +12,7 @@ import fused_rnn
 
 from .test_modules import B, H, I, T, flat
 
-# Both ways, and whose modules each begins with; what is of restore alone is in test_restore.py.
+# Both ways, each with the package whose modules it converts; tests of restore alone are in test_restore.py.
 WAYS = pytest.mark.parametrize(("way", "before"), [("replace", nn), ("restore", fused_rnn)], ids=["there", "back"])
 KINDS = [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell]
 
@@ -45,7 +45,7 @@ class Tagger(nn.Module):
 
 
 def outcome(model: nn.Module) -> list[torch.Tensor]:
-    """Output and gradients, dropout drawn from the same seed."""
+    """Return output and gradients, with dropout drawn from a fixed seed."""
     dtype = next(model.parameters()).dtype
     x = torch.randn(B, T, I, generator=torch.Generator().manual_seed(0)).to(dtype)
     torch.manual_seed(1)
@@ -180,7 +180,7 @@ def with_old_weight_norm() -> nn.LSTM:
 
 
 def after(method: str, *arguments) -> nn.LSTM:
-    """A module of which this method was called."""
+    """Return a module after a call of this method."""
     module = nn.LSTM(I, H)
     getattr(module, method)(*arguments)
     return module

@@ -1,4 +1,4 @@
-"""Episodes within a sequence: every one gives what it gives alone, in functions and modules, whatever else is asked."""
+"""Episodes within a sequence: each gives the results it gives alone, in functions and operators, with any option."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,7 +38,7 @@ def in_episodes(cell: str, *, lengths=None, shape: Shape = SHAPE, reverse=False,
 
 
 def run_alone(op: Operands) -> list[Tensor]:
-    """The results of ``op.run``, from a call of the reference for every episode."""
+    """Return the results of ``op.run``, from a call of the reference for every episode."""
     T, B = op.resets.shape
     steps, finals = [], []
     for b in range(B):
@@ -79,7 +79,7 @@ def alone_of(op: Operands, begin: int, end: int, b: int, states: dict[str, Tenso
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 @pytest.mark.parametrize("learnt", [True, False], ids=["learnt", "zeros"])
 def test_the_reference_gives_what_every_episode_gives_alone(cell, reverse, lengths, learnt):
-    """Results and gradients, with zoneout and clipping."""
+    """This holds for results and gradients, with zoneout and clipping."""
     op = in_episodes(cell, lengths=lengths, reverse=reverse, learnt=learnt)
     expected = run_alone(op)
     d_results = random_like(expected)
@@ -88,7 +88,7 @@ def test_the_reference_gives_what_every_episode_gives_alone(cell, reverse, lengt
 
 
 def test_the_reference_takes_boundaries(reverse):
-    """Its functions by themselves, called as anybody may."""
+    """The reference and the public functions take them in direct calls."""
     op = in_episodes("lstm", reverse=reverse, regular=False)
     tensors = dict(op.tensors)
     input, *state = (tensors.pop(name) for name in ("input", "h_0", "c_0"))
@@ -106,7 +106,7 @@ def test_the_reference_takes_boundaries(reverse):
 @pytest.mark.parametrize("again", [False, True], ids=["saved", "recompute"])
 @pytest.mark.parametrize("regular", [False, True], ids=["plain", "regularised"])
 def test_equals_reference(cell, backend, reverse, lengths, again, regular, monkeypatch):
-    monkeypatch.setattr(recompute, "_FEWEST_ROWS", 1)  # parts of a step, between which episodes may end
+    monkeypatch.setattr(recompute, "_FEWEST_ROWS", 1)  # parts of one step each, so episodes end between parts
     op = in_episodes(cell, lengths=lengths, reverse=reverse, regular=regular)
     op.recompute = again
     d_results = random_like(op.run("reference"))
@@ -126,7 +126,7 @@ def test_few_and_many_rows_and_states_that_are_missing(backend, reverse, shape, 
 
 @pytest.mark.parametrize("shape", [Shape(6, 2, 3, 150), Shape(6, 40, 3, 8)], ids=str)
 def test_threads_share_a_step(cell, shape):
-    """Threads share the units of a few sequences, or the sequences."""
+    """Results are right if threads share sequences, or units of few sequences."""
     op = in_episodes(cell, shape=shape)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -164,7 +164,7 @@ def test_low_precision_is_no_worse_than_pytorch(backend, dtype):
 
 
 def test_what_an_episode_does_not_read_does_not_reach_it(cell, backend):
-    """NaN in all before a boundary, in the initial state too: nothing of it comes past."""
+    """NaN in everything before a boundary, the initial state included, does not pass it."""
     op = operands(cell, Shape(6, 2, 3, 5))
     op.resets = torch.zeros(6, 2, dtype=torch.bool)
     op.resets[3] = True
@@ -185,7 +185,7 @@ def test_functions_spread_one_state_over_all_sequences(backend):
 
 
 def test_vmap_over_boundaries(backend):
-    """Each member with boundaries of its own, and of them all gradients of their own."""
+    """Each member has its own boundaries, and gets its own gradients."""
     op = in_episodes("gru", shape=Shape(5, 3, 2, 4), regular=False)
     resets = torch.rand(4, 5, 3, generator=torch.Generator().manual_seed(1)) < 0.4
 
@@ -251,7 +251,7 @@ def test_calls_refuse(backend, error, message, given):
 
 
 def test_operators_refuse():
-    """Whoever calls one directly reads nothing out of bounds."""
+    """A direct caller gets an error and never reads out of bounds."""
     op = in_episodes("gru", shape=Shape(3, 2, 2, 4), regular=False)
     call = *op.arguments(), "gru", False, 0.0, "nothing"
     for wrong, message in (

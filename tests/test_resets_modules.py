@@ -1,4 +1,4 @@
-"""Modules whose sequences hold several episodes give what each episode gives alone, whatever else they are asked."""
+"""Modules give for sequences of several episodes what each episode gives alone, with every other option."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def made(name: str, **options) -> nn.Module:
 
 
 def drawn(seed: int = 1, share: float = 0.4) -> tuple[Tensor, Tensor]:
-    """An input (T, B, I) and boundaries (T, B)."""
+    """Draw an input (T, B, I) and boundaries (T, B)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(T, B, I, dtype=DTYPE, generator=generator)
     return x, torch.rand(T, B, generator=generator) < share
@@ -37,7 +37,7 @@ def given_state(module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def by_itself(module: nn.Module, x: Tensor, resets: Tensor, lengths: list[int], hx) -> list[Tensor]:
-    """Outputs and final states, from a call for every episode of all layers and directions."""
+    """Return outputs and final states, from a call of the whole module for every episode."""
     runs_back = torch.arange(4).view(4, 1, 1) % 2 == 1
     learnt = [getattr(module, name) for name in module._state_sizes()] if module.learn_initial_state else None
     outputs, finals = [], []
@@ -80,7 +80,7 @@ OPTIONS = {
 @pytest.mark.parametrize("state", [False, True], ids=["begun", "handed"])
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_give_what_every_episode_gives_alone(name, backend, state, options):
-    """All layers and both directions, with hx or without, whole, with lengths and packed."""
+    """This holds for all layers and both directions, with or without hx, whole, with lengths and packed."""
     module, (x, resets) = made(name, backend=backend, **options), drawn()
     hx = given_state(module) if state else None
     given = None if hx is None else module._state_of(hx)
@@ -108,8 +108,8 @@ def test_projections(backend, state, learnt, lengths):
     compared(module, [pad_packed_sequence(output)[0], *final], expected)
 
 
-def test_packed_sequences_of_many_stretches(reverse):
-    """Where a boundary stands between two of them, too, with a learnt state of which all have their share."""
+def test_packed_sequences_of_many_stretches():
+    """Boundaries may lie between two stretches, and all stretches contribute to the gradient of a learnt state."""
     lengths = torch.tensor([40, 1, 17, 2, 3, 9, 33, 2, 1, 1, 40, 5])
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(40, 12, I, dtype=DTYPE, generator=generator)
@@ -124,7 +124,7 @@ def test_packed_sequences_of_many_stretches(reverse):
 
 
 def test_zoneout_and_dropout_draw_as_in_one_call(backend):
-    """Resets draw nothing: without a boundary all is as without resets, to the bit."""
+    """Resets draw nothing: without a boundary the results have the same bits as without resets."""
     x, resets = drawn()
     options = {"zoneout": 0.2, "zoneout_cell": 0.3, "dropout": 0.4, "weight_drop": 0.2, "variational": True}
     results = []
@@ -148,7 +148,7 @@ def test_batch_first_and_unbatched():
 
 
 def test_chunks_of_a_stream():
-    """Chunks that hand on their states give what the whole does; the first step of one may drop what it is handed."""
+    """Chunks that pass on their states give what the whole does; a reset in the first step drops the state."""
     torch.manual_seed(0)
     module, (x, resets) = fused_rnn.LSTM(I, H, 2, dtype=DTYPE, learn_initial_state=True), drawn()
     resets[3] = True
@@ -183,7 +183,7 @@ def test_compiled_and_exported(name):
 
 
 def test_autocast():
-    """States to begin with are cast with all else, beside projections too."""
+    """Initial states are cast like everything else, also with projections."""
     for options in ({}, {"proj_size": 3}):
         module, (x, resets) = made("lstm", learn_initial_state=True, **options).float(), drawn()
         exact = module.double()(x, resets=resets)[0]

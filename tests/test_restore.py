@@ -1,4 +1,4 @@
-"""fused_rnn.restore: the way back from ``replace``, and tools that know torch.nn's modules alone after it."""
+"""fused_rnn.restore: the way back from ``replace``, and then tools that know only torch.nn's modules."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def test_there_and_back_and_there_again(dtype, training, backend):
 
 
 def test_weights_that_change_afterwards_count():
-    """torch.nn's modules keep a list of their weights."""
+    """torch.nn's modules keep a list of their weights, which must stay current."""
     model = nn.Sequential(fused_rnn.GRU(I, H))
     fused_rnn.restore(model)
     x = torch.randn(T, B, I)
@@ -88,7 +88,7 @@ class Special(fused_rnn.LSTM):
 
 
 def after(method: str, *arguments) -> nn.Module:
-    """A module of which this method was called."""
+    """Return a module on which this method was called."""
     module = fused_rnn.LSTM(I, H)
     getattr(module, method)(*arguments)
     return module
@@ -135,7 +135,7 @@ def test_left_alone_with_the_reason(case):
 
 
 def test_options_that_are_no_longer_wanted():
-    """As of a model that has been trained: without effect in eval mode, or in the forward pass."""
+    """A trained model can reset options that do not affect eval mode, or the forward pass, and then be restored."""
     module = fused_rnn.LSTM(I, H, 2, weight_drop=0.5, gradient_clip=1.0, dropout=0.5, variational=True).eval()
     module.weight_drop, module.gradient_clip, module.variational = 0.0, None, False
     restored = fused_rnn.restore(module).model
@@ -182,7 +182,7 @@ class LastOutput(nn.Module):
 
 @pytest.fixture
 def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A restored model in eval mode, an input, and what the fused model made of it."""
+    """Return a restored model in eval mode, an input, and the fused model's output for it."""
     torch.manual_seed(0)
     model, x = Classifier().eval(), torch.randn(B, T, I)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_torchscript_of_a_restored_model(how, trained):
 
 @pytest.mark.filterwarnings("ignore:torch.ao:DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
 def test_dynamic_quantisation_of_a_restored_model():
-    """The model is an LSTM without a projection, which torch's quantised one lacks."""
+    """The LSTM has no projection, because torch's quantised LSTM supports none."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"rnn": fused_rnn.LSTM(I, H, 2), "step": fused_rnn.GRUCell(H, H)})
     x = torch.randn(T, B, I)
@@ -222,7 +222,7 @@ def test_dynamic_quantisation_of_a_restored_model():
 
 
 def test_exports_a_restored_model(trained):
-    """torch.export's program needs nobody to import fused_rnn."""
+    """torch.export's program does not need fused_rnn."""
     model, x, expected = trained
     program = torch.export.export(model, (x,))
     assert "fused_rnn" not in str(program.graph)
@@ -232,7 +232,7 @@ def test_exports_a_restored_model(trained):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
 def test_onnx_of_a_restored_model(dynamo, tmp_path):
-    """Run by ONNX's own evaluator, which knows no projections."""
+    """ONNX's own evaluator, which knows no projections, runs the model."""
     evaluator = pytest.importorskip("onnx.reference", reason="torch.onnx.export needs onnx and onnxscript")
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnx and onnxscript")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Cell states of all steps from the modules: those of the steps taken one by one, in every layout, differentiable."""
+"""Modules return the cell states of all steps: they equal those of single steps, in every layout, with gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The adapters of other people's libraries, held against imitations of these, and against them where installed."""
+"""The adapters of other people's libraries, tested with imitations, and with the libraries if installed."""
 
 import inspect
 import sys
@@ -59,7 +59,7 @@ def their_function(Wx, R, b, states=None, function="lstm", config=None, backend=
             i, f, z, o = (x + u + b).unbind(1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
             h = torch.sigmoid(o) * torch.tanh(c)
-        elif function == "gru":  # three gates take x, three others h, and four have a bias
+        elif function == "gru":  # x has three gates, h has three, and the bias has four
             r, z = torch.sigmoid(x[:, :2] + u[:, 1:] + b[1:3]).unbind(1)
             h = z * h + (1 - z) * torch.tanh(x[:, 2] + b[3] + r * (u[:, 0] + b[0]))
         else:
@@ -88,7 +88,7 @@ def gru_triton(x, hidden, w_ih, w_hh, b_ih, b_hh, is_init, compute_dtype, *, rec
 def lstm_triton(
     x, hidden, cell, w_ih, w_hh, b_ih, b_hh, is_init, compute_dtype, *, recompute=False, input_precision=None
 ):
-    """The same of its LSTM, which gives all outputs, all cell states, and the last of each."""
+    """torchrl's LSTM in PyTorch: it returns all outputs, all cell states, and the last of each."""
     assert {x.dtype, hidden.dtype, cell.dtype, w_ih.dtype, w_hh.dtype, b_ih.dtype, b_hh.dtype} == {torch.float32}
     assert not is_init.any()
     h, c, outputs, cells = hidden[:, 0], cell[:, 0], [], []

@@ -1,11 +1,11 @@
-"""Programs that torch.export saved with an earlier version of fused_rnn still load, and compute what they did.
+"""Programs that torch.export saved with an earlier version of fused_rnn still load, and compute the same.
 
-A saved program calls operators by their names and hands them arguments by theirs, so that neither may change. The file
+A saved program refers to operators and their arguments by name, so these names must not change. The file
 ``programs/0.1.0.pt2`` was made with version 0.1.0 and torch 2.13.0 on the CPU, by
 
     python -m tests.test_saved_programs tests/programs/0.1.0.pt2
 
-which a later version must not do again under the same name.
+A later version must not overwrite it.
 """
 
 import sys
@@ -46,7 +46,7 @@ class Program(nn.Module):
 
 
 def given_to_program(shape: Shape) -> tuple:
-    """A call as the tests know it, gradients of its results, and the operands of the operators."""
+    """Return a call as ``Operands``, gradients of its results, and the operators' operands."""
     op = regularised(operands(CELL, shape, reverse=True, lengths=[shape.T - row for row in range(shape.B)]))
     d_results = random_like(op.run("reference"))
     return op, d_results, tuple(None if t is None else t.detach() for t in op.arguments())
@@ -54,7 +54,7 @@ def given_to_program(shape: Shape) -> tuple:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_a_saved_program_computes_what_it_did(path):
-    """The program runs in other sizes than those it was saved with, and is compared with the reference."""
+    """The program agrees with the reference, at other sizes than those it was saved with."""
     program = torch.export.load(path).module()
     op, d_results, tensors = given_to_program(OTHER_SHAPE)
     of_module, results, gradients, recomputed = program(tensors, tuple(d_results))
@@ -84,7 +84,7 @@ def save(path: str) -> None:
         Program().eval(), example, dynamic_shapes={"operands": of_operands, "d_results": (steps, batch, batch, steps)}
     )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where the sources were
+        node.meta.pop("stack_trace", None)  # has paths of the sources
     torch.export.save(program, path)
 
 

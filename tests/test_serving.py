@@ -39,7 +39,7 @@ def test_one_graph_serves_every_length(options):
     module = fused_rnn.GRU(I, H, LAYERS, weight_drop=0.5, **options)
     how = {"fullgraph": True, "dynamic": True, "backend": aot_autograd(fw_compiler=count, bw_compiler=count)}
     compiled = torch.compile(module, **how)
-    for steps, batch in ((3, 4), (400, 5), (7, 11)):  # at first all sizes differ: the compiler ties equal ones
+    for steps, batch in ((3, 4), (400, 5), (7, 11)):  # the first sizes differ: the compiler ties equal ones
         x = inputs(steps, batch).requires_grad_()
         given = {} if options else {"hx": torch.randn(LAYERS, batch, H), "lengths": torch.arange(batch) % steps}
         outcomes = []
@@ -54,7 +54,7 @@ def test_one_graph_serves_every_length(options):
 
 
 def test_the_graph_does_not_grow_with_the_steps():
-    """Compiled for one T alone, a short and a long one: as many nodes, so no step is unrolled."""
+    """Graphs compiled for a short and for a long T have the same number of nodes, so no step is unrolled."""
     sizes = []
 
     def count(graph, _):
@@ -113,7 +113,7 @@ def test_exports_with_states():
 
 @pytest.mark.parametrize("name", [*MODULES, "projected"])
 def test_chunks_make_the_sequence(name, backend):
-    """Chunks of 1 step and more, the state handed on: one call's outputs, final states and gradients."""
+    """Chunks of 1 or more steps that hand on the state give one call's outputs, states and gradients."""
     torch.manual_seed(0)
     kind, options = (MODULES["lstm"], {"proj_size": 3}) if name == "projected" else (MODULES[name], {})
     module = kind(I, H, 3, dtype=torch.float64, backend=backend, **options)
@@ -131,7 +131,7 @@ def test_chunks_make_the_sequence(name, backend):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_sequences_that_end_in_different_chunks(name, backend):
-    """A sequence that has ended keeps its state through the other chunks, whose ``lengths`` say so."""
+    """A sequence that has ended keeps its state through later chunks, where its length is 0."""
     module = MODULES[name](I, H, LAYERS, dtype=torch.float64, backend=backend)
     x, lengths = inputs(12, 4, torch.float64), torch.tensor([12, 5, 0, 7])
     expected = flat(module(x, lengths=lengths))
@@ -155,7 +155,7 @@ def threads_of_torch(request) -> Iterator[None]:
 
 
 def in_threads(tasks: list) -> list:
-    """The tasks' results, a thread for each; they begin together."""
+    """Return the results of tasks that run in a thread each and begin together."""
     barrier = threading.Barrier(len(tasks))
 
     def run(task):
@@ -170,7 +170,7 @@ def in_threads(tasks: list) -> list:
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("shared", [True, False], ids=["one-module", "a-module-each"])
 def test_threads_infer_at_once(name, shared, backend):
-    """Bit for bit what the same calls give one after the other; shapes differ, so scratch memory would be mixed up."""
+    """Concurrent calls give the bits of consecutive ones; shapes differ, so shared scratch memory would be mixed up."""
     modules = [MODULES[name](I, 40, LAYERS, backend=backend).eval() for _ in range(1 if shared else THREADS)] * THREADS
     calls = [(modules[n], [inputs(30 + 7 * n, 3 + n, seed=10 * n + k) for k in range(5)]) for n in range(THREADS)]
 
@@ -186,7 +186,7 @@ def test_threads_infer_at_once(name, shared, backend):
 @pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("name", MODULES)
 def test_threads_train_at_once(name, backend):
-    """Each its own module, backward included."""
+    """Each thread has its own module, and runs backward too."""
     modules = [MODULES[name](I, 40, backend=backend) for _ in range(THREADS)]
 
     def train(n: int) -> list[Tensor]:
@@ -202,7 +202,7 @@ def test_threads_train_at_once(name, backend):
 
 
 def test_threads_step_at_once(backend):
-    """Single steps, each thread with a stream of its own through one cell."""
+    """Threads run single steps of one cell, each on its own stream of data."""
     cell = CELLS["lstm"](I, H, backend=backend).eval()
 
     def stream(n: int) -> list[Tensor]:

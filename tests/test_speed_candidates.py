@@ -1,4 +1,4 @@
-"""The ways to run a cell: each computes what the reference does, and what is timed where is what can be."""
+"""The ways to run a cell: each computes what the reference does, and is timed where it can run."""
 
 from dataclasses import replace
 
@@ -131,17 +131,17 @@ def test_the_weights_of_torch_nn_are_laid_out_for_cudnn_before_the_time_is_taken
     ready = bench.ready(theirs, POINT)
     weights = bench.ready(ours, POINT).module.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in flattened[-1].items())
-    assert not in_one_piece(ready.module)  # as PyTorch does nothing on a CPU
+    assert not in_one_piece(ready.module)  # PyTorch moves no weights on a CPU
     assert in_one_piece(torch.nn.Linear(3, 4, bias=False))
 
 
-# What is timed where ----------------------------------------------------------------------------------------
+# Candidates by group ----------------------------------------------------------------------------------------
 
 
 def test_beside_a_fused_cell_stands_torch_nn_or_where_it_lacks_the_cell_the_loop():
     beside = {cell: [way.name for way in candidates(Case(cell, SMALL, "training"), ["reference"])] for cell in CELLS}
     assert beside["lstm"] == ["fused", "torch"]
-    assert beside["gru"] == ["fused", "torch", "eager"]  # torch.nn's resets after
+    assert beside["gru"] == ["fused", "torch", "eager"]  # torch.nn's GRU resets after the product
     assert beside["multiplicative_gru"] == ["fused", "eager"]
 
 
@@ -226,7 +226,7 @@ def test_every_way_to_run_episodes_computes_what_the_reference_does(cell, mode, 
     case = Case(cell, episodic(share, steps=9, batch=4, size=6), mode)
     assert assert_right(case, ["cpu"]) == ["resets", "without", "steps", "split", "packed"]
     bench = Bench(case.shape, torch.float32)
-    for candidate in candidates(case, ["cpu"]):  # also gradients of the input and four parameters
+    for candidate in candidates(case, ["cpu"]):  # training adds gradients of the input and four parameters
         assert len(bench.ready(candidate, case).run()) == {"forward": 1, "training": 6}[mode]
 
 

@@ -19,12 +19,12 @@ from benchmarks.speed.plan import CORES, PLANS, QUICK_POINTS, Plan
 from benchmarks.speed.records import Results
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-POINTS = ["--points", *QUICK_POINTS]  # on a CPU, to try the kind of a GPU
+POINTS = ["--points", *QUICK_POINTS]  # measures the groups of a GPU on a CPU
 
 
 @pytest.fixture
 def quick(tmp_path):
-    """A smoke run in the process that it takes; what it wrote."""
+    """Return a function that does a smoke run, in a subprocess as always, and returns its results and report."""
 
     def run(kind: str, *arguments: str) -> tuple[Results, str]:
         path = tmp_path / f"{kind}-quick.json"
@@ -39,7 +39,7 @@ def quick(tmp_path):
 
 
 def told(monkeypatch, *parts: dict | type[BaseException]) -> None:
-    """Have the process that measures yield these."""
+    """Make the measuring process yield these records, and raise these exceptions."""
 
     def records(*_):
         for part in parts:

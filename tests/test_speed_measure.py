@@ -1,4 +1,4 @@
-"""The measuring loop: what it times is right, nothing is lost, and its clocks tell what they should."""
+"""The measuring loop: it times only correct candidates, loses no record, and its clocks are right."""
 
 import signal
 import time
@@ -27,7 +27,7 @@ CEILINGS = {"product_float32_tflops": 0.1, "copy_tb_per_s": 0.01}
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Records of the cases by mode, of the eager loop and a rival, each by name."""
+    """Return a function that measures the eager loop and a rival, and returns records by mode, kind and name."""
 
     def records(build, plan=GPU, cases=CASES) -> dict[str, dict[str, dict]]:
         def found(case, *arguments, **options):
@@ -99,7 +99,7 @@ def test_a_candidate_that_is_never_ready_is_given_up(measured):
         def forward(self, input):
             left, _ = signal.getitimer(signal.ITIMER_REAL)
             assert 0 < left <= 90
-            signal.setitimer(signal.ITIMER_REAL, 0.01)  # so that nobody waits for long, and no other is given up
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # keeps the test short, and gives up no other candidate
             time.sleep(600)
 
     records = measured(Slow, replace(GPU, patience=90), CASES[:1])["forward"]["times"]
@@ -143,7 +143,7 @@ def test_the_compiled_loop_is_right(monkeypatch):
     (_, found), (_, memory) = record["times"], record["memory"]
     assert found["title"] == compiled("lstm").title
     assert found["median_ms"] > 0
-    assert "saved_bytes" not in memory  # hooks would have it compiled again
+    assert "saved_bytes" not in memory  # hooks would trigger a recompilation
 
 
 def test_sizes_that_are_measured_together_have_a_record_each():
@@ -189,7 +189,7 @@ def test_the_ceilings_of_a_gpu_have_what_a_launch_costs():
         assert found[name] > 0
 
 
-# What a clock tells -----------------------------------------------------------------------------------------
+# Clocks -----------------------------------------------------------------------------------------------------
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_operands():
@@ -199,15 +199,15 @@ def test_saved_bytes_counts_each_storage_once_and_no_operands():
             self.weight = torch.nn.Parameter(torch.randn(3, 3))
 
         def forward(self, input):
-            output = (input @ self.weight).tanh()  # the product keeps its operands, tanh its result
-            return output * output.view(-1).view_as(output)  # which is kept again, twice
+            output = (input @ self.weight).tanh()  # the product saves its operands, tanh its result
+            return output * output.view(-1).view_as(output)  # saves that result twice more
 
     assert saved_bytes(Module(), torch.randn(5, 3)) == 5 * 3 * 4
 
 
 def test_the_host_time_of_a_call_is_that_of_calls_in_a_row_without_waiting(monkeypatch):
     class Device(HostClock):
-        """Calls take 2 ms of the host; what they queue is done when it is waited for."""
+        """Calls take 2 ms of the host; a wait for the work that they queue takes 100 ms."""
 
         def __init__(self):
             super().__init__()
@@ -226,7 +226,7 @@ def test_the_host_time_of_a_call_is_that_of_calls_in_a_row_without_waiting(monke
     device = Device()
     busy = device.busy_us(device.call, calls=10)
     assert (device.calls, device.waits) == (10, 2)
-    assert busy == pytest.approx(2_000)  # the waits, 100 ms each, are not in it
+    assert busy == pytest.approx(2_000)  # without the waits of 100 ms each
     device = Device()
     device.busy_us(device.call, calls=10**6, seconds=0.009)
     assert device.calls == 5

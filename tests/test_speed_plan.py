@@ -30,7 +30,7 @@ GPU = PLANS["gpu"]
 
 
 def places(**changes) -> list[tuple[str, str, int, int]]:
-    """The cells, dtypes, H and B of a GPU's points."""
+    """Return the cells, dtypes, H and B of a GPU's points."""
     cases = replace(GPU, **changes).cases()
     return list(dict.fromkeys((c.cell, c.dtype, c.shape.hidden_size, c.shape.batch) for c in cases))
 
@@ -39,7 +39,7 @@ def test_the_most_telling_groups_come_first():
     cases = GPU.cases()
     assert list(dict.fromkeys(case.group for case in cases)) == list(POINTS)
     assert list(POINTS)[:3] == ["honest", "people", "main"]
-    assert list(POINTS)[-2:] == ["rivals", "compiled"]  # which compile for minutes
+    assert list(POINTS)[-2:] == ["rivals", "compiled"]  # these compile for minutes
     assert len(set(cases)) == len(cases) < 240
     names = [(str(case), case.mode) for case in cases if case.group not in ("rivals", "compiled")]
     assert len(set(names)) == len(names), "something is measured twice"

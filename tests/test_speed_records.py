@@ -1,4 +1,4 @@
-"""Files of results: what the reports read of them is what they say."""
+"""Files of results: the reports read what the files say."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_older_times_are_in_us_per_step_and_memory_in_mib():
     case["memory"] = [{"candidate": "cuda", "title": "fused_rnn, cuda", "peak_mib": 7.12}]
     case["kernels_us_per_step"] = {"forward": 1.5, "backward": 2.25, "prepare": 0.01, "other": 0.3}
     (found,) = Results(results("gpu", case)).cases
-    assert found.us_per_step("cuda") == 2.345  # not by way of ms
+    assert found.us_per_step("cuda") == 2.345  # not converted from ms
     assert found.ms("cuda") == pytest.approx(2.345 * 256 / 1000)
     assert (found.mib("cuda"), found.problem("time", "torch")) == (7.12, "failed")
     assert "| LSTM | bfloat16 | H=512 B=64 T=256 | 1.50 | 2.25 | 0.01 | 0.30 |" in gpu_report.kernels([found])

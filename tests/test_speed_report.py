@@ -60,7 +60,7 @@ def test_the_report_sets_times_beside_the_floor():
     assert row in text.splitlines()
     assert "1: products at 100 GFLOP/s, copies at 10.0 GB/s" in text
     assert "](results/speed-resident-floor.svg)" in text
-    assert "floor" not in "\n".join(lines("speed", cases))  # where ceilings were not measured
+    assert "floor" not in "\n".join(lines("speed", cases))  # if ceilings were not measured
 
 
 def test_the_report_shows_all_rivals_as_multiples_of_the_fused_time():
@@ -142,7 +142,7 @@ def test_the_greatest_leap_is_where_a_unit_of_work_becomes_dearer():
     assert found.ratio == pytest.approx(2.5)
     assert found.cliff
     assert not leap(curve([1, 2, 4], [1.0, 1.5, 2.5])).cliff
-    assert leap(curve([64, 128], [1.0, 4.0], flops=[1, 4])).ratio == 1  # in H work grows with the square
+    assert leap(curve([64, 128], [1.0, 4.0], flops=[1, 4])).ratio == 1  # work grows with the square of H
     assert leap(curve([1], [1.0])) is None
 
 

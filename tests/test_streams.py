@@ -1,7 +1,7 @@
-"""Both directions at the same time: the order of fork, calls and join, and what memory is recorded, on mock streams.
+"""Both directions at the same time, on mock streams: the order of fork, calls and join, and which memory is recorded.
 
-The CPU takes the part of the GPU here, with streams that only write down what is asked of them. What these leave out,
-that nothing is read before it is written or after it is overwritten, only a GPU can tell: ``gpu/test_streams.py``.
+The CPU stands in for the GPU here, with streams that only log calls. Only a GPU can show that nothing is read before
+it is written or after it is overwritten: ``gpu/test_streams.py``.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ T, B, I, H = 5, 4, 3, 6
 
 
 class Streams:
-    """Mock streams in the place of torch's: the current one, what was asked for, and which tensors were recorded."""
+    """Mock streams in place of torch's: the current one, a log of calls, and the tensors that were recorded."""
 
     def __init__(self, monkeypatch) -> None:
         self.log: list[tuple] = []
@@ -127,7 +127,7 @@ CASES = {
 
 @pytest.mark.parametrize(("name", "options", "call"), CASES.values(), ids=CASES)
 def test_same_bits_as_one_after_the_other(mock, monkeypatch, request, name, options, call):
-    """Random numbers too are drawn in the same order."""
+    """Random numbers are drawn in the same order, too."""
     module = getattr(fused_rnn, name)(I, H, 2, bidirectional=True, **options)
     x = torch.randn(9, B, I)
     packed = pack_padded_sequence(x, torch.tensor([9, 2, 1, 1])) if "packed" in request.node.name else None
@@ -150,7 +150,7 @@ def test_same_bits_as_one_after_the_other(mock, monkeypatch, request, name, opti
 
 
 def test_the_side_stream_is_recorded_for_what_autograd_saves(mock):
-    """Every operand, however it came about."""
+    """Every operand is recorded, wherever it came from."""
     module = fused_rnn.LSTM(I, H, bidirectional=True, weight_drop=0.5, zoneout=0.3, zoneout_cell=0.2)
     state = torch.randn(2, B, H), torch.randn(2, B, H)
     module(torch.randn(T, B, I), state, lengths=torch.tensor([3, 5, 0, 1]))
@@ -161,7 +161,7 @@ def test_the_side_stream_is_recorded_for_what_autograd_saves(mock):
 
 
 def test_nothing_is_recorded_for_the_side_stream_without_gradients(mock):
-    """The join makes it safe; recorded memory would be given out again later than need be."""
+    """The join makes it safe, and recording would delay the reuse of memory."""
     with torch.no_grad():
         fused_rnn.LSTM(I, H, bidirectional=True)(torch.randn(T, B, I))
     assert list(mock.recorded) == ["current"]
@@ -185,7 +185,7 @@ def test_the_current_stream_is_recorded_for_what_the_side_stream_gives(mock, mon
 
 
 def test_gradients_are_accumulated_on_the_current_stream(mock):
-    """The direction on the side stream gets views, whose nodes are the current stream's, as are the parameters' own."""
+    """The direction on the side stream gets views, whose nodes are on the current stream like the parameters' own."""
     module = fused_rnn.LSTM(I, H, bidirectional=True)
     x = torch.randn(T, B, I, requires_grad=True)
     module(x)
@@ -195,7 +195,7 @@ def test_gradients_are_accumulated_on_the_current_stream(mock):
 
 
 def test_autograd_queues_both_directions_before_it_waits(mock, monkeypatch):
-    """It takes nodes from the highest number to the lowest: both directions, then the views, which wait for one."""
+    """Nodes run from the highest number to the lowest: both directions, then the views, which wait for one of them."""
     run, numbers = ops.run, []
 
     def keeping(*operands, **options):
@@ -291,7 +291,7 @@ def test_one_after_the_other_unless_it_is_wanted(mock, monkeypatch, value, long)
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_long_calls_run_both_at_once(mock, monkeypatch, packed):
-    """A packed sequence, which is run in stretches, is as long as all of them."""
+    """The length of a packed sequence, which runs in stretches, is that of all stretches together."""
     monkeypatch.delenv(streams.WANTED)
     monkeypatch.setattr(streams, "LONG", 9 * H)
     x = torch.randn(9, B, I)
@@ -320,7 +320,7 @@ def test_the_cpu_touches_no_stream(mock, monkeypatch):
 
 
 def test_lengths_elsewhere_are_refused_in_words(mock):
-    """Memory on another device is not recorded: what is wrong is said where it always was."""
+    """Memory on another device is not recorded, and the call raises its usual error."""
     with pytest.raises(RuntimeError, match="lengths is on meta but input is on cpu"):
         fused_rnn.GRU(I, H, bidirectional=True)(
             torch.randn(T, B, I), lengths=torch.ones(B, dtype=torch.int64).to("meta")

@@ -1,4 +1,4 @@
-"""The number of threads of the harnesses: the result of a trial, a requested number, and that of a resumed run."""
+"""The number of threads of the harnesses: the choice of a trial, a requested number, and a resumed run's number."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def text(tmp_path) -> Path:
 
 
 def measured(monkeypatch, one: float, many: float) -> list[tuple[int, ...]]:
-    """Have steps take so many seconds, whatever they take; returns of which numbers of threads that was asked."""
+    """Replace the measured seconds of steps, and return a list of the numbers of threads that trials ask for."""
     asked = []
 
     def step_times(step, numbers: tuple[int, ...]) -> list[float]:

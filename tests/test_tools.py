@@ -1,4 +1,4 @@
-"""Tools that look inside a model: what they find, and what is said where they cannot work."""
+"""Tools that look inside a model: their results, and the messages where they cannot work."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ def results_and_gradients(call, inputs: tuple, parameters: list[Tensor]) -> list
 
 
 class Model(nn.Module):
-    """One module of ours, or torch.nn's, in a program that unpacks what it returns."""
+    """A module of ours, or of torch.nn, in a program that unpacks its results."""
 
     def __init__(self, rnn: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Pair(nn.Module):
 
 
 def model_of(kind: type, **options) -> tuple[nn.Module, Tensor]:
-    """A program with such a module and an input for it."""
+    """Return a program with a module of this kind, and its input."""
     torch.manual_seed(0)
     if kind.__name__.endswith("Cell"):
         return Pair(kind(I, H, **options)), torch.randn(B, I)
@@ -70,7 +70,7 @@ def model_of(kind: type, **options) -> tuple[nn.Module, Tensor]:
 
 
 class Call(nn.Module):
-    """A module whose arguments are tensors alone, as those of a traced one must be."""
+    """A module whose arguments are only tensors, as jit.trace requires."""
 
     def __init__(self, module: nn.Module, form: str) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_traces_serve_every_size_with_and_without_gradients(name, options, form,
 
 
 def assert_equal_at_other_sizes(traced: torch.jit.ScriptModule, module: Call, device: str = "cpu") -> None:
-    """A trace with jit.trace's check, which is without gradients; saved and loaded; and no size in it is a constant."""
+    """Assert that a trace, saved and loaded, serves other sizes, with gradients too, which jit.trace does not check."""
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
     buffer.seek(0)
@@ -208,7 +208,7 @@ def test_torchscript_says_what_it_cannot_compile_and_what_to_do(make, reason):
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_fx_makes_one_node_of_a_call(kind):
-    """The graph of torch.nn's module, where it has one."""
+    """The graph equals that of torch.nn's module, if there is one."""
     model, x = model_of(kind)
     graph = torch.fx.symbolic_trace(model)
     torch.testing.assert_close(graph(x), model(x))
@@ -250,7 +250,7 @@ def test_quantisation_that_passes_by_is_told(kind):
 
 
 def flops(operands, backend: str, *differentiated: str) -> tuple[int, int]:
-    """Count forward and backward, with respect to these of the operands."""
+    """Return the FLOPs of forward and backward when these operands are differentiated."""
     for name, tensor in operands.tensors.items():
         kind = {"input": "input", "h_0": "states", "c_0": "states"}.get(name, "weights")
         tensor.requires_grad_(kind in differentiated)
@@ -274,7 +274,7 @@ def test_flops_are_those_of_the_reference(cell, differentiated):
 
 
 def test_flops_of_a_model_are_those_of_torchs():
-    """The model is a GRU, because torch's CPU implementation exposes its products; also by module name."""
+    """FLOPs agree by module name, for a GRU, because torch's CPU implementation of it exposes its products."""
     counts = []
     for kind in (nn.GRU, fused_rnn.GRU):
         model, x = model_of(kind)
@@ -307,7 +307,7 @@ assert counter.get_total_flops() == 2 * 4 * 5 * (9 * 2 + 9 * 3)
 
 @pytest.mark.parametrize("order", ["counter-first", "counter-last"])
 def test_flops_are_counted_whichever_is_imported_first(order):
-    """Ours alone does not import the counter, which takes Triton along."""
+    """Importing fused_rnn does not import the counter, which imports Triton."""
     names = ["torch.utils.flop_counter", "fused_rnn"]
     first, second = names if order == "counter-first" else ("sys", "fused_rnn")
     code = LATE.format(first=f"import {first}", second=second, light=order == "counter-last")
@@ -331,7 +331,7 @@ def test_pruning(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_replicas_of_data_parallel(name):
-    """Their weights are attributes, and no parameters."""
+    """Replicas compute with weights that are not parameters."""
     module, x = MODULES[name](I, H, num_layers=2), torch.randn(T, B, I)
     replica = module._replicate_for_data_parallel()
     for key, parameter in module.named_parameters():

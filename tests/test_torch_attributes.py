@@ -1,4 +1,4 @@
-"""The interface of torch.nn's recurrent modules beside ``forward``, as programs use it, exists here and is the same."""
+"""Programs find the same interface beyond ``forward`` in our modules as in torch.nn's recurrent modules."""
 
 import inspect
 import types
@@ -32,7 +32,7 @@ def attributes(module: nn.Module) -> dict[str, object]:
 
 
 def plain(value):
-    """Return a value that can be compared with ``==``; for a method only that it is one."""
+    """Return a value that can be compared with ``==``; all methods become equal."""
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, weakref.ref):
@@ -92,7 +92,7 @@ def test_check_of_the_input(name, dtype, shape, batch_sizes):
     kinds = [outcome and outcome[0] for outcome in (ours, theirs)]
     if dtype == torch.float64:
         assert kinds[0] == kinds[1]
-    else:  # which mistake is seen first may differ
+    else:  # the mistake seen first may differ
         assert kinds[1] is ValueError
         assert kinds[0] in (ValueError, RuntimeError)
 

@@ -1,4 +1,4 @@
-"""The inputs and the wrong inputs by which PyTorch tests its own recurrent modules, given to ours and to theirs.
+"""The right and wrong inputs with which PyTorch tests its own recurrent modules, given to ours.
 
 They come from ``torch.testing._internal``, which needs the package expecttest.
 """
@@ -18,7 +18,7 @@ DTYPE = torch.float64
 
 @pytest.fixture(scope="module")
 def database():
-    """PyTorch's entry for each module, and the enumeration of where a wrong input is refused."""
+    """Return PyTorch's entry for each module, and its enumeration of the calls that refuse wrong inputs."""
     pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
     # its import would forbid all tests of this process to set torch.backends' flags
     with mock.patch.object(torch.backends, "disable_global_flags"):
@@ -27,7 +27,7 @@ def database():
 
 
 def tensors(values) -> list[Tensor]:
-    """All tensors of nested tuples, in order; of packed sequences the data."""
+    """Return all tensors of nested tuples in order, and the data of packed sequences."""
     if isinstance(values, PackedSequence):
         return [values.data]
     if isinstance(values, Tensor):
@@ -63,7 +63,7 @@ def test_module_inputs(theirs, training, database, backend):
 
 @pytest.mark.parametrize("theirs", CLASSES, ids=lambda cls: cls.__name__)
 def test_module_error_inputs(theirs, database):
-    """PyTorch's own exception types and, as far as it tests them, words."""
+    """Ours raise PyTorch's own exception types, with its words as far as PyTorch tests them."""
     entries, where = database
     entry = entries[theirs]
     samples = entry.module_error_inputs_func(

@@ -1,4 +1,4 @@
-"""The Triton backend without a GPU: its kernels interpreted and compiled, and what is said where it cannot run.
+"""The Triton backend without a GPU: its kernels interpreted and compiled, and the messages where it cannot run.
 
 Triton's interpreter is on or off for a whole process, so the tests of results run in one of their own, beside the
 processes that compile.
@@ -24,7 +24,7 @@ from fused_rnn import ops, triton_backend
 from .conftest import some_of
 from .triton_gate import ROOT, SHARED_BYTES, Case, Usage, compile_case, optional, run, translate_case
 
-TRITONS = "3.6.0", "3.9.0"  # the oldest and the newest that there is of those that pyproject.toml allows
+TRITONS = "3.6.0", "3.9.0"  # the oldest and the newest release that pyproject.toml allows
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -40,7 +40,7 @@ def start_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subpr
 
 
 def run_python(*arguments: str, **options) -> tuple[int, str, str]:
-    """The exit status of a program, and what it printed."""
+    """Return the exit status, the output and the errors of a program."""
     process = start_python(*arguments, **options)
     output, errors = process.communicate()
     return process.returncode, output, errors
@@ -154,7 +154,7 @@ def test_weights_stay_on_the_chip_where_they_fit(choose_plan):
 
 
 def test_multiplicative_cells_stream_beside_resets_where_registers_are_short(choose_plan):
-    """Backward, and with more units than the compiler has registers for."""
+    """They do in the backward pass, with more units than there are registers for."""
     for cell, I, H, resident in (
         ("multiplicative_gru", 64, 128, False),
         ("multiplicative_lstm_hidden", 1, 128, False),
@@ -201,14 +201,14 @@ NARROWER = 64  # units of multiplicative cells whose weights stay on the chip be
 
 
 def largest_resident(cell: str, architecture: int) -> tuple[int, int]:
-    """I and H of the most weights that stay on the chip."""
+    """Return the I and H with the most weights that stay on the chip."""
     sizes = {"multiplicative_lstm": (128, 64), "multiplicative_gru": (64 if architecture == 90 else 32, 128)}
     sizes["multiplicative_lstm_hidden"] = (1, 128 if architecture == 90 else 64)
     return sizes.get(cell, (1, 128))
 
 
 def cases() -> list[Case]:
-    """Every cell and direction: with weights on the chip on every architecture, streamed in one dtype on each.
+    """Return cases of each cell and direction: resident on every architecture, and streamed in one dtype on each.
 
     The streaming kernels are compiled for sizes that 16 divides and for others, so both kinds of size are here.
     """
@@ -226,15 +226,15 @@ def cases() -> list[Case]:
 
 
 def stands_for_others(case: Case) -> bool:
-    """Of the newest architecture, the kernels with weights on the chip; and all of one cell."""
+    """Return whether a case has weights on the newest architecture's chip, or is of the one cell tested in full."""
     return case.cell == "multiplicative_gru" or (case.architecture == 90 and case.dtype == torch.bfloat16)
 
 
 def combinations() -> list[Case]:
-    """Every cell, direction, type and place of the weights, with no optional operand, with all, and with each alone.
+    """Return each cell, direction, dtype and place of the weights, with no optional operand, all, or each alone.
 
-    Each alone in one type a place, because all that the translation asks of a type is whether it has 32 bits: in all of
-    them that would be twice as many calls.
+    Operands are alone in a single dtype per place, because the translation depends only on whether a dtype has 32 bits,
+    and all dtypes would be twice as many calls.
     """
     found = []
     for cell, backward in itertools.product(ops.CELLS, (False, True)):
@@ -250,7 +250,7 @@ def combinations() -> list[Case]:
 
 
 def representatives() -> list[Case]:
-    """A few that stand for all: every kernel, and a cell of every structure, with no optional operand or with all."""
+    """Return a few cases for all: every kernel, and a cell of every structure, with no optional operand or all."""
     found = []
     for cell, backward, dtype, size, bare in (
         ("lstm", False, torch.float32, 304, True),
@@ -284,7 +284,7 @@ def usages(interpreter, request) -> dict[Case, Usage]:
 
 @pytest.fixture(scope="session", params=TRITONS)
 def triton(request, interpreter) -> Path | None:
-    """The folder of a Triton of that version, or None where it is the installed one; pip brings it once."""
+    """Return the folder of that Triton version, which pip installs once, or None if it is the installed one."""
     if importlib.import_module("triton").__version__ == request.param:
         return None
     folder = ROOT / "build" / f"triton-{request.param}"
@@ -300,7 +300,7 @@ def triton(request, interpreter) -> Path | None:
 
 
 def check(usage: Usage | str, case: Case) -> None:
-    assert isinstance(usage, Usage), usage  # elsewhere what the compiler raised
+    assert isinstance(usage, Usage), usage  # otherwise it is the compiler's traceback
     assert usage.shared <= usage.promised <= SHARED_BYTES[case.architecture]
     assert 0 < usage.registers <= 255
     assert usage.stack == 0

@@ -1,6 +1,6 @@
 """Truncated back-propagation as old programs write it: the state of one call is detached in place for the next.
 
-torch refuses ``detach_()`` on views, and torch.nn's states of a batch are none.
+torch refuses ``detach_()`` on views, and torch.nn's states of a batch are not views.
 """
 
 import pytest
@@ -52,7 +52,7 @@ def test_states_of_single_steps(cell, batch, backend):
 
 
 def truncate(module, loss, state) -> None:
-    """Detach a state in place and make it zero: what led to it keeps its gradients."""
+    """Detach a state in place and zero it; check that the loss keeps its gradients."""
     expected = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
     for part in parts_of(state):
         assert not part._is_view()

@@ -1,4 +1,4 @@
-"""Modules within ``torch.func.vmap``: ensembles, random masks, mistakes, autocast; and what of it is compiled."""
+"""Modules within ``torch.func.vmap``: ensembles, random masks, mistakes, autocast, torch.compile."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from .test_vmap import BACKENDS, BATCHED, KINDS, SHAPE, N, call, dims_of, loss, 
 
 
 def ensemble(make: Callable, *sizes, **options) -> tuple[list[torch.nn.Module], Callable]:
-    """N modules, and their results as a function of stacked parameters."""
+    """Return N modules, and a function of stacked parameters that gives their results."""
     torch.manual_seed(0)
     members = [make(*sizes, dtype=torch.float64, **options) for _ in range(N)]
 
@@ -39,7 +39,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", MODULES)
 def test_ensemble(name, options, backend):
-    """Modules stacked, all on the same sequences: results and gradients of each as by itself."""
+    """Stacked modules on the same sequences give the results and gradients that each gives by itself."""
     members, run = ensemble(MODULES[name], I, H, backend=backend, **options)
     for module in members:
         module.eval()
@@ -73,7 +73,7 @@ def test_ensemble_with_projections(backend):
 @BACKENDS
 @pytest.mark.parametrize("name", CELLS)
 def test_single_steps(name, backend):
-    """Steps of an ensemble, and of one module over members with states of their own."""
+    """Steps of an ensemble, and of one module over the rows of its input, are those without vmap."""
     members, run = ensemble(CELLS[name], I, H, backend=backend)
     parameters, _ = stack_module_state(members)
     x = torch.randn(3, I, dtype=torch.float64)
@@ -98,7 +98,7 @@ DRAWN += [DRAWN[-1] | {"variational": True}]
 
 @pytest.mark.parametrize("options", DRAWN, ids=str)
 def test_what_is_drawn(backend, options):
-    """torch asks whether members draw the same or not, and the module does as it was told."""
+    """torch must be told whether members draw the same numbers, and the module obeys."""
     torch.manual_seed(0)
     module = fused_rnn.GRU(I, H, backend=backend, **options)
     x = torch.randn(1, 5, 2, I).expand(N, -1, -1, -1).clone().requires_grad_()
@@ -155,7 +155,7 @@ def test_a_mask_with_a_gradient_compiled(backend):
 
 
 def test_autocast(backend):
-    """Within vmap as outside of it."""
+    """Autocast works within vmap as outside of it."""
     module = fused_rnn.LSTM(I, H, backend=backend)
     x = torch.randn(N, 4, 2, I, requires_grad=True)
     outcomes = []
@@ -184,7 +184,7 @@ def test_compiled_vmap(backend, kind, names):
 
 
 def test_compiled_transforms(backend):
-    """grad, vmap over it, a jacobian, and second derivatives, each as when not compiled."""
+    """grad, vmap over it, and second derivatives by jacrev are the same compiled as not."""
     op = operands("gru", SHAPE)
     tensors = {n: t.detach() for n, t in stacked(op, ["input"]).items()}
 
@@ -198,7 +198,7 @@ def test_compiled_transforms(backend):
 
 
 def test_the_reference_does_not_compile_its_clipping():
-    """Within a transform; torch would compile the rest and drop the clipping."""
+    """Within a transform torch would compile the rest and drop the clipping, so this is an error."""
     op = replace(operands("gru", SHAPE), gradient_clip=0.1)
     tensors = stacked(op, ["input"])
     run = vmap(call(op, "reference"), (dims_of(tensors, ["input"]),))

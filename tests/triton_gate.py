@@ -1,7 +1,7 @@
-"""Compiles Triton kernels for a GPU that is not there, and reads what they take.
+"""Compile Triton kernels without a GPU, and read the resources that they take.
 
 A call is the real one of fused_rnn/triton/launch.py, stopped before the launch: arguments, constants, options and plan
-are those that a GPU would see. ``run`` does this in a program of its own, with the installed Triton or with another.
+are those that a GPU would see. ``run`` does this in a subprocess, with the installed Triton or with another.
 """
 
 import os
@@ -23,7 +23,7 @@ import torch
 from fused_rnn.cells import CELLS, Cell
 
 ROOT = Path(__file__).parent.parent
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # of a block, at most, by compute capability
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # the most of a block, by compute capability
 TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -45,7 +45,7 @@ class Case:
     I: int
     H: int
     tf32: bool = False
-    without: frozenset[str] = frozenset()  # what of ``optional`` is None
+    without: frozenset[str] = frozenset()  # the names in ``optional`` that are None
 
     def __str__(self) -> str:
         direction = "backward" if self.backward else "forward"
@@ -68,18 +68,18 @@ class Usage:
 
 
 def optional(cell: str, backward: bool) -> tuple[str, ...]:
-    """Return what a call may leave out: operands, and in forward the results that only backward reads."""
+    """Return the operands that a call may leave out, and in forward the results that only backward reads."""
     spec = CELLS[cell]
     of_cell_state = ("keep_c", "c_reset", *(("d_c_n", "d_cells") if backward else ("cells",)))
     names = ("d_output", "d_h_n") if backward else (*(n for n in spec.weights if n.startswith("bias")), "saved")
     return (*names, "lengths", "keep_h", "resets", "h_reset", *(of_cell_state if spec.has_cell_state else ()))
 
 
-# Here -------------------------------------------------------------------------------------------------------
+# In this process --------------------------------------------------------------------------------------------
 
 
 def run(function: Callable, cases: list[Case], triton: Path | None = None) -> list:
-    """``function`` of each case, or the text of what it raised, with the Triton of a folder or the installed one."""
+    """Return ``function`` of each case, or its traceback, with the Triton of a folder or the installed one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     if triton is not None:
@@ -89,11 +89,11 @@ def run(function: Callable, cases: list[Case], triton: Path | None = None) -> li
     return pickle.loads(subprocess.run(command, input=asked, check=True, **options).stdout)
 
 
-# In the other program ---------------------------------------------------------------------------------------
+# In the subprocess ------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Read a function and cases from standard input, and write the results, by as many processes as there are cores."""
+    """Read a function and cases from standard input, and write the results, computed by one process per core."""
     function, cases = pickle.load(sys.stdin.buffer)
     answer, sys.stdout = sys.stdout.buffer, sys.stderr
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
@@ -109,7 +109,7 @@ def attempt(function: Callable, case: Case):
 
 
 def translate_case(case: Case) -> None:
-    """Compile to Triton's own language of kernels, which resolves everything that is particular to Python."""
+    """Compile to Triton's IR, which resolves everything that is particular to Python."""
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
@@ -204,7 +204,7 @@ def make_operands(spec: Cell, case: Case, T: int, B: int) -> dict:
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread and bytes of stack, where spilled registers go, of the one kernel in a cubin."""
+    """Return registers per thread and bytes of stack, where spilled registers go, of a cubin's only kernel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

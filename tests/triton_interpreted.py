@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, through the public operators, against the float64 reference.
 
-Not collected with the other tests: TRITON_INTERPRET=1 is for a whole process, and test_triton.py runs this file in one.
+Not collected with the other tests: TRITON_INTERPRET=1 holds for a whole process, so test_triton.py starts one for it.
 """
 
 from collections.abc import Iterator
@@ -33,18 +33,18 @@ from .test_vmap import error as vmap_error
 from .test_vmap import error_of_members as vmap_error_of_members
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SMALL = Shape(2, 13, 11, 29)  # fills most of one tile, which costs the interpreter no more than less would
+SMALL = Shape(2, 13, 11, 29)  # most of one tile; a smaller part of it would take the interpreter as long
 
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreted_fast() -> Iterator[None]:
-    """Spare Triton's interpreter what takes it most of the time, and can change no result of sizes this small.
+    """Switch off the slowest work of Triton's interpreter, which changes no result at sizes this small.
 
-    It replaces the functions of its language once more in each call of a function, and computes sums and products of
-    integers a second time to see whether they overflow.
+    The interpreter patches the functions of its language again in each call of a function, and computes sums and
+    products of integers a second time to see whether they overflow.
     """
     replace_language, of_none = interpreter._patch_lang, interpreter._LangPatchScope
-    scopes = [replace_language(kernel.fn) for kernel in (product, tl.sum)]  # tl itself, and as its own functions see it
+    scopes = [replace_language(kernel.fn) for kernel in (product, tl.sum)]  # tl as kernels and its own functions see it
     builder, options = interpreter.interpreter_builder, interpreter.interpreter_builder.options
     interpreter._patch_lang = lambda function: of_none()
     builder.options = replace(options, sanitize_overflow=False)
@@ -94,7 +94,7 @@ def test_results_and_gradients(cell, dtype, reverse):
 @pytest.mark.parametrize(("dtype", "H"), [(torch.float32, 35), (torch.bfloat16, 67)], ids=["float32", "bfloat16"])
 @pytest.mark.usefixtures("streamed")
 def test_weights_in_several_blocks(cell, dtype, H):
-    """Also several programs, of which the last has a single sequence, and sequences that end early or never begin."""
+    """There are several programs, the last with a single sequence, and sequences that end early or never begin."""
     lengths = [2, 0, 1] * 5 + [2, 1]
     op = operands(cell, Shape(2, len(lengths), 3, H), reverse=dtype == torch.float32, lengths=lengths, dtype=dtype)
     assert not is_resident(op)
@@ -103,7 +103,7 @@ def test_weights_in_several_blocks(cell, dtype, H):
 
 @pytest.mark.parametrize("cell", some_of(["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_after"], "gru"))
 def test_error_of_larger_layers(cell):
-    """In float32, where what stands in for the device's approximations and for long sums shows."""
+    """Float32 shows the errors of our own nonlinearities and of long sums."""
     assert_as_exact_as_pytorch(operands(cell, Shape(2, 13, 33, 130), scale=1.0, dtype=torch.float32))
 
 
@@ -118,7 +118,7 @@ def test_zoneout_and_clipping(cell, reverse, dtype):
     shape, lengths = Shape(3, 13, 11, 29), [3, 1, 2, 0, 3] * 2 + [1, 2, 3]
     op = regularised(operands(cell, shape, reverse=reverse, lengths=lengths, dtype=dtype), drawn=reverse)
     assert is_resident(op) == (dtype != torch.float32)
-    op.gradient_clip = 0.05 if dtype == torch.float32 else None  # where a clipped gradient leaps, rounding decides
+    op.gradient_clip = 0.05 if dtype == torch.float32 else None  # rounding decides at the jumps of clipped gradients
     assert_as_exact_as_pytorch(op)
 
 
@@ -182,7 +182,7 @@ def test_what_stands_past_the_end_does_not_matter(cell):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [-1e4, 1e30])
 def test_saturated_gates(cell, dtype, value):
-    """Huge pre-activations saturate, as in PyTorch, and never make a NaN, in gradients neither."""
+    """Huge pre-activations saturate, as in PyTorch, and never make a NaN, not even in gradients."""
     if cell == "rnn_relu" or ("multiplicative" in cell and value > 1e5):
         pytest.skip("grows without bound, by its equation")
     op = operands(cell, Shape(2, 1, 2, 3), dtype=dtype)
@@ -346,7 +346,7 @@ def test_float64_is_refused_with_the_reason():
 
 
 def test_backward_under_autocast_keeps_to_the_forward_pass():
-    """The products around the kernels too: run in float32, differentiated under autocast, the same bits as without."""
+    """Gradients of a float32 call are the same bits under autocast, also those of products around the kernels."""
     op = operands("gru", SMALL, dtype=torch.float32)
     outcomes = []
     for enabled in (False, True):
@@ -357,7 +357,7 @@ def test_backward_under_autocast_keeps_to_the_forward_pass():
 
 
 def evaluate(function: triton.JITFunction, x: torch.Tensor) -> torch.Tensor:
-    """A function of fused_rnn/triton/math.py, as kernels that store float32 compute it."""
+    """Return a function of fused_rnn/triton/math.py at x, as kernels that store float32 compute it."""
     y = torch.empty_like(x)
     elementwise[(1,)](function, x, y, len(x), triton.next_power_of_2(len(x)))
     return y
@@ -393,22 +393,22 @@ def test_limits_of_the_functions():
 
 
 def multiplied(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The streaming kernels' product, of 16 rows and 32 columns."""
+    """Return the streaming kernels' product of 16 rows and 32 columns."""
     result = torch.empty(left.shape[0], weight.shape[1])
     product[(1,)](left, weight, result, left.shape[1], *result.shape, 16)
     return result
 
 
-@pytest.mark.parametrize("K", [32, 96, 1056, 5216])
+@pytest.mark.parametrize("K", [32, 64, 96, 1056, 5216])
 def test_error_of_long_sums(K):
-    """In float32 at most twice that of PyTorch's product; K as many whole parts, or some and the rest of one."""
+    """The error in float32 is at most twice that of PyTorch's product, also where K ends with half a part."""
     left, weight = torch.randn(plan.BLOCK_B, K), torch.randn(K, 32)
     exact = left.double() @ weight.double()
     assert relative_error([multiplied(left, weight)], [exact]) <= 2 * relative_error([left @ weight], [exact])
 
 
 def test_long_sums_are_of_parts():
-    """After 2²⁸ the next float is 32 more: a chain of additions loses all the ones, parts lose those of the first."""
+    """Floats from 2²⁸ on are 32 apart: a chain of additions loses all the ones, parts only those of the first part."""
     left, weight = torch.ones(plan.BLOCK_B, 1056), torch.ones(1056, 32)
     weight[0] = 2**28
     assert ((multiplied(left, weight).double() - 2**28 - 1055).abs() <= 64).all()

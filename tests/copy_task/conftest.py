@@ -16,7 +16,7 @@ SMALL = [
     *("--trials", "2", "--hidden", "5", "--batch", "4", "--epochs", "2", "--sequences", "10"),
     *("--held-out", "6", "--extra", "1", "4"),
 ]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # for processes of their own; models this small need no second
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # for subprocesses; models this small need no second thread
 TIMES = {"seconds", "seconds_per_step"}
 
 
@@ -31,20 +31,20 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def run(folder, *more: str) -> dict:
-    """Run the command in this process; returns results.json."""
+    """Run the command in this process, and return results.json."""
     command.main([*SMALL, "--out", str(folder), *more])
     return json.loads((folder / "results.json").read_text())
 
 
 def without_times(value):
-    """A record of results without what differs from run to run."""
+    """Return a record of results without times, which differ from run to run."""
     if isinstance(value, dict):
         return {name: without_times(part) for name, part in value.items() if name not in TIMES}
     return [without_times(part) for part in value] if isinstance(value, list) else value
 
 
 def refusal(capsys, *arguments: str) -> str:
-    """Run the command, which must refuse; returns its one sentence."""
+    """Run the command, which must refuse, and return its one sentence."""
     with pytest.raises(SystemExit) as exit:
         run_command(lambda: command.main(list(arguments)))
     captured = capsys.readouterr()
@@ -55,7 +55,7 @@ def refusal(capsys, *arguments: str) -> str:
 
 
 def record(accuracy: float, loss: float | None, cell: str = "lstm", length: int = 5, trial: int = 0) -> dict:
-    """A trial's record with these results, over which the words are to be found."""
+    """Return a trial's record with these results, for reports to describe."""
     scores = {"loss": 1.0, "accuracy": 0.5}
     epoch = {f"{part}_{name}": value for part in ("train", "held_out") for name, value in scores.items()}
     return {

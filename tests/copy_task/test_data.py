@@ -1,4 +1,4 @@
-"""The sequences against the published descriptions, and the scores of what comes out."""
+"""The sequences against the published descriptions, and the scores of outputs."""
 
 import math
 
@@ -12,8 +12,8 @@ from .conftest import generator
 
 
 def test_recall_is_laid_out_as_published():
-    """Henaff et al. 2016, §3.1, with T = length + 1: S symbols, T-1 blanks, a delimiter, S blanks; S + T steps later
-    each symbol is due."""
+    """Henaff et al. 2016, §3.1, with T = length + 1: S symbols, T-1 blanks, a delimiter, S blanks; each symbol is
+    due S + T steps later."""
     S, K, D, B = 4, 8, 7, 5
     inputs, targets = Recall(S, K).draw(D, B, generator())
     T = D + 1
@@ -110,7 +110,7 @@ def test_echo_baseline_is_what_the_best_constant_scores():
 
 
 def test_recall_scores_only_the_recalled_part():
-    """The outputs that are scored change with the last S inputs' steps and with nothing after or instead of them."""
+    """The scored outputs are those of the last S steps, and the loss is the mean over their symbols."""
     task = Recall(3, 5)
     inputs, targets = task.draw(4, 2, generator())
     model = CopyModel("gru", task, hidden=6, layers=1)

@@ -63,7 +63,7 @@ def test_every_step_has_the_rate_of_its_progress(monkeypatch):
 
 
 def test_sequences_grow_as_they_are_learned():
-    """After a batch of which enough came right, and only then; an epoch has one batch here."""
+    """They grow after a batch with enough right answers, and only then; an epoch has one batch here."""
     one_batch = ("--sequences", "100", "--batch", "100", "--epochs", "80", "--lr", "0.03")
     one_batch += ("--grow-from", "1", "--grow-at", "0.9")
     epochs = run_trial(parse_options([*LEARNING, *one_batch]), Recall(1, 2), "gru", 9, 0)["epochs"]

@@ -37,7 +37,7 @@ def test_the_largest_trial_decides_what_fits(monkeypatch):
         memory.check_memory(options, task, "cpu")
     monkeypatch.setattr(memory, "free_bytes", lambda device: more)
     memory.check_memory(options, task, "cpu")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # where nobody knows, nothing is refused
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # nothing is refused if free memory is unknown
     memory.check_memory(options, task, "cpu")
 
 
@@ -73,7 +73,7 @@ def test_memory_left_in_a_container(tmp_path):
 
 
 def test_estimate_is_what_a_trial_takes():
-    """Growth of the process's peak within a factor of two, after a small trial has loaded all code."""
+    """The estimate is within a factor of two of the peak's growth, after a small trial has loaded all code."""
     script = """
 from pathlib import Path
 from benchmarks.copy_task.memory import trial_bytes

@@ -25,8 +25,7 @@ def test_keep_bias_shifts_one_gate(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_chrono_bias_spreads_over_the_delay(cell):
-    """The gates keep a unit's state for 1 to delay - 1 steps, its share of the units growing evenly; see Tallec &
-    Ollivier 2018."""
+    """The gates keep states for 1 to delay - 1 steps, spread evenly over the units; see Tallec & Ollivier 2018."""
     torch.manual_seed(0)
     hidden, delay = 2000, 101
     bias = CopyModel(cell, Recall(2, 3), hidden, 2, "chrono", delay).recurrent.bias_ih_l1.detach().split(hidden)
@@ -50,7 +49,7 @@ def test_keep_bias_keeps_the_state(cell):
 
 
 def loss_with_moved_state(model, task, inputs, targets, t: int, delta: torch.Tensor) -> float:
-    """The loss where the top layer's h_t, for its own output as for later steps, is moved by ``delta``."""
+    """Return the loss with the top layer's h_t moved by ``delta``, both for its own output and for later steps."""
     outputs, state = [], None
     for step, x in enumerate(inputs.split(1)):
         _, state = model.recurrent(x, state)

@@ -1,4 +1,4 @@
-"""Figures, verdicts and words, and the report that is made of a results file alone."""
+"""Figures, verdicts and words, and the report that is made from a results file alone."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_decades_of_the_gradient():
 
 
 def write_results(folder, arguments: list[str], trials: list[dict]) -> dict:
-    """A results file of a run with these options, made on a GPU elsewhere."""
+    """Write and return the results of a run with these options on a GPU elsewhere."""
     configuration = configuration_of(parse_options(arguments), "cuda")
     content = {"configuration": configuration, "hardware": {"cpu": "abacus"}, "trials": trials}
     (folder / "results.json").write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Whole runs: what they write and say, and that they end early, go on where they were stopped and spoil nothing."""
+"""Whole runs: their files and output; they end early, resume where they were stopped, and overwrite nothing."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from .conftest import ONE_THREAD, SMALL, record, run, without_times
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a small finished run, what it printed, and its results."""
+    """Return the folder of a small finished run, its output, and its results."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--out", str(folder)],
@@ -43,7 +43,7 @@ def test_results_state_everything(finished):
     _, _, results = finished
     configuration = results["configuration"]
     assert configuration["cell"] == ["lstm", "multiplicative_gru"]
-    assert configuration["backend"] == "cpu"  # what ran, not 'auto'
+    assert configuration["backend"] == "cpu"  # the backend that ran, not 'auto'
     assert {"protocol", "length", "symbols", "vocabulary", "trials", "lr", "clip", "seed", "dtype"} <= set(
         configuration
     )
@@ -127,7 +127,7 @@ command.main(sys.argv[1:])
 
 
 def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_pictures):
-    """A process that is killed between two trials leaves the finished one; --compare goes on by itself."""
+    """A process that is killed between two trials leaves the finished one; --compare resumes by itself."""
     ended = subprocess.run([sys.executable, "-c", KILLED, *SMALL, "--out", str(tmp_path)], check=False, env=ONE_THREAD)
     assert ended.returncode == -signal.SIGKILL
     (before,) = json.loads((tmp_path / "results.json").read_text())["trials"]
@@ -137,10 +137,10 @@ def test_killed_run_is_compared_to_the_same_results(finished, tmp_path, without_
 
 
 def test_trials_side_by_side_give_the_same_results(finished, tmp_path):
-    """Also after an interruption, which the processes do not survive."""
+    """An interruption ends all processes, and a new run then gives the same results."""
     command = [sys.executable, "-m", "benchmarks.copy_task", *SMALL, "--processes", "3", "--compare", "--out", tmp_path]
     started = subprocess.Popen([*command, "--sequences", "100000"], env=ONE_THREAD, **processes.GROUP)
-    while started.poll() is None and len(processes.of_group(started.pid)) < 5:  # two that only see to the others
+    while started.poll() is None and len(processes.of_group(started.pid)) < 5:  # two of them only manage the others
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
     assert started.wait(600) == 130
@@ -184,7 +184,7 @@ def test_training_ends_early(option, value, tmp_path, capsys, without_pictures):
             assert len(epochs) < 30
         else:
             assert len(epochs) == 1
-    assert "100%" in capsys.readouterr().err.splitlines()[-1]  # the bar counts what was spared as no longer to do
+    assert "100%" in capsys.readouterr().err.splitlines()[-1]  # the bar's total drops by the skipped steps
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -199,7 +199,7 @@ def test_backend_reaches_the_cells(backend, tmp_path, monkeypatch, without_pictu
 
 
 def test_ascending_run_leaves_out_what_is_too_long(tmp_path, capsys, monkeypatch, without_pictures):
-    """Once a cell has not solved a length, also after an interruption."""
+    """A cell skips longer lengths once it has not solved one, even after an interruption."""
     trained = []
 
     def trial(options, task, cell, length, trial, advance):

@@ -1,4 +1,4 @@
-"""The place under test; without a GPU the test is skipped, and says why."""
+"""The place under test; without a GPU, tests are skipped with the reason."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,6 +28,6 @@ def place(request) -> Iterator[Place]:
 
 @pytest.fixture(autouse=True)
 def exact_float32() -> Iterator[None]:
-    """float32 without TF32, in torch's products and in cuDNN."""
+    """Turn TF32 off in cuDNN; in torch's products it is off by default."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

@@ -39,7 +39,7 @@ class Place:
             torch.cuda.synchronize(self.device)
 
     def captured(self, function: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-        """The function as a CUDA graph: a call replays it, and returns the same tensors each time."""
+        """Return the function as a CUDA graph: a call replays it, and returns the same tensors each time."""
         if not self.is_gpu:
             return function
         side = torch.cuda.Stream(self.device)
@@ -65,12 +65,12 @@ class Place:
 
 ON_CPU = os.environ.get("FUSED_RNN_GPU_TESTS") == "cpu"
 BACKENDS = ["cpu"] if ON_CPU else ["cuda", "triton"]
-# Tests that ask for no more than float32 are of every backend that GPUs have; the others are of the first.
+# Tests that need no more than float32 run on every GPU backend; the others run on the first.
 EVERY_BACKEND = pytest.mark.parametrize("place", BACKENDS, indirect=True)
 
 
 def sized(on_gpu: Shape, on_cpu: Shape) -> Shape:
-    """A shape of which the size matters, and a small one where the tests themselves are tested."""
+    """Return a shape whose size matters, or a small one where the tests themselves are tested."""
     return on_cpu if ON_CPU else on_gpu
 
 

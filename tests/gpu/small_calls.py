@@ -1,8 +1,8 @@
-"""Small calls, forward and backward, in both directions, for a tool that watches every access to memory.
+"""Small calls, forward and backward, in both directions, for tools that check every access to memory.
 
-``python -m tests.gpu.small_calls DEVICE BACKEND`` makes them; without BACKEND every tool of compute-sanitizer watches
-every backend, all at the same time. Each call is told as soon as it has returned: the tools slow a program down, and
-may not come to an end.
+``python -m tests.gpu.small_calls DEVICE BACKEND`` makes them; without BACKEND, each of ``TOOLS`` of compute-sanitizer
+checks every backend, all at the same time. Each call is reported as soon as it has returned, because the tools are
+slow and may not finish.
 """
 
 import os
@@ -17,12 +17,12 @@ import fused_rnn
 from ..conftest import Shape, operands, random_like
 
 TOOLS = ("memcheck", "racecheck")
-# With a cell state, with a gate that resets before the product, and with an input that is modulated.
+# A cell state, a gate that resets before the product, and a modulated input.
 CELLS = ("lstm", "gru", "multiplicative_gru")
 CALLS = ((Shape(3, 3, 5, 7), [3, 0, 2], False), (Shape(2, 9, 16, 40), None, True))
-# Of kernels as they are called in machine code; torch's own are not watched.
+# Parts of our kernels' names in machine code; torch's own kernels are not checked.
 KERNELS = {"cuda": ("fused_rnn",), "triton": ("_resident", "_streamed")}
-FOUND = 9  # exit status where a tool has found something
+FOUND = 9  # exit status if a tool has found something
 FINDINGS = ("Race reported", "Invalid __")
 
 
@@ -31,7 +31,7 @@ def sanitizer() -> str | None:
 
 
 def command(device: str, backend: str, tool: str) -> list[str]:
-    """The calls under a tool; on the CPU, where these tests themselves are tested, without it."""
+    """Return the command of the calls under a tool; or without it on the CPU, where the tests themselves are tested."""
     calls = [sys.executable, "-u", "-m", __spec__.name, device, backend]
     if device == "cpu":
         return calls
@@ -40,12 +40,12 @@ def command(device: str, backend: str, tool: str) -> list[str]:
 
 
 def failed_itself(output: str) -> bool:
-    """Whether a tool broke down and had found nothing, as racecheck of CUDA 13.0 at an LSTM in bfloat16 on Hopper."""
+    """Whether a tool crashed and had found nothing, as racecheck of CUDA 13.0 does with a bfloat16 LSTM on Hopper."""
     return "Internal Sanitizer Error" in output and not any(finding in output for finding in FINDINGS)
 
 
 def environment() -> dict[str, str]:
-    """Without torch's allocator, which would hide what lies between two tensors."""
+    """Return an environment without torch's allocator, which would hide accesses between two tensors."""
     return {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
@@ -61,7 +61,7 @@ def call(device: str, backend: str) -> None:
 
 
 def watch_all(device: str) -> int:
-    """Every tool and backend at once; the exit status of one that failed, or 0."""
+    """Run every tool and backend at once; return the exit status of one that failed, or 0."""
     if device != "cpu" and sanitizer() is None:
         sys.exit("error: compute-sanitizer is not here; it is part of the CUDA toolkit")
     names = [name for name in (["cpu"] if device == "cpu" else KERNELS) if runs(device, name)]

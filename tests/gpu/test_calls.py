@@ -79,10 +79,10 @@ def test_compute_sanitizer_finds_nothing(place, tool):
 
 @pytest.mark.skipif(ON_CPU or torch.cuda.is_available(), reason="these tests run themselves")
 def test_these_tests_on_the_cpu(request):
-    """The tests themselves are tried on the CPU, so that a mistake in one does not wait for a GPU to be noticed."""
+    """The tests themselves run on the CPU, so that a mistake in one is noticed without a GPU."""
     chosen = "not rnn_ and not gru and not hidden and not opcheck and not sanitizer"
     if not request.config.getoption("--exhaustive"):
-        chosen += " and not multiplicative and not test_aot"  # tests/test_aot.py has it for the CPU, too
+        chosen += " and not multiplicative and not test_aot"  # tests/test_aot.py tests it on the CPU
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", chosen]
     environment = {**os.environ, "FUSED_RNN_GPU_TESTS": "cpu"}
     run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

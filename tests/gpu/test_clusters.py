@@ -1,4 +1,4 @@
-"""The kernels of warps in clusters on a GPU that has clusters, forced: every compiled size, with every option."""
+"""The warp kernels in clusters, forced, on a GPU that has clusters: every compiled size, with every option."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ SHAPES = [
     *(Shape(9, 5, 12, 128), Shape(7, 16, 3, 64), Shape(5, 21, 8, 100), Shape(6, 33, 5, 256), Shape(6, 9, 5, 251)),
     *(Shape(5, 19, 4, 384), Shape(6, 40, 4, 512), Shape(4, 130, 4, 500), Shape(5, 17, 4, 768), Shape(4, 3, 4, 650)),
 ]
-# Up to 128 features, or 256 of few units; that fill the blocks that own some, that fill whole rows, and that do not
+# Up to 128 features, or 256 with few units: some fill the blocks that own features, some fill whole rows, some do not
 MODULATED = [
     *(Shape(6, 17, 128, 128), Shape(5, 9, 100, 250), Shape(5, 33, 64, 256), Shape(4, 19, 125, 384)),
     *(
@@ -44,7 +44,7 @@ def most_units(cell: str, dtype: torch.dtype) -> int:
 
 
 def most_features(dtype: torch.dtype) -> int:
-    """Likewise, of as many units as may be few."""
+    """Return the largest number of features, if units are few."""
     return 128 if dtype == torch.float32 else 256
 
 
@@ -76,10 +76,10 @@ def errors(place: Place, op: Operands) -> tuple[float, float]:
 
 
 def assert_right(place: Place, draws: list[Operands]) -> None:
-    """Over some draws the error is at most twice that of PyTorch.
+    """Assert that the error over some draws is at most twice that of PyTorch.
 
-    In the mean; with a ReLU in the best of draws, because rounding moves a unit of about every second draw across its
-    kink, and a fault is in all of them.
+    The error is the mean, or with a ReLU that of the best draw, because rounding moves a unit of about every second
+    draw across its kink, while a fault shows in all of them.
     """
     average = min if draws[0].cell == "rnn_relu" else fmean
     ours, theirs = map(average, zip(*(errors(place, op) for op in draws)))
@@ -92,16 +92,16 @@ def assert_right(place: Place, draws: list[Operands]) -> None:
 def test_results_and_gradients(place, cell, shape, dtype, reverse):
     how, draws = {"scale": 1.0, "dtype": dtype, "reverse": reverse}, 2
     if shape.I == 1:
-        draws = 8  # the one m of a sequence decides, and a draw says little
+        draws = 8  # a sequence's single m decides, so one draw says little
     if cell == "rnn_relu":
-        shape, draws = replace(shape, T=2), 8  # fewer values, of which fewer are within rounding of a kink
+        shape, draws = replace(shape, T=2), 8  # with fewer values, fewer are within rounding of a kink
     assert_right(place, [place.operands(cell, shape, **how, seed=seed) for seed in range(draws)])
 
 
 @pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
 def test_kernels_of_blocks_beside_them(place, monkeypatch, cell, shape):
-    """The choice no longer runs block kernels where warp kernels are ahead, so they are tested by force."""
+    """Block kernels are tested by force, because the choice no longer runs them where warp kernels are ahead."""
     monkeypatch.setenv(cuda.FORCED, "exchange=blocks")
     assert_right(place, [place.operands(cell, shape, dtype=torch.bfloat16, seed=seed) for seed in range(2)])
 
@@ -118,12 +118,12 @@ def test_lengths_zoneout_and_clipping(place, cell, hidden, dtype, reverse):
     how = {"dtype": dtype, "reverse": reverse, "lengths": lengths}
     draws = 8 if cell == "rnn_relu" else 2
     assert_right(place, [place.operands(cell, shape, **how, seed=seed) for seed in range(draws)])
-    count = 8 if dtype == torch.float32 else 2  # where clipping makes errors of single draws large, theirs and ours
+    count = 8 if dtype == torch.float32 else 2  # in float32 clipping makes single draws' errors large
     draws = [regularised(operands(cell, shape, **how, seed=seed)).on(place.device) for seed in range(count)]
     assert_right(place, draws)
 
 
-# Of 16-bit types; and in float32 all, each with units and features for which it is the one that is chosen.
+# Divisions in 16 bits; and all divisions in float32, each with units and features for which it is chosen.
 DIVISIONS = ["parts=4", "parts=8", "parts=16", "parts=8,sequences=16", "parts=16,sequences=16"]
 SIZES_IN_FLOAT32 = [
     *((cell, 60, 5, "parts=1") for cell in CELLS if not cell.startswith("multiplicative")),
@@ -185,14 +185,14 @@ def test_a_long_sequence(place, cell):
     assert_right(place, [place.operands(cell, Shape(512, 9, 4, 512), dtype=torch.bfloat16)])
 
 
-# Of one cell every size, of every cell the largest; but for the one with kinks
+# Every size of one cell, and the largest of every cell but the one with kinks
 LONG = [case for case in SIZES_IN_FLOAT32 if case[0] == "lstm" or case[1] == 256]
 LONG = [case for case in LONG if case[0] != "rnn_relu"]
 
 
 @pytest.mark.parametrize(("cell", "hidden", "features", "forced"), LONG)
 def test_a_long_sequence_in_float32(place, monkeypatch, cell, hidden, features, forced):
-    """Roundings of sums of 16 by tensor cores may all have the same sign, and would then add up."""
+    """Rounding errors do not add up, though tensor cores may round all sums of 16 in the same direction."""
     monkeypatch.setenv(cuda.FORCED, f"exchange=cluster,{forced}")
     yardstick = Yardstick([place.operands(cell, Shape(1024, 9, features, hidden), dtype=torch.float32)])
     yardstick.assert_no_worse(lambda op, d_results: op.results_and_gradients(place.backend, d_results))
@@ -202,7 +202,7 @@ def test_a_long_sequence_in_float32(place, monkeypatch, cell, hidden, features, 
 @pytest.mark.parametrize("where", ["weight_hh", "h_0", "input", "bias_ih"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_infinities_and_nan_are_where_the_reference_has_them(place, cell, where, value):
-    """Float32 includes states whose second and third terms are zero: times an infinite weight these are NaN."""
+    """In float32 some states have zero second and third terms, which times an infinite weight are NaN."""
     op = place.operands(cell, Shape(3, 9, 4, 250), dtype=torch.float32)
     with torch.no_grad():
         op.tensors["h_0"][1] = 0.5
@@ -212,7 +212,7 @@ def test_infinities_and_nan_are_where_the_reference_has_them(place, cell, where,
     assert not all(result.isfinite().all() for result in expected) or math.isinf(value)
 
 
-# Not where a kernel multiplies with a zero what torch leaves out, or with one the difference of two infinities
+# Excludes cases where a kernel multiplies by zero what torch omits, or by one the difference of two infinities
 @pytest.mark.parametrize(
     ("cell", "value"), [("lstm", math.inf), *((cell, math.nan) for cell in CELLS if cell != "rnn_relu")]
 )

@@ -27,11 +27,11 @@ def test_same_bits_twice(place, cell, dtype, shape):
 
 @pytest.mark.parametrize("save", ["everything", "states"])
 def test_saved_values_are_the_same_bits_twice(place, cell, save):
-    """Also those past the end of a sequence, which no step writes."""
+    """Values past the end of a sequence, which no step writes, are the same, too."""
     op = place.operands(cell, Shape(7, len(LENGTHS), 5, 18), lengths=LENGTHS)
     runs = []
     for _ in range(2):
-        # into memory that is given out next
+        # fills memory that is allocated next with NaN
         torch.full((10**6,), float("nan"), dtype=torch.float64, device=place.device)
         runs.append(torch.ops.fused_rnn.forward(*op.arguments(), cell, False, 0.0, save)[3:])
     assert all(torch.equal(a, b) for a, b in zip(*runs))
@@ -61,7 +61,7 @@ def test_graph_of_forward_and_backward(place, cell, lengths, reverse):
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "variational": True, "weight_drop": 0.5}], ids=["", "drops"])
 def test_graph_of_a_module(place, options):
-    """Learnt initial states, and masks, which a replay draws from the generator as a call does."""
+    """A replay uses learnt initial states, and draws masks from the generator as a call does."""
     how = {"dtype": torch.float64, "device": place.device, "learn_initial_state": True}
     module = fused_rnn.LSTM(6, 40, 2, backend=place.backend, **how, **options)
     torch.nn.init.normal_(module.h_0)
@@ -84,7 +84,7 @@ def test_graph_of_a_module(place, options):
 
 @torch.no_grad()
 def renew(op: Operands, seed: int) -> None:
-    """Other values in the same memory."""
+    """Write other values into the same memory."""
     for t, new in zip(op.tensors.values(), random_like(list(op.tensors.values()), seed)):
         t.copy_(0.3 * new)
     if op.lengths is not None:
@@ -93,7 +93,7 @@ def renew(op: Operands, seed: int) -> None:
 
 @contextlib.contextmanager
 def waiting_is_an_error(place: Place):
-    """torch reports every wait of its own; the low-level operators have no call that waits."""
+    """Make every wait inside torch an error; the low-level operators have no call that waits."""
     mode = torch.cuda.get_sync_debug_mode() if place.is_gpu else None
     try:
         if place.is_gpu:
@@ -107,7 +107,7 @@ def waiting_is_an_error(place: Place):
 def test_nothing_waits_for_the_gpu(place, cell):
     op = place.operands(cell, Shape(5, 3, 4, 6), lengths=[5, 2, 0])
     d_results = random_like(op.run("reference"))
-    op.results_and_gradients(place.backend, d_results)  # what is done once may wait
+    op.results_and_gradients(place.backend, d_results)  # one-time work may wait
     with waiting_is_an_error(place):
         op.results_and_gradients(place.backend, d_results)
 
@@ -129,7 +129,7 @@ def test_packed_sequences_do_not_wait_for_the_gpu(place, proj_size, lengths):
 @EVERY_BACKEND
 @pytest.mark.parametrize("shape", [SHAPES["one-block"], SHAPES["many-blocks"]], ids=["one-block", "many-blocks"])
 def test_two_streams_at_once(place, shape):
-    """Two layers whose blocks want the whole chip each, again and again: no deadlock, and the same bits as alone."""
+    """Two layers, each of which may fill the chip, never deadlock and give the same bits as each alone."""
     ops_at_once = [place.operands(cell, shape, dtype=torch.float32) for cell in ("lstm", "gru")]
     d_results = [random_like(op.run("reference")) for op in ops_at_once]
     alone = [op.results_and_gradients(place.backend, d) for op, d in zip(ops_at_once, d_results)]

@@ -1,4 +1,4 @@
-"""The kernels of warps whose blocks hand each other messages through L2, forced on a GPU that has room for a team."""
+"""Warp kernels whose blocks exchange messages through L2, forced on a GPU that has room for a team."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_lengths_zoneout_and_clipping(place, cell, hidden, dtype, draws, reverse
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_same_call_gives_the_same_bits(place, cell, hidden, dtype):
-    """Over many uses of each place."""
+    """The bits are the same after many uses of each place for messages."""
     op = place.operands(cell, Shape(500, 19, 5, hidden), dtype=dtype)
     d_results = random_like(op.run(place.backend))
     first, *others = (op.results_and_gradients(place.backend, d_results) for _ in range(4))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["T-first", "B-first"])
 def test_module_against_torch(place, batch_first):
-    """Two bidirectional layers, in eval mode too, where cuDNN itself refuses to go backward."""
+    """Two bidirectional layers are equal; ours are in eval mode, in which cuDNN refuses to go backward."""
     options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first, "dtype": torch.float64}
     theirs = nn.LSTM(6, 10, device=place.device, **options)
     ours = fused_rnn.LSTM(6, 10, device=place.device, backend=place.backend, **options).eval()
@@ -38,7 +38,7 @@ def test_module_against_torch(place, batch_first):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
 def test_autocast_against_torch(place, name, dtype):
-    """The error of results and gradients, against float64, is at most twice that of torch.nn in this type.
+    """The error of results and gradients, against float64, is at most twice that of torch.nn in this dtype.
 
     torch.nn is converted to it: under autocast to bfloat16 PyTorch runs cuDNN's layers in float16, which is finer.
     """
@@ -64,7 +64,7 @@ def test_autocast_against_torch(place, name, dtype):
 
 @EVERY_BACKEND
 def test_backward_under_autocast_keeps_to_the_forward_pass(place, cell):
-    """The products around the kernels too: run in float32, differentiated under autocast, the same bits as without."""
+    """Gradients of a float32 call are the same bits under autocast, also those of products around the kernels."""
     op = place.operands(cell, Shape(5, 4, 6, 10), dtype=torch.float32)
     outcomes = []
     for enabled in (False, True):
@@ -76,7 +76,7 @@ def test_backward_under_autocast_keeps_to_the_forward_pass(place, cell):
 
 @EVERY_BACKEND
 def test_threads_infer_at_once(place):
-    """Several Python threads through one module, on streams of their own: the same bits as one after the other."""
+    """Python threads that share a module, each on its own stream, get the same bits as sequential calls."""
     module = fused_rnn.LSTM(24, 64, 2, device=place.device, backend=place.backend).eval()
     xs = [torch.randn(30 + 7 * n, 3 + n, 24, device=place.device) for n in range(4)]
     place.wait()
@@ -131,7 +131,7 @@ def test_single_steps_against_torch(place, name):
 
 
 def test_replaced_modules_of_a_model(place):
-    """The parameters that cuDNN had laid out in one piece go on in the fused modules."""
+    """Parameters that cuDNN has laid out in one piece work in the fused modules."""
     how = {"dtype": torch.float64, "device": place.device}
     model = nn.ModuleDict({"lstm": nn.LSTM(6, 10, 2, bidirectional=True, **how), "head": nn.Linear(20, 2, **how)})
     x = torch.randn(5, 4, 6, **how)

@@ -1,4 +1,4 @@
-"""The bench of one kernel on a GPU: both directions are right there, and timed."""
+"""The kernel benchmark on a GPU: both directions are correct there, and timed."""
 
 import json
 

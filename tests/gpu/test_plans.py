@@ -1,4 +1,4 @@
-"""Forced plans on a GPU: right whatever they are, refused where they do not fit; what is told of the chip is true."""
+"""Forced plans on a GPU: each is right, or refused if it does not fit; the description of the chip is true."""
 
 import pytest
 import torch

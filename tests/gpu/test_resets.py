@@ -28,7 +28,7 @@ def test_error_is_at_most_twice_that_of_pytorch(place: Place, cell, dtype):
     draws = []
     for seed in range(8 if cell == "rnn_relu" else 4):
         op = operands(cell, Shape(7, len(LENGTHS), 24, 72), lengths=LENGTHS, dtype=dtype, seed=seed)
-        # where a clipped gradient leaps, rounding decides
+        # rounding decides at the jumps of clipped gradients
         draws.append(replace(regularised(with_resets(op)), gradient_clip=None).on(place.device))
     Yardstick(draws).assert_no_worse(lambda op, d_results: op.results_and_gradients(place.backend, d_results))
 
@@ -39,7 +39,7 @@ def test_where_no_episode_begins_nothing_changes(place: Place, cell):
     d_results = random_like(op.run("reference"))
     never = replace(op, resets=torch.zeros(9, 5, dtype=torch.bool, device=place.device))
     first, second = (each.results_and_gradients(place.backend, d_results) for each in (op, never))
-    # without resets kernels of clusters may run, whose sums are in another order
+    # without resets cluster kernels may run, which sum in another order
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Results and gradients, of every shape, dtype and layout of the operands."""
+"""Results and gradients, for every shape, dtype and layout of the operands."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 
 def public(op: Operands, place: Place, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The public function of the cell, of tensors in the order of the operands."""
+    """Call the public function of the cell with tensors in the order of the operands."""
     named = dict(zip(op.tensors, tensors))
     state = (named["h_0"], named["c_0"]) if "c_0" in named else named["h_0"]
     how = {"reverse": op.reverse, "lengths": op.lengths, "backend": place.backend}
@@ -51,7 +51,7 @@ def test_double_backward(place, cell):
 @EVERY_BACKEND
 @pytest.mark.parametrize("names", BATCHED.values(), ids=BATCHED)
 def test_vmap(place, cell, names):
-    """Against a loop, which need not round alike."""
+    """Batched calls equal a loop, up to rounding."""
     op = replace(place.operands(cell, SHAPE, dtype=torch.float32), lengths=torch.tensor([3, 1], device=place.device))
     if set(names) & set(op.tensors):
         assert vmap_error(op, place.backend, names, place.backend) < 1e-5
@@ -77,9 +77,9 @@ def test_without_bias(place, cell):
 @FLOATS
 @EVERY_SHAPE
 def test_error_is_at_most_twice_that_of_pytorch(place, cell, dtype, shape):
-    """Against float64 on the same rounded operands, in the mean of several draws.
+    """Errors are against float64 on the same rounded operands, in the mean of several draws.
 
-    PyTorch's own is the reference's, and where cuDNN has the cell also that.
+    PyTorch's error is that of the reference or, if torch.nn has the cell, the smaller of both.
     """
     skip_unless_it_computes_in(place, dtype)
     draws = [errors(place, place.operands(cell, shape, scale=1.0, dtype=dtype, seed=seed)) for seed in range(4)]
@@ -126,7 +126,7 @@ def test_zoneout_and_clipping(place, cell, reverse):
 
 @pytest.mark.parametrize("hidden", [18, sized(Shape(1, 1, 1, 600), Shape(1, 1, 1, 60)).H])
 def test_lengths(place, cell, reverse, hidden):
-    """Also: NaN past the end of a sequence, or in the gradient of an output there, reaches nothing."""
+    """NaN past the end of a sequence, or in the gradient of an output there, does not spread."""
     op = place.operands(cell, Shape(7, len(LENGTHS), 5, hidden), reverse=reverse, lengths=LENGTHS)
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -137,7 +137,7 @@ def test_lengths(place, cell, reverse, hidden):
 
 
 def test_lengths_out_of_range_count_as_the_nearest(place, cell, reverse):
-    """The values are not checked on a GPU. On the CPU they are, and refused."""
+    """The values are not checked on a GPU; the CPU refuses them."""
     op = place.operands(cell, Shape(5, 4, 2, 3), reverse=reverse, lengths=[0, 5, 2, 5])
     d_results = random_like(op.run("reference"))
     expected = op.results_and_gradients(place.backend, d_results)
@@ -151,7 +151,7 @@ def test_lengths_out_of_range_count_as_the_nearest(place, cell, reverse):
 
 
 def test_strided_operands(place, cell):
-    """Transposed, expanded and sliced operands and gradients are read for what they say."""
+    """Strided operands, and strided or expanded gradients, are read correctly."""
     op = place.operands(cell, Shape(5, 4, 3, 6))
     d_results = random_like(op.run("reference"))
     exact = op.results_and_gradients("reference", d_results)
@@ -167,7 +167,7 @@ def test_strided_operands(place, cell):
 
 
 def off_by_one(t: Tensor) -> Tensor:
-    """A copy that begins one element into its memory, so that nothing wider than an element is aligned."""
+    """Return a copy that begins one element into its memory, so that nothing wider than an element is aligned."""
     memory = torch.full((t.numel() + 1,), float("nan"), dtype=t.dtype, device=t.device)
     memory[1:] = t.detach().flatten()
     return memory[1:].view(t.shape)
@@ -177,7 +177,7 @@ def off_by_one(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [Shape(5, 4, 16, 32), Shape(4, 9, 24, 192)], ids=str)
 def test_misaligned_operands(place, cell, dtype, shape):
-    """Operands whose memory is aligned to an element and no more give the same as others, to rounding."""
+    """Operands that are aligned only to an element give the same results, up to rounding."""
     skip_unless_it_computes_in(place, dtype)
     op = place.operands(cell, shape, dtype=dtype)
     d_results = random_like(op.run("reference"))
@@ -190,7 +190,7 @@ def test_misaligned_operands(place, cell, dtype, shape):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_recompute(place, cell, reverse, lengths):
-    """Backward from states alone, in several parts."""
+    """A backward pass from states alone, in several parts, gives the same gradients."""
     steps = sized(Shape(300, 1, 1, 1), Shape(60, 1, 1, 1)).T
     lengths = None if lengths is None else [n * steps // 7 for n in lengths]
     op = place.operands(cell, Shape(steps, len(LENGTHS), 5, 18), reverse=reverse, lengths=lengths, scale=0.3)
@@ -214,7 +214,7 @@ def test_gradients_of_some_results(place, cell, used):
 
 
 def test_gradients_of_some_operands(place, cell):
-    """Each operand alone may want its gradient, and gets the same as when all do."""
+    """An operand that alone requires a gradient gets the same one as when all do."""
     op = place.operands(cell, Shape(4, 3, 2, 5))
     d_results = random_like(op.run("reference"))
     exact = dict(zip(op.tensors, op.results_and_gradients("reference", d_results)[len(d_results) :]))
@@ -240,4 +240,4 @@ def test_more_values_than_an_int32_counts(place):
         runs.append([output, *torch.autograd.grad(output.sum(), [leaves["input"], leaves["weight_hh"]])])
         runs[-1][1] = runs[-1][1][:, -1:]
         runs[-1] = [t.detach().clone() for t in runs[-1]]
-    assert relative_error(*runs) < 2e-2  # bfloat16, in which products over other numbers of rows round differently
+    assert relative_error(*runs) < 2e-2  # bfloat16: products of different numbers of rows round differently

@@ -1,4 +1,4 @@
-"""Both directions of a layer at the same time: the bits of one after the other, whatever becomes of the memory."""
+"""Both directions of a layer at the same time: the same bits as one after the other, however memory is reused."""
 
 from collections.abc import Callable
 from dataclasses import astuple
@@ -22,7 +22,7 @@ SHAPE = sized(Shape(200, 24, 128, 256), Shape(9, 3, 5, 6))  # few sequences: bot
 
 
 class Forks:
-    """Counts the calls that ran both directions at the same time; none does if this is turned off."""
+    """Counts the calls that ran both directions at the same time; no call does while this is off."""
 
     def __init__(self, place: Place, monkeypatch) -> None:
         monkeypatch.setenv(streams.WANTED, "1")
@@ -64,16 +64,16 @@ def parts_of(results: tuple) -> list[Tensor]:
 
 
 def overwrite_free_memory(place: Place, dtype: torch.dtype) -> None:
-    """NaN into the memory that the current stream gets next, in the sizes of inputs, outputs and states."""
+    """Write NaN to the memory that the current stream gets next, in the sizes of inputs, outputs and states."""
     T, B, I, H = SHAPE.T, SHAPE.B, SHAPE.I, SHAPE.H
     sizes = [(T, B, I), (T, B, 2 * H), (T, B, H), (T, B, H), (2, B, H), (2, B, H), (B,), (4 * H, H)]
     _ = [torch.full(size, float("nan"), dtype=dtype, device=place.device) for size in 2 * sizes]
 
 
 def rounds(module: nn.Module, place: Place, dtype: torch.dtype, lengths: bool) -> list[Tensor]:
-    """Results and gradients of one call after the other, each with operands that only autograd holds on to.
+    """Return results and gradients of successive calls, whose operands only autograd keeps alive.
 
-    As soon as a node of the backward pass lets go of them, the hooks of the next gradients overwrite the memory.
+    As soon as a node of the backward pass releases them, the hooks of the next gradients overwrite the memory.
     """
     generator = torch.Generator().manual_seed(2)
     found = []
@@ -110,7 +110,7 @@ def test_same_bits_while_memory_is_overwritten(place, forks, name, dtype, length
 
 @EVERY_BACKEND
 def test_same_bits_without_gradients(place, forks):
-    """Many calls in a row, so that each overwrites what those before have let go of."""
+    """Each of many successive calls overwrites memory that earlier ones have released."""
     module = module_of("LSTM", place, torch.float32)
     inputs = [torch.randn(SHAPE.T, SHAPE.B, SHAPE.I, device=place.device) for _ in range(ROUNDS)]
 
@@ -182,7 +182,7 @@ def test_a_graph_captures_both_directions(place, forks, gradients):
 
 @EVERY_BACKEND
 def test_directions_that_want_the_whole_chip_each(place, forks):
-    """The blocks of one wait for each other, and none for those of the other direction: no deadlock, in graphs too."""
+    """The blocks of a direction wait for each other, not for the other direction: no deadlock, in graphs either."""
     T, B, I, H = astuple(SHAPES["many-blocks"])
     module = fused_rnn.LSTM(I, H, bidirectional=True, device=place.device, backend=place.backend)
     x = torch.randn(T, B, I, device=place.device)
@@ -193,8 +193,10 @@ def test_directions_that_want_the_whole_chip_each(place, forks):
         return [*(r.detach() for r in results), *torch.autograd.grad(results, list(module.parameters()), d_results)]
 
     alone = forks.one_after_the_other(outcome)
+    forks.count = 0
     for _ in range(ROUNDS):
         assert all(torch.equal(a, b) for a, b in zip(outcome(), alone))
+    forks.check(ROUNDS)
     replay = place.captured(outcome)
     assert all(torch.equal(a, b) for a, b in zip(replay(), alone))
 
@@ -223,7 +225,7 @@ def test_goes_on_after_an_error_in_the_reverse_direction(place, forks, monkeypat
 
 
 def test_checkpointed_runs_one_after_the_other(place, forks):
-    """Its forward pass is repeated on the stream of whichever operation asks first."""
+    """A checkpointed forward pass is repeated on the stream of whichever operation asks first."""
     module = module_of("LSTM", place, torch.float32)
     x = torch.randn(SHAPE.T, SHAPE.B, SHAPE.I, device=place.device, requires_grad=True)
     gradients = []
@@ -236,7 +238,7 @@ def test_checkpointed_runs_one_after_the_other(place, forks):
 
 @pytest.mark.filterwarnings("error:The AccumulateGrad node")
 def test_gradients_are_accumulated_on_the_current_stream(place, forks):
-    """torch warns of a parameter whose gradient comes from another stream than its first use was on."""
+    """torch warns if a parameter's gradient comes from a stream other than that of its first use."""
     module = module_of("GRU", place, torch.float32)
     x = torch.randn(SHAPE.T, SHAPE.B, SHAPE.I, device=place.device, requires_grad=True)
     always = torch.is_warn_always_enabled()
@@ -252,7 +254,7 @@ def test_gradients_are_accumulated_on_the_current_stream(place, forks):
 
 
 def test_every_stream_forks(place, forks):
-    """Also where torch deals out the same streams again, and the side stream of one is the current one of another."""
+    """Calls fork even if torch hands out the same streams again, and a side stream later is the current one."""
     module = module_of("LSTM", place, torch.float32)
     x = torch.randn(SHAPE.T, SHAPE.B, SHAPE.I, device=place.device)
     alone = forks.one_after_the_other(lambda: parts_of(module(x)))

@@ -1,4 +1,4 @@
-"""Traces, FLOP counters, and the way to torch.nn's modules and back, whose weights cuDNN has in one piece."""
+"""Traces, FLOP counters, and the way to torch.nn's modules and back, with weights in one piece for cuDNN."""
 
 import warnings
 

@@ -22,7 +22,7 @@ from .test_graphs import waiting_is_an_error
 
 pytestmark = pytest.mark.gpu
 
-# streams of 13 batches, the last of them shorter; the first of an epoch has no state to go on from
+# streams of 13 batches: the last is shorter, and the first of an epoch has no state to continue from
 STREAMS = ("--limit", 830, "--bptt", 10, "--batch", 6, "--hidden", 40, "--epochs", 6, "--decay-after", 2)
 MODELS = {
     "adam": ("--alphabet", "bytes", "--layers", 2, "--dropout", 0.3, "--weight-drop", 0.2),
@@ -42,7 +42,7 @@ def text(tmp_path) -> Path:
 
 @pytest.fixture
 def recorded(place: Place, monkeypatch) -> list[object]:
-    """Something for every graph that is recorded."""
+    """Return a list that gets an entry for every recorded graph."""
     if not place.is_gpu:
         rerun_on_cpu(monkeypatch)
     kind, found = Recorder if place.is_gpu else Rerun, []
@@ -71,12 +71,12 @@ def test_language_model_trains_to_the_same_bits(model, place, text, tmp_path, re
     assert train(place, text, tmp_path / "without", *MODELS[model]) == 0
     assert not recorded
     assert train(place, text, tmp_path / "with", *MODELS[model], "--cuda-graph") == 0
-    assert len(recorded) == 3  # of an epoch's first batch, its last and those between
+    assert len(recorded) == 3  # for the first batch of an epoch, the last, and those between
     assert_same_training(tmp_path / "with", tmp_path / "without")
 
 
 def test_stopped_language_model_goes_on_to_the_same_bits(place, text, tmp_path, recorded, monkeypatch):
-    """Within an epoch, after as many steps as have been replayed; with dropout, whose generator goes on too."""
+    """Training stops within an epoch, after replayed steps, and resumes with the generator of its dropout."""
     arguments = MODELS["adam"]
     assert train(place, text, tmp_path / "without", *arguments) == 0
     steps = []
@@ -123,7 +123,7 @@ def test_copy_task_trains_to_the_same_bits(options, place, tmp_path, recorded, m
 
 
 def test_echo_trains_to_the_same_bits(place, tmp_path, recorded, monkeypatch):
-    """Its batches are of one set, the last of an epoch smaller than the others."""
+    """Echo draws its batches from one set, and the last of an epoch is smaller than the others."""
     monkeypatch.setattr(document, "draw_pictures", lambda *_: [])
     where = ("--device", place.device.type, "--backend", place.backend, "--protocol", "echo")
     small = ("--cell", "lstm", "--length", "5", "--trials", "1", "--sequences", "10", "--batch", "4", "--clip", "1")

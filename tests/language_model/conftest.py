@@ -39,7 +39,7 @@ def command(*arguments) -> int:
 
 
 def train(text: Path, out: Path, *arguments) -> int:
-    """Train a tiny model; ``arguments`` win over the ones given here."""
+    """Train a tiny model; ``arguments`` override the ones given here."""
     small = ("--hidden", 48, "--batch", 6, "--epochs", 2, "--lr", 0.012, "--backend", BACKEND)
     return command("train", "--text", text, "--out", out, *small, *arguments)
 
@@ -53,7 +53,7 @@ def losses(out: Path, run: int = 0) -> list[tuple[float, float]]:
 
 
 def unigram_entropy() -> float:
-    """Nats per symbol of the text for a model without memory, computed from its characters."""
+    """Return the loss on the text of a model without memory, in nats per symbol, from the counts of characters."""
     counts = Counter(character for sentence in SENTENCES for character in [*sentence, "end"])
     return -sum(n / counts.total() * math.log(n / counts.total()) for n in counts.values())
 
@@ -92,7 +92,7 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(text, tmp_path_factory) -> Path:
-    """The folder of a finished run that has learnt its text, of an LSTM and a GRU."""
+    """Return the folder of a finished run, in which an LSTM and a GRU have learnt their text."""
     out = tmp_path_factory.mktemp("trained") / "out"
     assert train(text, out, "--cell", "lstm", "gru", *LEARNING, "--valid", text) == 0
     return out

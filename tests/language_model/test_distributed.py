@@ -1,4 +1,4 @@
-"""Several processes: the losses of one, what they say and leave behind, and how they end."""
+"""Several processes: the same losses as one process, their output and files, and how they end."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from benchmarks.language_model.run import _check_agreed
 from .conftest import BACKEND, assert_one_line, command, losses, results
 from .test_resuming import assert_same_run
 
-ENOUGH = 600  # seconds for anything here, however busy the machine
+ENOUGH = 600  # timeout in seconds, however busy the machine
 SMALL = ("--hidden", 16, "--backend", BACKEND, "--dtype", "float64")
-RUNS = {  # small ones, each with something of its own
+RUNS = {  # small ones, each with different options
     "characters": ("--batch", 26, "--limit", 700, "--cell", "gru", "--tie", "--epochs", 2),
     "per-sequence": ("--batch", 10, "--limit", 700, "--loss-per", "sequence", "--epochs", 2, "--optimiser", "sgd"),
     "bytes": ("--batch", 4, "--limit", 800, "--alphabet", "bytes", "--bptt", 9, "--layers", 2, "--epochs", 2),
@@ -36,7 +36,7 @@ DROPPING = (*RUNS["bytes"], "--dropout", 0.3, "--weight-drop", 0.2)
 
 @contextmanager
 def started(log: Path, *arguments) -> Iterator[subprocess.Popen]:
-    """A Python process whose output goes to ``log``, and that does not outlive the test."""
+    """Start a Python process whose output goes to ``log``; it does not outlive the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -49,7 +49,7 @@ def started(log: Path, *arguments) -> Iterator[subprocess.Popen]:
         try:
             yield process
         finally:
-            process.terminate()  # on which a launcher ends its processes, too
+            process.terminate()  # on SIGTERM a launcher ends its processes, too
             process.wait(ENOUGH)
 
 
@@ -67,7 +67,7 @@ def arguments(text: Path, out: Path, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def both(text, tmp_path_factory) -> Path:
-    """A folder with the runs of two processes, of which only the second receives signals, and what they said in log."""
+    """Return a folder with the runs of two processes and their log; only the second process receives signals."""
     folder = tmp_path_factory.mktemp("both")
     commands = [
         (arguments(text, folder / "refused", "--batch", 7), None),
@@ -109,7 +109,7 @@ def test_batch_that_cannot_be_shared(both):
 
 
 def test_two_stopped_processes_go_on_bit_for_bit(both):
-    """Both draw dropout and carry a state, and stop together, although only one of them was told to."""
+    """Both draw dropout and carry a state, and stop together although only one received the signal."""
     assert_same_run(both / "parts", both / "whole")
     stopped = f"stopped; --resume goes on from {both / 'parts' / 'lstm.pt'}, saved after"
     for place in ("step 3 of epoch 1", "step 9 of epoch 2"):
@@ -126,7 +126,7 @@ def test_one_process_goes_on_from_two(both, text, capsys):
 
 
 def test_interrupted_torchrun_saves_and_a_killed_process_ends_the_run(tmp_path):
-    """Ctrl-C under torchrun within an epoch; then of the resumed run the first process is killed."""
+    """Ctrl-C under torchrun saves within an epoch; killing the first process ends the resumed run."""
     (tmp_path / "text.txt").write_text(standard_library(60_000))
     path, log = tmp_path / "out" / "lstm.pt", tmp_path / "log"
     sizes = ("--hidden", 4, "--alphabet", "bytes", "--batch", 2, "--bptt", 4, "--save-every", 1e-4)
@@ -154,10 +154,10 @@ def test_interrupted_torchrun_saves_and_a_killed_process_ends_the_run(tmp_path):
 
 
 def test_the_launcher_does_not_silence_a_process_that_notices_a_loss(text, tmp_path, monkeypatch, capsys):
-    """It sends SIGTERM when it notices the loss, which may be when the process is about to tell it."""
+    """The launcher sends SIGTERM when it notices the loss, perhaps just before the process reports it."""
 
     class Left(World):
-        """The first of two processes, of which the other goes when training begins."""
+        """The first of two processes; the other exits when training begins."""
 
         def gather(self, value):
             return [value] * self.size
@@ -202,7 +202,7 @@ def test_one_gpu_for_several_processes(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate"])
-def test_only_training_is_shared(name, monkeypatch):
+def test_only_training_is_shared(name):
     arguments = {"generate": [], "evaluate": ["--text", "nowhere.txt"]}[name]
     with pytest.raises(InputError, match=f"{name} runs in one process, but 2 were started"):
         _run([name, "--checkpoint", "nowhere.pt", *arguments], World(size=2))

@@ -95,12 +95,12 @@ def test_generate_prints_the_text_and_its_speed(trained, capsys):
 
 # Restricted sampling ----------------------------------------------------------------------------------------
 
-PROBABILITIES = torch.tensor([[1, 8, 2, 5], [4, 4, 4, 4]], dtype=torch.float64) / 16  # whose sums are exact
+PROBABILITIES = torch.tensor([[1, 8, 2, 5], [4, 4, 4, 4]], dtype=torch.float64) / 16  # their sums are exact
 
 
 def test_top_k_keeps_the_likeliest():
     assert top_k(2)(PROBABILITIES).tolist()[0] == [0, 8 / 16, 0, 5 / 16]
-    assert [(row > 0).sum() for row in top_k(3)(PROBABILITIES)] == [3, 3]  # no more where several are as likely
+    assert [(row > 0).sum() for row in top_k(3)(PROBABILITIES)] == [3, 3]  # no more even if several are equally likely
     assert torch.equal(top_k(9)(PROBABILITIES), PROBABILITIES)
 
 
@@ -134,7 +134,7 @@ def test_restricted_sampling_follows_the_renormalised_distribution():
 
 
 def few_symbols(cell: str, seed: int) -> LanguageModel:
-    """A model of 5 symbols, ``PAD`` and ``EOS`` among them, that is far from indifferent."""
+    """Make a model of 5 symbols, ``PAD`` and ``EOS`` among them, that is far from uniform."""
     torch.manual_seed(seed)
     language_model = LanguageModel(config(cell, symbols=5), BACKEND)
     with torch.no_grad():
@@ -145,12 +145,12 @@ def few_symbols(cell: str, seed: int) -> LanguageModel:
 def log_probability(language_model: LanguageModel, prompt: list[int], numbers: tuple[int, ...]) -> float:
     """Return the log-probability of ``numbers`` after ``prompt``, reading everything from the start."""
     inputs = torch.tensor([EOS, *prompt, *numbers[:-1]]).unsqueeze(1)
-    scores = language_model(inputs)[0][len(prompt) :, 0, EOS:]  # PAD cannot come
+    scores = language_model(inputs)[0][len(prompt) :, 0, EOS:]  # PAD cannot occur
     return scores.log_softmax(-1)[range(len(numbers)), torch.tensor(numbers) - EOS].sum().item()
 
 
 def all_continuations(length: int) -> list[tuple[int, ...]]:
-    """All that end in their only ``EOS`` or have ``length`` symbols without it."""
+    """List all that end in their only ``EOS``, or have ``length`` symbols without it."""
     letters = range(EOS + 1, 5)
     ended = [(*word, EOS) for n in range(length) for word in itertools.product(letters, repeat=n)]
     return ended + list(itertools.product(letters, repeat=length))
@@ -189,7 +189,7 @@ def test_beam_of_one_is_greedy(cell):
 
 
 def test_wider_beams_find_likelier_text():
-    """A narrow beam reports the log-probability of what it found, and a wide one finds better than greedy."""
+    """A beam reports the log-probability of what it found, and a wide one finds likelier text than greedy search."""
     language_model = few_symbols("lstm", 2)
     found = [beam_search(language_model, [2], width, 8) for width in (1, 3, 30)]
     for beam in found:
@@ -200,7 +200,7 @@ def test_wider_beams_find_likelier_text():
 
 
 def test_ended_hypotheses_stay():
-    """EOS is by far the likeliest at once; the search goes on with the others, and the ended one stays first."""
+    """EOS is by far the likeliest first symbol; the search goes on, and the hypothesis that ended stays first."""
     language_model = model()
     with torch.no_grad():
         language_model.decoder.bias[EOS] = 30.0

@@ -39,7 +39,7 @@ def test_loss_ignores_the_padding():
     assert scores.grad[padding].abs().max() == 0
     assert scores.grad[~padding].abs().sum(-1).min() > 0
     other = batch.inputs.clone()
-    other[2:, 1] = 50  # what is read past the end of the second sentence
+    other[2:, 1] = 50  # input past the end of the second sentence
     assert masked_cross_entropy(language_model(other)[0], batch.targets)[0].item() == pytest.approx(
         loss.item(), rel=1e-12
     )
@@ -84,7 +84,7 @@ def test_measuring_needs_no_luck():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_weight_drop_drops_recurrent_weights_in_training_only(cell):
-    """Found again from the gradient: a weight that was dropped has none, and the others' are scaled by 1 / (1 - p)."""
+    """Gradients show which weights were dropped, because theirs are zero."""
     language_model = model(cell, weight_drop=0.4, layers=1, hidden=40)
     inputs = torch.randint(2, 97, (6, 5))
     language_model.train()(inputs)[0].square().sum().backward()
@@ -114,5 +114,5 @@ def test_autocast_computes_in_bfloat16_from_float32_parameters(cell):
     carried = torch.cat([first, rounded(inputs[5:], state)[0]])
     expected = exact(inputs)[0]
     error, carried_error, low_error = ((s - expected).norm() for s in (scores, carried, low(inputs)[0]))
-    assert 0 < error <= 2 * low_error  # of parameters in bfloat16, too
+    assert 0 < error <= 2 * low_error  # of a model whose parameters are in bfloat16, too
     assert 0 < carried_error <= 2 * low_error

@@ -19,8 +19,8 @@ def batch(steps: int = 5, sequences: int = 3) -> Batch:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_gates_have_their_names(cell):
-    """Each gate in turn is shut by its bias; the one by that name, and no other, is seen to be shut."""
-    order = {"input": 0, "forget": 1, "output": 3, "reset": 0, "update": 1}  # of the rows of the weights
+    """If the bias of a gate shuts it, the values by that name, and no others, are zero."""
+    order = {"input": 0, "forget": 1, "output": 3, "reset": 0, "update": 1}  # among the rows of the weights
     for gate in GATES[cell]:
         language_model = model(cell)
         rows = slice(order[gate] * 13, (order[gate] + 1) * 13)
@@ -54,7 +54,7 @@ def test_gradient_magnitudes():
     assert found.keys() == dict(language_model.named_parameters()).keys()
     bias = language_model.decoder.bias.grad
     torch.testing.assert_close(10 ** found["decoder.bias"].double(), bias.abs(), rtol=1e-5, atol=0)
-    assert len(found["embedding.weight"]) <= 15 * 11  # of the symbols that were read
+    assert len(found["embedding.weight"]) <= 15 * 11  # only those of symbols that were read
 
 
 def test_tensorboard_has_scalars_and_histograms(text, tmp_path):

@@ -1,4 +1,4 @@
-"""The block on what language models reach shows what is in the files, and nothing else."""
+"""The block on the losses of language models shows the contents of the files, and nothing else."""
 
 import json
 

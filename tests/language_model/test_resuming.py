@@ -104,7 +104,7 @@ def test_results_of_another_program_are_not_written_over(text, tmp_path, capsys)
 
 @pytest.mark.parametrize("alphabet", ["bytes", "words"])
 def test_resumed_stream_equals_uninterrupted(alphabet, text, tmp_path):
-    """Also where the learning rate follows the losses of the epochs before."""
+    """Runs are equal even if the learning rate follows the losses of earlier epochs."""
     arguments = (*RESUMED, "--alphabet", alphabet, "--bptt", 10, "--schedule", "plateau", "--optimiser", "rmsprop")
     arguments = (*arguments, "--limit", 800, "--hidden", 16)
     assert train(text, tmp_path / "whole", *arguments, "--epochs", 3) == 0
@@ -127,7 +127,7 @@ def test_resuming_with_another_vocabulary(tmp_path, capsys):
 
 
 def signal_at(call: int, number: int, monkeypatch, module=train_module) -> None:
-    """Have the signal come while ``module`` computes a loss for the ``call``-th time."""
+    """Raise the signal while ``module`` computes a loss for the ``call``-th time."""
     count = itertools.count(1)
 
     def loss(*arguments):
@@ -146,7 +146,7 @@ STOPPED = {
 
 @pytest.fixture(scope="module")
 def dropping(text, tmp_path_factory) -> dict[str, Path]:
-    """Uninterrupted runs with dropout by alphabet."""
+    """Return the folders of uninterrupted runs with dropout by alphabet."""
     folder = tmp_path_factory.mktemp("dropping")
     for alphabet in STOPPED:
         assert train(text, folder / alphabet, *STOPPED[alphabet]) == 0
@@ -155,7 +155,7 @@ def dropping(text, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("alphabet", STOPPED)
 def test_stopped_within_an_epoch_goes_on_bit_for_bit(alphabet, dropping, text, tmp_path, monkeypatch, capsys):
-    """Twice in the first epoch, first with Ctrl-C and then as torchrun stops its workers."""
+    """The run is stopped twice in its first epoch, with Ctrl-C and then as torchrun stops its workers."""
     path, before = tmp_path / "lstm.pt", signal.getsignal(signal.SIGTERM)
     for call, number, status, steps in ((2, signal.SIGINT, 130, 2), (1, signal.SIGTERM, 143, 3)):
         with monkeypatch.context() as patch:
@@ -191,7 +191,7 @@ def test_second_interruption_stops_at_once(text, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def ignoring_ctrl_c() -> Iterator[None]:
-    """Ignore Ctrl-C as the background jobs of a shell's scripts do, under nohup or not."""
+    """Ignore Ctrl-C, as background jobs of shell scripts do, with or without nohup."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)
@@ -217,7 +217,7 @@ def test_where_ctrl_c_is_ignored_it_stops_nothing_and_sigterm_does(dropping, tex
     ("job", "received"), [('"$@"', "2"), ('"$@" & wait $!', "None")], ids=["foreground", "background"]
 )
 def test_a_script_decides_whether_its_jobs_heed_ctrl_c(job, received):
-    """A real shell starts the jobs, without training."""
+    """A real shell starts the jobs, which do not train."""
     code = """if True:
         import signal
         from benchmarks.language_model.signals import Signals

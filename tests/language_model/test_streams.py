@@ -25,7 +25,7 @@ STREAM = ("--bptt", 12, "--batch", 5)
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
-    """A file of words as Penn Treebank's are: a sentence per line, spaces around it, <unk> for rare words."""
+    """A file of words in the format of Penn Treebank: a sentence per line, spaces around it, <unk> for rare words."""
     path = tmp_path_factory.mktemp("lines") / "lines.txt"
     path.write_text(LINES)
     return path
@@ -66,7 +66,7 @@ def test_a_newline_ends_a_line_and_nothing_else_does(text, expected):
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=ascii)
 def test_a_file_of_any_system_gives_the_same_words(newline, tmp_path):
-    """The byte order mark of some editors is no part of the first word, and their newlines are one."""
+    """A byte order mark is no part of the first word, and the newline of any system is one newline."""
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffb a\n\nb\n".replace("\n", newline).encode())
     alphabet = make_alphabet("words", path, None)
@@ -80,7 +80,7 @@ def test_unknown_words():
     with pytest.raises(InputError, match=r"not in the model's vocabulary: 'x', 'y'$"):
         Words.of("a b").encode("a x b\ny x")
     with pytest.raises(InputError, match="'x'"):
-        Words.of("a <unk>").encode_prompt("a x")  # a prompt is taken as it is meant
+        Words.of("a <unk>").encode_prompt("a x")  # unknown words of a prompt are not replaced
 
 
 # Streams ----------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_a_text_too_short_to_hold_out_of_every_stream(lines, tmp_path, capsys):
 
 
 def test_bytes_are_a_memory_map(tmp_path):
-    """A file of 32 GiB, whose blocks are all missing, is dealt out without being read into memory."""
+    """A sparse file of 32 GiB is split into batches without being read into memory."""
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(2**35)
@@ -159,7 +159,7 @@ def test_training_carries_the_state_but_not_the_gradient(lines, tmp_path):
     arguments = ("--alphabet", "bytes", "--limit", 600, "--batch", 3, "--dtype", "float64", "--optimiser", "sgd")
     arguments = (*arguments, "--hidden", 12, "--clip", 1e9, "--epochs", 1, "--init", 0.5, "--loss-per", "sequence")
     found = {}
-    for bptt in (9, 180):  # 180 is one step, whose loss is of the initial weights
+    for bptt in (9, 180):  # 180 is one step, so its loss is that of the initial weights
         for lr in (1e-12, 0.01):
             out = tmp_path / f"{bptt}-{lr}"
             assert train(lines, out, *arguments, "--bptt", bptt, "--lr", lr) == 0
@@ -213,7 +213,7 @@ def initial_weights(language_config) -> dict[str, torch.Tensor]:
 
 
 def test_loss_per_sequence_is_the_sum_over_steps(lines, tmp_path):
-    """Its gradient is that per symbol times the steps, if all batches have equally many."""
+    """Its gradient is that per symbol times the number of steps, if this is the same in all batches."""
     arguments = ("--alphabet", "bytes", "--limit", 400, "--held-out", 0.1, "--batch", 3, "--bptt", 12, "--epochs", 1)
     arguments = (*arguments, "--optimiser", "sgd", "--clip", 1e9, "--dtype", "float64")
     assert train(lines, tmp_path / "a", *arguments, "--loss-per", "sequence", "--lr", 0.1) == 0
@@ -230,7 +230,7 @@ def test_clipping_by_value_bounds_every_value(lines, tmp_path):
     checkpoint = Checkpoint.load(tmp_path / "lstm.pt")
     before = initial_weights(config(**{**checkpoint.model, "dtype": "float32"}))
     change = torch.cat([(weight - before[name]).flatten() for name, weight in checkpoint.weights.items()]).abs()
-    assert 0.9e-4 < change.max() < 1.1e-4  # of the one step
+    assert 0.9e-4 < change.max() < 1.1e-4  # the change in the only step
     assert change.norm() > 20 * change.max()
 
 

@@ -1,9 +1,9 @@
-"""Runs commands of the harness in two processes, as torchrun does: by its launcher, told to fork them.
+"""Runs commands of the harness in two processes, by the launcher of torchrun, which forks them here.
 
-Imports are most of what such a process costs, and forked ones share them; commands that follow one another share the
-processes. ``python -m tests.language_model.workers FILE`` reads a list of [arguments, step] from FILE (JSON): in that
-step the second process is sent SIGINT, or never if it is null. Each command's exit status is printed; the last one's
-is that of the processes.
+Imports are most of the cost of such a process, and forked ones share them; successive commands share the processes.
+``python -m tests.language_model.workers FILE`` reads a list of [arguments, step] from FILE (JSON): the second process
+is sent SIGINT in that step, or never if it is null. Each command's exit status is printed; the processes exit with the
+last one's.
 """
 
 import itertools
@@ -27,7 +27,7 @@ PROCESSES = 2
 
 
 def interrupt_in(step: int | None) -> None:
-    """Have SIGINT come in the training step of that number, counted from now, and only to this process."""
+    """Raise SIGINT, in this process alone, in the training step of that number, counted from now."""
     count = itertools.count(1)
 
     def loss(*arguments):
@@ -43,7 +43,7 @@ def work(commands: list) -> None:
     with joined() as world:
         store = world.store
         for number, (arguments, step) in enumerate(commands):
-            world.store = PrefixStore(str(number), store)  # where nothing has been said yet
+            world.store = PrefixStore(str(number), store)  # an empty one for each command
             interrupt_in(None if world.is_first else step)
             status = 0
             try:
