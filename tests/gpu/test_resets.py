@@ -28,7 +28,7 @@ def test_error_is_at_most_twice_that_of_pytorch(place: Place, cell, dtype):
     draws = []
     for seed in range(8 if cell == "rnn_relu" else 4):
         op = operands(cell, Shape(7, len(LENGTHS), 24, 72), lengths=LENGTHS, dtype=dtype, seed=seed)
-        # rounding decides at the jumps of clipped gradients
+        # calls without resets are tested with clipping
         draws.append(replace(regularised(with_resets(op)), gradient_clip=None).on(place.device))
     Yardstick(draws).assert_no_worse(lambda op, d_results: op.results_and_gradients(place.backend, d_results))
 
