@@ -56,7 +56,10 @@ def packaged(folder: Path, device: torch.device) -> Package:
         program = torch.export.export(model, example, dynamic_shapes=(batch | {1: Dim.DYNAMIC}, batch))
         if device.type == "cuda":
             program = program.run_decompositions(cuda.decompositions())
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
+        once = {"aot_inductor.precompile_headers": False}  # or torch's headers are compiled for this single use
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(folder / "model.pt2"), inductor_configs=once
+        )
         call = torch.randn(7, 2, I, device=device), torch.tensor([3, 7], device=device)
         return Package(Path(path), call, tree_leaves(model(*call)))
 
