@@ -6,9 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.15.0
-LINTERS := clang-format==23.1.5 ruff==0.17.6
-PAGES := pdoc==16.0.0
-TYPES := mypy==2.4.1
+TOOLS := clang-format==23.1.5 mypy==2.4.1 pdoc==16.0.0 ruff==0.17.6
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f -not -name '*.md')
 TESTS := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -45,8 +43,8 @@ $(VENV)/installed: $(VENV)/torch-$(TORCH) setup.py pyproject.toml $(CPP)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-$(VENV)/linters: Makefile | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(LINTERS)
+$(VENV)/tools: Makefile | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(TOOLS)
 	@touch $@
 
 demo: $(VENV)/installed
@@ -69,23 +67,21 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed --resets
 	$(BIN)/python -m benchmarks.report
 
-lint: $(VENV)/linters
+lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
 
-format: $(VENV)/linters
+format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
 
 # The type hints of the public face.
-types: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(TYPES)
+types: $(VENV)/installed $(VENV)/tools
 	$(BIN)/mypy
 
-docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(PAGES)
+docs: $(VENV)/installed $(VENV)/tools
 	$(BIN)/python -m pdoc --docformat google --no-show-source --output-directory build/docs fused_rnn
 
 # The source archive, and of it a wheel without the CUDA kernels and, where there is nvcc, one with them.

@@ -178,7 +178,7 @@ class BuildLibrary(build_ext):
         kernels = sum(source.endswith(".cu") for source in ext.sources)
         toolchain = Toolchain(find_torch(), threads=max(1, jobs // kernels))
         sources = [source for source in map(Path, ext.sources) if toolchain.takes(source)]
-        sources.sort(key=lambda source: source.suffix != ".cu")  # what takes longest begins first
+        sources.sort(key=lambda source: (source.suffix != ".cu", "kernels" not in source.stem))  # the longest first
         folder = Path("build", "objects")  # not self.build_temp, which is new each time in an editable install
         objects = [folder / f"{source}.o" for source in sources]
         with ThreadPoolExecutor(jobs) as pool:

@@ -20,6 +20,13 @@ from fused_rnn import cuda
 LIBRARY = Path(fused_rnn.__file__).with_name("_C.so")
 I, H = 3, 4
 
+# Without what Inductor compiles for later uses: torch's headers, and a program for each instruction set of the CPU
+COMPILED_ONCE = {
+    "cpp_cache_precompile_headers": False,
+    "aot_inductor.precompile_headers": False,
+    "cpp.vec_isa_ok": True,
+}
+
 
 class Model(nn.Module):
     """Layers of several cells, over sequences of different lengths."""
@@ -56,10 +63,8 @@ def packaged(folder: Path, device: torch.device) -> Package:
         program = torch.export.export(model, example, dynamic_shapes=(batch | {1: Dim.DYNAMIC}, batch))
         if device.type == "cuda":
             program = program.run_decompositions(cuda.decompositions())
-        once = {"aot_inductor.precompile_headers": False}  # or torch's headers are compiled for this single use
-        path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(folder / "model.pt2"), inductor_configs=once
-        )
+        with torch._inductor.config.patch(COMPILED_ONCE):
+            path = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
         call = torch.randn(7, 2, I, device=device), torch.tensor([3, 7], device=device)
         return Package(Path(path), call, tree_leaves(model(*call)))
 

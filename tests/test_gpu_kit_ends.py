@@ -102,6 +102,7 @@ def test_python_says_where_late_processes_stand(tmp_path):
 # How processes end ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_ends_of_processes_are_timed(capsys):
     exits.main(["--device", "cpu", "--cases", "torch", "cpu", "--together", "2"])
     lines = capsys.readouterr().out.splitlines()

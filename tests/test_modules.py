@@ -11,6 +11,7 @@ from torch import nn
 import fused_rnn
 
 from .conftest import FUSED
+from .packages import COMPILED_ONCE
 
 PAIRS = {
     "rnn": (fused_rnn.RNN, nn.RNN, {}),
@@ -184,8 +185,8 @@ def test_compiles_where_auto_takes_the_reference():
     torch.testing.assert_close(compiled(x)[0], expected)
 
 
-# Caches would trust the results of older builds' operators; headers would be precompiled for a single use.
-@torch._inductor.config.patch(force_disable_caches=True, cpp_cache_precompile_headers=False)
+@torch._inductor.config.patch(force_disable_caches=True)  # caches trust what older builds' operators returned
+@torch._inductor.config.patch(COMPILED_ONCE)
 def test_compiles_with_inductor():
     module = fused_rnn.LSTM(I, H)
     x = torch.randn(T, B, I)
