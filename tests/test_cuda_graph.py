@@ -3,7 +3,6 @@
 What recording itself does is tested on a GPU, in tests/gpu/test_training.py.
 """
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -141,26 +140,15 @@ def test_copy_task_goes_on(first, then, tmp_path, monkeypatch):
     rerun_on_cpu(monkeypatch)
     monkeypatch.setattr(copy_task.document, "draw_pictures", lambda *_: [])
     whole = copy_task.run(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt_after(3, patch)
-        with pytest.raises(KeyboardInterrupt):
-            copy_task.run(tmp_path / "parts", *first)
+    calls = copy_task.interrupt(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        copy_task.run(tmp_path / "parts", *first)
     recorded = Rerun.recorded
     assert bool(recorded) == bool(first)
     parts = copy_task.run(tmp_path / "parts", *then, "--resume")
     assert (Rerun.recorded > recorded) == bool(then)
+    assert len(calls) == 4 + 5  # three trials of eight were finished before
     assert copy_task.without_times(parts["trials"]) == copy_task.without_times(whole["trials"])
-
-
-def interrupt_after(trials: int, patch: pytest.MonkeyPatch) -> None:
-    run_trial, done = copy_task.command.run_trial, itertools.count()
-
-    def run(*arguments):
-        if next(done) == trials:
-            raise KeyboardInterrupt
-        return run_trial(*arguments)
-
-    patch.setattr(copy_task.command, "run_trial", run)
 
 
 @pytest.mark.parametrize("name", optimisers.OPTIMISERS)

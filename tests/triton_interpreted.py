@@ -37,19 +37,19 @@ SMALL = Shape(2, 13, 11, 29)  # most of one tile; a smaller part of it would tak
 
 
 @pytest.fixture(scope="module", autouse=True)
-def interpreted_fast() -> Iterator[None]:
-    """Switch off the slowest work of Triton's interpreter, which changes no result at sizes this small.
+def interpreted_fast(request) -> Iterator[None]:
+    """Spare Triton's interpreter what takes it most of the time, and changes no result.
 
-    The interpreter patches the functions of its language again in each call of a function, and computes sums and
-    products of integers a second time to see whether they overflow.
+    It patches the functions of its language again in each call of a function. It also computes sums and products of
+    integers a second time to see whether they overflow, which sizes this small do not; exhaustive runs check that.
     """
-    replace_language, of_none = interpreter._patch_lang, interpreter._LangPatchScope
-    scopes = [replace_language(kernel.fn) for kernel in (product, tl.sum)]  # tl as kernels and its own functions see it
-    builder, options = interpreter.interpreter_builder, interpreter.interpreter_builder.options
-    interpreter._patch_lang = lambda function: of_none()
-    builder.options = replace(options, sanitize_overflow=False)
+    patch_language, builder = interpreter._patch_lang, interpreter.interpreter_builder
+    options, no_patches = builder.options, interpreter._LangPatchScope
+    scopes = [patch_language(kernel.fn) for kernel in (product, tl.sum)]  # tl as kernels and its own functions see it
+    interpreter._patch_lang = lambda function: no_patches()
+    builder.options = replace(options, sanitize_overflow=request.config.getoption("--exhaustive"))
     yield
-    interpreter._patch_lang, builder.options = replace_language, options
+    interpreter._patch_lang, builder.options = patch_language, options
     for scope in reversed(scopes):
         scope.restore()
 

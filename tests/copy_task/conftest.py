@@ -36,6 +36,20 @@ def run(folder, *more: str) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def interrupt(trial: int, patch: pytest.MonkeyPatch) -> list[tuple]:
+    """Interrupt runs in the trial of that number, counted from 1; return a list that gets every trial's arguments."""
+    run_trial, calls = command.run_trial, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == trial:
+            raise KeyboardInterrupt
+        return run_trial(*arguments)
+
+    patch.setattr(command, "run_trial", interrupted)
+    return calls
+
+
 def without_times(value):
     """Return a record of results without times, which differ from run to run."""
     if isinstance(value, dict):

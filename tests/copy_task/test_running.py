@@ -19,10 +19,9 @@ from benchmarks.copy_task.model import CopyModel
 from benchmarks.copy_task.report import sentence
 from benchmarks.copy_task.results import RECORD
 from benchmarks.copy_task.summary import summarise
-from benchmarks.copy_task.train import run_trial
 from benchmarks.gpu.kit import processes
 
-from .conftest import ONE_THREAD, SMALL, record, run, without_times
+from .conftest import ONE_THREAD, SMALL, interrupt, record, run, without_times
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +95,7 @@ def test_report_shows_all_of_a_run(finished):
 
 
 def test_interrupted_run_resumes_to_the_same_results(finished, tmp_path, monkeypatch, without_pictures):
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return run_trial(*arguments)
-
-    monkeypatch.setattr(command, "run_trial", interrupted)
+    calls = interrupt(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert len(json.loads((tmp_path / "results.json").read_text())["trials"]) == 3
