@@ -116,6 +116,11 @@ def architecture_flags(archs: list[str]) -> list[str]:
     return flags + ([f"-gencode=arch=compute_{portable},code=compute_{portable}"] if portable else [])
 
 
+def code_names(flags: list[str]) -> str:
+    """Name the code that these flags make, such as sm_80+compute_80, which csrc/cuda/architectures.h reads."""
+    return "+".join(flag.rpartition("code=")[2] for flag in flags)
+
+
 def cuda_libraries(nvcc: str) -> list[str]:
     """What links the CUDA runtime statically; nvcc itself says where it is."""
     folders = re.search(r"LIBRARIES=(.*)", answer_of(nvcc, "--dryrun", "-x", "cu", os.devnull))
@@ -148,7 +153,8 @@ class Toolchain:
     def compiling(self, source: Path) -> list[str]:
         if source.suffix == ".cu":
             parallel = [f"--threads={self.threads}"] if self.threads > 1 else []
-            return [self.nvcc, *NVCCFLAGS, *self.architectures, *parallel]
+            built = [f"-DFUSED_RNN_CUDA_CODE={code_names(self.architectures)}"] if source.stem == "gpu" else []
+            return [self.nvcc, *NVCCFLAGS, *self.architectures, *built, *parallel]
         command = [*self.compiler, *CXXFLAGS, f"-I{self.torch}/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
         for suffix, isa_flags in ISA_FLAGS.items():
             if source.stem.endswith(suffix):

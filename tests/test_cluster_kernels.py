@@ -349,7 +349,10 @@ FEATURES_IN_WORDS = "; ".join(
         ({"H": 257}, f"no kernel in clusters is compiled for H = 257 so, but for {SIZES_IN_WORDS}"),
         ({"forced": "parts=3"}, f"no kernel in clusters is compiled for H = 20 so, but for {SIZES_IN_WORDS}"),
         ({"forced": "sequences=24"}, f"no kernel in clusters is compiled for H = 20 so, but for {SIZES_IN_WORDS}"),
-        ({"clusters": (0,) * 5}, "this device has no clusters of blocks, which compute capability 9.0 brought"),
+        (
+            {"clusters": (0,) * 5},
+            "kernels in clusters need a device of compute capability 9.0 or newer, and a library with code for one",
+        ),
         ({"forced": "parts=16", "clusters": (*H200[:4], 0)}, "this device does not run clusters of 16 blocks"),
         (
             {"forced": "parts=4", "shared_bytes": 4000},

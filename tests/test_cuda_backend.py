@@ -3,8 +3,10 @@
 Plain PyTorch runs the time loop here, in place of the low-level operators.
 """
 
+import ctypes
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_rnn
+from benchmarks.gpu.kernel import build
 from fused_rnn import cuda, derivatives, products
 from fused_rnn.cells import CELLS, WEIGHTS
 from fused_rnn.operands import Gradients
 
 from .conftest import Operands, Shape, operands, random_like, relative_error
+from .host_kernels import needs_compiler
 
 
 class PlainKernels:
@@ -383,6 +387,45 @@ def test_build_makes_code_for_every_architecture_and_ptx_for_later_ones(setup, m
     assert ptx == "-gencode=arch=compute_100,code=compute_100"
     monkeypatch.setenv("FUSED_RNN_CUDA_ARCHS", "90a")
     assert setup.architecture_flags(setup.architectures("nvcc")) == ["-gencode=arch=compute_90a,code=sm_90a"]
+
+
+def test_build_tells_the_library_what_code_it_has(setup):
+    flags = setup.architecture_flags(["80", "90a"])
+    assert setup.code_names(flags) == "sm_80+sm_90a+compute_80"
+
+
+@needs_compiler
+def test_a_library_runs_the_code_that_fits_the_device(tmp_path):
+    """Without code for compute capability 9.0 a newer GPU runs PTX for 8.0, in which kernels of clusters are empty."""
+    source = '#include "csrc/cuda/architectures.h"\n' + (
+        'extern "C" int compiled_for(const char* built, int capability) {\n'
+        "  return fused_rnn::cuda::compiled_for(built, capability);\n}\n"
+    )
+    (tmp_path / "source.cpp").write_text(source)
+    library = tmp_path / "library.so"
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{build.ROOT}", tmp_path / "source.cpp", "-o", library]
+    subprocess.run(command, check=True)
+    found = ctypes.CDLL(str(library)).compiled_for
+    default = b"sm_80+sm_90a+sm_100+compute_100"
+    expected = {
+        default: {75: 0, 80: 80, 86: 80, 89: 80, 90: 90, 100: 100, 103: 100, 120: 100},
+        b"sm_80+compute_80": {80: 80, 89: 80, 90: 80, 100: 80, 120: 80},
+        b"sm_90a": {80: 0, 89: 0, 90: 90, 100: 0},
+        b"sm_86+sm_90+compute_90": {80: 0, 86: 86, 89: 86, 90: 90, 100: 90},
+        b"sm_80+sm_100f+compute_80": {90: 80, 100: 100, 103: 100, 120: 80},
+        b"": {90: 0},
+    }
+    answers = {built: {gpu: found(built, gpu) for gpu in gpus} for built, gpus in expected.items()}
+    assert answers == expected
+
+
+@needs_compiler
+def test_threads_that_launch_one_kernel_with_different_shared_memory(tmp_path):
+    program = tmp_path / "launches"
+    runtime = build.SHIM / "runtime"
+    build.compile_on_host(build.SHIM / "launches.cpp", program, "-O0", f"-I{runtime}")
+    run = subprocess.run([program], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_build_leaves_out_what_nvcc_does_not_know(setup, tmp_path):

@@ -177,6 +177,20 @@ def test_a_block_that_does_not_come(library, cell):
     assert all(t[..., :16].isnan().all() for t in [*results, d_h_0])  # the units of the two blocks that did run
 
 
+def test_gradients_of_the_step_in_which_a_block_does_not_come(library, cell):
+    """It is the last step that the backward pass takes, and all gradients of weights come from it."""
+    op = operands(cell, Shape(1, 11, 20, 23))
+    d_results = random_like(op.run("reference"))
+    values = run_kernels(op, d_results, HostKernels(library, WAYS["team"], missing=1))
+    gradients = dict(zip(op.tensors, values[len(d_results) :]))
+    units = gradients["weight_ih"].unflatten(0, (-1, 23))[:, :16]  # of each gate, those of the blocks that did run
+    assert units.isnan().all()
+    assert gradients["bias_ih"].unflatten(0, (-1, 23))[:, :16].isnan().all()
+    if "weight_mih" in gradients:
+        assert gradients["weight_mih"][:14].isnan().all()
+    assert gradients["input"].isnan().all()
+
+
 @pytest.mark.parametrize("size", "TBIH")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_sizes_beyond_32_bits_are_refused(library, direction, size):

@@ -155,7 +155,7 @@ SIZES_IN_WORDS = "; ".join(f"H up to {K} with parts={blocks},sequences={8 * octe
         ({"forced": "parts=3"}, f"no kernel by messages is compiled for H = 20 so, but for {SIZES_IN_WORDS}"),
         (
             {"clusters": (0,) * 5},
-            "kernels by messages are compiled for compute capability 9.0 or newer, and this device has an older one",
+            "kernels by messages need a device of compute capability 9.0 or newer, and a library with code for one",
         ),
         (
             {"forced": "parts=16", "multiprocessors": 15},

@@ -63,7 +63,7 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
       copy_async_commit();
       make_gradients();
       if constexpr (multiplicative) clear_idle_features();
-      if (any_active(t_) && alive_) alive_ = hand_back();
+      if (any_active(t_) && alive_ && !hand_back()) give_up();
       finish_copies();
     }
     for_units([&](int i, int r, int u) {
@@ -73,6 +73,15 @@ class BackwardBlock : Block<S, Exchange, BackwardArrays> {
       set(q_.beginnings.d_h_reset, r, u, not_a_number<C>());
       set(q_.beginnings.d_c_reset, r, u, not_a_number<C>());
     });
+  }
+
+  // Make this step's gradients NaN after a block of the team timed out; those of later steps will be, too.
+  FUSED_RNN_DEVICE void give_up() {
+    alive_ = false;
+    for_units([&](int, int r, int u) {
+      for (int g = 0; g < Cell::gradients; ++g) put(r, g, u, not_a_number<C>());
+    });
+    if constexpr (multiplicative) clear_idle_features();
   }
 
   // Run the phases that follow; false if a block of the team timed out.

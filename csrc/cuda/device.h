@@ -409,11 +409,12 @@ FUSED_RNN_DEVICE float high_of(uint32_t pair) {
   return widen(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Wait until *counter >= target; this thread then sees everything written before the additions that made it so. False
-// after a timeout, e.g. because not all blocks of the grid are resident. Then *failed is set to 1, and the waits of all
-// other blocks end with false as well, so that the kernel returns and its caller can report the failure.
+// Wait until *counter has reached target, for which both may have wrapped around; this thread then sees everything
+// written before the additions that made it so. False after a timeout, e.g. because not all blocks of the grid are
+// resident. Then *failed is set to 1, and the waits of all other blocks end with false as well, so that the kernel
+// returns and its caller can report the failure.
 FUSED_RNN_DEVICE bool wait_for(const unsigned* counter, unsigned target, unsigned* failed) {
-  for (unsigned polls = 1; load_acquire(counter) < target; ++polls) {
+  for (unsigned polls = 1; static_cast<int>(load_acquire(counter) - target) < 0; ++polls) {
     if (polls % 32 == 0 && load_relaxed(failed)) return false;
     if (polls >= FUSED_RNN_WAIT_POLLS) {
       store_relaxed(failed, 1);

@@ -6,12 +6,17 @@
 #include <stdexcept>
 #include <vector>
 
+#include "architectures.h"
 #include "gpu.h"
 
 namespace fused_rnn::cuda {
 namespace {
 
 constexpr int oldest = 80, oldest_with_clusters = 90;  // compute capability
+
+#define FUSED_RNN_TEXT(tokens) #tokens
+#define FUSED_RNN_TEXT_OF(macro) FUSED_RNN_TEXT(macro)
+constexpr char built[] = FUSED_RNN_TEXT_OF(FUSED_RNN_CUDA_CODE);  // what setup.py had compiled
 
 // The text of an error. It is cleared, so that no later call reports it again.
 std::string text(cudaError_t error) {
@@ -117,9 +122,11 @@ std::string obstacle(int64_t index) {
     return "there is no GPU " + std::to_string(index) + " among the " + std::to_string(m.gpus.size()) +
            " of this machine";
   const Gpu& g = m.gpus[index];
-  if (g.compute_capability >= oldest) return "";
-  return g.name + " is sm_" + std::to_string(g.compute_capability) + ", and the kernels need sm_" +
-         std::to_string(oldest) + " or newer";
+  const std::string is = g.name + " is sm_" + std::to_string(g.compute_capability);
+  if (g.compute_capability < oldest) return is + ", and the kernels need sm_" + std::to_string(oldest) + " or newer";
+  if (compiled_for(built, g.compute_capability)) return "";
+  return is + ", and the library has code for " + built +
+         " alone: build it with FUSED_RNN_CUDA_ARCHS=" + std::to_string(g.compute_capability);
 }
 
 const Gpu& gpu(int64_t index) { return machine().gpus[index]; }
@@ -132,7 +139,8 @@ const Chip& chip(int64_t index) {
   if (found != known.end()) return found->second;
   const Gpu& g = gpu(index);
   Chip chip{.multiprocessors = g.multiprocessors, .shared_bytes = g.shared_bytes, .name = g.name.c_str()};
-  if (g.compute_capability >= oldest_with_clusters) {
+  // code for older architectures has kernels of clusters, too, but empty ones
+  if (compiled_for(built, g.compute_capability) >= oldest_with_clusters) {
     const AllowedInCapture allowed;
     int current = 0;
     cudaGetDevice(&current);

@@ -10,13 +10,20 @@ namespace fused_rnn::cuda {
 
 constexpr int portable_cluster = 8;  // blocks, which every GPU with clusters supports
 
+constexpr int64_t allowed_shared_bytes = 48 * 1024;  // dynamic shared memory of a block that needs no permission
+
 struct StreamLauncher {
+  int64_t most_shared_bytes;  // that a block can have
+
   template <typename P>
   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
                      const P& operands, void* stream) const {
     const auto* const address = reinterpret_cast<const void*>(kernel);
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    cudaError_t error = cudaSuccess;
+    // always the same permission: it is the function's, and another thread may be about to launch that, too
+    if (shared_bytes > allowed_shared_bytes)
+      error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(most_shared_bytes));
     if (error == cudaSuccess && attributes.cluster > portable_cluster)
       error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error == cudaSuccess) {

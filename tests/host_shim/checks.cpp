@@ -321,11 +321,13 @@ void check_indices(unsigned seed) {
 }
 
 void check_bounded_wait(unsigned seed) {
-  unsigned arrivals = 0, failed = 0, gave_up[4] = {};
-  launch({{4}, {1}, 0, seed}, wait_in_vain, &arrivals, &failed, gave_up);
-  expect(failed == 1, "flag of failure");
-  expect(gave_up[0] == 0, "result of the block that does not wait");
-  for (int block = 1; block < 4; ++block) expect(gave_up[block] == 1, "result of wait_for");
+  for (const unsigned earlier : {0u, ~0u - 4}) {  // the fifth of the arrivals after the latter would wrap around
+    unsigned arrivals = earlier, failed = 0, gave_up[4] = {};
+    launch({{4}, {1}, 0, seed}, wait_in_vain, earlier, &arrivals, &failed, gave_up);
+    expect(failed == 1, "flag of failure");
+    expect(gave_up[0] == 0, "result of the block that does not wait");
+    for (int block = 1; block < 4; ++block) expect(gave_up[block] == 1, "result of wait_for");
+  }
 }
 
 void check_exchange(unsigned seed) {

@@ -222,10 +222,10 @@ FUSED_RNN_KERNEL count(unsigned* own, unsigned* all, double* sum) {
   atomicAdd(sum, 0.5);
 }
 
-// All blocks but the first wait for one arrival more than there will be.
-FUSED_RNN_KERNEL wait_in_vain(unsigned* arrivals, unsigned* failed, unsigned* gave_up) {
+// All blocks but the first wait for one arrival more than there will be, after `earlier` ones.
+FUSED_RNN_KERNEL wait_in_vain(unsigned earlier, unsigned* arrivals, unsigned* failed, unsigned* gave_up) {
   add_release(arrivals, 1);
-  gave_up[blockIdx.x] = blockIdx.x > 0 && !wait_for(arrivals, gridDim.x + 1, failed);
+  gave_up[blockIdx.x] = blockIdx.x > 0 && !wait_for(arrivals, earlier + gridDim.x + 1, failed);
 }
 
 // Hangs that the shim must report -------------------------------------------------------------------------------------

@@ -107,9 +107,9 @@ inline std::string refusal_of(const std::vector<Candidate>& candidates, int64_t 
   if (blocks == 0)
     return std::string("no kernel ") + (by_messages ? "by messages" : "in clusters") +
            " is compiled for H = " + number(H) + of_features + " so, but for " + sizes;
-  if (chip.clusters[0] == 0 && by_messages)
-    return "kernels by messages are compiled for compute capability 9.0 or newer, and this device has an older one";
-  if (chip.clusters[0] == 0) return "this device has no clusters of blocks, which compute capability 9.0 brought";
+  if (chip.clusters[0] == 0)
+    return std::string("kernels ") + (by_messages ? "by messages" : "in clusters") +
+           " need a device of compute capability 9.0 or newer, and a library with code for one";
   if (!smallest && by_messages)
     return "a team has " + number(blocks) + " blocks that run at the same time, and this device has " +
            number(chip.multiprocessors) + " multiprocessors";
