@@ -1,33 +1,46 @@
-"""Arguments of constructors: checks of their values, and signatures of constructors that hand arguments on."""
+"""Arguments of constructors: checks of their values, and the options that modules of whole sequences share."""
 
 import inspect
 import numbers
 import operator
 from collections.abc import Callable
-from typing import SupportsIndex, TypeVar
+from typing import SupportsIndex, TypedDict, TypeVar
+
+import torch
 
 from .choice import BACKENDS
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def handing_on_to(parent: Callable, without: str | None = None) -> Callable[[Init], Init]:
-    """Decorate an ``__init__`` that hands ``*args`` and ``**kw`` on to ``parent``: its signature names all arguments.
+class ModuleOptions(TypedDict, total=False):
+    """The keyword arguments of all modules of whole sequences; ``recurrent.Recurrent`` describes them."""
 
-    The signature omits the argument named ``without``; those that follow it become keyword-only.
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    backend: str
+    recompute: bool
+    variational: bool
+    weight_drop: float
+    zoneout: float
+    zoneout_cell: float
+    gradient_clip: float | None
+    learn_initial_state: bool
+
+
+def naming_options_of(parent: Callable) -> Callable[[Init], Init]:
+    """Decorate an ``__init__`` that hands ``**options`` on to ``parent``, for ``help``: its signature names them.
+
+    Type checkers read ``Unpack[ModuleOptions]`` instead.
     """
 
     def name_all(init: Init) -> Init:
         signature = inspect.signature(init)
-        handed_on = list(inspect.signature(parent).parameters.values())
-        own = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if without is not None:
-            place = [p.name for p in handed_on].index(without)
-            handed_on[place:] = [p.replace(kind=p.KEYWORD_ONLY) for p in handed_on[place + 1 :]]
-        names = {p.name for p in own}
-        together = sorted([*own, *(p for p in handed_on if p.name not in names)], key=lambda p: p.kind)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        theirs = inspect.signature(parent).parameters
+        options = [theirs[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in ModuleOptions.__annotations__]
         # set on the function, because subclasses would inherit the signature of a class
-        init.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
+        init.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
         return init
 
     return name_all

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import ops, quick
-from .arguments import handing_on_to
 from .cell_based import CellBased, reshaped
 from .cells import cell_of_variant
 
@@ -144,10 +143,19 @@ class GRUCell(RecurrentCell):
     _defaults = RecurrentCell._defaults | {"reset_after": True}
     _of_torch = nn.GRUCell
 
-    @handing_on_to(RecurrentCell.__init__)
-    def __init__(self, *args, reset_after: bool = True, **kw):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        reset_after: bool = True,
+        backend: str = "auto",
+    ) -> None:
         self.reset_after = reset_after
-        super().__init__(*args, **kw)
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     @property
     def cell(self) -> str:
@@ -160,11 +168,20 @@ class MultiplicativeLSTMCell(RecurrentCell):
 
     _defaults = RecurrentCell._defaults | {"variant": "input"}
 
-    @handing_on_to(RecurrentCell.__init__)
-    def __init__(self, *args, variant: str = "input", **kw):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        variant: str = "input",
+        backend: str = "auto",
+    ) -> None:
         cell_of_variant(variant)  # raises for an unknown one
         self.variant = variant
-        super().__init__(*args, **kw)
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     @property
     def cell(self) -> str:

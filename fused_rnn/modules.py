@@ -7,8 +7,9 @@ call and the options that all modules share; this file adds the cell of each, an
 """
 
 from torch import nn
+from typing_extensions import Unpack
 
-from .arguments import handing_on_to
+from .arguments import ModuleOptions, naming_options_of
 from .cells import cell_of_variant
 from .recurrent import Recurrent
 
@@ -20,13 +21,24 @@ class RNN(Recurrent):
 
     _of_torch = nn.RNN
 
-    @handing_on_to(Recurrent.__init__, without="proj_size")
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kw):
-        _refuse_projection(self, kw)
+    @naming_options_of(Recurrent.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        **options: Unpack[ModuleOptions],
+    ) -> None:
+        _refuse_projection(self, options)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, num_layers, *args, **kw)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
 
     @property
     def cell(self) -> str:
@@ -60,11 +72,23 @@ class GRU(Recurrent):
     _defaults = Recurrent._defaults | {"reset_after": True}
     _of_torch = nn.GRU
 
-    @handing_on_to(Recurrent.__init__, without="proj_size")
-    def __init__(self, *args, reset_after: bool = True, **kw):
-        _refuse_projection(self, kw)
+    @naming_options_of(Recurrent.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        **options: Unpack[ModuleOptions],
+    ) -> None:
+        _refuse_projection(self, options)
         self.reset_after = reset_after
-        super().__init__(*args, **kw)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
 
     @property
     def cell(self) -> str:
@@ -84,11 +108,23 @@ class MultiplicativeLSTM(Recurrent):
 
     _defaults = Recurrent._defaults | {"variant": "input"}
 
-    @handing_on_to(Recurrent.__init__)
-    def __init__(self, *args, variant: str = "input", **kw):
+    @naming_options_of(Recurrent.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        variant: str = "input",
+        **options: Unpack[ModuleOptions],
+    ) -> None:
         cell_of_variant(variant)  # raises for an unknown one
         self.variant = variant
-        super().__init__(*args, **kw)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
 
     @property
     def cell(self) -> str:
@@ -102,7 +138,7 @@ class MultiplicativeGRU(Recurrent):
     cell = "multiplicative_gru"
 
 
-def _refuse_projection(module: Recurrent, options: dict) -> None:
-    """Raise TypeError for ``proj_size``, even 0, as torch.nn.RNN and GRU do."""
+def _refuse_projection(module: Recurrent, options: ModuleOptions) -> None:
+    """Raise ValueError for ``proj_size``, even 0, as torch.nn.RNN and GRU do."""
     if "proj_size" in options:
         raise ValueError(f"proj_size argument is only supported for LSTM, not {type(module).__name__}")

@@ -3,6 +3,7 @@
 import inspect
 import types
 import weakref
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import fused_rnn
+from fused_rnn.arguments import ModuleOptions
 
 from .test_cell_modules import PAIRS as CELL_PAIRS
 from .test_cell_modules import pair as cell_pair
@@ -194,6 +196,16 @@ def test_signatures_name_every_argument(kind):
     assert {"device", "dtype", "bias", "backend", *kind._defaults} <= {*defaults, "proj_size"}
     in_order = [p.default for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
     assert repr(kind(I, H, *in_order)) == repr(kind(I, H))
+
+
+def test_type_checkers_know_every_option():
+    """Constructors with options of their own name the shared ones as a TypedDict."""
+    parameters = inspect.signature(fused_rnn.Recurrent).parameters
+    assert {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} | {"device", "dtype"} == {
+        *ModuleOptions.__annotations__
+    }
+    for kind in (fused_rnn.RNN, fused_rnn.GRU, fused_rnn.MultiplicativeLSTM):
+        assert get_args(kind.__init__.__annotations__["options"]) == (ModuleOptions,)
 
 
 def test_signatures_of_subclasses_are_their_own():
