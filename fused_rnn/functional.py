@@ -26,9 +26,10 @@ are those of running every episode by itself. The first episode in reading order
 gradients are the same up to rounding. ``fused_rnn.recurrent.Recurrent`` quantifies both.
 
 All tensors share one device and one dtype (float32, float64, bfloat16, or on GPUs float16). Under torch.autocast they
-are cast to its dtype, except float64. A wrong rank or an unknown name raises ValueError; a state of the wrong form
-raises TypeError; sizes, dtypes or devices that do not fit, and on the CPU lengths out of range, raise RuntimeError. On
-a GPU the values of lengths are not checked, but clamped to the valid range.
+are cast to its dtype, except float64. A wrong rank, a superfluous bias, or an unknown nonlinearity, variant or backend
+raises ValueError; an unknown keyword, or a state of the wrong form, raises TypeError; sizes, dtypes or devices that do
+not fit, and on the CPU lengths out of range, raise RuntimeError. On a GPU the values of lengths are not checked, but
+clamped to the valid range.
 """
 
 from torch import Tensor

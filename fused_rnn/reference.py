@@ -16,10 +16,10 @@ zero, the final state is that of the last real step, and a reverse run starts th
 
 ``resets`` (T, B), bool, cuts sequences into episodes: True at (t, b) is a boundary between steps t-1 and t of sequence
 b, and each episode is computed as if it were alone. No state crosses a boundary, in either direction: the episode
-beyond it begins with ``h_reset`` and ``c_reset`` (B, H), or with zeros if these are missing. ``state`` is the initial
-state of the first episode in reading order. A boundary at t = 0 separates it from that episode in a forward run, and
-has no effect in a reverse run; nor has one at or past the end of a sequence. The final state is that of the episode
-read last.
+beyond it begins with ``h_reset`` and ``c_reset``, (H) or (B, H), or with zeros if these are missing. ``state`` is the
+initial state of the first episode in reading order. A boundary at t = 0 separates it from that episode in a forward
+run, and has no effect in a reverse run; nor has one at or past the end of a sequence. The final state is that of the
+episode read last.
 
 Two options regularise any cell. ``keep_h`` and, in the LSTMs, ``keep_c`` (T, B, H) are zoneout (Krueger et al. 2016,
 arXiv:1606.01305): the fraction k, from 0 to 1, of its old state that each unit keeps in each step. A step ends with
@@ -31,7 +31,7 @@ cannot be differentiated again.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ __all__ = ["Options", "PairOptions", "gru", "lstm", "multiplicative_gru", "multi
 Linear = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
 PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n), cell states
+Choice = TypeVar("Choice")
 
 
 class Options(TypedDict, total=False):
@@ -54,7 +55,8 @@ class Options(TypedDict, total=False):
         keep_h: (T, B, H), zoneout: the fraction of its old h that each unit keeps in each step; None.
         gradient_clip: the largest magnitude of the gradients of the pre-activations; None is no limit.
         resets: (T, B) bool, True where an episode begins; None for a single episode.
-        h_reset: (B, H), the initial state of all episodes but the first, which begins with ``state``; None is zeros.
+        h_reset: (H) or (B, H), the initial state of all episodes but the first, which begins with ``state``; None is
+            zeros.
     """
 
     reverse: bool
@@ -71,7 +73,7 @@ class PairOptions(Options, total=False):
     Attributes:
         return_cells: return the cell states of all steps (T, B, H) as a third result; False.
         keep_c: (T, B, H), as ``keep_h`` for c; None.
-        c_reset: (B, H), as ``h_reset`` for c; None.
+        c_reset: (H) or (B, H), as ``h_reset`` for c; None.
     """
 
     return_cells: bool
@@ -94,7 +96,7 @@ def rnn(
 
     Returns (output (T, B, H), h_n (B, H)). Shapes are given at the head of this module.
     """
-    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+    activation = _named("nonlinearity", nonlinearity, {"tanh": torch.tanh, "relu": torch.relu})
 
     def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
         return activation(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
@@ -142,6 +144,8 @@ def gru(
     r, z = σ(W x + U h₋ + b); n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n.
     z weighs the other term there. Returns (output (T, B, H), h_n (B, H)).
     """
+    if bias_hh is not None and not reset_after:
+        raise ValueError("bias_hh goes with reset_after=True, and reset_after=False has one bias, bias_ih")
 
     def step(linear: Linear, x: Tensor, h: Tensor) -> Tensor:
         if not reset_after:
@@ -186,7 +190,7 @@ def multiplicative_lstm(
         m = linear(x, weight_mih) * linear(state[0], weight_mhh)
         return _lstm_step(linear, x, (m, state[1]), weight_ih, weight_hh, bias_ih, None)
 
-    step = {"input": modulate_input, "hidden": modulate_hidden}[variant]
+    step = _named("variant", variant, {"input": modulate_input, "hidden": modulate_hidden})
     return _scan_pair(step, input, _or_zero_pair(state, input, weight_hh), **options)
 
 
@@ -383,6 +387,12 @@ def _scan_all(
         state = after
         states.append(state if active is None else tuple(torch.where(active, part, 0) for part in state))
     return states[::-1] if reverse else states, state
+
+
+def _named(option: str, name: str, choices: dict[str, Choice]) -> Choice:
+    if name not in choices:
+        raise ValueError(f"unknown {option} {name!r}: expected {' or '.join(map(repr, choices))}")
+    return choices[name]
 
 
 def _or_zeros(state: Tensor | None, input: Tensor, weight_hh: Tensor) -> Tensor:

@@ -49,6 +49,25 @@ def test_unknown_options_are_refused(module, name):
         call(module, op.cell, op.tensors, length=None)
 
 
+@pytest.mark.parametrize("module", [functional, reference], ids=["functional", "reference"])
+@pytest.mark.parametrize(
+    ("cell", "wrong", "message"),
+    [
+        ("rnn_tanh", {"nonlinearity": "sigmoid"}, "unknown nonlinearity 'sigmoid': expected 'tanh' or 'relu'"),
+        ("multiplicative_lstm", {"variant": "both"}, "unknown variant 'both': expected 'input' or 'hidden'"),
+        ("gru", {"bias_hh": torch.zeros(3)}, "bias_hh .*"),
+        ("multiplicative_lstm_hidden", {"bias_m": torch.zeros(1)}, "bias_m .*"),
+    ],
+    ids=str,
+)
+def test_unknown_names_and_superfluous_biases_are_refused(module, cell, wrong, message):
+    name, options = CALLS[cell]
+    tensors = operands(cell, Shape(2, 1, 1, 1)).tensors
+    weights = {n: t for n, t in tensors.items() if n.startswith(("weight", "bias"))}
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        getattr(module, name)(tensors["input"], None, **{**weights, **options, **wrong})
+
+
 def call(module, cell: str, tensors: dict, state=None, **options):
     name, extra = CALLS[cell]
     weights = {n: t for n, t in tensors.items() if n.startswith(("weight", "bias"))}

@@ -317,6 +317,24 @@ def test_episodes_within_sequences_are_refused():
         onnx.export(OfEpisodes().eval(), arguments, None)
 
 
+def test_float64_is_a_scan_which_onnxruntime_runs():
+    options = BOTH | {"dtype": torch.float64}
+    modules = {
+        "rnn": fused_rnn.RNN(**options),
+        "lstm": fused_rnn.LSTM(**options),
+        "gru": fused_rnn.GRU(**options),
+        "m_lstm": fused_rnn.MultiplicativeLSTM(**options),
+    }
+    model = Several(modules)
+    *floats, lengths = call(*SIZES[0], 2)
+    program = export(model, (*(t.double() for t in floats), lengths), dynamic_shapes=(DYNAMIC, STATE, STATE, LENGTHS))
+    assert {node.op_type for node in operators(program)} == {"Scan"}
+    for T, B in SIZES:
+        *floats, lengths = call(T, B, 2)
+        arguments = (*(t.double() for t in floats), lengths)
+        assert_equal(computed(program, arguments), model, arguments, list(modules))
+
+
 def test_bfloat16():
     model = fused_rnn.GRU(I, H, dtype=torch.bfloat16).eval()
     with pytest.raises(onnx.ExportError, match=r"bfloat16 here, .* export it in float32, as module.float\(\)"):

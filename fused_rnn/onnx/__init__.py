@@ -4,7 +4,7 @@
 RNN, LSTM or GRU becomes one ONNX operator, bidirectional if the layer is, for any number of steps and sequences if
 ``dynamic_shapes`` says so. This covers whole sequences, ``lengths``, projections, states in and out, and single steps.
 Calls without an ONNX operator become one Scan for each layer and direction: multiplicative cells, zoneout in eval mode,
-``return_cells``. A stream is a model of one step, whose states are inputs and outputs::
+``return_cells``, float64. A stream is a model of one step, whose states are inputs and outputs::
 
     import onnxruntime
 
@@ -26,7 +26,7 @@ Calls without an ONNX operator become one Scan for each layer and direction: mul
         y, h, c = session.run(None, {"x": x, "h": h, "c": c})
 
 onnx and onnxscript are needed, ``pip install 'fused_rnn[onnx]'``, and imported when ``export`` or ``table`` is called.
-On the CPU onnxruntime computes in float32, and has no recurrent operators for float64 and bfloat16; modules on a GPU
+On the CPU onnxruntime computes in float32 and float64, and has no recurrent operators for bfloat16; modules on a GPU
 export float16. A module that runs on the reference is unrolled, for the number of steps of the example.
 """
 

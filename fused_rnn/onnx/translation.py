@@ -68,7 +68,9 @@ def _translate(*arguments):  # untyped, because torch.onnx would read the types
             f"{q.cell} computes in bfloat16 here, and onnxruntime's recurrent operators do not: export it in float32, "
             "as module.float() and without autocast"
         )
-    if q.cell in OPERATORS and save == "nothing" and not any(mask is not None for mask in q.masks):
+    plain = save == "nothing" and not any(mask is not None for mask in q.masks)
+    # ONNX defines its operators for float64 too, but onnxruntime does not have them
+    if q.cell in OPERATORS and plain and q.input.dtype != ir.DataType.DOUBLE:
         return _complete(_operator(q))
     return _complete(scan.translate(q, cells=save == "states" and CELLS[q.cell].has_cell_state))
 
