@@ -38,6 +38,8 @@ class RecurrentCell(CellBased):
     or a pair of tensors, and ValueError for a size of zero.
     """
 
+    weight_ih: Tensor
+    weight_hh: Tensor
     _defaults: ClassVar[dict] = {"bias": True, "backend": "auto"}
     __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias"]
 

@@ -223,4 +223,9 @@ def _pull_back_by_autograd(function: Callable, inputs: list[Tensor], d_outputs: 
         # views make the derivative stop here instead of running on into the history of a tensor
         inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
         outputs = function(*inputs)
+    # None is the gradient of an operand that the call did not read
+    read = [(output, d) for output, d in zip(outputs, d_outputs) if output is not None]
+    if not read:
+        return (None,) * len(inputs)
+    outputs, d_outputs = zip(*read)
     return torch.autograd.grad(outputs, inputs, d_outputs, create_graph=create_graph, allow_unused=True)

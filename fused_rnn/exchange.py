@@ -39,6 +39,8 @@ def obstacle(module: Any, known: bool) -> str | None:
     hooks = [name.strip("_") for name, value in vars(module).items() if name.endswith("_hooks") and value]
     if hooks:
         return f"{', '.join(hooks)}: hooks may rely on the module as it is"
+    if module._compiled_call_impl is not None:
+        return "compiled: what .compile() made goes on running this module, so compile the new one instead"
     if 0 in (module.input_size, module.hidden_size):
         return "a size of 0, which torch.nn's cells alone allow"
     methods = [name for name in _added(module) if callable(getattr(kind, name, None))]
@@ -72,6 +74,8 @@ def _options(module: Any) -> dict[str, Any]:
     """Return the options that torch.nn's modules and ours share, by name."""
     names = ("bias", "nonlinearity", "num_layers", "batch_first", "bidirectional")
     options = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    if isinstance(module, nn.RNN):  # computes by its mode; old pickles have no other word for the nonlinearity
+        options["nonlinearity"] = module.mode.removeprefix("RNN_").lower()
     if getattr(module, "proj_size", 0):  # torch.nn.RNN and GRU refuse the argument
         options["proj_size"] = module.proj_size
     return options

@@ -32,6 +32,8 @@ not fit, and on the CPU lengths out of range, raise RuntimeError. On a GPU the v
 clamped to the valid range.
 """
 
+from typing import Any
+
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -42,7 +44,7 @@ from .operands import Options
 __all__ = ["Options", "gru", "lstm", "multiplicative_gru", "multiplicative_lstm", "rnn"]
 
 Pair = tuple[Tensor, Tensor]
-PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n), cell states
+PairResult = tuple[Any, ...]  # of the LSTMs: output, (h_n, c_n) and, with return_cells, cell states
 
 
 def rnn(

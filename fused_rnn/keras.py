@@ -27,10 +27,13 @@ from .recurrent import Recurrent
 __all__ = ["from_keras", "to_keras"]
 
 _MODULES: dict[int, type[RNN] | type[LSTM] | type[GRU]] = {1: RNN, 3: GRU, 4: LSTM}  # by number of gates
+_FROM_WEIGHTS = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **options: Any) -> RNN | LSTM | GRU:
-    """Build a module of one layer with the weights of a Keras layer; this file's docstring has the formulas.
+    """Build a module of one layer with the weights of a Keras layer.
+
+    The order of the gates changes and, for ``reset_after=False``, the sign of z: see ``fused_rnn/keras.py``.
 
     Args:
         weights: ``layer.get_weights()`` of SimpleRNN, LSTM or GRU: kernel (I, G*H), recurrent_kernel (H, G*H) and,
@@ -41,9 +44,12 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **opt
             ``dtype`` to that of the kernel.
 
     Raises:
-        ValueError: the number or the shapes of the arrays are not those of such a layer, or ``reset_after`` contradicts
-            them.
+        ValueError: the number or the shapes of the arrays are not those of such a layer, ``reset_after`` contradicts
+            them, or an option is one that they determine, such as ``num_layers``.
     """
+    for name in _FROM_WEIGHTS:
+        if name in options:
+            raise ValueError(f"{name} is not an option here, because the weights determine it")
     arrays = [array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu") for array in weights]
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
@@ -55,9 +61,13 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **opt
     input_size, hidden_size, gates = _sizes(layers[0])
     options = {"batch_first": True, "dtype": arrays[0].dtype, **options}
     if gates == 3:
-        options["reset_after"] = _reset_after(layers[0], hidden_size, reset_after)
+        options["reset_after"] = reset_after = _reset_after(layers[0], reset_after)
     elif reset_after is not None:
         raise ValueError(f"reset_after is an option of GRUs, and these weights are those of {gates} gates")
+    bias_shape = (2, gates * hidden_size) if reset_after else (gates * hidden_size,)
+    for bias in (bias for _, _, *biases in layers for bias in biases):
+        if bias.shape != bias_shape:
+            raise ValueError(f"bias must be {bias_shape} with such a kernel, got {tuple(bias.shape)}")
     module = _MODULES[gates](
         input_size, hidden_size, bias=len(layers[0]) == 3, bidirectional=directions == 2, **options
     )
@@ -69,8 +79,8 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None, **opt
 def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
     """Return the weights of a module of one layer in the form that the Keras layer's ``set_weights()`` takes.
 
-    The arrays are NumPy's, shaped and ordered as ``from_keras`` takes them. If Keras has one bias and the module two,
-    the result is their sum.
+    The arrays are NumPy's, shaped and ordered as ``from_keras`` takes them; bfloat16, which NumPy lacks, becomes
+    float32. If Keras has one bias and the module two, the result is their sum.
 
     Raises:
         TypeError: Keras has no layer for the module.
@@ -84,7 +94,8 @@ def to_keras(module: RNN | LSTM | GRU) -> list[Any]:
         raise ValueError(f"Keras has no LSTM with projections, and this module has proj_size={module.proj_size}")
     if module.learn_initial_state:
         raise ValueError("Keras learns no initial states, and this module has parameters for them")
-    return [array.numpy() for suffix in module._suffixes(0) for array in _unload(module, suffix)]
+    arrays = [array for suffix in module._suffixes(0) for array in _unload(module, suffix)]
+    return [(array.float() if array.dtype == torch.bfloat16 else array).numpy() for array in arrays]
 
 
 def _sizes(layer: list[Tensor]) -> tuple[int, int, int]:
@@ -100,7 +111,7 @@ def _sizes(layer: list[Tensor]) -> tuple[int, int, int]:
     )
 
 
-def _reset_after(layer: list[Tensor], hidden_size: int, given: bool | None) -> bool:
+def _reset_after(layer: list[Tensor], given: bool | None) -> bool:
     """Tell the kind of a GRU layer by the rank of its bias, if it has one."""
     if len(layer) == 2 and given is None:
         raise ValueError("nothing in the weights of a GRU without bias tells reset_after: pass it")

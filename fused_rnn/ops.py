@@ -17,6 +17,7 @@ The Triton backend has operators of the same schemas, ``fused_rnn_triton::forwar
 ``CELLS`` lists the cells; ``run`` is the only function that ``functional`` and ``modules`` use.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -238,7 +239,7 @@ def _checked_beginning(name: str, state: Tensor | None, resets: Tensor | None, i
 
 def check_gradient_clip(limit: float | None) -> None:
     """Raise TypeError unless the limit is a number or None, ValueError unless it is positive."""
-    if limit is not None and not isinstance(limit, int | float):
+    if limit is not None and (not isinstance(limit, numbers.Real) or isinstance(limit, bool)):
         raise TypeError(f"gradient_clip must be a number, or None for no limit, got {type(limit).__name__}")
     if limit is not None and not limit > 0:
         raise ValueError(f"gradient_clip must be greater than 0, or None for no limit, got {limit}")

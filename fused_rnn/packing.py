@@ -67,6 +67,19 @@ class Packing:
         return packed[0] if len(packed) == 1 else torch.cat(packed)
 
 
+def check_layout(batch_sizes: Tensor, rows: int) -> None:
+    """Raise ValueError if these are not the batch sizes of a packed sequence of so many rows."""
+    sizes = batch_sizes.tolist()
+    for step, (before, size) in enumerate(zip([sizes[0], *sizes], sizes)):
+        if not 0 < size <= before:
+            raise ValueError(
+                "batch_sizes of a PackedSequence must be positive and must not increase, "
+                f"got {size} at step {step} after {before}"
+            )
+    if sum(sizes) != rows:
+        raise ValueError(f"the batch_sizes of a PackedSequence add up to {sum(sizes)} rows, and its data has {rows}")
+
+
 def _check_no_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

@@ -241,6 +241,7 @@ class Recurrent(LikeRNNBase):
         data, batch_sizes, order, inverse = input
         self.check_input(data, batch_sizes)
         batching.check_shared("batch_sizes of a PackedSequence", batch_sizes, "a padded tensor and lengths")
+        packing.check_layout(batch_sizes, len(data))
         layout = packing.Packing(batch_sizes, data.device)
         initial = self._initial(hx, layout.batch, batched=True)
         if initial is not None and order is not None:

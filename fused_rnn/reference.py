@@ -31,7 +31,7 @@ cannot be differentiated again.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ __all__ = ["Options", "PairOptions", "gru", "lstm", "multiplicative_gru", "multi
 
 Linear = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
-PairResult = tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]  # of the LSTMs: output, (h_n, c_n), cell states
+PairResult = tuple[Any, ...]  # of the LSTMs: output, (h_n, c_n) and, with return_cells, cell states
 Choice = TypeVar("Choice")
 
 
@@ -246,7 +246,7 @@ class _Clip(torch.autograd.Function):
 
     @staticmethod
     def forward(d: Tensor, limit: float) -> Tensor:
-        return d.clamp(-limit, limit)
+        return d if limit > torch.finfo(d.dtype).max else d.clamp(-limit, limit)  # which refuses such a limit
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:

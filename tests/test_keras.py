@@ -128,13 +128,25 @@ def test_options_go_to_the_module():
         (draw("GRU", True, use_bias=False), {}, "tells reset_after: pass it"),
         (draw("GRU", True), {"reset_after": False}, r"a bias of shape \(2, 18\) means True"),
         (draw("LSTM", None), {"reset_after": True}, "reset_after is an option of GRUs"),
-        ([*draw("LSTM", None)[:2], np.zeros(5)], {}, "do not fit together: bias_ih would be"),
-        ([*draw("LSTM", None), *draw("GRU", True)], {}, "do not fit together: weight_ih would be"),
+        (draw("LSTM", None), {"num_layers": 2}, "num_layers is not an option here"),
+        (draw("LSTM", None), {"bias": False}, "bias is not an option here"),
+        ([*draw("LSTM", None)[:2], np.zeros(5)], {}, r"bias must be \(24,\) with such a kernel, got \(5,\)"),
+        ([*draw("LSTM", None)[:2], np.zeros((2, 24))], {}, r"bias must be \(24,\) .* got \(2, 24\)"),
+        ([*draw("GRU", True)[:2], np.zeros((3, 18))], {}, r"bias must be \(2, 18\) .* got \(3, 18\)"),
+        ([*draw("GRU", False), *draw("GRU", True)], {}, r"bias must be \(18,\) .* got \(2, 18\)"),
+        ([*draw("LSTM", None, use_bias=False), *draw("GRU", True, use_bias=False)], {}, "together: weight_ih would be"),
     ],
 )
 def test_arrays_that_are_no_layer_are_refused(arrays, options, message):
     with pytest.raises(ValueError, match=message):
         from_keras(arrays, **options)
+
+
+def test_bfloat16_becomes_float32():
+    module = fused_rnn.GRU(I, H, dtype=torch.bfloat16)
+    assert {array.dtype for array in to_keras(module)} == {np.dtype("float32")}
+    again = from_keras(to_keras(module), dtype=torch.bfloat16)
+    assert all(map(torch.equal, module.parameters(), again.parameters()))
 
 
 def test_modules_that_keras_lacks_are_refused():

@@ -227,6 +227,21 @@ def test_packs_what_it_pads(lengths):
     assert torch.equal(sum(nn.functional.pad(n, (0, len(ends) - len(n))) for n in steps), ends)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rows", "message"),
+    [
+        ([3, -1], 2, "must not increase, got -1 at step 1 after 3"),
+        ([1, 2, 2], 5, "must not increase, got 2 at step 1 after 1"),
+        ([2, 0], 2, "must be positive and must not increase, got 0 at step 1 after 2"),
+        ([0], 0, "got 0 at step 0"),
+        ([4, 3], 6, "add up to 7 rows, and its data has 6"),
+    ],
+)
+def test_batch_sizes_that_are_none_are_refused(sizes, rows, message):
+    with pytest.raises(ValueError, match=message):
+        fused_rnn.GRU(I, H)(PackedSequence(torch.randn(rows, I), torch.tensor(sizes)))
+
+
 def test_cuda_graphs_refuse_different_lengths(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     device = torch.device("cuda")

@@ -1,11 +1,13 @@
 """Zoneout and the clipping of gradients: the equations, every backend against the reference, the modules' options."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fused_rnn
 from fused_rnn import ops
 
 from .conftest import LENGTHS, Shape, operands, random_like, regularised, relative_error
@@ -70,6 +72,19 @@ def test_every_pre_activation_is_clipped(cell):
             assert limited[name].abs().max() == 0.05 < free[name].abs().max()
     last_gates = "bias_ih" if cell != "gru_reset_after" else "bias_hh"
     torch.testing.assert_close(limited[last_gates][-4:], free[last_gates][-4:].clamp(-0.05, 0.05))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_limits_beyond_the_dtype(dtype):
+    """Scaled losses bring scaled limits: 65536 is where gradient scalers begin, and more than float16 has."""
+    module = fused_rnn.GRU(2, 3, gradient_clip=1e39 if dtype != torch.float16 else 65536.0, dtype=dtype)
+    module.backend = "reference"
+    free = copy.deepcopy(module)
+    free.gradient_clip = None
+    x = torch.randn(4, 2, 2, dtype=dtype)
+    for each in (module, free):
+        each(x)[0].sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(module.parameters(), free.parameters()))
 
 
 def test_a_limit_that_nothing_reaches_changes_nothing(cell, backend):

@@ -144,6 +144,15 @@ def test_meta_device():
     assert model[0](torch.empty(T, B, I, device="meta"))[0].device.type == "meta"
 
 
+def test_an_rnn_computes_by_its_mode():
+    """RNNs of old pickles have no other word for their nonlinearity."""
+    rnn, x = nn.RNN(I, H, nonlinearity="relu"), torch.randn(T, B, I)
+    del rnn.nonlinearity
+    fused = fused_rnn.replace(rnn).model
+    assert fused.nonlinearity == "relu"
+    torch.testing.assert_close(fused(x), rnn(x))
+
+
 def test_replacing_twice_changes_nothing():
     model = Tagger()
     fused_rnn.replace(model)
@@ -198,6 +207,7 @@ KEPT = {
     "load-hook": (lambda: after("register_load_state_dict_post_hook", hook), "load_state_dict_post_hooks: "),
     "load-pre-hook": (lambda: after("register_load_state_dict_pre_hook", hook), "load_state_dict_pre_hooks: "),
     "old-weight-norm": (with_old_weight_norm, "forward_pre_hooks: "),
+    "compiled": (lambda: after("compile"), "compiled: "),
     "parametrised": (lambda: weight_norm(nn.GRU(I, H), "weight_hh_l0"), "weight_hh_l0: parametrised"),
     "own-forward": (lambda: after("__setattr__", "forward", hook), "forward: replaced in this one module"),
     "own-buffer": (lambda: after("register_buffer", "mask", torch.ones(H)), "mask: not the parameters, buffers"),

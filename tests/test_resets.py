@@ -145,6 +145,12 @@ def test_second_derivatives(cell, backend, reverse):
     assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
 
 
+def test_second_derivatives_of_what_a_call_does_not_read(cell, backend):
+    """In one step no episode but the first begins in a reverse run."""
+    op = in_episodes(cell, shape=Shape(1, 2, 2, 2), reverse=True, regular=False)
+    assert torch.autograd.gradgradcheck(op.function(backend), tuple(op.tensors.values()))
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_where_no_episode_begins_nothing_changes(cell, backend, reverse, lengths):
     """Results are equal to the bit."""
