@@ -78,6 +78,21 @@ def is_gcc(compiler: list[str]) -> bool:
     return "Free Software Foundation" in answer.stdout
 
 
+def words(name: str) -> list[str]:
+    """The words of a variable of the environment, as a shell reads them."""
+    try:
+        return shlex.split(os.environ.get(name, ""))
+    except ValueError as error:
+        raise SystemExit(f"{name} is {os.environ[name]!r}, which a shell could not read: {error}") from None
+
+
+def compilers_at_once() -> int:
+    wanted = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SystemExit(f"MAX_JOBS must be a number of compilers, at least 1, and is {wanted!r}")
+    return int(wanted)
+
+
 def find_nvcc() -> str | None:
     """The CUDA compiler, or None where it is not wanted or not there; an exit where it is demanded and not there."""
     wanted = os.environ.get("FUSED_RNN_CUDA", "")
@@ -142,7 +157,7 @@ class Toolchain:
     def __init__(self, torch: Path, threads: int = 1) -> None:
         self.torch = torch
         self.threads = threads  # of one nvcc, which compiles for an architecture in each
-        self.compiler = shlex.split(os.environ.get("CXX") or "g++")
+        self.compiler = words("CXX") or ["g++"]
         self.kernel_flags = KERNEL_FLAGS + (GCC_KERNEL_FLAGS if is_gcc(self.compiler) else [])
         self.nvcc = find_nvcc()
         self.architectures = architecture_flags(architectures(self.nvcc)) if self.nvcc else []
@@ -163,7 +178,7 @@ class Toolchain:
             wanted = os.environ.get("FUSED_RNN_CUDA") != "0"
             reason = "no nvcc was found when it was built" if wanted else "it was built with FUSED_RNN_CUDA=0"
             command += [f'-DFUSED_RNN_WITHOUT_CUDA="{reason}"']
-        return [*command, *shlex.split(os.environ.get("FUSED_RNN_CXXFLAGS", ""))]
+        return [*command, *words("FUSED_RNN_CXXFLAGS")]
 
     def linking(self, objects: list[Path], library: Path) -> list[str]:
         # --no-as-needed: the default drops libraries whose symbols are looked up only at run time
@@ -180,7 +195,7 @@ class BuildLibrary(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        jobs = compilers_at_once()
         kernels = sum(source.endswith(".cu") for source in ext.sources)
         toolchain = Toolchain(find_torch(), threads=max(1, jobs // kernels))
         sources = [source for source in map(Path, ext.sources) if toolchain.takes(source)]
@@ -235,7 +250,8 @@ class AnyPythonWheel(bdist_wheel):
 
 
 def sources() -> list[str]:
-    found = sorted(str(path) for path in Path("csrc").rglob("*.c[pu]*"))
+    files = [path for path in Path("csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
+    found = sorted(str(path) for path in files if not path.name.startswith("."))  # which editors leave
     if platform.machine() not in ("x86_64", "AMD64"):
         found = [path for path in found if not re.search(r"_(avx\d+|amx)\.cpp$", path)]
     return found

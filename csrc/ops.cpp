@@ -32,7 +32,7 @@ Sequence sequence(const Tensor& input, const Tensor& h_0, const OptionalTensor& 
   if (input.dim() != 3 || input.numel() == 0) fail("input must be a non-empty (T, B, I) tensor");
   if (h_0.dim() != 2 || h_0.size(1) == 0) fail("h_0 must be a (B, H) tensor with H at least 1");
   if (cell.has_cell_state != c_0.has_value()) fail("c_0 goes with cells that have a cell state, and only with these");
-  if (cell.multiplicative() != (weight_mih && weight_mhh))
+  if (cell.multiplicative() != weight_mih.has_value() || cell.multiplicative() != weight_mhh.has_value())
     fail("weight_mih and weight_mhh go with multiplicative cells, and only with these");
   if (bias_m && cell.modulates != Modulates::input) fail("bias_m goes with multiplicative cells that modulate x");
   if (cell.reset_before && bias_hh) fail("this cell has one bias, bias_ih");
@@ -157,9 +157,12 @@ Sequence one_step(const Tensor& input, const OptionalTensor& h_0, const Optional
   };
   OptionalTensor h = state("h_0", h_0), c = state("c_0", c_0);
   if (!h) {
-    h = empty_beside(x, {x.size(1), weight_hh.size(1)});
-    std::memset(h->mutable_data_ptr(), 0, h->numel() * h->element_size());
-    if (!c && cell_spec(cell).has_cell_state) c = h;
+    const CellSpec spec = cell_spec(cell);
+    const int64_t H = weight_hh.size(1);  // of any size, before the other operands are checked
+    if (weight_hh.size(0) != spec.gates * H) fail("weight_hh must have ", spec.gates, " rows for each of its columns");
+    h = empty_beside(x, {x.size(1), H});
+    if (h->numel() > 0) std::memset(h->mutable_data_ptr(), 0, h->numel() * h->element_size());
+    if (!c && spec.has_cell_state) c = h;
   }
   const OptionalTensor none;
   return sequence(x, *h, c, weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, cell, false);

@@ -438,6 +438,29 @@ def test_build_leaves_out_what_nvcc_does_not_know(setup, tmp_path):
         setup.architectures(str(nvcc))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MAX_JOBS", "many", "MAX_JOBS must be a number of compilers, at least 1, and is 'many'"),
+        ("MAX_JOBS", "0", "at least 1, and is '0'"),
+        ("MAX_JOBS", "-2", "at least 1, and is '-2'"),
+        ("FUSED_RNN_CXXFLAGS", "-O1 'x", 'FUSED_RNN_CXXFLAGS is "-O1 \'x", which a shell could not read'),
+    ],
+)
+def test_build_refuses_values_that_mean_nothing(setup, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=message):
+        setup.compilers_at_once() if name == "MAX_JOBS" else setup.words(name)
+
+
+def test_build_compiles_no_files_of_editors(setup, tmp_path, monkeypatch):
+    for name in ("ops.cpp", "ops.cpp~", ".ops.cpp.swp", "ops.cpp.orig", ".#ops.cpp", "cuda/gpu.cu", "cuda/gpu.cu.rej"):
+        (tmp_path / "csrc" / "cuda").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert setup.sources() == ["csrc/cuda/gpu.cu", "csrc/ops.cpp"]
+
+
 def test_build_gives_flags_of_gcc_to_gcc_alone(setup, tmp_path, monkeypatch):
     gcc, clang = tmp_path / "c++", tmp_path / "clang++"
     gcc.write_text("#!/bin/sh\necho c++ 14.2.0 Copyright 2024 Free Software Foundation, Inc.\n")

@@ -180,6 +180,12 @@ def test_operators_of_single_steps_check_what_they_are_given(wrong, message):
             call()
 
 
+def test_the_weight_is_checked_before_there_is_memory_for_a_state():
+    weights = torch.ones(4 * H, I), torch.ones(1, 1).expand(4 * H, 2**40)
+    with pytest.raises(RuntimeError, match="weight_hh must have 4 rows for each of its columns"):
+        torch.ops.fused_rnn.step(torch.ones(B, I), None, None, *weights, None, None, "lstm", False)
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("with_state", [False, True], ids=["no-state", "state"])
 @pytest.mark.parametrize(("kind", "name"), KINDS)

@@ -29,7 +29,7 @@ struct Gru {
   template <typename T>
   HOST_DEVICE static void forward_candidate(T wx, T us, T z, T h_prev, T& n, T& h) {
     n = tanh(wx + us);
-    h = (T(1) - z) * h_prev + z * n;
+    h = sum_of_products(T(1) - z, h_prev, z, n);
   }
 
   // dh: δh on entry; on return the part of δh₋ that passes through neither U nor s.

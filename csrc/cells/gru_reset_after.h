@@ -21,7 +21,7 @@ struct GruResetAfter {
     const T r = sigmoid(wx[0] + uh[0]);
     const T z = sigmoid(wx[1] + uh[1]);
     const T n = tanh(wx[2] + r * uh[2]);
-    h = (T(1) - z) * n + z * h_prev;
+    h = sum_of_products(T(1) - z, n, z, h_prev);
     saved[0] = r;
     saved[1] = z;
     saved[2] = n;

@@ -33,7 +33,7 @@ struct Lstm {
   // Recompute c for the backward pass of zoneout, which changes c after the cell.
   template <typename T>
   HOST_DEVICE static T cell_state(const T (&saved)[4], T c_prev) {
-    return saved[1] * c_prev + saved[0] * saved[2];
+    return sum_of_products(saved[1], c_prev, saved[0], saved[2]);
   }
 
   // dc: on entry the part of δc that does not come through h; on return δc₋.

@@ -10,7 +10,7 @@ namespace fused_rnn {
 struct Zoneout {
   template <typename T>
   HOST_DEVICE static T forward(T keep, T before, T after) {
-    return keep * before + (T(1) - keep) * after;
+    return sum_of_products(keep, before, T(1) - keep, after);
   }
 
   // d: on entry the gradient of the state, on return that of the cell's new state. Returns the part that bypasses the

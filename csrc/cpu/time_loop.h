@@ -53,8 +53,9 @@ inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
 // which sequences do not have take neither time nor memory.
 inline Tensor zeros(int64_t T, int64_t B, int64_t n, ScalarType type) {
   constexpr uintptr_t line = 64;
-  void* memory = std::calloc(T * B * n * bytes_of(type) + line, 1);
-  if (!memory) throw std::bad_alloc();
+  const int64_t bytes = T * B * n * bytes_of(type);
+  void* memory = std::calloc(bytes + line, 1);
+  if (!memory) throw std::runtime_error("fused_rnn: not enough memory for " + std::to_string(bytes) + " bytes");
   void* first = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + line - 1) / line * line);
   return torch::stable::from_blob(first, {T, B, n}, {B * n, n, 1}, torch::headeronly::DeviceType::CPU, type,
                                   [memory](void*) { std::free(memory); });
