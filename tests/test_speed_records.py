@@ -22,39 +22,18 @@ def test_a_file_is_read_as_it_was_written(shape):
     assert Results(results("fills", case)).command == "python -m it"
 
 
-@pytest.mark.parametrize(
-    ("file", "dtype", "command"),
-    [
-        ("speed-resident-bfloat16", "bfloat16", "python -m benchmarks.speed --dtype bfloat16"),
-        ("fills-cpu", "float32", "python -m benchmarks.speed --fills"),
-        ("resets-cpu", "float32", "python -m benchmarks.speed --resets"),
-        ("scaling-cpu", "float32", "python -m benchmarks.speed --sweep"),
-    ],
-)
-def test_a_file_that_does_not_say_the_command_has_that_which_would_write_it_now(file, dtype, command):
-    found = results(file.partition("-")[0], file=file, plan={"dtypes": [dtype]})
-    del found["command"]
-    assert Results(found).command == command
-
-
-def test_the_command_has_the_name_that_it_has_now():
-    found = results("gpu", command="python -m benchmarks.gpu --points main")
-    assert Results(found).command == "python -m benchmarks.speed --device cuda --points main"
-
-
 def test_a_skipped_case_says_why():
     (found,) = Results(results("gpu", {**POINT.record, "threads": 1, "skipped": "no time"})).cases
     assert (found.skipped, found.failed, found.times, found.memory) == ("no time", "", {}, {})
 
 
-def test_older_times_are_in_us_per_step_and_memory_in_mib():
-    case = measured(POINT, cuda={"us_per_step": 2.345}, torch={"failed": "no memory"})
-    case["memory"] = [{"candidate": "cuda", "title": "fused_rnn, cuda", "peak_mib": 7.12}]
+def test_times_are_read_by_the_step_and_memory_in_mib_also_of_kernels_alone():
+    case = measured(POINT, {"cuda": 7.5}, cuda=2.345, torch={"failed": "no memory"})
     case["kernels_us_per_step"] = {"forward": 1.5, "backward": 2.25, "prepare": 0.01, "other": 0.3}
     (found,) = Results(results("gpu", case)).cases
-    assert found.us_per_step("cuda") == 2.345  # not converted from ms
-    assert found.ms("cuda") == pytest.approx(2.345 * 256 / 1000)
-    assert (found.mib("cuda"), found.problem("time", "torch")) == (7.12, "failed")
+    assert (found.ms("cuda"), found.us_per_step("cuda")) == (2.345, pytest.approx(2345 / 256))
+    assert (found.mib("cuda"), found.mib("torch"), found.ms("torch")) == (7.5, None, None)
+    assert found.problem("time", "torch") == "failed"
     assert "| LSTM | bfloat16 | H=512 B=64 T=256 | 1.50 | 2.25 | 0.01 | 0.30 |" in gpu_report.kernels([found])
 
 

@@ -1,16 +1,13 @@
 """A reader of files of results, for the tables and the pictures.
 
-``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates. In older files times of
-a GPU are in µs per step, and memory of a CPU in MiB.
+``python -m benchmarks.speed`` writes a list of cases, each with the records of its candidates.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .cases import Case, Shape
 from .ceilings import floor_ms
-from .plan import OPTIONS
 
 Records = dict[str, dict]  # by the name of the candidate
 
@@ -34,20 +31,16 @@ class Measured:
 
     def ms(self, candidate: str) -> float | None:
         """Return the time of a candidate; only correct ones were timed."""
-        record = self.times.get(candidate, {})
-        if "us_per_step" in record:
-            return record["us_per_step"] * self.case.shape.steps / 1000
-        return record.get("median_ms")
+        return self.times.get(candidate, {}).get("median_ms")
 
     def us_per_step(self, candidate: str) -> float | None:
-        record, ms = self.times.get(candidate, {}), self.ms(candidate)
-        return record.get("us_per_step", ms and 1000 * ms / self.case.shape.steps)
+        ms = self.ms(candidate)
+        return ms and 1000 * ms / self.case.shape.steps
 
     def mib(self, candidate: str) -> float | None:
         """Return the peak memory of a training step."""
-        record = self.memory.get(candidate, {})
-        peak = record.get("peak_bytes")
-        return record.get("peak_mib", peak and peak / 2**20)
+        peak = self.memory.get(candidate, {}).get("peak_bytes")
+        return peak and peak / 2**20
 
     def quantity(self, kind: str, candidate: str) -> float | None:
         """Return the candidate's time in ms, or its ``memory`` in MiB."""
@@ -65,7 +58,7 @@ class Results:
 
     def __init__(self, raw: dict) -> None:
         self.raw, self.plan, self.machine = raw, raw["plan"], raw["hardware"]
-        self.day = raw["date"][:10]
+        self.day, self.command = raw["date"][:10], raw.get("command")
         self.base: dict[str, int] = raw.get("base", {})  # the size from which others grow, one at a time
         self.cases = [_of_case(found) for found in raw["cases"]]
         self.threads: list[int] = self.machine["threads"]
@@ -79,16 +72,6 @@ class Results:
     @property
     def backend(self) -> str:
         return self.plan["backends"][0]
-
-    @property
-    def command(self) -> str:
-        """The command that wrote it, or would write it now."""
-        if "command" in self.raw:
-            return re.sub(r"(?<=^python -m benchmarks\.)gpu\b", "speed --device cuda", self.raw["command"])
-        kind, _, _ = self.raw["file"].partition("-")
-        option = f" {OPTIONS[kind]}" if kind in OPTIONS else ""
-        dtype = "" if self.dtype == "float32" else f" --dtype {self.dtype}"
-        return f"python -m benchmarks.speed{option}{dtype}"
 
     @property
     def shapes(self) -> dict[str, Shape]:
