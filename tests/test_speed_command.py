@@ -118,7 +118,7 @@ def test_a_quick_run_of_the_groups_of_a_gpu(quick, capsys):
     assert found.plan["clock"] == "host clock"
     timed = [("lstm", 3), ("multiplicative_gru", 2), ("gru_reset_after", 2), ("lstm", 4)]
     assert [(m.case.cell, len(m.times)) for m in found.cases] == [point for point in timed for _ in range(2)]
-    assert all(m.us_per_step(name) > 0 for m in found.cases for name in m.times)
+    assert all(m.quantity("us", name) > 0 for m in found.cases for name in m.times)
     out = capsys.readouterr().out
     assert "lstm float32 H=8 B=2 T=4, forward: cpu " in out
     assert "8 cases measured, 0 skipped" in out

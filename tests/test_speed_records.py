@@ -31,8 +31,8 @@ def test_times_are_read_by_the_step_and_memory_in_mib_also_of_kernels_alone():
     case = measured(POINT, {"cuda": 7.5}, cuda=2.345, torch={"failed": "no memory"})
     case["kernels_us_per_step"] = {"forward": 1.5, "backward": 2.25, "prepare": 0.01, "other": 0.3}
     (found,) = Results(results("gpu", case)).cases
-    assert (found.ms("cuda"), found.us_per_step("cuda")) == (2.345, pytest.approx(2345 / 256))
-    assert (found.mib("cuda"), found.mib("torch"), found.ms("torch")) == (7.5, None, None)
+    assert (found.ms("cuda"), found.quantity("us", "cuda")) == (2.345, pytest.approx(2345 / 256))
+    assert (found.quantity("memory", "cuda"), found.quantity("memory", "torch"), found.ms("torch")) == (7.5, None, None)
     assert found.problem("time", "torch") == "failed"
     assert "| LSTM | bfloat16 | H=512 B=64 T=256 | 1.50 | 2.25 | 0.01 | 0.30 |" in gpu_report.kernels([found])
 

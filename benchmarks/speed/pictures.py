@@ -12,7 +12,7 @@ from benchmarks.pictures import PALETTE, Picture, heat_map, plt
 from .cases import AXES, CELLS, MODES
 from .findings import Curve, curves, line
 from .plan import GPU_SIZES, GPU_STEPS
-from .records import Measured, Results, columns, found_at, is_fused
+from .records import Measured, Results, is_fused
 
 BARS = {"fused": ("fused", PALETTE[1]), "torch": ("torch.nn", PALETTE[4]), "eager": ("eager loop", PALETTE[0])}
 COLOURS = {cell: PALETTE[position % len(PALETTE)] for position, cell in enumerate(CELLS)}
@@ -21,8 +21,8 @@ LINES = {"fused": "-", "torch": "--", "eager": ":"}
 
 def times_faster(measured: Measured) -> float | None:
     """Return the time of the fastest rival divided by that of the fastest fused candidate."""
-    times = [(is_fused(record), measured.us_per_step(name)) for name, record in measured.times.items()]
-    ours, theirs = ([us for fused, us in times if us and fused == side] for side in (True, False))
+    times = [(is_fused(record), measured.ms(name)) for name, record in measured.times.items()]
+    ours, theirs = ([ms for fused, ms in times if ms and fused == side] for side in (True, False))
     return min(theirs) / min(ours) if ours and theirs else None
 
 
@@ -68,12 +68,11 @@ def _map_figure(found: Results, value: Callable[[Measured], float | None], capti
     """Draw a panel for each number of threads, with a row for each cell and a column for each shape and mode."""
     threads = sorted({measured.threads for measured in found.cases})
     cells = [cell for cell in CELLS if cell in found.plan["cells"]]
-    places = columns(found)
     cases = {
-        f"threads: {count}": [[found_at(found, cell, count, place) for place in places] for cell in cells]
+        f"threads: {count}": [[found.at(cell, count, *place) for place in found.columns] for cell in cells]
         for count in threads
     }
-    names = [f"({place.shape})\n{place.mode}" for place in places]
+    names = [f"({shape})\n{mode}" for shape, mode in found.columns]
     layout = {"nrows": len(threads), "figsize": (11, 0.6 + 3 * len(threads))}
     return _maps(cases, value, [CELLS[cell] for cell in cells], names, caption, text, **layout)
 
@@ -85,9 +84,12 @@ def _memory_figure(found: Results, caption: str) -> Figure:
     cells = [cell for cell in CELLS if any(measured.case.cell == cell for measured in cases)]
     for axes, shape in zip(panels[0], shapes):
         for position, (name, (label, colour)) in enumerate(BARS.items()):
-            there = [m for m in cases if m.case.shape.name == shape and m.mib(name) is not None]
-            rows = [cells.index(measured.case.cell) + (position - 1) * 0.27 for measured in there]
-            axes.barh(rows, [measured.mib(name) for measured in there], height=0.25, color=colour, label=label)
+            bars = {
+                cells.index(measured.case.cell) + (position - 1) * 0.27: mib
+                for measured in cases
+                if measured.case.shape.name == shape and (mib := measured.quantity("memory", name)) is not None
+            }
+            axes.barh(list(bars), list(bars.values()), height=0.25, color=colour, label=label)
         axes.set(title=f"({shape})", xlabel="MiB")
         axes.set_yticks(range(len(cells)), [CELLS[cell] for cell in cells])
     panels[0][0].invert_yaxis()

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from .cases import Case, Shape
 from .ceilings import floor_ms
@@ -31,20 +30,15 @@ class Measured:
 
     def ms(self, candidate: str) -> float | None:
         """Return the time of a candidate; only correct ones were timed."""
-        return self.times.get(candidate, {}).get("median_ms")
-
-    def us_per_step(self, candidate: str) -> float | None:
-        ms = self.ms(candidate)
-        return ms and 1000 * ms / self.case.shape.steps
-
-    def mib(self, candidate: str) -> float | None:
-        """Return the peak memory of a training step."""
-        peak = self.memory.get(candidate, {}).get("peak_bytes")
-        return peak and peak / 2**20
+        return self.quantity("time", candidate)
 
     def quantity(self, kind: str, candidate: str) -> float | None:
-        """Return the candidate's time in ms, or its ``memory`` in MiB."""
-        return self.mib(candidate) if kind == "memory" else self.ms(candidate)
+        """Return the ``time`` in ms or in ``us`` per step, the ``host``'s µs of a call, or the ``memory`` in MiB."""
+        name = {"memory": "peak_bytes", "host": "host_us_per_call"}.get(kind, "median_ms")
+        number = self.records(kind).get(candidate, {}).get(name)
+        if number is None:
+            return None
+        return {"us": 1000 * number / self.case.shape.steps, "memory": number / 2**20}.get(kind, number)
 
     def records(self, kind: str) -> Records:
         return self.memory if kind == "memory" else self.times
@@ -77,6 +71,18 @@ class Results:
     def shapes(self) -> dict[str, Shape]:
         return {measured.case.shape.name: measured.case.shape for measured in self.cases}
 
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """The names of shapes and the modes that were timed, mode by mode."""
+        modes = list(dict.fromkeys(measured.case.mode for measured in self.cases))
+        places = dict.fromkeys((measured.case.shape.name, measured.case.mode) for measured in self.cases)
+        return sorted(places, key=lambda place: modes.index(place[1]))
+
+    def at(self, cell: str, threads: int, shape: str, mode: str) -> Measured | None:
+        """Return what was measured there, if anything."""
+        place = cell, threads, shape, mode
+        return next((m for m in self.cases if (m.case.cell, m.threads, m.case.shape.name, m.case.mode) == place), None)
+
     def floor_ms(self, measured: Measured) -> float | None:
         """Return the least possible time of a case; None if the ceilings were not measured."""
         return floor_ms(measured.case, measured.case.dtype, self.ceilings.get(measured.threads, {}))
@@ -88,26 +94,6 @@ class Results:
         return {name: floor / ms for name, ms in times.items() if floor and ms}
 
 
-class Column(NamedTuple):
-    shape: str
-    mode: str
-
-
-def columns(found: Results) -> list[Column]:
-    """Return the columns that were timed, mode by mode."""
-    modes = dict.fromkeys(measured.case.mode for measured in found.cases)
-    places = dict.fromkeys(Column(measured.case.shape.name, measured.case.mode) for measured in found.cases)
-    return [place for mode in modes for place in places if place.mode == mode]
-
-
-def found_at(found: Results, cell: str, threads: int, place: Column) -> Measured | None:
-    for measured in found.cases:
-        case = measured.case
-        if (case.cell, measured.threads, case.shape.name, case.mode) == (cell, threads, *place):
-            return measured
-    return None
-
-
 def problem_of(record: dict) -> str:
     """Return ``wrong`` or ``failed`` if a record says so, else an empty string."""
     return next((problem for problem in ("wrong", "failed") if problem in record), "")
@@ -117,9 +103,9 @@ def is_fused(record: dict) -> bool:
     return record["title"].startswith("fused_rnn")
 
 
-def titles(cases: list[Measured], kind: str = "times") -> dict[str, str]:
+def titles(cases: list[Measured], kind: str = "time") -> dict[str, str]:
     """Return the candidates of some cases, and their titles."""
-    return {name: record["title"] for measured in cases for name, record in getattr(measured, kind).items()}
+    return {name: record["title"] for measured in cases for name, record in measured.records(kind).items()}
 
 
 def _of_case(found: dict) -> Measured:

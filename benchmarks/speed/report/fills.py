@@ -2,10 +2,9 @@
 
 from benchmarks.common import digits, table
 from benchmarks.speed.cases import CELLS, MODES
-from benchmarks.speed.records import Column, Results, found_at
+from benchmarks.speed.records import Results
 
-from . import MALLOC, block_of, origin
-from .tables import entry
+from . import MALLOC, block_of, origin, ratio
 
 WAYS = {"packed": "packed", "lengths": "padded with `lengths`"}
 THEIRS = "torch"
@@ -23,7 +22,7 @@ def shares(found: Results) -> str:
     rows = []
     for cell in found.plan["cells"]:
         for mode in MODES:
-            part, whole = (found_at(found, cell, found.threads[0], Column(fill, mode)) for fill in (least, most))
+            part, whole = (found.at(cell, found.threads[0], fill, mode) for fill in (least, most))
             ways = [_share(part and part.ms(way), whole and whole.ms(way)) for way in (*WAYS, THEIRS)]
             rows.append([CELLS[cell], mode, *ways])
     return table([f"Time at {least} fill, of that at {most}", "", *WAYS.values(), "torch.nn, packed"], rows)
@@ -49,8 +48,8 @@ def times(found: Results, mode: str) -> str:
     cells = found.plan["cells"]
     rows = []
     for fill, shape in found.shapes.items():
-        cases = [found_at(found, cell, found.threads[0], Column(fill, mode)) for cell in cells]
-        rows.append([fill, str(sum(shape.lengths)), *(entry(case, way, THEIRS) for case in cases for way in WAYS)])
+        cases = [found.at(cell, found.threads[0], fill, mode) for cell in cells]
+        rows.append([fill, str(sum(shape.lengths)), *(ratio(case, way, THEIRS) for case in cases for way in WAYS)])
     head = [f"{CELLS[cell]}: {title} / torch.nn" for cell in cells for title in WAYS.values()]
     return table(["fill", "steps of all sequences", *head], rows)
 
@@ -58,7 +57,7 @@ def times(found: Results, mode: str) -> str:
 def memory(found: Results) -> str:
     """Make such a table for the one cell whose memory is measured."""
     cases = [measured for measured in found.cases if measured.memory]
-    rows = ([case.case.shape.name, *(entry(case, way, THEIRS, "memory") for way in WAYS)] for case in cases)
+    rows = ([case.case.shape.name, *(ratio(case, way, THEIRS, "memory") for way in WAYS)] for case in cases)
     of = " and the ".join(dict.fromkeys(CELLS[measured.case.cell] for measured in cases))
     return table(["fill", *(f"{title} / torch.nn" for title in WAYS.values())], rows) + f"\n\nOf the {of}."
 

@@ -16,6 +16,8 @@ from benchmarks.speed.pictures import gpu_pictures
 from benchmarks.speed.plan import GROUPS
 from benchmarks.speed.records import Measured, Results, is_fused, titles
 
+from . import multiple
+
 NOT_RUN = "Not yet run on a GPU."
 COMMON = (
     "I=H where no I is given; the input product is included; TF32 is off. In float16 and float32 the weights of "
@@ -25,12 +27,12 @@ COMMON = (
 )
 OTHER_KERNELS = "These were earlier kernels than those here."
 OWN_EQUATIONS = ("gru",)  # torch.nn has no such cell; the comparison is with its GRU, which resets after the product
-HEADINGS = {
-    "forward": "Forward, µs per step",
-    "training": "Training step, µs per step",
-    "host forward": "Time that the host is busy with a forward call, µs",
-    "host training": "Time that the host is busy with a training step, µs",
-    "memory": "Peak memory of a training step, MiB",
+HEADINGS = {  # by the kind of quantity and the mode
+    ("us", "forward"): "Forward, µs per step",
+    ("us", "training"): "Training step, µs per step",
+    ("host", "forward"): "Time that the host is busy with a forward call, µs",
+    ("host", "training"): "Time that the host is busy with a training step, µs",
+    ("memory", "training"): "Peak memory of a training step, MiB",
 }
 
 
@@ -44,7 +46,7 @@ def section(found: Results) -> str:
     parts = [f"**{found.machine['gpu']}, {found.day}**", *(["\n".join(lines)] if lines else []), preamble(found)]
     for group, title in GROUPS.items():
         cases = [measured for measured in found.cases if measured.case.group == group]
-        tables = [f"**{heading}**\n\n{rows}" for name, heading in HEADINGS.items() if (rows := table(cases, name))]
+        tables = [f"**{heading}**\n\n{rows}" for of, heading in HEADINGS.items() if (rows := table(cases, *of))]
         if tables:
             parts.append(folded(title, *tables))
     if watched := {measured.place: measured for measured in found.cases if measured.kernels}:
@@ -59,8 +61,9 @@ def verdict(cases: list[Measured]) -> list[str]:
     lines = [line for dtype in dict.fromkeys(m.case.dtype for m in cases) for line in _speed(cases, dtype)]
     if memory := [ratio for measured in cases if (ratio := over_torch(measured, "memory"))]:
         lines.append(f"- memory of a training step: torch.nn takes {spread(memory)} times as much as the fused cells.")
-    if ours := [busy for measured in cases if (busy := least_of_ours(measured, "host forward"))]:
-        theirs = [busy for measured in cases if (busy := value(measured, "host forward", "torch"))]
+    forward = [measured for measured in cases if measured.case.mode == "forward"]
+    if ours := [busy for measured in forward if (busy := least_of_ours(measured, "host"))]:
+        theirs = [busy for measured in forward if (busy := measured.quantity("host", "torch"))]
         beside = f", with one of torch.nn for {spread(theirs)}" if theirs else ""
         lines.append(f"- the host is busy with a forward call of the fused cells for {spread(ours)} µs{beside}.")
     return lines
@@ -69,7 +72,7 @@ def verdict(cases: list[Measured]) -> list[str]:
 def _speed(cases: list[Measured], dtype: str) -> Iterator[str]:
     ratios: dict[tuple, dict[str, float]] = {}
     for measured in cases:
-        if measured.case.dtype == dtype and (ratio := over_torch(measured, measured.case.mode)):
+        if measured.case.dtype == dtype and (ratio := over_torch(measured, "us")):
             ratios.setdefault((measured.case.group, *measured.place), {})[measured.case.mode] = ratio
     ahead, behind = [], []
     for (_, cell, _, shape), times in ratios.items():
@@ -88,9 +91,9 @@ def spread(numbers: list[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def over_torch(measured: Measured, quantity: str) -> float | None:
-    """Return torch.nn's quantity divided by that of the best fused backend."""
-    ours, theirs = least_of_ours(measured, quantity), value(measured, quantity, "torch")
+def over_torch(measured: Measured, kind: str) -> float | None:
+    """Return torch.nn's quantity of a kind divided by that of the best fused backend."""
+    ours, theirs = least_of_ours(measured, kind), measured.quantity(kind, "torch")
     return theirs / ours if ours and theirs else None
 
 
@@ -135,21 +138,10 @@ def _failures(cases: list[Measured]) -> Iterator[str]:
         yield f"Failed, and so not timed: {'; '.join(lost)}."
 
 
-def value(measured: Measured, quantity: str, candidate: str) -> float | None:
-    """Return a quantity of a candidate, if it was measured for this case."""
-    if quantity == "memory":
-        return measured.mib(candidate)
-    if quantity.removeprefix("host ") != measured.case.mode:
-        return None
-    if quantity.startswith("host"):
-        return measured.times.get(candidate, {}).get("host_us_per_call")
-    return measured.us_per_step(candidate)
-
-
-def least_of_ours(measured: Measured, quantity: str) -> float | None:
+def least_of_ours(measured: Measured, kind: str) -> float | None:
     """Return the least quantity of the fused backends, without options."""
     ours = [name for name, record in measured.times.items() if is_fused(record) and "-" not in name]
-    numbers = [number for name in ours if (number := value(measured, quantity, name))]
+    numbers = [number for name in ours if (number := measured.quantity(kind, name))]
     return min(numbers, default=None)
 
 
@@ -157,34 +149,26 @@ def heading(title: str) -> str:
     return re.sub(r"^torch\.nn\.\w+", "torch.nn", title.removeprefix("fused_rnn, "))
 
 
-def table(cases: list[Measured], quantity: str) -> str:
+def table(cases: list[Measured], kind: str, mode: str) -> str:
     """Make a table with one row per case in the mode, a column for each measured candidate; empty without any."""
-    mode = "training" if quantity == "memory" else quantity.removeprefix("host ")
     cases = [measured for measured in cases if measured.case.mode == mode and measured.times]
-    kind = "memory" if quantity == "memory" else "times"
     columns = {
         name: heading(title)
         for name, title in titles(cases, kind).items()
-        if any(value(measured, quantity, name) is not None for measured in cases)
+        if any(measured.quantity(kind, name) is not None for measured in cases)
     }
     if not columns:
         return ""
-    rows = (_named(measured, *(entry(measured, quantity, name) for name in columns)) for measured in cases)
+    rows = (
+        _named(measured, *(multiple(measured, kind, name, least_of_ours(measured, kind)) for name in columns))
+        for measured in cases
+    )
     return markdown(["cell", "dtype", "sizes", *columns.values()], rows)
 
 
 def _named(measured: Measured, *entries: str) -> list[str]:
     case = measured.case
     return [CELLS[case.cell], case.dtype, case.shape.sizes, *entries]
-
-
-def entry(measured: Measured, quantity: str, candidate: str) -> str:
-    if problem := measured.problem(quantity, candidate):
-        return problem
-    number, ours = value(measured, quantity, candidate), least_of_ours(measured, quantity)
-    if number is None or not ours or number == ours:
-        return digits(number)
-    return f"{digits(number)} = **{number / ours:.2f}×**"
 
 
 def kernels(cases: list[Measured]) -> str:

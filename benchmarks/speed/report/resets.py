@@ -2,10 +2,9 @@
 
 from benchmarks.common import table
 from benchmarks.speed.cases import CELLS, MODES
-from benchmarks.speed.records import Column, Measured, Results, found_at, titles
+from benchmarks.speed.records import Measured, Results, titles
 
-from . import MALLOC, block_of, origin
-from .tables import entry
+from . import MALLOC, block_of, origin, ratio
 
 OURS, WITHOUT = "resets", "without"
 
@@ -30,8 +29,8 @@ def times(found: Results, mode: str) -> str:
     rows = []
     for cell in found.plan["cells"]:
         for share in found.shapes:
-            case = found_at(found, cell, found.threads[0], Column(share, mode))
-            rows.append([CELLS[cell], share, cost(case), *(entry(case, OURS, other) for other in others)])
+            case = found.at(cell, found.threads[0], share, mode)
+            rows.append([CELLS[cell], share, cost(case), *(ratio(case, OURS, other) for other in others)])
     return table(["cell", "episodes", "cost of `resets`", *(f"`resets` / {title}" for title in others.values())], rows)
 
 

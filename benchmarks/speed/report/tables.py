@@ -9,9 +9,9 @@ from benchmarks import pictures as shown
 from benchmarks.common import digits, folded, table
 from benchmarks.speed.cases import CELLS, STEP_MODES, TITLES
 from benchmarks.speed.pictures import pictures
-from benchmarks.speed.records import Measured, Results, columns, found_at, titles
+from benchmarks.speed.records import Measured, Results, titles
 
-from . import MALLOC, block_of
+from . import MALLOC, block_of, multiple, ratio
 
 HEADINGS = {
     "training": ("training", "Training step (forward and backward), ms"),
@@ -118,18 +118,17 @@ def ceilings(found: Results) -> str:
 
 def floor_table(found: Results) -> str:
     """Make a table with one row per cell, thread count and rival, one column per shape and mode."""
-    places = columns(found)
 
     def rows() -> Iterator[list[str]]:
         for cell, title in CELLS.items():
             for count in found.threads:
-                cases = [found_at(found, cell, count, place) for place in places]
+                cases = [found.at(cell, count, *place) for place in found.columns]
                 shares = [found.shares(measured) if measured else {} for measured in cases]
                 for rival, name in rivals(list(filter(None, cases)), cell).items():
                     pairs = [(share.get("fused"), share.get(rival)) for share in shares]
                     yield [title, str(count), name, *(" / ".join(map(_percent, pair)) for pair in pairs)]
 
-    return table(["cell", "threads", "other", *(f"({shape}) {mode}" for shape, mode in places)], rows())
+    return table(["cell", "threads", "other", *(f"({shape}) {mode}" for shape, mode in found.columns)], rows())
 
 
 def _percent(share: float | None) -> str:
@@ -141,23 +140,12 @@ def entries(cases: list[Measured], kind: str = "time") -> str:
     shapes = sorted({measured.case.shape.name for measured in cases})
     found = {(m.case.cell, m.threads, m.case.shape.name): m for m in cases}
     rows = (
-        [title, str(count), name, *(entry(found.get((cell, count, shape)), "fused", rival, kind) for shape in shapes)]
+        [title, str(count), name, *(ratio(found.get((cell, count, shape)), "fused", rival, kind) for shape in shapes)]
         for cell, title in TITLES.items()
         for rival, name in rivals(cases, cell).items()
         for count in sorted({measured.threads for measured in cases})
     )
     return table(["cell", "threads", "other", *(f"({shape})" for shape in shapes)], rows)
-
-
-def entry(measured: Measured | None, ours: str, theirs: str, kind: str = "time") -> str:
-    """Format ours / theirs = ratio."""
-    if measured is None or not {ours, theirs} <= measured.records(kind).keys():
-        return "–"
-    if problem := measured.problem(kind, ours) or measured.problem(kind, theirs):
-        return problem
-    mine, other = measured.quantity(kind, ours), measured.quantity(kind, theirs)
-    ratio = f"**{other / mine:.2f}×**" if mine else "–"  # a step may find all its memory in earlier freed blocks
-    return f"{digits(mine)} / {digits(other)} = {ratio}"
 
 
 def steps_section(found: Results) -> str:
@@ -179,15 +167,14 @@ def rivals_section(found: Results) -> str:
     names = {name: title for name, title in titles(found.cases).items() if name != "fused"}
     rows = (
         [
-            f"{CELLS[cell]}, ({place.shape}) {place.mode}",
+            f"{CELLS[cell]}, ({shape}) {mode}",
             str(count),
-            _time(measured, "fused"),
-            *(_multiple(measured, name) for name in names),
+            *(multiple(measured, "time", name, measured.ms("fused")) for name in ("fused", *names)),
         ]
-        for place in columns(found)
+        for shape, mode in found.columns
         for cell in found.plan["cells"]
         for count in found.threads
-        if (measured := found_at(found, cell, count, place))
+        if (measured := found.at(cell, count, shape, mode))
     )
     intro = (
         f"Every other way to run a cell, measured on {found.day} with `{found.command}`: "
@@ -198,15 +185,6 @@ def rivals_section(found: Results) -> str:
     )
     head = ["", "threads", "fused", *("torch.nn" if name == "torch" else title for name, title in names.items())]
     return "\n\n".join([intro, table(head, rows)])
-
-
-def _time(measured: Measured, name: str) -> str:
-    return measured.problem("time", name) or digits(measured.ms(name))
-
-
-def _multiple(measured: Measured, name: str) -> str:
-    ours, theirs = measured.ms("fused"), measured.ms(name)
-    return f"{digits(theirs)} = **{theirs / ours:.2f}×**" if ours and theirs else _time(measured, name)
 
 
 block, steps_block, rivals_block = map(block_of, (section, steps_section, rivals_section))
