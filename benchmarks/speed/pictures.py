@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -17,6 +17,13 @@ from .records import Measured, Results, is_fused
 BARS = {"fused": ("fused", PALETTE[1]), "torch": ("torch.nn", PALETTE[4]), "eager": ("eager loop", PALETTE[0])}
 COLOURS = {cell: PALETTE[position % len(PALETTE)] for position, cell in enumerate(CELLS)}
 LINES = {"fused": "-", "torch": "--", "eager": ":"}
+PER_STEP, SHARE = "microseconds per step", "% of the time"
+GROWTH = {  # by axis, its name and the unit of what grows
+    "steps": ("T", "milliseconds"),
+    "batch": ("B", PER_STEP),
+    "hidden_size": ("H", PER_STEP),
+    "layers": ("the number of layers", "milliseconds"),
+}
 
 
 def times_faster(measured: Measured) -> float | None:
@@ -55,13 +62,12 @@ def pictures(result: dict) -> list[Picture]:
     if any(measured.memory for measured in found.cases):
         drawn.append(Picture("memory", memory, partial(_memory_figure, found, memory)))
     if found.ceilings:
-        share = partial(_share, found)
+
+        def share(measured: Measured) -> float | None:
+            return found.shares(measured).get("fused")
+
         drawn.append(Picture("floor", floor, partial(_map_figure, found, share, floor, "{:.0%}")))
     return drawn
-
-
-def _share(found: Results, measured: Measured) -> float | None:
-    return found.shares(measured).get("fused")
 
 
 def _map_figure(found: Results, value: Callable[[Measured], float | None], caption: str, text: str) -> Figure:
@@ -104,77 +110,52 @@ def _memory_figure(found: Results, caption: str) -> Figure:
 def scaling_pictures(result: dict) -> list[Picture]:
     """Draw a picture for each measured axis, and one of the share of the floor."""
     found = Results(result)
-    lines = curves(found)
-    axes = [axis for axis in AXES if any(curve.axis == axis for curve in lines)]
-    drawn = [Picture(AXES[axis], _caption(axis), partial(_growth_figure, lines, axis, found)) for axis in axes]
-    if any(share for curve in lines if curve.axis == "hidden_size" for share in curve.shares):
+    drawn, lines = [], curves(found)
+    for axis, (name, unit) in GROWTH.items():
+        scale = 1000 / found.base["steps"] if unit == PER_STEP else 1
+        values = [(curve, [scale * ms for ms in curve.ms]) for curve in lines if curve.axis == axis]
+        caption = f"{unit.capitalize()} against {name}"
+        drawn += [Picture(AXES[axis], caption, partial(_growth_figure, values, name, unit, caption))] if values else []
+    shares = [(curve, [100 * (share or 0) for share in curve.shares]) for curve in lines if curve.axis == "hidden_size"]
+    if any(any(values) for _, values in shares):
         caption = "Share of the physical floor in the time, against H"
-        drawn.append(Picture("floor", caption, partial(_floor_figure, lines, caption)))
+        drawn.append(Picture("floor", caption, partial(_growth_figure, shares, "H", SHARE, caption)))
     return drawn
 
 
-def _caption(axis: str) -> str:
-    return f"{_quantity(axis)[0].upper()}{_quantity(axis)[1:]} against {_name(axis)}"
-
-
-def _name(axis: str) -> str:
-    return "the number of layers" if axis == "layers" else AXES[axis]
-
-
-def _quantity(axis: str) -> str:
-    return "milliseconds" if axis in ("steps", "layers") else "microseconds per step"
-
-
-def _growth_figure(lines: list[Curve], axis: str, found: Results) -> Figure:
-    scale = 1 if axis in ("steps", "layers") else 1000 / found.base["steps"]
-    figure, panels = plt.subplots(1, len(MODES), figsize=(11, 4.2))
+def _growth_figure(lines: list[tuple[Curve, list[float]]], name: str, unit: str, caption: str) -> Figure:
+    figure, panels = plt.subplots(1, len(MODES), figsize=(11, 4.2), sharey=unit == SHARE)
     for axes, mode in zip(panels, MODES):
-        for curve in (curve for curve in lines if (curve.axis, curve.mode) == (axis, mode)):
-            _plot(axes, curve, [scale * ms for ms in curve.ms])
-            if axis == "steps" and curve.candidate == "fused" and len(curve.sizes) > 1:
+        for curve, values in ((curve, values) for curve, values in lines if curve.mode == mode):
+            title = CELLS[curve.cell] if curve.candidate == "fused" else None
+            style = {"color": COLOURS[curve.cell], "linewidth": 1.6 if title else 1.0, "marker": "." if title else None}
+            axes.plot(curve.sizes, values, LINES.get(curve.candidate, "-."), label=title, **style)
+            if curve.axis == "steps" and title and len(values) > 1:
                 intercept, slope = line(curve)
                 ends = [curve.sizes[0], curve.sizes[-1]]
                 axes.plot(ends, [intercept + slope * end for end in ends], color="black", linewidth=0.6, zorder=0)
-        axes.set(title=mode, xlabel=_name(axis))
-        if axis in ("batch", "hidden_size"):
-            _plain_logarithms(axes)
+        axes.set(title=mode, xlabel=name)
+        if name in ("B", "H"):
+            axes.set_xscale("log", base=2)
+            _plain(axes.xaxis)
         else:
-            axes.set(xlim=(0, None), ylim=(0, None))
-    panels[0].set_ylabel(_quantity(axis))
-    return _finish(figure, panels[0], _caption(axis))
-
-
-def _floor_figure(lines: list[Curve], caption: str) -> Figure:
-    figure, panels = plt.subplots(1, len(MODES), figsize=(11, 4.2), sharey=True)
-    for axes, mode in zip(panels, MODES):
-        for curve in (curve for curve in lines if (curve.axis, curve.mode) == ("hidden_size", mode)):
-            _plot(axes, curve, [100 * (share or 0) for share in curve.shares])
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(title=mode, xlabel="H", ylim=(0, None))
-    panels[0].set_ylabel("% of the time")
-    return _finish(figure, panels[0], caption)
-
-
-def _plain_logarithms(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    for scale in (axes.xaxis, axes.yaxis):
-        scale.set_major_formatter("{x:g}")
-        scale.set_minor_formatter(NullFormatter())
-
-
-def _plot(axes: Axes, curve: Curve, values: list[float]) -> None:
-    name = CELLS[curve.cell] if curve.candidate == "fused" else None
-    style = {"color": COLOURS[curve.cell], "linewidth": 1.6 if name else 1.0, "marker": "." if name else None}
-    axes.plot(curve.sizes, values, LINES.get(curve.candidate, "-."), label=name, **style)
-
-
-def _finish(figure: Figure, axes: Axes, caption: str) -> Figure:
+            axes.set_xlim(0, None)
+        if unit == PER_STEP:
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+        else:
+            axes.set_ylim(0, None)
+    panels[0].set_ylabel(unit)
     title = "solid: fused\ndashed: torch.nn\ndotted: eager loop"
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title=title)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", title=title)
     figure.suptitle(caption)
     return figure
+
+
+def _plain(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis as such, not as powers."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 # A GPU, at the sizes of the tables ----------------------------------------------------------------------------
