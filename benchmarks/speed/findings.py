@@ -5,6 +5,9 @@ amount, because more work shares the overhead. If it rises, the larger size is s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from .cases import AXES
 from .ceilings import work
@@ -29,17 +32,12 @@ class Curve:
     shares: list[float | None]  # of the floor in the time
 
 
-@dataclass(frozen=True)
-class Leap:
-    """The largest rise of the cost of a unit of work from one size to the next."""
+class Leap(NamedTuple):
+    """The largest rise of the cost of a unit of work from one size to the next; a cliff if above ``CLIFF``."""
 
     ratio: float
     smaller: int
     larger: int
-
-    @property
-    def cliff(self) -> bool:
-        return self.ratio > CLIFF
 
 
 def curves(found: Results) -> list[Curve]:
@@ -67,17 +65,15 @@ def size(measured: Measured) -> int:
 def leap(curve: Curve) -> Leap | None:
     """Find where the cost of a unit of work rises most, or falls least; None for a single point."""
     cost = [ms / flops for ms, flops in zip(curve.ms, curve.flops)]
-    sizes = curve.sizes
-    leaps = [Leap(cost[k + 1] / cost[k], sizes[k], sizes[k + 1]) for k in range(len(cost) - 1)]
+    steps = zip(cost, cost[1:], curve.sizes, curve.sizes[1:])
+    leaps = (Leap(after / before, *sizes) for before, after, *sizes in steps)
     return max(leaps, key=lambda leap: leap.ratio, default=None)
 
 
 def line(curve: Curve) -> tuple[float, float]:
     """Return intercept and slope of the line that is nearest in relative terms: least squares of a/t + b·x/t − 1."""
-    u, v = [1 / ms for ms in curve.ms], [size / ms for size, ms in zip(curve.sizes, curve.ms)]
-    uu, uv, vv = (sum(p * q for p, q in zip(*pair)) for pair in ((u, u), (u, v), (v, v)))
-    determinant = uu * vv - uv * uv
-    return (sum(u) * vv - sum(v) * uv) / determinant, (sum(v) * uu - sum(u) * uv) / determinant
+    slope, intercept = np.polyfit(curve.sizes, curve.ms, 1, w=1 / np.array(curve.ms)).tolist()
+    return intercept, slope
 
 
 def deviation(curve: Curve) -> float | None:
@@ -97,7 +93,7 @@ def failures(found: Results) -> list[str]:
         bend, rise, of = deviation(curve), leap(curve), f"{curve.cell}, {curve.mode}"
         if curve.axis == "steps" and bend is not None and bend > STRAIGHT:
             sentences.append(f"{of}: time against T is off a straight line by {bend:.0%}")
-        if rise and rise.cliff:
+        if rise and rise.ratio > CLIFF:
             sizes = f"{AXES[curve.axis]}={rise.smaller} to {rise.larger}"
             sentences.append(f"{of}: from {sizes} a unit of work costs {rise.ratio:.2f} times as much")
     for measured in found.cases:
