@@ -195,18 +195,16 @@ class CompiledLoop(EagerLoop):
         super().__init__(cell, input_size, hidden_size)
         torch.compiler.reset()  # the number of sizes that one function is compiled for is limited
         self.loop = torch.compile(self.loop, backend=COMPILER, fullgraph=True, dynamic=False)
-        self.at_once, self.hidden_size = at_once, hidden_size
+        self.at_once = at_once
 
     def forward(self, input: Tensor, hx: list[State] | None = None) -> tuple[Tensor, list[State]]:
         steps = len(input)
         at_once = max(n for n in range(1, min(steps, self.at_once or steps) + 1) if steps % n == 0)
-        zeros = input.new_zeros(input.shape[1], self.hidden_size)
-        state = hx or [(zeros, zeros) if self.equations.has_cell_state else zeros]
         outputs = []
         for part in input.split(at_once):
-            output, state = super().forward(part, state)
+            output, hx = super().forward(part, hx)
             outputs.append(output)
-        return torch.cat(outputs) if len(outputs) > 1 else output, state
+        return torch.cat(outputs) if len(outputs) > 1 else output, hx
 
 
 STEP_MODULES = {  # ours and torch.nn's

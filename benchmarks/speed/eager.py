@@ -7,7 +7,7 @@ operations that plain PyTorch allows: products through addmm with the bias or pr
 together and chunked, [x̂ | h] joined so that both products are one. Weights are transposed once, as views, because the
 library multiplies by a transposed view as fast as by a copy. The loops stay within what TorchScript understands.
 
-Shapes: ``input`` (T, B, I); ``state`` (B, H), or a pair of them, zeros if None; weights and biases as in
+Shapes: ``input`` (T, B, I); the state before (B, H), or a pair of them; ``weights``, with the biases, as in
 ``fused_rnn.reference``; results (T, B, H) and the state after the last step.
 """
 
@@ -25,7 +25,7 @@ class Layers(nn.Module):
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__()
-        self.equations, self.num_layers = EQUATIONS[cell], num_layers
+        self.equations, self.hidden_size, self.num_layers = EQUATIONS[cell], hidden_size, num_layers
         for layer in range(num_layers):
             for name in self.equations.weights:
                 shape = self.equations.weight_shape(name, hidden_size if layer else input_size, hidden_size)
@@ -33,26 +33,27 @@ class Layers(nn.Module):
 
 
 class EagerLoop(Layers):
-    """Layers that run a loop of this file; the state is a list with that of each layer."""
+    """Layers that run a loop of this file; the state is a list with that of each layer, zeros if None."""
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__(cell, input_size, hidden_size, num_layers)
         self.loop = LOOPS[cell]
 
-    def forward(self, input: Tensor, hx: list[State | None] | None = None) -> tuple[Tensor, list[State]]:
+    def forward(self, input: Tensor, hx: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        if hx is None:
+            zeros = input.new_zeros(input.shape[1], self.hidden_size)
+            hx = self.num_layers * [(zeros, zeros) if self.equations.has_cell_state else zeros]
         output, states = input, []
-        for layer in range(self.num_layers):
-            weights = (getattr(self, f"{name}_l{layer}") for name in self.equations.weights)
-            output, state = self.loop(output, hx[layer] if hx else None, *weights)
+        for layer, start in enumerate(hx):
+            weights = [getattr(self, f"{name}_l{layer}") for name in self.equations.weights]
+            output, state = self.loop(output, start, weights)
             states.append(state)
         return output, states
 
 
-def rnn(
-    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> tuple[Tensor, Tensor]:
+def rnn(input: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     u = weight_hh.t()
-    h = input.new_zeros(input.shape[1], weight_hh.shape[1]) if state is None else state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih + bias_hh).unbind(0):
         h = torch.addmm(projected, h, u).tanh()
@@ -60,17 +61,10 @@ def rnn(
     return torch.stack(outputs), h
 
 
-def lstm(
-    input: Tensor,
-    state: tuple[Tensor, Tensor] | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def lstm(input: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     u = weight_hh.t()
-    zeros = input.new_zeros(input.shape[1], weight_hh.shape[1])
-    h, c = (zeros, zeros) if state is None else state
+    h, c = state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih + bias_hh).unbind(0):
         i, f, g, o = torch.addmm(projected, h, u).chunk(4, 1)
@@ -80,11 +74,9 @@ def lstm(
     return torch.stack(outputs), (h, c)
 
 
-def gru_reset_after(
-    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> tuple[Tensor, Tensor]:
+def gru_reset_after(input: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     u, sizes = weight_hh.t(), (2 * weight_hh.shape[1], weight_hh.shape[1])
-    h = input.new_zeros(input.shape[1], weight_hh.shape[1]) if state is None else state
     outputs = []
     for projected in linear(input, weight_ih, bias_ih).unbind(0):
         x_gates, x_candidate = projected.split(sizes, 1)
@@ -96,15 +88,12 @@ def gru_reset_after(
     return torch.stack(outputs), h
 
 
-def gru(
-    input: Tensor, state: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor
-) -> tuple[Tensor, Tensor]:
-    hidden_size = weight_hh.shape[1]
-    sizes = (2 * hidden_size, hidden_size)
+def gru(input: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, bias_ih = weights
+    sizes = (2 * weight_hh.shape[1], weight_hh.shape[1])
     u_gates, u_candidate = weight_hh.t().split(sizes, 1)
     (w_gates, w_candidate), (b_gates, b_candidate) = weight_ih.split(sizes), bias_ih.split(sizes)
     x_gates, x_candidate = linear(input, w_gates, b_gates), linear(input, w_candidate, b_candidate)
-    h = input.new_zeros(input.shape[1], hidden_size) if state is None else state
     outputs = []
     for gates_t, candidate_t in zip(x_gates.unbind(0), x_candidate.unbind(0)):
         r, z = torch.addmm(gates_t, h, u_gates).sigmoid().chunk(2, 1)
@@ -114,22 +103,11 @@ def gru(
     return torch.stack(outputs), h
 
 
-def multiplicative_gru(
-    input: Tensor,
-    state: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    weight_mih: Tensor,
-    weight_mhh: Tensor,
-    bias_m: Tensor,
-) -> tuple[Tensor, Tensor]:
-    hidden_size = weight_hh.shape[1]
-    joined = torch.cat((weight_ih, weight_hh), 1).t()
-    w_gates, w_candidate = joined.split((2 * hidden_size, hidden_size), 1)
-    b_gates, b_candidate = bias_ih.split((2 * hidden_size, hidden_size))
-    u_m = weight_mhh.t()
-    h = input.new_zeros(input.shape[1], hidden_size) if state is None else state
+def multiplicative_gru(input: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    weight_ih, weight_hh, bias_ih, weight_mih, weight_mhh, bias_m = weights
+    joined, u_m = torch.cat((weight_ih, weight_hh), 1).t(), weight_mhh.t()
+    sizes = (2 * weight_hh.shape[1], weight_hh.shape[1])
+    (w_gates, w_candidate), (b_gates, b_candidate) = joined.split(sizes, 1), bias_ih.split(sizes)
     outputs = []
     for x, m in zip(input.unbind(0), linear(input, weight_mih, bias_m).unbind(0)):
         scaled = torch.addmm(m, h, u_m) * x
@@ -141,19 +119,11 @@ def multiplicative_gru(
 
 
 def multiplicative_lstm(
-    input: Tensor,
-    state: tuple[Tensor, Tensor] | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    weight_mih: Tensor,
-    weight_mhh: Tensor,
-    bias_m: Tensor,
+    input: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    joined = torch.cat((weight_ih, weight_hh), 1).t()
-    u_m = weight_mhh.t()
-    zeros = input.new_zeros(input.shape[1], weight_hh.shape[1])
-    h, c = (zeros, zeros) if state is None else state
+    weight_ih, weight_hh, bias_ih, weight_mih, weight_mhh, bias_m = weights
+    joined, u_m = torch.cat((weight_ih, weight_hh), 1).t(), weight_mhh.t()
+    h, c = state
     outputs = []
     for x, m in zip(input.unbind(0), linear(input, weight_mih, bias_m).unbind(0)):
         scaled = torch.addmm(m, h, u_m) * x

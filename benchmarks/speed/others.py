@@ -73,7 +73,7 @@ class FlashRNN(Layers):
 
     def __init__(self, cell: str, input_size: int, hidden_size: int, backend: str = "cuda_fused") -> None:
         super().__init__(cell, input_size, hidden_size)
-        self.function, self.backend, self.hidden_size = self.FUNCTIONS[cell], backend, hidden_size
+        self.function, self.backend = self.FUNCTIONS[cell], backend
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         from flashrnn import flashrnn
@@ -110,7 +110,7 @@ class TorchRL(Layers):
 
     def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
         super().__init__(cell, input_size, hidden_size)
-        self.function, self.hidden_size = self.FUNCTIONS[cell], hidden_size
+        self.function = self.FUNCTIONS[cell]
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         from torchrl.modules.tensordict_module import _rnn_triton
