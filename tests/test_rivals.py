@@ -124,7 +124,7 @@ def test_other_peoples_libraries_get_our_weights_and_give_our_results(monkeypatc
     ready = bench.ready(candidate, Case(cell, SMALL, mode))
     error = bench.error(candidate, ready)
     assert not error.wrong, str(error)
-    names = set(candidate.translate(ready.run()))
+    names = set(ready.translate(ready.run()))
     assert names == set(bench.ready(eager(cell), Case(cell, SMALL, mode)).run())
 
 

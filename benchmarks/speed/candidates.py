@@ -9,7 +9,7 @@ include the product of the input and its weights.
 import importlib.util
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fused_rnn
 
 from . import episodes
-from .cases import MODULES, Case, Shape, make_step, resets
+from .cases import CELLS, MODULES, Case, make_step, resets
 from .eager import EagerLoop, State
 from .others import FlashRNN, Haste, TorchRL
 
@@ -60,6 +60,10 @@ class Ready:
     def run(self) -> dict[str, Tensor]:
         return self._step()
 
+    def translate(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return results by the names of the reference, and as it has them."""
+        return self.module.translate(results) if isinstance(self.module, Haste) else results
+
 
 class Packed(Ready):
     """Sequences of different lengths, packed outside the timed call; results are those of the packed rows."""
@@ -67,24 +71,19 @@ class Packed(Ready):
     def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
         lengths = torch.tensor(case.shape.lengths)
         packed = [[pack_padded_sequence(operand, lengths) for operand in operands] for operands in sets]
-        batch_sizes = packed[0][0].batch_sizes
+        self._batch_sizes = packed[0][0].batch_sizes
 
         def call(rows: Tensor) -> tuple[Tensor, object]:
-            output, state = module(PackedSequence(rows, batch_sizes))
+            output, state = module(PackedSequence(rows, self._batch_sizes))
             return output.data, state
 
         super().__init__(module, case, [tuple(operand.data for operand in operands) for operands in packed], call)
 
-    @staticmethod
-    def translate(shape: Shape, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    def translate(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pad the rows of results again."""
-        batch_sizes = torch.tensor([sum(length > step for length in shape.lengths) for step in range(shape.steps)])
-
-        def padded(rows: Tensor) -> Tensor:
-            return pad_packed_sequence(PackedSequence(rows, batch_sizes), total_length=shape.steps)[0]
-
-        rows = ("output", "gradient of input")
-        return {name: padded(result) if name in rows else result for name, result in results.items()}
+        rows = {name: results[name] for name in ("output", "gradient of input") if name in results}
+        padded = {name: pad_packed_sequence(PackedSequence(row, self._batch_sizes))[0] for name, row in rows.items()}
+        return {**results, **padded}
 
 
 class Padded(Ready):
@@ -171,7 +170,6 @@ class Candidate:
     least: float = RIVAL_LEAST
     ready: Callable[[nn.Module, Case, Sequence[Operands]], Ready] = Ready
     backend: str | None = None  # of fused cells
-    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict  # its results by the names of the reference
     episodes: bool = True  # whether it begins them anew, where there are any
 
 
@@ -258,69 +256,38 @@ def torch_nn(cell: str) -> Candidate | None:
     return Candidate("torch", f"torch.nn.{modules[cell].__name__}", equations, modules[cell])
 
 
-def _loop(name: str, title: str, module: Callable[..., nn.Module], **options) -> Callable[[str], Candidate]:
-    def candidate(cell: str) -> Candidate:
-        return Candidate(name, title, cell, partial(module, cell), **options)
+def _rival(
+    name: str, title: str, module: Callable[..., nn.Module], cells: Collection[str] = tuple(CELLS), **options
+) -> Callable[[str], Candidate | None]:
+    """Return a function that makes a rival of a cell, or None if the cell is not among its ``cells``."""
+
+    def candidate(cell: str) -> Candidate | None:
+        return Candidate(name, title, cell, partial(module, cell), **options) if cell in cells else None
 
     return candidate
 
 
-eager = _loop("eager", "eager loop", EagerLoop)
-scripted = _loop("script", "eager loop, TorchScript", ScriptedLoop)
-compiled = _loop("compiled", f"eager loop, torch.compile of up to {STEPS_AT_ONCE} steps", CompiledLoop)
-unrolled = _loop("compiled", "eager loop, torch.compile", partial(CompiledLoop, at_once=None))
-graphed = _loop("graphed", "eager loop as a CUDA graph", EagerLoop, ready=Graphed)
-
-
-def haste(cell: str) -> Candidate | None:
-    layout = Haste.LAYOUTS.get(cell)
-    return layout and Candidate("haste", "haste", cell, partial(Haste, cell), translate=partial(Haste.translate, cell))
-
-
-def flashrnn(cell: str) -> Candidate | None:
-    """One kernel for the whole loop, which the package has for all its cells but the GRU."""
-    fused = cell in FlashRNN.FUNCTIONS and FlashRNN.FUNCTIONS[cell] != "gru"
-    return Candidate("flashrnn", "FlashRNN, fused", cell, partial(FlashRNN, cell)) if fused else None
-
-
-def flashrnn_alternating(cell: str) -> Candidate | None:
-    """A product and a kernel for each step."""
-    build = partial(FlashRNN, cell, backend="cuda")
-    found = cell in FlashRNN.FUNCTIONS
-    return Candidate("flashrnn_alternating", "FlashRNN, alternating", cell, build) if found else None
-
-
-def torchrl(cell: str) -> Candidate | None:
-    found = cell in TorchRL.FUNCTIONS
-    return Candidate("torchrl", "torchrl, Triton", cell, partial(TorchRL, cell)) if found else None
-
-
+eager = _rival("eager", "eager loop", EagerLoop)
+compiled = _rival("compiled", f"eager loop, torch.compile of up to {STEPS_AT_ONCE} steps", CompiledLoop)
+unrolled = _rival("compiled", "eager loop, torch.compile", partial(CompiledLoop, at_once=None))
+# FlashRNN alternates between products and kernels, or has one kernel for the whole loop, which it lacks for the GRU.
+alternating = partial(FlashRNN, backend="cuda")
 RIVALS: dict[str, Callable[[str], Candidate | None]] = {
     "torch": torch_nn,
     "eager": eager,
-    "script": scripted,
+    "script": _rival("script", "eager loop, TorchScript", ScriptedLoop),
     "compiled": compiled,
-    "graphed": graphed,
-    "haste": haste,
-    "torchrl": torchrl,
-    "flashrnn_alternating": flashrnn_alternating,
-    "flashrnn": flashrnn,
+    "graphed": _rival("graphed", "eager loop as a CUDA graph", EagerLoop, ready=Graphed),
+    "haste": _rival("haste", "haste", Haste, Haste.LAYOUTS),
+    "torchrl": _rival("torchrl", "torchrl, Triton", TorchRL, TorchRL.FUNCTIONS),
+    "flashrnn_alternating": _rival("flashrnn_alternating", "FlashRNN, alternating", alternating, FlashRNN.FUNCTIONS),
+    "flashrnn": _rival("flashrnn", "FlashRNN, fused", FlashRNN, ("lstm", "rnn")),
 }
-
-
-@dataclass(frozen=True)
-class Library:
-    """The package that a rival needs, and the dtypes that it has."""
-
-    module: str
-    dtypes: tuple[str, ...]
-
-
-LIBRARIES = {
-    "haste": Library("haste_pytorch", ("float32",)),
-    "torchrl": Library("torchrl", ("float32", "bfloat16")),
-    "flashrnn_alternating": Library("flashrnn", ("float32", "float16", "bfloat16")),
-    "flashrnn": Library("flashrnn", ("float32", "float16", "bfloat16")),
+LIBRARIES = {  # by rival, the package that it needs, and the dtypes that it has
+    "haste": ("haste_pytorch", ("float32",)),
+    "torchrl": ("torchrl", ("float32", "bfloat16")),
+    "flashrnn_alternating": ("flashrnn", ("float32", "float16", "bfloat16")),
+    "flashrnn": ("flashrnn", ("float32", "float16", "bfloat16")),
 }
 ON_GPU_ONLY = ("graphed", *LIBRARIES)
 GRAPHED_UP_TO = 1024 * 64  # H * B; for larger sizes the launches that a graph saves are no longer the bottleneck
@@ -373,12 +340,7 @@ def wanted_at(case: Case) -> Sequence[str]:
 
 def ways(candidate: Candidate, case: Case) -> list[Candidate]:
     """Return the ways to run sequences of different lengths: packed, padded with lengths, or as if all were full."""
-    packed = replace(
-        candidate,
-        title=f"{candidate.title}, packed",
-        ready=Packed,
-        translate=partial(Packed.translate, case.shape),
-    )
+    packed = replace(candidate, title=f"{candidate.title}, packed", ready=Packed)
     if case.group in WANTED:
         return [packed, replace(candidate, name=f"{candidate.name}-padded", title=f"{candidate.title}, padded")]
     if not candidate.backend:
@@ -393,7 +355,8 @@ def worthwhile(rival: str, case: Case) -> bool:
     if rival != "torch" and (shape.lengths or shape.directions > 1):
         return False
     if rival in LIBRARIES:  # adapters of libraries take no states
-        return shape.layers == 1 and case.mode != "stream" and case.dtype in LIBRARIES[rival].dtypes
+        _, dtypes = LIBRARIES[rival]
+        return shape.layers == 1 and case.mode != "stream" and case.dtype in dtypes
     if rival == "compiled":
         return shape.layers == 1
     return rival != "graphed" or shape.hidden_size * shape.batch <= GRAPHED_UP_TO
@@ -411,6 +374,6 @@ def obstacle(rival: str, device: torch.device | str) -> str | None:
     """Return why a rival cannot run on a device, whatever the cell, or None if it can."""
     if rival in ON_GPU_ONLY and torch.device(device).type != "cuda":
         return f"{rival} needs a CUDA device"
-    if rival in LIBRARIES and importlib.util.find_spec(LIBRARIES[rival].module) is None:
-        return f"{LIBRARIES[rival].module} is not installed"
+    if rival in LIBRARIES and importlib.util.find_spec(package := LIBRARIES[rival][0]) is None:
+        return f"{package} is not installed"
     return None

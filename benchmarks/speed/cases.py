@@ -156,32 +156,26 @@ def make_step(
     differentiated = {"input": input, **dict(module.named_parameters())}
     names, tensors = [f"gradient of {name}" for name in differentiated], list(differentiated.values())
 
-    def forward() -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {"output": call(input)[0]}
-
-    def run_stream() -> Tensor:
+    def run() -> Tensor:
+        if "stream" not in case.mode:
+            return call(input)[0]
         outputs, state = [], None
         for step in input.unbind() if rows else input.split(1):
             output, state = call(step, state)
             outputs.append(output)
         return torch.stack(outputs) if rows else torch.cat(outputs)
 
-    def stream() -> dict[str, Tensor]:
+    def without_gradients() -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"output": run_stream()}
+            return {"output": run()}
 
-    def stream_recording() -> dict[str, Tensor]:
-        return {"output": run_stream().detach()}
+    def recording() -> dict[str, Tensor]:
+        return {"output": run().detach()}
 
-    def differentiated_by(output: Tensor) -> dict[str, Tensor]:
+    def training() -> dict[str, Tensor]:
+        output = run()
         return {"output": output.detach(), **dict(zip(names, torch.autograd.grad(output, tensors, d_output)))}
 
-    runs = {
-        "forward": forward,
-        "training": lambda: differentiated_by(call(input)[0]),
-        "stream": stream,
-        "stream_recording": stream_recording,
-        "stream_training": lambda: differentiated_by(run_stream()),
-    }
-    return runs[case.mode]
+    if case.mode.endswith("training"):
+        return training
+    return recording if case.mode.endswith("recording") else without_gradients

@@ -101,7 +101,7 @@ class Bench:
         """Return the candidate's error on the first operands."""
         judge = self.judge(candidate)
         ready.load(0)
-        return judge.error(candidate.translate(ready.run()), candidate.factor, candidate.least)
+        return judge.error(ready.translate(ready.run()), candidate.factor, candidate.least)
 
     def judge(self, candidate: Candidate) -> Judge:
         """Return the judge of all candidates of its equations that know of episodes as it does."""

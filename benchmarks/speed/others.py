@@ -43,10 +43,9 @@ class Haste(nn.Module):
     def forward(self, input: Tensor):
         return self.layer(input)
 
-    @classmethod
-    def translate(cls, cell: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    def translate(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate results to our names and our order of gates."""
-        _, order, biases = cls.LAYOUTS[cell]
+        _, order, biases = self.LAYOUTS[self.cell]
         theirs = {name: tensor for name, tensor in results.items() if "layer." in name}
         ours = {name: tensor for name, tensor in results.items() if name not in theirs}
         if theirs:
