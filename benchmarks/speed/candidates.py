@@ -86,49 +86,39 @@ class Packed(Ready):
         return {**results, **padded}
 
 
-class Padded(Ready):
-    """Padded sequences with their lengths; results are padded too."""
-
-    def __init__(self, module: nn.Module, case: Case, sets: Sequence[Operands]) -> None:
-        lengths = torch.tensor(case.shape.lengths)
-        super().__init__(module, case, sets, lambda input: module(input, lengths=lengths))
+def padded(module: nn.Module, case: Case, sets: Sequence[Operands]) -> Ready:
+    """Run padded sequences with their lengths; results are padded too."""
+    lengths = torch.tensor(case.shape.lengths)
+    return Ready(module, case, sets, lambda input: module(input, lengths=lengths))
 
 
-class Episodic(Ready):
-    """Sequences of episodes, run in one of the ways of ``episodes``."""
-
-    def __init__(
-        self,
-        way: Callable[[nn.Module, Tensor, Tensor], Tensor],
-        module: nn.Module,
-        case: Case,
-        sets: Sequence[Operands],
-    ) -> None:
-        begins = resets(case.shape, sets[0][0].device)
-        super().__init__(module, case, sets, lambda input: (way(module, input, begins), None))
+def episodic(
+    way: Callable[[nn.Module, Tensor, Tensor], Tensor], module: nn.Module, case: Case, sets: Sequence[Operands]
+) -> Ready:
+    """Run sequences of episodes in one of the ways of ``episodes``."""
+    begins = resets(case.shape, sets[0][0].device)
+    return Ready(module, case, sets, lambda input: (way(module, input, begins), None))
 
 
 class SingleSteps(nn.Module):
     """A module of single steps, whose parameters have their names in a layer."""
 
-    def __init__(self, cell: nn.Module) -> None:
+    def __init__(self, module: Callable[..., nn.Module], **sizes: int) -> None:
         super().__init__()
+        cell = module(**sizes)
         self.__dict__["cell"] = cell  # not a submodule: each parameter has one name
         for name, parameter in cell.named_parameters():
             self.register_parameter(f"{name}_l0", parameter)
 
 
-class Stepped(Ready):
-    """A module of single steps, called with the rows of one step after the other."""
+def stepped(module: SingleSteps, case: Case, sets: Sequence[Operands]) -> Ready:
+    """Run a module of single steps, called with the rows of one step after the other."""
 
-    def __init__(self, module: SingleSteps, case: Case, sets: Sequence[Operands]) -> None:
-        cell = module.cell
+    def call(step: Tensor, state: State | None) -> tuple[Tensor, State]:
+        state = module.cell(step, state)
+        return state[0] if isinstance(state, tuple) else state, state
 
-        def call(step: Tensor, state: State | None) -> tuple[Tensor, State]:
-            state = cell(step, state)
-            return state[0] if isinstance(state, tuple) else state, state
-
-        super().__init__(module, case, sets, call, rows=True)
+    return Ready(module, case, sets, call, rows=True)
 
 
 class Graphed(Ready):
@@ -216,18 +206,18 @@ def single_steps(cell: str, backend: str) -> list[Candidate]:
     """Return a module of single steps and torch.nn's, which are held to the layer of the same cell."""
     ours, theirs = STEP_MODULES[cell]
     equations = cell.removesuffix("_cell")
-    stepped = replace(fused(equations, backend), build=_stepped(ours, backend=backend), ready=Stepped)
-    title = f"torch.nn.{theirs.__name__}"
-    return [stepped, Candidate("torch", title, equations, _stepped(theirs), ready=Stepped)]
+    build = partial(SingleSteps, partial(ours, backend=backend))
+    beside = Candidate("torch", f"torch.nn.{theirs.__name__}", equations, partial(SingleSteps, theirs), ready=stepped)
+    return [replace(fused(equations, backend), build=build, ready=stepped), beside]
 
 
 def of_episodes(cell: str, backend: str) -> list[Candidate]:
     """Return the ways to run sequences of episodes: ours, ours as if there were none, and those with torch.nn."""
     ours, layer = fused(cell, backend), torch_nn(cell)
-    step = replace(layer, build=_stepped(STEP_MODULES[f"{cell}_cell"][1]))
+    step = replace(layer, build=partial(SingleSteps, STEP_MODULES[f"{cell}_cell"][1]))
 
     def way(name: str, title: str, of: Candidate, run: Callable[..., Tensor]) -> Candidate:
-        return replace(of, name=name, title=title, ready=partial(Episodic, run))
+        return replace(of, name=name, title=title, ready=partial(episodic, run))
 
     return [
         way("resets", "fused_rnn, `resets`", ours, episodes.with_resets),
@@ -236,10 +226,6 @@ def of_episodes(cell: str, backend: str) -> list[Candidate]:
         way("split", "torch.nn, cut at every boundary", layer, episodes.cut_at_boundaries),
         way("packed", "torch.nn, episodes packed", layer, episodes.packed_episodes),
     ]
-
-
-def _stepped(module: Callable[..., nn.Module], **options) -> Callable[..., SingleSteps]:
-    return lambda **sizes: SingleSteps(module(**sizes, **options))
 
 
 def fused(cell: str, backend: str) -> Candidate:
@@ -345,8 +331,8 @@ def ways(candidate: Candidate, case: Case) -> list[Candidate]:
         return [packed, replace(candidate, name=f"{candidate.name}-padded", title=f"{candidate.title}, padded")]
     if not candidate.backend:
         return [packed]
-    padded = replace(candidate, name="lengths", title=f"{candidate.title}, padded with lengths", ready=Padded)
-    return [replace(packed, name="packed"), padded]
+    with_lengths = replace(candidate, name="lengths", title=f"{candidate.title}, padded with lengths", ready=padded)
+    return [replace(packed, name="packed"), with_lengths]
 
 
 def worthwhile(rival: str, case: Case) -> bool:
