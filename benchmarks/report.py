@@ -20,7 +20,7 @@ from benchmarks.host import report as host
 from benchmarks.language_model import published as language_model
 from benchmarks.speed import RESULTS, ROOT
 from benchmarks.speed import pictures as speed_pictures
-from benchmarks.speed.report import fills, gpu, resets, scaling
+from benchmarks.speed.report import gpu, scaling, sequences
 from benchmarks.speed.report import tables as speed
 
 Block = Callable[[list[dict]], str]
@@ -31,8 +31,8 @@ DOCUMENTS: dict[str, dict[str, Block]] = {  # the blocks of each document, by ki
         "steps": speed.steps_block,
         "rivals": speed.rivals_block,
         "scaling": scaling.block,
-        "fills": fills.block,
-        "resets": resets.block,
+        "fills": sequences.fills_block,
+        "resets": sequences.resets_block,
         "gpu": gpu.block,
         "choice": choice.block,
         "streams": streams.block,

@@ -1,8 +1,8 @@
 """The blocks of tables that ``benchmarks.report`` writes from the results of ``python -m benchmarks.speed``.
 
 Every number, name and date comes from files of results. ``tables`` shows those of a CPU, ``scaling`` how cost grows,
-``fills`` sequences of different lengths, ``resets`` those of episodes, ``gpu`` the groups of a GPU. Here is what they
-share: how entries and origins read.
+``sequences`` those of different lengths and those of episodes, ``gpu`` the groups of a GPU. Entries and origins read
+alike in all of them, as functions here say.
 """
 
 from collections.abc import Callable

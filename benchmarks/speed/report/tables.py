@@ -7,23 +7,20 @@ from collections.abc import Iterator
 
 from benchmarks import pictures as shown
 from benchmarks.common import digits, folded, table
-from benchmarks.speed.cases import CELLS, STEP_MODES, TITLES
+from benchmarks.speed.cases import CELLS, TITLES
 from benchmarks.speed.pictures import pictures
 from benchmarks.speed.records import Measured, Results, titles
 
 from . import MALLOC, block_of, multiple, ratio
 
-HEADINGS = {
+HEADINGS = {  # by kind of table: of the column in a summary, and of the table
     "training": ("training", "Training step (forward and backward), ms"),
     "last": ("training from the last output", "Training step with a gradient of the last output alone, ms"),
     "forward": ("forward", "Forward only, ms"),
     "stream": ("single steps", "Forward with a call for each step, ms for all"),
+    "stream_recording": ("steps, recorded", "Forward with a call for each step that records a gradient, ms for all"),
+    "stream_training": ("steps, training", "Forward with a call for each step and backward through all, ms for all"),
     "memory": ("memory, training", "Peak memory of a training step, MiB"),
-}
-STEP_HEADINGS = {
-    "stream": HEADINGS["stream"][1],
-    "stream_recording": "Forward with a call for each step that records a gradient, ms for all",
-    "stream_training": "Forward with a call for each step and backward through all, ms for all",
 }
 
 
@@ -157,8 +154,7 @@ def steps_section(found: Results) -> str:
         f"fused_rnn {machine['fused_rnn']}, {found.dtype}, medians of {found.plan['rounds']} interleaved rounds, "
         f"{MALLOC[found.raw['allocator']['name']]}. Shapes: {shapes(found)}. Entries: fused / other."
     )
-    of_mode = {mode: [measured for measured in found.cases if measured.case.mode == mode] for mode in STEP_MODES}
-    parts = [part for mode, cases in of_mode.items() if cases for part in (f"{STEP_HEADINGS[mode]}:", entries(cases))]
+    parts = (f"{HEADINGS[mode][1]}:\n\n{entries(cases)}" for mode, cases in by_kind(found).items())
     return "\n\n".join([intro, *parts])
 
 
