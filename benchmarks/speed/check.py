@@ -6,13 +6,13 @@ rounding errors of a sum in float32 over all T·B rows, as in gradients of weigh
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .candidates import Candidate, Operands, Ready, fused
+from .candidates import Candidate, Ready, fused
 from .cases import MODULES, Case, Shape, make_step, random_operands, resets, unpadded
 
 
@@ -38,54 +38,13 @@ class Error:
     record = asdict
 
 
-class Judge:
-    """The exact results at a shape, for one cell, and PyTorch's distance from them."""
-
-    def __init__(self, cell: str, shape: Shape, operands: Operands, weights: dict[str, Tensor]) -> None:
-        self.dtype = operands[0].dtype
-        self._rows = shape.steps * shape.batch
-        self._shape = shape
-        case = Case(cell, shape, "training")
-
-        def results(dtype: torch.dtype) -> dict[str, Tensor]:
-            build = partial(fused(cell, "reference").build, device=operands[0].device, dtype=dtype)
-            loop = build(**shape.module_sizes)
-            loop.load_state_dict(weights)
-            call = partial(loop, resets=resets(shape, operands[0].device))
-            return make_step(loop, case, tuple(operand.to(dtype) for operand in operands), call)()
-
-        self._exact = results(torch.float64)
-        self._own = self._relative(results(self.dtype))
-
-    def error(self, results: dict[str, Tensor], factor: float, least: float) -> Error:
-        """Return the worst error of some or all of the results."""
-        walk = math.sqrt(self._rows) * torch.finfo(torch.float32).eps
-        floor = max(walk, torch.finfo(self.dtype).eps, least)
-        errors = [
-            Error(name, relative, self._own[name], max(factor * self._own[name], floor))
-            for name, relative in self._relative(results).items()
-        ]
-        return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
-
-    def _relative(self, results: dict[str, Tensor]) -> dict[str, float]:
-        errors = {}
-        for name, result in results.items():
-            exact = self._exact[name]
-            difference = result.double() - exact
-            if name == "output":  # values past the end of a sequence do not matter
-                difference, exact = (unpadded(self._shape, rows) for rows in (difference, exact))
-            # gradients of U are zero if every step begins an episode
-            errors[name] = (difference.norm() / exact.norm().clamp_min(1e-30)).item()
-        return errors
-
-
 class Bench:
-    """A shape in a dtype on a device, with everything that its candidates share: operands, weights and judges."""
+    """A shape in a dtype on a device, with everything that its candidates share: operands, weights, exact results."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", sets: int = 1) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
         self.sets = [random_operands(shape, dtype, device, seed) for seed in range(sets)]
-        self._judges: dict[tuple[str, bool], Judge] = {}
+        self._expected: dict[tuple[str, bool], tuple[dict[str, Tensor], dict[str, float]]] = {}
 
     def ready(self, candidate: Candidate, case: Case) -> Ready:
         """Make the candidate with the weights that all candidates of its equations share."""
@@ -98,18 +57,42 @@ class Bench:
         return candidate.ready(module, case, self.sets)
 
     def error(self, candidate: Candidate, ready: Ready) -> Error:
-        """Return the candidate's error on the first operands."""
-        judge = self.judge(candidate)
+        """Return the candidate's worst error on the first operands, of some or all of the results."""
+        exact, plain = self.expected(candidate)
         ready.load(0)
-        return judge.error(ready.translate(ready.run()), candidate.factor, candidate.least)
+        walk = math.sqrt(self.shape.steps * self.shape.batch) * torch.finfo(torch.float32).eps
+        floor = max(walk, torch.finfo(self.dtype).eps, candidate.least)
+        errors = [
+            Error(name, relative, plain[name], max(candidate.factor * plain[name], floor))
+            for name, relative in self._relative(ready.translate(ready.run()), exact).items()
+        ]
+        return max(errors, key=lambda error: (error.wrong, error.relative / error.allowed))
 
-    def judge(self, candidate: Candidate) -> Judge:
-        """Return the judge of all candidates of its equations that know of episodes as it does."""
-        cell, key = candidate.equations, (candidate.equations, candidate.episodes)
-        if key not in self._judges:
-            shape = self.shape if candidate.episodes else replace(self.shape, episodes=None)
-            self._judges[key] = Judge(cell, shape, self.sets[0], self._weights(cell))
-        return self._judges[key]
+    def expected(self, candidate: Candidate) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the exact results and the plain loop's errors, for all candidates that know of episodes as it does."""
+        key = cell, _ = candidate.equations, candidate.episodes
+        if key not in self._expected:
+            exact = self._by_plain_loop(cell, torch.float64, candidate.episodes)
+            plain = self._by_plain_loop(cell, self.dtype, candidate.episodes)
+            self._expected[key] = exact, self._relative(plain, exact)
+        return self._expected[key]
+
+    def _by_plain_loop(self, cell: str, dtype: torch.dtype, episodes: bool) -> dict[str, Tensor]:
+        loop = fused(cell, "reference").build(**self.shape.module_sizes, device=self.device, dtype=dtype)
+        loop.load_state_dict(self._weights(cell))
+        call = partial(loop, resets=resets(self.shape, self.device) if episodes else None)
+        operands = tuple(operand.to(dtype) for operand in self.sets[0])
+        return make_step(loop, Case(cell, self.shape, "training"), operands, call)()
+
+    def _relative(self, results: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+        errors = {}
+        for name, result in results.items():
+            difference, right = result.double() - exact[name], exact[name]
+            if name == "output":  # values past the end of a sequence do not matter
+                difference, right = (unpadded(self.shape, rows) for rows in (difference, right))
+            # gradients of U are zero if every step begins an episode
+            errors[name] = (difference.norm() / right.norm().clamp_min(1e-30)).item()
+        return errors
 
     def _weights(self, cell: str) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.device:

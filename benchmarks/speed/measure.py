@@ -137,7 +137,7 @@ class Loop:
             bench = self.bench(case)
             found = candidates(case, self.plan.backends, self.clock.device, self.plan.candidates)
             for candidate in found:
-                bench.judge(candidate)
+                bench.expected(candidate)
         except Exception as error:  # e.g. if the float64 results do not fit the memory
             record["failed"] = message(error)
             return []
