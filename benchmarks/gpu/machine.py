@@ -72,8 +72,7 @@ def other_kernels(result: dict) -> bool:
 
 
 def typical_ms(clock: HostClock, call: Callable[[], object], repeats: int = 10) -> float:
-    readings = [clock.time(call) for _ in range(3 + repeats)]
-    return median(reading.ms for reading in readings[3:])
+    return median([clock.time(call) for _ in range(3 + repeats)][3:])
 
 
 def launch_costs(clock: HostClock) -> dict[str, float | None]:
@@ -97,6 +96,6 @@ def launch_costs(clock: HostClock) -> dict[str, float | None]:
     one()
     return {
         "launch_us": 1000 * typical_ms(clock, many) / LAUNCHES,
-        "launch_and_wait_us": 1000 * median(HostClock().time(one).ms for _ in range(100)),
+        "launch_and_wait_us": 1000 * median(HostClock().time(one) for _ in range(100)),
         "graph_node_us": attempt(graph_node_us) if clock.device.type == "cuda" else None,
     }

@@ -186,10 +186,10 @@ def time_in_turns(entries: Sequence[Entry], steps: int, clock: HostClock, rounds
         for (plan, call, record), times in zip(entries, readings):
             if "failed" not in record:
                 with enforced(plan), failure_recorded(record):
-                    reading = clock.time(lambda call=call: [call() for _ in range(CALLS)])
+                    ms = clock.time(lambda call=call: [call() for _ in range(CALLS)])
                     cuda.raise_timed_out()  # after the clock's synchronisation
                     if number:
-                        times.append(1000 * reading.ms / (CALLS * steps))
+                        times.append(1000 * ms / (CALLS * steps))
     for (_, _, record), times in zip(entries, readings):
         if "failed" not in record:
             us = summary(times)

@@ -61,9 +61,9 @@ def measure(case: Case, clock: HostClock) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in WAYS.values()}
     for number, (value, name) in itertools.product(range(1 + ROUNDS), WAYS.items()):
         with common.environment(streams.WANTED, value):
-            reading = clock.time(lambda: [call() for _ in range(CALLS)])
+            ms = clock.time(lambda: [call() for _ in range(CALLS)])
         if number:  # the first one warms up
-            times[name].append(reading.ms / CALLS)
+            times[name].append(ms / CALLS)
     return {f"ms_{name}": round(statistics.median(of_it), 4) for name, of_it in times.items()}
 
 

@@ -36,7 +36,7 @@ def attempt(measure: Callable[[], float]) -> float | None:
 
 
 def best_ms(clock: HostClock, call: Callable[[], object]) -> float:
-    return min(clock.time(call).ms for _ in range(ROUNDS))
+    return min(clock.time(call) for _ in range(ROUNDS))
 
 
 def product_rate(clock: HostClock, dtype: torch.dtype, size: int) -> float:

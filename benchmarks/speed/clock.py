@@ -12,17 +12,10 @@ separately.
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class Reading:
-    ms: float
-    host_ms: float  # until the call returned, on a device that was idle before
 
 
 class HostClock:
@@ -32,11 +25,11 @@ class HostClock:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
 
-    def time(self, call: Callable[[], object]) -> Reading:
+    def time(self, call: Callable[[], object]) -> float:
+        """Return the ms of a call."""
         start = time.perf_counter()
         call()
-        ms = 1000 * (time.perf_counter() - start)
-        return Reading(ms, ms)
+        return 1000 * (time.perf_counter() - start)
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         """Return the most memory that ``call`` takes beyond that in use before; None if nothing counts it."""
@@ -79,16 +72,14 @@ class CudaClock(HostClock):
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         self._scratch = torch.empty(2 * cache // 4, dtype=torch.int32, device=self.device)
 
-    def time(self, call: Callable[[], object]) -> Reading:
+    def time(self, call: Callable[[], object]) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self.chill()
         start.record()
-        begun = time.perf_counter()
         call()
-        host_ms = 1000 * (time.perf_counter() - begun)
         end.record()
         end.synchronize()
-        return Reading(start.elapsed_time(end), host_ms)
+        return start.elapsed_time(end)
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         self.free()

@@ -9,6 +9,7 @@ import contextlib
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
@@ -26,7 +27,7 @@ from .cases import NAMES, Case, random_operands
 from .ceilings import ceilings
 from .check import Bench
 from .child import serve
-from .clock import HostClock, Reading, clock_for, peak_growth, saved_bytes, summary
+from .clock import HostClock, clock_for, peak_growth, saved_bytes, summary
 from .plan import Plan
 
 SLOW = {"rivals": 2.5, "compiled": 2.5}  # by group, multiples of the patience for code that compiles for long
@@ -38,14 +39,14 @@ class DeviceLostError(Exception):
 
 @dataclass
 class Entry:
-    """One candidate in one case, and its record. Paces are those of its readings."""
+    """One candidate in one case, and its record; its times in ms at the initial pace, and the paces that they had."""
 
     candidate: Candidate
     case: Case
     bench: Bench
     record: dict
     ready: Ready | None = None
-    readings: list[Reading] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     paces: list[float] = field(default_factory=list)
 
     @property
@@ -73,7 +74,7 @@ class Pace:
 
     def _ms(self) -> float:
         """Return the best of three times, because interruptions of a product say nothing of the pace."""
-        return min(self._clock.time(lambda: torch.mm(self._matrix, self._matrix, out=self._out)).ms for _ in range(3))
+        return min(self._clock.time(lambda: torch.mm(self._matrix, self._matrix, out=self._out)) for _ in range(3))
 
 
 def measure(plan: Plan, *candidate: str) -> Iterator[dict]:
@@ -172,7 +173,7 @@ class Loop:
             entry.ready.run()
             self.clock.wait()
 
-        entry.record["ready_s"] = round(HostClock().time(first_run).ms / 1000, 3)
+        entry.record["ready_s"] = round(HostClock().time(first_run) / 1000, 3)
         if entry.candidate.backend == "cuda":
             entry.record["plans"] = plans(entry.case)
         if self.clock.device.type == "cuda" and isinstance(entry.ready.module, nn.RNNBase):
@@ -192,10 +193,11 @@ class Loop:
                 with self.recorded(entry):
                     entry.ready.load(number)
                     pace = self.pace.now() if self.pace else 1.0
-                    reading = self.clock.time(entry.ready.run)
-                    gone += max(reading.ms, reading.host_ms) / 1000
+                    begun = time.perf_counter()
+                    ms = self.clock.time(entry.ready.run)
+                    gone += time.perf_counter() - begun
                     if number >= plan.warm_up:
-                        entry.readings.append(reading)
+                        entry.times.append(ms * pace)
                         entry.paces.append(pace)
 
     def finish(self, entries: Sequence[Entry], record: dict) -> None:
@@ -212,8 +214,7 @@ class Loop:
             record["memory"] = [self.memory(entry) for entry in entries if entry.runs]
 
     def times(self, entry: Entry) -> dict[str, float]:
-        found = summary([reading.ms * pace for reading, pace in zip(entry.readings, entry.paces)])
-        found["rounds"] = len(entry.readings)
+        found = {**summary(entry.times), "rounds": len(entry.times)}
         if self.pace:
             found["pace"] = round(median(entry.paces), 3)
         if self.plan.host_calls:

@@ -253,7 +253,7 @@ def measure(layer: Layer, library: build.Library, clock: HostClock) -> dict[str,
     long, short = map(library.prepared, both)
     found = []
     for number in range(WARM_UP + ROUNDS):
-        difference = clock.time(long).ms - clock.time(short).ms
+        difference = clock.time(long) - clock.time(short)
         if number >= WARM_UP:
             found.append(1000 * difference / (lengths[0] - lengths[1]))
     for call in both:
