@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -171,7 +172,6 @@ class Run:
 
     def __init__(self, path: Path, plan: Plan, arguments: list[str] | None = None) -> None:
         self.path, self.plan, self.device = path, plan, common.open_device(plan.device)
-        self.begun, self.done = time.monotonic(), 0
         self.threads = plan.threads or (torch.get_num_threads(),)
         self.cases = [(case, threads) for threads in self.threads for case in plan.cases()]
         self.records = [{**case.record, "threads": threads, "skipped": NOT_REACHED} for case, threads in self.cases]
@@ -193,28 +193,23 @@ class Run:
 
     def measure(self) -> None:
         """Measure times, in one process for each number of threads; then memory."""
-        total = sum(cost(case, self.plan.device) for case, _ in self.cases)
-        with tqdm(total=total, desc="time", bar_format=common.TIME_LEFT, disable=self.plan.kind == "gpu") as bar:
-            for threads in self.threads:
-                for part in records("speed.measure", self.plan.allocator, threads, self.plan):
-                    self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
-                    for found in part.get("cases", []):
-                        bar.update(self.take(found, part["seconds"]))
-                    if self.plan.kind == "gpu" or self.plan.device != "cpu":
-                        self.write()
+        plan, begun, places = self.plan, time.monotonic(), iter(enumerate(self.cases))
+        total = sum(cost(case, plan.device) for case, _ in self.cases)
+        with tqdm(total=total, desc="time", bar_format=common.TIME_LEFT, disable=plan.kind == "gpu") as bar:
+            for part in chain(*(records("speed.measure", plan.allocator, count, plan) for count in self.threads)):
+                self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
+                for found in part.get("cases", []):
+                    number, (case, threads) = next(places)
+                    self.records[number] = {**case.record, "threads": threads, **found}
+                    bar.update(cost(case, plan.device))
+                    if plan.kind == "gpu":
+                        print(line(case, found, part["seconds"]), flush=True)
+                if plan.kind == "gpu" or plan.device != "cpu":
+                    self.write()
         self.measure_memory()
-        seconds = round(time.monotonic() - self.begun, 1)
+        seconds = round(time.monotonic() - begun, 1)
         self.result |= {"finished": True, "seconds": seconds, "state": machine.state(self.device)}
         self.write()
-
-    def take(self, found: dict, seconds: float) -> float:
-        """Keep the record of the next case; return its cost."""
-        case, threads = self.cases[self.done]
-        self.records[self.done] = {**case.record, "threads": threads, **found}
-        self.done += 1
-        if self.plan.kind == "gpu":
-            print(line(case, found, seconds), flush=True)
-        return cost(case, self.plan.device)
 
     def measure_memory(self) -> None:
         """Measure the peak memory of every correct candidate, with malloc's default settings."""
