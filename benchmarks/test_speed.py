@@ -19,8 +19,6 @@ from functools import lru_cache
 import pytest
 import torch
 
-import fused_rnn
-
 from .speed.candidates import RIVALS, Candidate, fused, obstacle, worthwhile
 from .speed.cases import CELLS, Case
 from .speed.clock import Instant, clock_for
@@ -51,13 +49,7 @@ class Point:
         """Return why it cannot run on this machine, or None."""
         if self.device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
-        if self.name in RIVALS:
-            return obstacle(self.name, self.device)
-        try:
-            fused_rnn.choose_backend(self.device, getattr(torch, self.case.dtype), self.name)
-        except RuntimeError as error:
-            return str(error)
-        return None
+        return obstacle(self.name, self.device, self.case.dtype)
 
 
 def parameters() -> Iterator:

@@ -179,4 +179,5 @@ def test_rivals_that_cannot_run_here_say_why(monkeypatch):
     assert obstacle("haste", "cpu") == "haste needs a CUDA device"
     assert obstacle("haste", "cuda") == "haste_pytorch is not installed"
     assert obstacle("flashrnn", "cuda") == "flashrnn is not installed"
-    assert obstacle("eager", "cpu") is obstacle("graphed", "cuda") is None
+    assert obstacle("eager", "cpu") is obstacle("graphed", "cuda") is obstacle("cpu", "cpu") is None
+    assert "cuda" in obstacle("cuda", "cpu")

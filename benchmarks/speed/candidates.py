@@ -302,7 +302,7 @@ def candidates(
     wanted = wanted_at(case) if asked is None else asked
     found = []
     for backend in backends or FUSED:
-        if runs(backend, device, case.dtype):
+        if obstacle(backend, device, case.dtype) is None:
             ours = fused(case.cell, backend)
             if case.group in WANTED:
                 ours = replace(ours, name=backend, title=f"{ours.title}, {backend}")
@@ -348,18 +348,15 @@ def worthwhile(rival: str, case: Case) -> bool:
     return rival != "graphed" or shape.hidden_size * shape.batch <= GRAPHED_UP_TO
 
 
-def runs(backend: str, device: torch.device | str, dtype: str) -> bool:
-    try:
-        fused_rnn.choose_backend(device, getattr(torch, dtype), backend)
-    except RuntimeError:
-        return False
-    return True
-
-
-def obstacle(rival: str, device: torch.device | str) -> str | None:
-    """Return why a rival cannot run on a device, whatever the cell, or None if it can."""
-    if rival in ON_GPU_ONLY and torch.device(device).type != "cuda":
-        return f"{rival} needs a CUDA device"
-    if rival in LIBRARIES and importlib.util.find_spec(package := LIBRARIES[rival][0]) is None:
+def obstacle(name: str, device: torch.device | str, dtype: str = "float32") -> str | None:
+    """Return why a rival, whatever the cell, or a fused backend cannot run on a device, or None if it can."""
+    if name in ON_GPU_ONLY and torch.device(device).type != "cuda":
+        return f"{name} needs a CUDA device"
+    if name in LIBRARIES and importlib.util.find_spec(package := LIBRARIES[name][0]) is None:
         return f"{package} is not installed"
+    if name not in RIVALS:
+        try:
+            fused_rnn.choose_backend(device, getattr(torch, dtype), name)
+        except RuntimeError as error:
+            return str(error)
     return None
