@@ -250,9 +250,9 @@ def test_the_floor_is_the_longer_of_multiplying_and_moving():
     forward, training = Case("gru", shape, "forward"), Case("gru", shape, "training")
     assert work(forward) == (2 * 14 * (120 + 150), 14 * (3 + 5 + 5 + 5) + 120 + 150)
     assert work(training)[0] == 3 * work(forward)[0]
-    assert floor_ms(forward, "float32", CEILINGS) == pytest.approx(4 * work(forward)[1] / 0.01e9)
-    assert floor_ms(forward, "float32", {**CEILINGS, "copy_tb_per_s": 10}) == pytest.approx(7560 / 0.1e9)
-    assert floor_ms(forward, "float32", {**CEILINGS, "copy_tb_per_s": None}) is None
+    assert floor_ms(forward, CEILINGS) == pytest.approx(4 * work(forward)[1] / 0.01e9)
+    assert floor_ms(forward, {**CEILINGS, "copy_tb_per_s": 10}) == pytest.approx(7560 / 0.1e9)
+    assert floor_ms(forward, {**CEILINGS, "copy_tb_per_s": None}) is None
 
 
 def test_the_multiplicative_cells_have_their_modifier_in_the_floor():

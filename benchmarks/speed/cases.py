@@ -140,18 +140,17 @@ def resets(shape: Shape, device: torch.device | str = "cpu") -> Tensor | None:
 def make_step(
     module: nn.Module,
     case: Case,
-    operands: tuple[Tensor, Tensor] | None = None,
+    operands: tuple[Tensor, Tensor],
     call: Callable[..., tuple] | None = None,
     rows: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
     """Make the function to be timed, which runs ``case`` once and returns its results by name.
 
-    ``operands`` are the input and the gradient of the output; by default random ones, on the CPU. ``call`` calls the
-    module with an input, if it does not take that as it is. With ``rows`` the steps of a stream are (B, I) rather than
-    (1, B, I).
+    ``operands`` are the input and the gradient of the output. ``call`` calls the module with an input, if it does not
+    take that as it is. With ``rows`` the steps of a stream are (B, I) rather than (1, B, I).
     """
     call = call or module
-    input, d_output = operands or random_operands(case.shape, next(module.parameters()).dtype)
+    input, d_output = operands
     input = input.detach().requires_grad_(case.mode.endswith("training"))
     differentiated = {"input": input, **dict(module.named_parameters())}
     names, tensors = [f"gradient of {name}" for name in differentiated], list(differentiated.values())

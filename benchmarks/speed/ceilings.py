@@ -51,13 +51,13 @@ def copy_bandwidth(clock: HostClock, size: int) -> float:
     return 2 * size / best_ms(clock, lambda: target.copy_(source)) / 1e9
 
 
-def floor_ms(case: Case, dtype: str, ceilings: dict[str, float | None]) -> float | None:
+def floor_ms(case: Case, ceilings: dict[str, float | None]) -> float | None:
     """Return the least possible time of the case in ms; None if a ceiling was not measured."""
-    rate, bandwidth = ceilings.get(f"product_{dtype}_tflops"), ceilings.get("copy_tb_per_s")
+    rate, bandwidth = ceilings.get(f"product_{case.dtype}_tflops"), ceilings.get("copy_tb_per_s")
     if not rate or not bandwidth:
         return None
     flops, values = work(case)
-    return max(flops / rate, getattr(torch, dtype).itemsize * values / bandwidth) / 1e9
+    return max(flops / rate, getattr(torch, case.dtype).itemsize * values / bandwidth) / 1e9
 
 
 def work(case: Case) -> tuple[int, int]:

@@ -85,7 +85,7 @@ class Results:
 
     def floor_ms(self, measured: Measured) -> float | None:
         """Return the least possible time of a case; None if the ceilings were not measured."""
-        return floor_ms(measured.case, measured.case.dtype, self.ceilings.get(measured.threads, {}))
+        return floor_ms(measured.case, self.ceilings.get(measured.threads, {}))
 
     def shares(self, measured: Measured) -> dict[str, float]:
         """Return the share of the floor in the time of every candidate."""
