@@ -196,7 +196,7 @@ class Run:
         plan, begun, places = self.plan, time.monotonic(), iter(enumerate(self.cases))
         total = sum(cost(case, plan.device) for case, _ in self.cases)
         with tqdm(total=total, desc="time", bar_format=common.TIME_LEFT, disable=plan.kind == "gpu") as bar:
-            for part in chain(*(records("speed.measure", plan.allocator, count, plan) for count in self.threads)):
+            for part in chain(*(records(plan.allocator, count, plan) for count in self.threads)):
                 self.result["ceilings"] += [part["ceilings"]] if "ceilings" in part else []
                 for found in part.get("cases", []):
                     number, (case, threads) = next(places)
@@ -222,7 +222,7 @@ class Run:
         ]
         for number, candidate, case in tqdm(runs, desc="memory", bar_format=common.TIME_LEFT, disable=not runs):
             plan = replace(self.plan, cells=(case.cell,), names=(case.shape.name,))
-            for found in records("speed.measure", "default", self.cases[number][1], plan, candidate):
+            for found in records("default", self.cases[number][1], plan, candidate):
                 self.records[number].setdefault("memory", []).append(found["memory"])
 
     def problems(self) -> Iterator[str]:

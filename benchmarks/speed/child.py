@@ -29,9 +29,9 @@ RESIDENT = {
 ALLOCATORS = {"resident": RESIDENT, "default": {}}
 
 
-def records(module: str, allocator: str, threads: int, plan: object, *arguments: str) -> Iterator[dict]:
-    """Run ``benchmarks.<module>`` in a new process and yield the objects that it writes."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", str(threads), json.dumps(asdict(plan)), *arguments]
+def records(allocator: str, threads: int, plan: object, *arguments: str) -> Iterator[dict]:
+    """Run ``measure`` in a new process and yield the objects that it writes."""
+    command = [sys.executable, "-m", "benchmarks.speed.measure", str(threads), json.dumps(asdict(plan)), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in RESIDENT}
     environment |= ALLOCATORS[allocator]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
@@ -41,7 +41,7 @@ def records(module: str, allocator: str, threads: int, plan: object, *arguments:
             process.kill()
             raise
     if process.returncode:
-        raise SystemExit(f"error: the process that measures ({module}) ended with status {process.returncode}")
+        raise SystemExit(f"error: the process that measures (speed.measure) ended with status {process.returncode}")
 
 
 def serve(measure: Callable[..., Iterable[dict]], plan_type: type) -> None:
