@@ -48,8 +48,7 @@ def curves(found: Results) -> list[Curve]:
             case = measured.case
             groups.setdefault((case.cell, case.group, case.mode, name, record["title"]), []).append(measured)
     lines = []
-    for key, cases in groups.items():
-        cell, axis, mode, candidate, title = key
+    for (cell, axis, mode, candidate, title), cases in groups.items():
         points = sorted((m for m in cases if m.ms(candidate)), key=size)
         sizes, ms = [size(m) for m in points], [m.ms(candidate) for m in points]
         flops, shares = [work(m.case)[0] for m in points], [found.shares(m).get(candidate) for m in points]
