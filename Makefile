@@ -12,7 +12,7 @@ CPP := $(shell find csrc -type f -not -name '*.md')
 TESTS := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test test-all bench lint format types docs dist test-dist clean
+.PHONY: demo headers test test-all bench lint format types docs dist test-dist clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -50,11 +50,16 @@ $(VENV)/tools: Makefile | $(BIN)/python
 demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.copy_task --demo
 
+# The tests compile models, for which torch.compile needs Python's headers.
+headers: $(VENV)/installed
+	@$(BIN)/python -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")' || \
+	  { echo "Python's headers are missing: on Debian or Ubuntu, apt install python3-dev"; exit 1; }
+
 # A process for each core; threads that wait do not spin, or the tests of threads would wait for the other processes.
-test: $(VENV)/installed
+test: headers
 	$(TESTS)
 
-test-all: $(VENV)/installed
+test-all: headers
 	$(TESTS) --exhaustive
 
 # Half an hour, on a machine that does nothing else.

@@ -32,7 +32,7 @@ class CellBased(SeenByTools):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         raise NotImplementedError(f"{type(self).__name__} does not say which cell it is")
 
     @property

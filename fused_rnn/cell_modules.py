@@ -35,7 +35,7 @@ class RecurrentCell(CellBased):
     Parameters have the names of a layer's in ``fused_rnn``'s module of the same cell, without ``_l0``.
 
     Raises torch.nn's exception types for the mistakes that torch.nn checks, TypeError for a state that is not a tensor
-    or a pair of tensors, and ValueError for a size of zero.
+    or a tuple of tensors, and ValueError for a size of zero.
     """
 
     weight_ih: Tensor
@@ -53,6 +53,7 @@ class RecurrentCell(CellBased):
         *,
         backend: str = "auto",
     ) -> None:
+        """Make and draw the parameters; the class describes the arguments."""
         super().__init__(input_size, hidden_size, bias, backend)
         for name in ("input_size", "hidden_size"):
             if getattr(self, name) == 0:
@@ -66,7 +67,7 @@ class RecurrentCell(CellBased):
 
     @quick.tried_first(quick.step)
     def forward(self, input: Tensor, hx: ops.State | None = None) -> ops.State:
-        """Run the step, as the class describes."""
+        """Run the step, as ``RecurrentCell`` describes."""
         if isinstance(input, fx.Proxy):
             return self._as_one_node(input, hx)
         self._check_rank("input", input)
@@ -104,7 +105,10 @@ class RecurrentCell(CellBased):
 
 
 class RNNCell(RecurrentCell):
-    """One step of an Elman network, a drop-in for torch.nn.RNNCell: h = tanh(W x + b + U h₋), or relu."""
+    """One step of an Elman network, a drop-in for torch.nn.RNNCell: h = tanh(W x + b + U h₋), or relu.
+
+    ``RecurrentCell`` describes the other arguments and the call.
+    """
 
     _defaults: ClassVar[dict] = {"bias": True, "nonlinearity": "tanh", "backend": "auto"}
     __constants__: ClassVar[list[str]] = [*RecurrentCell.__constants__, "nonlinearity"]
@@ -126,21 +130,27 @@ class RNNCell(RecurrentCell):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'.")
         return f"rnn_{self.nonlinearity}"
 
 
 class LSTMCell(RecurrentCell):
-    """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as in ``fused_rnn.LSTM``."""
+    """One step of a long short-term memory, a drop-in for torch.nn.LSTMCell; equations as in ``fused_rnn.LSTM``.
+
+    ``RecurrentCell`` describes the arguments and the call.
+    """
 
     cell = "lstm"
     _of_torch = nn.LSTMCell
 
 
 class GRUCell(RecurrentCell):
-    """One step of a gated recurrent unit, a drop-in for torch.nn.GRUCell; ``reset_after`` as in ``fused_rnn.GRU``."""
+    """One step of a gated recurrent unit, a drop-in for torch.nn.GRUCell; ``reset_after`` as in ``fused_rnn.GRU``.
+
+    ``RecurrentCell`` describes the other arguments and the call.
+    """
 
     _defaults = RecurrentCell._defaults | {"reset_after": True}
     _of_torch = nn.GRUCell
@@ -161,12 +171,15 @@ class GRUCell(RecurrentCell):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         return "gru_reset_after" if self.reset_after else "gru"
 
 
 class MultiplicativeLSTMCell(RecurrentCell):
-    """One step of ``fused_rnn.MultiplicativeLSTM``, of either ``variant``."""
+    """One step of ``fused_rnn.MultiplicativeLSTM``, of either ``variant``.
+
+    ``RecurrentCell`` describes the other arguments and the call.
+    """
 
     _defaults = RecurrentCell._defaults | {"variant": "input"}
 
@@ -187,11 +200,11 @@ class MultiplicativeLSTMCell(RecurrentCell):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         return cell_of_variant(self.variant)
 
 
 class MultiplicativeGRUCell(RecurrentCell):
-    """One step of ``fused_rnn.MultiplicativeGRU``."""
+    """One step of ``fused_rnn.MultiplicativeGRU``; ``RecurrentCell`` describes the arguments and the call."""
 
     cell = "multiplicative_gru"

@@ -52,10 +52,10 @@ _CANDIDATES = {"cpu": {"cpu": "C++"}, "cuda": {"cuda": "CUDA", "triton": "Triton
 
 
 def backends() -> dict[str, str]:
-    """Map every backend to 'available', on a GPU with its name, or to the reason why it cannot run here."""
+    """Map every backend to 'available (avx512)', with the CPU's instructions or the GPU's name, or why it is not."""
     return {
-        "cpu": _LIBRARY_ERROR or "available",
-        "cuda": cuda.status() if LIBRARY_LOADED else _LIBRARY_ERROR,
+        "cpu": _LIBRARY_ERROR or f"available ({torch.ops.fused_rnn.cpu_instruction_set()})",
+        "cuda": cuda.status() if LIBRARY_LOADED else str(_LIBRARY_ERROR),
         "triton": triton_backend.status(),
         "reference": "available",
     }
@@ -64,7 +64,7 @@ def backends() -> dict[str, str]:
 def choose_backend(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
     """Return the backend that a call on ``device`` in ``dtype`` would use, and why.
 
-    ``backend="auto"`` takes the fastest that can run the call. A backend named outright is returned as it is
+    ``backend="auto"`` takes the fastest for this device and dtype. A backend named outright is returned as it is
     or refused with the reason; it is never replaced by another.
 
     Raises:

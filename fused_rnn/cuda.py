@@ -20,6 +20,8 @@ from . import products
 from .cells import CELLS
 from .operands import ForwardLoop, Results
 
+__all__ = ["Chip", "Plan", "current_chip", "decompositions", "plan", "raise_timed_out"]
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

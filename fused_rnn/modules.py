@@ -17,7 +17,10 @@ __all__ = ["GRU", "LSTM", "RNN", "MultiplicativeGRU", "MultiplicativeLSTM"]
 
 
 class RNN(Recurrent):
-    """Elman network, a drop-in for torch.nn.RNN: h = tanh(W x + b + U h₋), or relu in place of tanh."""
+    """Elman network, a drop-in for torch.nn.RNN: h = tanh(W x + b + U h₋), or relu in place of tanh.
+
+    ``Recurrent`` describes the other arguments and the call.
+    """
 
     _of_torch = nn.RNN
 
@@ -42,7 +45,7 @@ class RNN(Recurrent):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         return f"rnn_{self.nonlinearity}"
 
 
@@ -55,6 +58,8 @@ class LSTM(Recurrent):
     have P features, ``weight_hh_l{k}`` is (4H, P), and the layers above read P * directions features. The kernels run
     this as an LSTM with the recurrent weights U R, see ``fused_rnn/projection.py``. The result is exact, but the loop
     takes 4H·H multiplications per step and sequence, where torch.nn's two products take 4H·P and P·H.
+
+    ``Recurrent`` describes the arguments and the call.
     """
 
     cell = "lstm"
@@ -67,6 +72,8 @@ class GRU(Recurrent):
     ``reset_after=True`` (default) is torch.nn.GRU: n = tanh(W_n x + b_n + r⊙(U_n h₋ + b'_n)); h = (1−z)⊙n + z⊙h₋.
     ``reset_after=False`` is Chung et al. 2014: n = tanh(W_n x + U_n (r⊙h₋) + b_n); h = (1−z)⊙h₋ + z⊙n, with one
     bias, ``bias_ih``.
+
+    ``Recurrent`` describes the other arguments and the call.
     """
 
     _defaults = Recurrent._defaults | {"reset_after": True}
@@ -92,7 +99,7 @@ class GRU(Recurrent):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         return "gru_reset_after" if self.reset_after else "gru"
 
 
@@ -104,6 +111,8 @@ class MultiplicativeLSTM(Recurrent):
     ``variant="hidden"`` is Krause et al. 2016 (arXiv:1609.07959): the LSTM's step with (W_m x)⊙(U_m h₋) in place of h₋.
     It adds to the LSTM's parameters ``weight_mih`` (H, I) and ``weight_mhh`` (H, H).
     Neither is xLSTM's matrix memory, which is also called mLSTM.
+
+    ``Recurrent`` describes the other arguments and the call.
     """
 
     _defaults = Recurrent._defaults | {"variant": "input"}
@@ -128,12 +137,15 @@ class MultiplicativeLSTM(Recurrent):
 
     @property
     def cell(self) -> str:
-        """The key of ``ops.CELLS``."""
+        """The cell's name, such as "lstm" or "gru_reset_after"."""
         return cell_of_variant(self.variant)
 
 
 class MultiplicativeGRU(Recurrent):
-    """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as in ``MultiplicativeLSTM``."""
+    """Reset-before GRU on x̂ = m⊙x with m = W_m x + U_m h₋ + b_m; parameters as in ``MultiplicativeLSTM``.
+
+    ``Recurrent`` describes the arguments and the call.
+    """
 
     cell = "multiplicative_gru"
 

@@ -93,7 +93,7 @@ class Recurrent(LikeRNNBase):
     Under torch.autocast the module computes in autocast's dtype, except for float64, on every device.
 
     Raises torch.nn's exception types for the mistakes that torch.nn checks, and TypeError for a state that is not a
-    tensor or a pair of tensors.
+    tensor or a tuple of tensors.
     """
 
     _defaults: ClassVar[dict] = {
@@ -125,6 +125,7 @@ class Recurrent(LikeRNNBase):
         gradient_clip: float | None = None,
         learn_initial_state: bool = False,
     ) -> None:
+        """Make and draw the parameters; the class describes the arguments."""
         super().__init__(input_size, hidden_size, bias, backend)
         num_layers, proj_size = as_size("num_layers", num_layers), as_size("proj_size", proj_size)
         check_positive(input_size=self.input_size, hidden_size=self.hidden_size, num_layers=num_layers)
@@ -187,7 +188,7 @@ class Recurrent(LikeRNNBase):
         return_cells: bool = False,
         resets: Tensor | None = None,
     ) -> tuple:
-        """Run all layers, as the class describes."""
+        """Run all layers, as ``Recurrent`` describes."""
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, return_cells, resets)
         if isinstance(input, fx.Proxy):

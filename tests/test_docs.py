@@ -9,7 +9,7 @@ import pytest
 
 import fused_rnn
 
-MODULES = (fused_rnn, fused_rnn.functional, fused_rnn.onnx, fused_rnn.reference)
+MODULES = (fused_rnn, fused_rnn.cuda, fused_rnn.functional, fused_rnn.onnx, fused_rnn.reference)
 
 
 def public(module: types.ModuleType) -> Iterator[tuple[str, object]]:

@@ -229,7 +229,7 @@ def described(record: dict) -> str:
     weights = "+".join(str(record[name]) for name in ("held", "resident", "streamed"))
     division = ",".join(f"{name}={record[name]}" for name in ("sequences", "parts", "segments"))
     mark = "  <- chosen" if record["chosen"] else ""
-    return f"estimated {record['nanoseconds'] / 1000:6.2f}  {division}  {weights} blocks of weights{mark}"
+    return f"estimated {record['nanoseconds'] / 1000:6.2f}  {division}  {weights} fragments of weights{mark}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -243,7 +243,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sequences", nargs="+", type=common.positive, default=SEQUENCES, metavar="N", help="of a tile"
     )
-    parser.add_argument("--parts", nargs="+", type=common.positive, default=PARTS, metavar="N", help="teams")
+    parser.add_argument("--parts", nargs="+", type=common.positive, default=PARTS, metavar="N", help="blocks of a team")
     parser.add_argument("--minutes", type=common.positive_number, default=1.0, help="time for the whole run")
     parser.add_argument(
         "--list", action="store_true", help="show plans and estimates, of an H200 where there is no GPU"
