@@ -17,7 +17,7 @@ FUSED_RNN_BOTH(Half);
 namespace {
 template <typename Call>
 Prepared prepare_call(const Call& call, const Chip& chip, const Division& forced) {
-  const StreamLauncher launcher{chip.shared_bytes};
+  const StreamLauncher launcher(chip);
   switch (call.type) {
     case Type::float32:
       return prepare_as<float>(call, chip, forced, launcher);

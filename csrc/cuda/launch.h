@@ -12,8 +12,9 @@ constexpr int portable_cluster = 8;  // blocks, which every GPU with clusters su
 
 constexpr int64_t allowed_shared_bytes = 48 * 1024;  // dynamic shared memory of a block that needs no permission
 
-struct StreamLauncher {
-  int64_t most_shared_bytes;  // that a block can have
+class StreamLauncher {
+ public:
+  explicit StreamLauncher(const Chip& chip) : most_shared_bytes_(chip.shared_bytes) {}
 
   template <typename P>
   std::string launch(void (*kernel)(P), int64_t blocks, int64_t shared_bytes, const Attributes& attributes,
@@ -23,7 +24,7 @@ struct StreamLauncher {
     // always the same permission: it is the function's, and another thread may be about to launch that, too
     if (shared_bytes > allowed_shared_bytes)
       error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(most_shared_bytes));
+                                   static_cast<int>(most_shared_bytes_));
     if (error == cudaSuccess && attributes.cluster > portable_cluster)
       error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error == cudaSuccess) {
@@ -50,6 +51,9 @@ struct StreamLauncher {
            std::to_string(shared_bytes) + " bytes of shared memory each" +
            (attributes.cluster > 1 ? ", in clusters of " + std::to_string(attributes.cluster) : "") + ")";
   }
+
+ private:
+  int64_t most_shared_bytes_;  // that a block can have
 };
 
 // An explicit instantiation: `template` in the file that compiles it, `extern template` elsewhere.

@@ -14,7 +14,7 @@ int main() {
   for (const int64_t first : {40'000, 60'000, 200'000})
     for (const int64_t second : {0, 50'000, 150'000}) {
       allowed.clear();
-      const StreamLauncher launcher{.most_shared_bytes = 227 * 1024};
+      const StreamLauncher launcher(Chip{.shared_bytes = 227 * 1024});
       const auto launch = [&](int64_t bytes) {
         const std::string error = launcher.launch(kernel, 1, bytes, Attributes{}, 0, nullptr);
         if (error.empty()) return;

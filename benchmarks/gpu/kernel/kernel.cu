@@ -18,9 +18,9 @@ namespace fused_rnn::cuda {
 namespace {
 
 #ifdef __CUDACC__
-using Launcher = StreamLauncher;
+StreamLauncher launcher_on(const Chip& chip) { return StreamLauncher(chip); }
 #else
-using Launcher = HostLauncher;
+HostLauncher launcher_on(const Chip&) { return {}; }
 #endif
 
 using Call = std::conditional_t<KERNEL_FORWARD, ForwardCall, BackwardCall>;
@@ -36,14 +36,14 @@ namespace {
 // By the division that the environment forces.
 Prepared prepared(const Call& call, const Chip& chip) {
 #if !defined(KERNEL_CELL)
-  return cluster::prepare_as<KERNEL_TYPE>(call, chip, forced_division(), Launcher());
+  return cluster::prepare_as<KERNEL_TYPE>(call, chip, forced_division(), launcher_on(chip));
 #elif KERNEL_IN_CLUSTERS
   using Modulated = cluster::Modulated<KERNEL_CELL, Modulates::KERNEL_MODULATES>;
   using Cell = std::conditional_t<Modulates::KERNEL_MODULATES == Modulates::nothing, KERNEL_CELL, Modulated>;
-  return cluster::prepare_for<Cell, KERNEL_TYPE>(call, chip, forced_division(), Launcher());
+  return cluster::prepare_for<Cell, KERNEL_TYPE>(call, chip, forced_division(), launcher_on(chip));
 #else
   return prepare_for<KERNEL_CELL, Modulates::KERNEL_MODULATES, KERNEL_TYPE, KERNEL_EXCHANGE>(
-      call, chip, forced_division(), Launcher());
+      call, chip, forced_division(), launcher_on(chip));
 #endif
 }
 
