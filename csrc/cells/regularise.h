@@ -10,7 +10,11 @@ namespace fused_rnn {
 struct Zoneout {
   template <typename T>
   HOST_DEVICE static T forward(T keep, T before, T after) {
+#ifdef __CUDA_ARCH__
+    return keep * before + (T(1) - keep) * after;  // as measured: the other form is the same instructions, reordered
+#else
     return sum_of_products(keep, before, T(1) - keep, after);
+#endif
   }
 
   // d: on entry the gradient of the state, on return that of the cell's new state. Returns the part that bypasses the
