@@ -32,6 +32,18 @@ class InputError(Exception):
     """Wrong input from the user; the message is one sentence with what was given and what is needed."""
 
 
+class RunError(Exception):
+    """What ends a run although its input is right; ``run_command`` completes the sentence by what is saved of it."""
+
+
+class WritingError(RunError):
+    """A file that cannot be written, as a full disk has it; what was there before is left."""
+
+    def __init__(self, path: Path, error: OSError):
+        super().__init__(f"{path} cannot be written: {error.strerror}")
+        self.reason = error.strerror
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose help names every default and whose errors are InputError."""
 
@@ -174,14 +186,20 @@ def hardware() -> dict[str, str | int]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if no error occurred."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if no error occurred.
+
+    Raises WritingError with the reason of an OSError.
+    """
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial_path
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial_path
+            os.replace(partial_path, path)
+        finally:
+            partial_path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WritingError(path, error) from None
 
 
 @contextlib.contextmanager
@@ -256,22 +274,26 @@ def write_json(path: Path, content: object) -> None:
         partial_path.write_text(json_lines(content) + "\n")
 
 
-INTERRUPTED = "interrupted; what was finished is saved, --resume goes on from there"
+SAVED = "what was finished is saved, --resume goes on from there"
 
 
 def print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_command(
-    main: Callable[[], None], interrupted: str = INTERRUPTED, say: Callable[[str], None] = print_error
-) -> None:
-    """Run a command's main: wrong input ends with one sentence and status 2, Ctrl-C with status 130."""
+def run_command(main: Callable[[], None], saved: str = SAVED, say: Callable[[str], None] = print_error) -> None:
+    """Run a command's main; end with one sentence and status 2 for wrong input, 1 for a RunError, 130 for Ctrl-C.
+
+    ``saved`` says what is left of a run that has ended early.
+    """
     try:
         main()
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
+    except RunError as failure:
+        say(f"\nerror: {failure}; {saved}")
+        sys.exit(1)
     except KeyboardInterrupt:
-        say(f"\n{interrupted}")
+        say(f"\ninterrupted; {saved}")
         sys.exit(130)

@@ -1,10 +1,8 @@
 """``python -m benchmarks.copy_task``: train every cell at every length, several times, and report the results."""
 
-import multiprocessing
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +18,14 @@ from .data import Task
 from .document import write_report
 from .memory import check_memory
 from .options import configuration_of, parse_options, task_of
+from .processes import side_by_side
 from .report import longest_solved, print_table, sentence, trial_sentence
 from .results import Results, found_before, read
 from .summary import left_out, summarise
 from .train import run_trial, trial_step
 
 PROGRESS = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
-INTERRUPTED = "interrupted; finished trials are saved: with the same --out, --resume goes on and --report shows them"
+SAVED = "finished trials are saved: with the same --out, --resume goes on and --report shows them"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,20 +115,5 @@ def train_in_turn(
         bar.total -= end - bar.n  # steps saved by an early end
 
 
-def side_by_side(options: Namespace, task: Task, left: list[tuple[str, int, int]]) -> Iterator[dict]:
-    """Yield the records of the trials as they finish; the processes share the cores, and end with this one."""
-    threads = torch.get_num_threads()  # of each process
-    fresh = multiprocessing.get_context("spawn")  # a fork may not use a GPU
-    with ProcessPoolExecutor(options.processes, fresh, torch.set_num_threads, (threads,)) as pool:
-        try:
-            for done in as_completed([pool.submit(run_trial, options, task, *trial) for trial in left]):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
-
-
 if __name__ == "__main__":
-    run_command(main, INTERRUPTED)
+    run_command(main, SAVED)

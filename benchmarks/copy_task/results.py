@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import InputError, hardware, write_json
+from benchmarks.common import InputError, WritingError, hardware, write_json
 
 RECORD = (
     *("cell", "length", "trial", "seed", "parameters", "accuracy", "loss", "answers", "baseline", "extra", "epochs"),
@@ -39,8 +39,8 @@ class Results:
             self._go_on_from(before)
         try:
             write_json(self.path, self.content)
-        except OSError as error:
-            raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
+        except WritingError as error:
+            raise InputError(f"--out {folder} cannot be written: {error.reason}") from None
 
     @property
     def trials(self) -> list[dict]:

@@ -301,4 +301,4 @@ def run(
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; the layers that were finished are written")
+    common.run_command(main, saved="the layers that were finished are written")

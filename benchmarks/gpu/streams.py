@@ -129,4 +129,4 @@ def entry(record: dict) -> str:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; the sizes that were finished are written")
+    common.run_command(main, saved="the sizes that were finished are written")

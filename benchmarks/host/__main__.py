@@ -84,4 +84,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; nothing was written")
+    common.run_command(main, saved="nothing was written")

@@ -261,4 +261,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; of a GPU, what was finished is written, of a CPU nothing")
+    common.run_command(main, saved="of a GPU, what was finished is written, of a CPU nothing")

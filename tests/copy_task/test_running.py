@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.common import InputError
+from benchmarks.common import InputError, run_command
 from benchmarks.copy_task import __main__ as command
 from benchmarks.copy_task import train
 from benchmarks.copy_task.data import Recall
@@ -21,6 +22,7 @@ from benchmarks.copy_task.results import RECORD
 from benchmarks.copy_task.summary import summarise
 from benchmarks.gpu.kit import processes
 
+from ..limits import files_of_at_most
 from .conftest import ONE_THREAD, SMALL, interrupt, record, run, without_times
 
 
@@ -144,6 +146,53 @@ def test_trials_side_by_side_give_the_same_results(finished, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["configuration"] == {**finished[2]["configuration"], "processes": 3}
     assert without_times(results["trials"]) == without_times(finished[2]["trials"])
+
+
+@pytest.fixture
+def side_by_side(tmp_path):
+    """Yield a run of endless trials when both of its processes have one, and their numbers; kill what is left of it."""
+    command = [sys.executable, "-m", "tests.copy_task.endless", *SMALL, "--processes", "2", "--out", tmp_path]
+    with subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, **processes.GROUP) as started:
+        while started.poll() is None and len(list(tmp_path.glob("*.trial"))) < 2:
+            time.sleep(0.05)
+        yield started, [int(path.stem) for path in tmp_path.glob("*.trial")]
+        for left in processes.of_group(started.pid):
+            os.kill(left, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_main_one_even_if_it_is_killed(number, side_by_side):
+    started, _ = side_by_side
+    started.send_signal(number)
+    assert started.wait(60) == -number
+    deadline = time.monotonic() + 60
+    while processes.of_group(started.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_killed_process_ends_the_run_with_a_sentence(side_by_side):
+    started, (one, _) = side_by_side
+    os.kill(one, signal.SIGKILL)
+    error = started.communicate(timeout=60)[1]
+    assert started.returncode == 1
+    assert "Traceback" not in error
+    assert "error: one of the --processes 2 ended within a trial" in error
+    assert "--resume goes on" in error
+
+
+def test_full_disk_leaves_the_finished_trials(finished, tmp_path, capsys, monkeypatch, without_pictures):
+    interrupt(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    with files_of_at_most(len(before) + 100), pytest.raises(SystemExit) as ended:
+        run_command(lambda: run(tmp_path, "--resume"), command.SAVED)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'results.json'} cannot be written: File too large; finished trials are saved" in error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"results.json": before}
+    assert without_times(run(tmp_path, "--resume")["trials"]) == without_times(finished[2]["trials"])
 
 
 def test_results_are_not_overwritten(finished):

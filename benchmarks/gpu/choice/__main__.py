@@ -157,4 +157,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; the points that were finished are written")
+    common.run_command(main, saved="the points that were finished are written")

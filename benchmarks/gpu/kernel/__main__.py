@@ -325,4 +325,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; nothing is written")
+    common.run_command(main, saved="nothing is written")

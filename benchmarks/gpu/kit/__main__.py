@@ -297,4 +297,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; what was found is written")
+    common.run_command(main, saved="what was found is written")

@@ -138,4 +138,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, interrupted="interrupted; what was measured is written")
+    common.run_command(main, saved="what was measured is written")
