@@ -6,6 +6,7 @@ so that the same number of processes continues as if nothing had happened.
 Files are written atomically, so that an interruption leaves the previous one, and read without running code from them.
 """
 
+import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -43,13 +44,18 @@ class Checkpoint:
     position: dict  # fields of Position
 
     def save(self, path: Path) -> None:
-        with replacing(path) as partial_path:
-            torch.save({"format": FORMAT, **vars(self)}, partial_path)
+        """Write the file; raise WritingError, and leave the one before, if that is not possible."""
+        with replacing(path) as partial_path, partial_path.open("wb") as file:
+            try:
+                torch.save({"format": FORMAT, **vars(self)}, file)
+            except RuntimeError as error:  # torch's own, in the place of that of the file
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
         """Read a file that ``save`` wrote, onto the CPU; raise InputError if it is missing or not a checkpoint."""
         try:
+            _check_sums(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from None
@@ -81,3 +87,10 @@ class Checkpoint:
         except RuntimeError:
             raise InputError(f"the checkpoint's weights do not fit the model that it describes: {self.model}") from None
         return model
+
+
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile if a part of the file is not what was written; torch.load does not look at the checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)

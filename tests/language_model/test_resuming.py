@@ -16,6 +16,7 @@ from benchmarks.language_model import train as train_module
 from benchmarks.language_model.checkpoint import Checkpoint
 from benchmarks.language_model.loss import masked_cross_entropy, mean_loss
 
+from ..limits import files_of_at_most
 from .conftest import (
     LEARNING,
     assert_one_line,
@@ -121,6 +122,21 @@ def test_resuming_with_another_vocabulary(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("a b c d e f\n" * 20)
     assert train(tmp_path / "text.txt", tmp_path / "out", *arguments, "--resume") == 2
     assert_one_line(capsys, "that has 5 words and the text 6")
+
+
+def test_full_disk_leaves_what_was_saved(uninterrupted, text, tmp_path, capfd):
+    """A limit on the size of files stands for the disk."""
+    arguments = (*RESUMED, "--epochs", 3, "--decay-after", 1, "--resume")
+    assert train(text, tmp_path, *arguments, "--epochs", 2) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capfd.readouterr()
+    with files_of_at_most(len(before["lstm.pt"]) // 2):
+        assert train(text, tmp_path, *arguments) == 1
+    message = f"error: {tmp_path / 'lstm.pt'} cannot be written: File too large; what was finished is saved, --resume"
+    assert message in capfd.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(text, tmp_path, *arguments) == 0
+    assert_same_run(tmp_path, uninterrupted)
 
 
 # Stopped within an epoch ------------------------------------------------------------------------------------

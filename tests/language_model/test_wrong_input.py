@@ -112,6 +112,10 @@ class Planted:
 def broken_checkpoint(kind: str, good: Path, path: Path) -> None:
     if kind == "truncated":
         path.write_bytes(good.read_bytes()[:-1000])
+    elif kind == "changed":  # a single bit, of a weight
+        content, weight = bytearray(good.read_bytes()), torch.load(good, weights_only=True)["weights"]["decoder.weight"]
+        content[content.index(weight.numpy().tobytes())] ^= 1
+        path.write_bytes(content)
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
@@ -137,6 +141,7 @@ def broken_checkpoint(kind: str, good: Path, path: Path) -> None:
     [
         ("missing", "No such file"),
         ("truncated", "is damaged, or is not a checkpoint"),
+        ("changed", "is damaged, or is not a checkpoint"),
         ("empty", "is damaged, or is not a checkpoint"),
         ("text", "is damaged, or is not a checkpoint"),
         ("other-program", "is not a checkpoint of this language model"),
