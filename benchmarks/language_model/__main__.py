@@ -43,7 +43,7 @@ def generate_command(options: argparse.Namespace) -> None:
     model, alphabet = checkpoint.build_model(options.device, options.backend), checkpoint.build_alphabet()
     prompt = alphabet.encode_prompt(options.prompt)
     start = time.perf_counter()
-    numbers = continuation(model, prompt, options.method, choices_of(options))
+    numbers = continuation(model, alphabet, prompt, options.method, choices_of(options))
     seconds = time.perf_counter() - start
     print(alphabet.decode(torch.cat([torch.tensor(prompt, dtype=torch.int64), numbers])))
     end = "the sentence ended" if EOS in numbers else "--length was reached"

@@ -3,7 +3,7 @@
 An alphabet gives every symbol a number. Two numbers mean the same in all of them: ``PAD`` fills the places past
 the end of a sequence and is never learnt nor generated; ``EOS`` ends a sequence, and starts the next.
 ``ALPHABETS`` lists them by name; ``name`` and ``symbols`` are sufficient for a checkpoint to rebuild one. ``unit`` is
-the word for one symbol.
+the word for one symbol, ``excluded`` the numbers that no text continues with.
 """
 
 import io
@@ -28,6 +28,7 @@ class Characters:
 
     name = "characters"
     unit = "character"
+    excluded = (PAD,)
 
     def __init__(self, symbols: str = string.ascii_letters + string.punctuation + string.digits + " "):
         self.symbols = symbols
@@ -70,6 +71,7 @@ class Bytes:
 
     name = "bytes"
     unit = "byte"
+    excluded = (PAD, EOS)
 
     def __init__(self, symbols: None = None):
         self.symbols = symbols  # always the same bytes
@@ -96,6 +98,7 @@ class Words:
 
     name = "words"
     unit = "word"
+    excluded = (PAD,)
     UNKNOWN, END = "<unk>", "<eos>"
 
     def __init__(self, symbols: list[str]):

@@ -5,6 +5,7 @@ copied, so nothing is read twice. A hypothesis that has reached its ``EOS`` keep
 loses them only to likelier ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,17 @@ class Beam:
 
 
 @torch.no_grad()
-def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int, normalise: bool = False) -> Beam:
+def beam_search(
+    model: LanguageModel,
+    prompt: list[int],
+    width: int,
+    length: int,
+    normalise: bool = False,
+    excluded: Sequence[int] = (PAD,),
+) -> Beam:
     """Return the ``width`` likeliest continuations of ``prompt`` by at most ``length`` symbols that the search finds.
 
+    None has a symbol that is ``excluded``, apart from ``PAD`` after its end.
     ``normalise`` ranks by log-probability per symbol, ``EOS`` included; without it short ones have the advantage.
     Fewer hypotheses are returned if there are no more.
     """
@@ -41,7 +50,7 @@ def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int
     ended = torch.zeros(1, dtype=torch.bool, device=model.device)
     while len(numbers) < length and not ended.all():
         scores, state = model(symbols, state)
-        steps = _step_log_probabilities(scores[-1], ended)
+        steps = _step_log_probabilities(scores[-1], ended, excluded)
         candidates = (totals.unsqueeze(1) + steps).flatten()
         counts = (numbers != PAD).sum(0) + ~ended  # symbols of each candidate
         ranks = candidates / counts.repeat_interleave(steps.shape[1]) if normalise else candidates
@@ -54,10 +63,10 @@ def beam_search(model: LanguageModel, prompt: list[int], width: int, length: int
     return Beam(numbers.cpu(), totals.cpu())
 
 
-def _step_log_probabilities(scores: Tensor, ended: Tensor) -> Tensor:
+def _step_log_probabilities(scores: Tensor, ended: Tensor, excluded: Sequence[int]) -> Tensor:
     """Return each symbol's contribution to each hypothesis, (K, symbols): only ``PAD`` follows an end, at no cost."""
     scores = scores.double()
-    scores[:, PAD] = -torch.inf
+    scores[:, list(excluded)] = -torch.inf
     steps = scores.log_softmax(-1)
     steps[ended] = -torch.inf
     steps[ended, PAD] = 0.0

@@ -5,7 +5,7 @@ state is never reset. A method of generation is a function that chooses the next
 search, which also chooses the hypotheses to continue, is in ``beam``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,8 +63,15 @@ def nucleus(alpha: float) -> Restrict:
 
 
 @torch.no_grad()
-def generate(model: LanguageModel, prompt: list[int], choose: Choose, length: int, hypotheses: int = 1) -> Tensor:
-    """Continue ``prompt`` by at most ``length`` symbols.
+def generate(
+    model: LanguageModel,
+    prompt: list[int],
+    choose: Choose,
+    length: int,
+    hypotheses: int = 1,
+    excluded: Sequence[int] = (PAD,),
+) -> Tensor:
+    """Continue ``prompt`` by at most ``length`` symbols, none of them ``excluded``.
 
     Returns numbers (at most length, hypotheses) on the CPU without the prompt: in each column the symbols up to and
     including the first ``EOS``, then ``PAD``. Ends early when every hypothesis has reached its ``EOS``.
@@ -76,7 +83,7 @@ def generate(model: LanguageModel, prompt: list[int], choose: Choose, length: in
     while len(generated) < length and not ended.all():
         scores, state = model(symbols, state)
         scores = scores[-1]
-        scores[:, PAD] = -torch.inf
+        scores[:, list(excluded)] = -torch.inf
         chosen = choose(scores).masked_fill(ended, PAD)
         generated.append(chosen)
         ended = ended | (chosen == EOS)

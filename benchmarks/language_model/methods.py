@@ -26,13 +26,14 @@ class Choices:
     seed: int = 0
 
 
-def continuation(model: LanguageModel, prompt: list[int], method: str, choices: Choices) -> Tensor:
+def continuation(model: LanguageModel, alphabet: Alphabet, prompt: list[int], method: str, choices: Choices) -> Tensor:
     """Return the numbers (N,), at most ``choices.length`` of them, with which ``method`` continues ``prompt``.
 
-    The last is ``EOS`` if the sentence ended.
+    The last is ``EOS`` if the sentence ended, as those of ``alphabet`` may.
     """
+    excluded = alphabet.excluded
     if method == "beam":
-        hypotheses = beam_search(model, prompt, choices.beam_width, choices.length, choices.normalise)
+        hypotheses = beam_search(model, prompt, choices.beam_width, choices.length, choices.normalise, excluded)
         likeliest = hypotheses.numbers[:, 0]
         return likeliest[likeliest != PAD]
     if method == "greedy":
@@ -40,11 +41,11 @@ def continuation(model: LanguageModel, prompt: list[int], method: str, choices: 
     else:
         restrict = {"sample": None, "top-k": top_k(choices.top_k), "nucleus": nucleus(choices.alpha)}[method]
         choose = sampler(choices.temperature, choices.seed, restrict)
-    return generate(model, prompt, choose, choices.length).squeeze(1)
+    return generate(model, prompt, choose, choices.length, excluded=excluded).squeeze(1)
 
 
 def continuations(model: LanguageModel, alphabet: Alphabet, prompt: str, choices: Choices) -> dict[str, str]:
     """Return ``prompt`` and the model's continuation, by method."""
     start = alphabet.encode_prompt(prompt)
-    ends = {method: continuation(model, start, method, choices) for method in METHODS}
+    ends = {method: continuation(model, alphabet, start, method, choices) for method in METHODS}
     return {method: alphabet.decode(torch.cat([torch.tensor(start), end])) for method, end in ends.items()}

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.common import CELLS
-from benchmarks.language_model.alphabet import EOS, PAD
+from benchmarks.language_model.alphabet import EOS, PAD, Bytes
 from benchmarks.language_model.beam import beam_search
 from benchmarks.language_model.generate import generate, greedy, nucleus, sampler, top_k
+from benchmarks.language_model.methods import METHODS, Choices, continuation
 from benchmarks.language_model.model import LanguageModel
 
 from .conftest import ALPHABET, BACKEND, command, config, model
@@ -49,6 +50,17 @@ def test_padding_is_never_generated():
         language_model.decoder.bias[PAD] = 100.0
     assert PAD not in generate(language_model, [], greedy, 1)
     assert PAD not in generate(language_model, [], sampler(1.0, 0), 1, hypotheses=500)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_text_of_bytes_never_ends(method):
+    """Its model has never had ``EOS`` to predict, whatever it says of it."""
+    language_model, choices = model(symbols=258), Choices(length=7)
+    language_model.decoder.bias.data[EOS] = 100.0
+    assert continuation(language_model, ALPHABET, [5], method, choices).tolist() == [EOS]
+    numbers = continuation(language_model, Bytes(), [5], method, choices)
+    assert len(numbers) == 7
+    assert numbers.min() > EOS
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
