@@ -268,6 +268,15 @@ def json_lines(content: object, indent: str = "") -> str:
     return "[\n" + ",\n".join(lines) + f"\n{indent}]"
 
 
+def without_nan(value):
+    """Replace NaN and infinity, which JSON lacks, by None, in a record and all its parts."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON, one record per line, to a temporary name that becomes ``path`` when everything is written."""
     with replacing(path) as partial_path:

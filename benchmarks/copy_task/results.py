@@ -5,11 +5,10 @@ same configuration, machine and versions, in any number of processes; it never o
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import InputError, WritingError, hardware, write_json
+from benchmarks.common import InputError, WritingError, hardware, without_nan, write_json
 
 RECORD = (
     *("cell", "length", "trial", "seed", "parameters", "accuracy", "loss", "answers", "baseline", "extra", "epochs"),
@@ -53,7 +52,7 @@ class Results:
 
     def add(self, record: dict, order: Sequence[tuple[str, int, int]]) -> dict:
         """Keep a finished trial, on disk too, at its place in the ``order`` of (cell, length, trial); return it."""
-        record = _without_nan(record)
+        record = without_nan(record)  # of a model that diverged
         self.trials.append(record)
         self.trials.sort(key=lambda t: order.index((t["cell"], t["length"], t["trial"])))
         write_json(self.path, self.content)
@@ -101,12 +100,3 @@ def found_before(folder: Path, resume: bool) -> dict | None:
     if not resume:
         raise InputError(f"{path} already holds results: pass --resume to go on from them, or another --out")
     return read(path)
-
-
-def _without_nan(value):
-    """Replace NaN and infinity, which JSON lacks, by None; they come from models that diverged."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """The loss: cross-entropy of the next symbol, in nats, over everything that is not padding."""
 
 import math
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -11,6 +12,8 @@ from .alphabet import PAD
 from .corpus import Batch
 from .distributed import ALONE, World
 from .model import LanguageModel
+
+LARGEST = math.log(sys.float_info.max)  # nats, of which a float holds the perplexity
 
 
 def masked_cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,5 +59,9 @@ def mean_loss(model: LanguageModel, batches: Iterable[Batch], world: World = ALO
 
 
 def in_units(nats: float, unit: str) -> dict[str, float]:
-    """Convert a loss per symbol, one ``unit`` of text, to the other units in the literature."""
-    return {f"bits_per_{unit}": nats / math.log(2), "perplexity": math.exp(nats)}
+    """Convert a loss per symbol, one ``unit`` of text, to the other units in the literature.
+
+    A perplexity is infinite where no float holds it, as of a model on a text unlike all that it has read.
+    """
+    perplexity = math.inf if nats > LARGEST else math.exp(nats)
+    return {f"bits_per_{unit}": nats / math.log(2), "perplexity": perplexity}

@@ -83,9 +83,9 @@ def _losses(epoch: dict, measure: str) -> str:
 
 
 def _loss(epoch: dict, part: str, measure: str) -> str:
-    if measure == "perplexity":
-        return f"{epoch[f'{part}_perplexity']:.1f}" if f"{part}_loss" in epoch else "–"
-    return f"{epoch[f'{part}_loss']:.3f}" if f"{part}_loss" in epoch else "–"
+    name, places = ("perplexity", 1) if measure == "perplexity" else ("loss", 3)
+    value = epoch.get(f"{part}_{name}")
+    return "–" if value is None else f"{value:.{places}f}"
 
 
 def _unit(result: dict) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import hardware, replacing, write_json
+from benchmarks.common import hardware, replacing, without_nan, write_json
 
 from .alphabet import ALPHABETS
 from .checkpoint import Checkpoint
@@ -77,7 +77,8 @@ def _run(cell: str, checkpoint: Checkpoint, samples: dict[str, str] | None) -> d
 def _with_units(epoch: dict, unit: str) -> dict:
     """Return an epoch's record, followed by its losses in the other units."""
     losses = {name.removesuffix("_loss"): in_units(epoch[name], unit) for name in LOSSES if name in epoch}
-    return {**epoch, **{f"{name}_{unit}": value for name, units in losses.items() for unit, value in units.items()}}
+    others = {f"{name}_{unit}": value for name, units in losses.items() for unit, value in units.items()}
+    return without_nan({**epoch, **others})
 
 
 def draw_losses(path: Path, checkpoints: dict[str, Checkpoint], data: Data, unit: str) -> None:

@@ -1,5 +1,6 @@
 """Training: every cell learns, every option acts, and what a run leaves behind."""
 
+import json
 import math
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from benchmarks.common import CELLS
+from benchmarks.language_model import train as train_module
 from benchmarks.language_model.alphabet import EOS
 from benchmarks.language_model.checkpoint import Checkpoint
 from benchmarks.language_model.generate import generate, greedy
+from benchmarks.language_model.loss import in_units
 from benchmarks.language_model.methods import METHODS
 from benchmarks.language_model.model import BASELINES
 
@@ -131,6 +134,17 @@ def test_test_file_is_measured_at_the_end(trained, text, tmp_path):
     first, last = results(tmp_path / "out")["runs"][0]["epochs"]
     assert "test_loss" not in first
     assert last["test_loss"] > last["held_out_loss"]
+
+
+def test_what_no_float_holds_is_infinity_in_text_and_null_in_results(text, tmp_path, monkeypatch, capsys):
+    """The loss of a text on which a model is that sure of the wrong symbols."""
+    monkeypatch.setattr(train_module.Trainer, "_test_loss", lambda self, last: {"test_loss": 1000.0} if last else {})
+    assert train(text, tmp_path / "out", "--test", text, "--epochs", 1) == 0
+    assert "1000.0000 nats, 1442.6950 bits per character, perplexity inf" in capsys.readouterr().out
+    written = (tmp_path / "out" / "results.json").read_text()
+    (epoch,) = json.loads(written, parse_constant=pytest.fail)["runs"][0]["epochs"]
+    assert (epoch["test_loss"], epoch["test_perplexity"]) == (1000.0, None)
+    assert math.isnan(in_units(math.nan, "byte")["perplexity"])
 
 
 def test_prompt_is_continued_in_every_way(text, tmp_path):
