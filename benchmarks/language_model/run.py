@@ -89,16 +89,16 @@ def _train_cell(
         tensorboard = TensorBoard(options.out / "tensorboard" / cell, data.held_out)
     if cell in checkpoints:
         world.saved = _what_is_saved(path, checkpoints[cell])
-    epochs = len(trainer.epochs)
+    epochs = trainer.epochs
     try:
         for checkpoint in trainer.run(options.save_every, tensorboard and tensorboard.write):
             checkpoints[cell] = checkpoint
             world.from_first(partial(checkpoint.save, path))
             world.saved = _what_is_saved(path, checkpoint)
-            if world.is_first and len(checkpoint.epochs) > epochs:
+            if world.is_first and checkpoint.epochs != epochs:
                 write_results(options.out / "results.json", configuration, checkpoints, data)
                 tqdm.write(f"{cell} {describe_epoch(checkpoint.epochs[-1], unit)}")
-            epochs = len(checkpoint.epochs)
+            epochs = checkpoint.epochs
     except Stopped as stopped:
         world.say(f"\nstopped; {world.saved}")
         sys.exit(128 + stopped.number)

@@ -133,9 +133,10 @@ class Trainer:
     def run(self, save_every: float = math.inf, observe: Observe | None = None) -> Iterator[Checkpoint]:
         """Train to the last epoch; yield a checkpoint after every epoch, and within one every ``save_every`` minutes.
 
-        Several processes yield one before the first step, too, so that there is always one to continue from. Raises
-        Stopped, after yielding a checkpoint, when any process has received a signal. ``observe`` receives the model,
-        whose gradients are those of the last step, and the results of the epoch.
+        Several processes yield one before the first step, too, so that there is always one to continue from. A last
+        epoch that was trained as one of more is tested belatedly. Raises Stopped, after yielding a checkpoint, when any
+        process has received a signal. ``observe`` receives the model, whose gradients are those of the last step, and
+        the results of the epoch.
         """
         total, steps = self.settings.epochs, self.data.training.batch_count(self.settings.batch)
         done = len(self.epochs) * steps + self.steps
@@ -155,6 +156,9 @@ class Trainer:
                 if observe is not None:
                     observe(self.model, self.epochs[-1])
                 yield self._checkpoint()
+        if "test_loss" not in self.epochs[-1] and (test_loss := self._test_loss(last=True)):
+            self.epochs = [*self.epochs[:-1], {**self.epochs[-1], **test_loss}]
+            yield self._checkpoint()
 
     def _train_epoch(self) -> Iterator[None]:
         """Run one step per remaining batch of the epoch; yield between two steps when it is time to save.
@@ -204,16 +208,18 @@ class Trainer:
                 f"training of {self.config.cell} diverged in epoch {epoch} to {train_loss:.3g} nats: "
                 f"lower --lr (given: {settings.lr}) or --clip (given: {settings.clip})"
             )
-        result = {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out_loss}
-        if self.data.test is not None and epoch == settings.epochs:
-            result["test_loss"] = self._measure(self.data.test)
         return {
-            **result,
+            **{"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out_loss},
+            **self._test_loss(last=epoch == settings.epochs),
             "learning_rate": self._learning_rate(),
             "seconds": self.seconds,
             "symbols_per_second": self.data.training.count() / self.seconds,
             "backend": self._backend(),
         }
+
+    def _test_loss(self, last: bool) -> dict[str, float]:
+        """Return what the results of an epoch hold of the text to test on, if there is one: its loss, of the last."""
+        return {"test_loss": self._measure(self.data.test)} if last and self.data.test is not None else {}
 
     def _learning_rate(self) -> float:
         return self.settings.learning_rate([result["held_out_loss"] for result in self.epochs])

@@ -124,6 +124,26 @@ def test_resuming_with_another_vocabulary(tmp_path, capsys):
     assert_one_line(capsys, "that has 5 words and the text 6")
 
 
+def test_a_run_that_ends_earlier_than_it_was_to_is_tested(text, tmp_path, monkeypatch, capsys):
+    """Stopped just after the first of two epochs, it goes on with --epochs 1, and there is no epoch left to train."""
+    arguments = ("--test", text, "--limit", 800, "--alphabet", "bytes", "--bptt", 7, "--hidden", 16)
+
+    def save_and_stop(checkpoint, path, save=Checkpoint.save):
+        save(checkpoint, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_stop)
+        assert train(text, tmp_path / "out", *arguments, "--epochs", 2) == 130
+    capsys.readouterr()
+    assert train(text, tmp_path / "out", *arguments, "--epochs", 1, "--resume") == 0
+    assert "  test" in capsys.readouterr().out
+    assert train(text, tmp_path / "whole", *arguments, "--epochs", 1) == 0
+    assert_same_run(tmp_path / "out", tmp_path / "whole")
+    (one,), (other,) = (results(tmp_path / name)["runs"][0]["epochs"] for name in ("out", "whole"))
+    assert one["test_loss"] == other["test_loss"]
+
+
 def test_full_disk_leaves_what_was_saved(uninterrupted, text, tmp_path, capfd):
     """A limit on the size of files stands for the disk."""
     arguments = (*RESUMED, "--epochs", 3, "--decay-after", 1, "--resume")
