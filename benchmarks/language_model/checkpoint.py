@@ -36,7 +36,7 @@ class Checkpoint:
 
     model: dict  # fields of ModelConfig
     alphabet: dict  # name and symbols
-    training: dict  # fields of train.Settings
+    training: dict  # fields of train.Settings, threads, digests of the texts
     weights: dict  # state_dict of the model
     optimiser: dict  # state_dict of the optimiser
     random: list[dict]  # of each process: states of the generators that dropout draws from

@@ -11,6 +11,7 @@ import math
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -227,10 +228,14 @@ class Data:
     held_out: Text
     test: Text | None
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digests by text, which tell whether two runs had the same."""
+        return {name: text.digest().hex() for name, text in vars(self).items() if isinstance(text, Text)}
+
     def digest(self) -> str:
-        """Return a digest that tells whether two runs had the same data."""
-        parts = [self.training, self.held_out, self.test] if self.test else [self.training, self.held_out]
-        return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
+        """Return a digest of all the texts."""
+        return hashlib.sha256(b"".join(map(bytes.fromhex, self.digests.values()))).hexdigest()
 
 
 def make_alphabet(name: str, path: Path | None, limit: int | None) -> Alphabet:

@@ -30,7 +30,7 @@ from .signals import Signals, Stopped
 from .train import Settings, Trainer, trial_step
 
 PATHS = {"text", "valid", "test"}  # only the contents of the files must be the same
-FREE_TO_CHANGE = {"epochs", *PATHS}  # when a run is resumed
+FREE_TO_CHANGE = {"epochs", *PATHS, "text_digest"}  # when a run is resumed; _check_texts explains another digest
 
 
 def train_command(options: argparse.Namespace, world: World) -> None:
@@ -48,6 +48,7 @@ def train_command(options: argparse.Namespace, world: World) -> None:
     configs = {cell: _model_config(options, cell, len(alphabet)) for cell in [*checkpoints, *options.cell]}
     for cell, checkpoint in checkpoints.items():
         _check_unchanged(_path(options, cell), checkpoint, alphabet, configs[cell], settings, world)
+        _check_texts(_path(options, cell), checkpoint.training, settings, data)
     longest, share = data.training.longest(), options.batch // world.size
     for config in configs.values():
         check_fits(config, options.optimiser, longest, share, device, world.sharers(device))
@@ -192,7 +193,7 @@ def _check_unchanged(
     if checkpoint.alphabet["name"] == alphabet.name and checkpoint.alphabet["symbols"] != alphabet.symbols:
         before, now = (len(symbols) for symbols in (checkpoint.alphabet["symbols"], alphabet.symbols))
         raise InputError(
-            f"the vocabulary of the text is not that of {path}: that has {before} {alphabet.unit}s and the text {now}, "
+            f"the vocabulary of --text is not that of {path}: that has {before} {alphabet.unit}s and the text {now}, "
             "or others, or in another order of frequency"
         )
     before = {**checkpoint.model, **checkpoint.training}
@@ -208,6 +209,31 @@ def _check_unchanged(
             f"{path} was trained by {len(checkpoint.random)} processes, each with its own dropout, and cannot be "
             f"resumed by {world.size}"
         )
+
+
+def _check_texts(path: Path, before: dict, settings: Settings, data: Data) -> None:
+    """Raise InputError naming the texts that are not those of the run to be continued; ``before`` are its settings."""
+    if before["text_digest"] == settings.text_digest:
+        return
+    now = asdict(settings)
+    changed = [
+        f"--{name} was {before[name] or 'not given'} and is now {now[name] or 'not given'}"
+        for name in ("valid", "test")
+        if (before[name] is None) != (now[name] is None)
+    ]
+    if not changed:
+        changed = [f"{name} is not the text that it was" for name in _other_texts(before, now, data)]
+    raise InputError(f"{path} cannot be resumed: {', '.join(changed)}")
+
+
+def _other_texts(before: dict, now: dict, data: Data) -> list[str]:
+    """Name the options of which the text has changed."""
+    if "digests" not in before:  # as in older checkpoints
+        return ["one of --text, --valid and --test"]
+    other = {name for name, digest in data.digests.items() if digest != before["digests"][name]}
+    option = {"training": "text", "held_out": "text" if now["valid"] is None else "valid", "test": "test"}
+    options = dict.fromkeys(option[name] for name in option if name in other)
+    return [f"--{name} {now[name] or '(the standard library)'}" for name in options]
 
 
 def _make_folder(path: Path) -> None:

@@ -251,7 +251,10 @@ class Trainer:
         return Checkpoint(
             model=asdict(self.config),
             alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
-            training={**asdict(self.settings), "threads": torch.get_num_threads()},
+            training={
+                **asdict(self.settings),
+                **{"threads": torch.get_num_threads(), "digests": self.data.digests},
+            },
             weights=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
             random=list(random),

@@ -83,16 +83,56 @@ def test_resuming_a_finished_run_changes_nothing(trained, text):
         ((), "holds results already"),
         (("--resume", "--lr", 0.01), "lr was 0.006 and is now 0.01"),
         (("--resume", "--hidden", 25), "hidden was 48 and is now 25"),
-        (("--resume", "--max-length", 7), "text_digest was"),
+        (("--resume", "--max-length", 7), "max_length was 400 and is now 7\n"),
         (("--resume", "--epochs", 5), "--epochs is 5"),
     ],
-    ids=["without-resume", "other-rate", "other-model", "other-text", "fewer-epochs"],
+    ids=["without-resume", "other-rate", "other-model", "shorter-sentences", "fewer-epochs"],
 )
 def test_finished_results_are_not_touched(arguments, message, trained, text, capsys):
     before = {path: path.read_bytes() for path in trained.iterdir()}
     assert train(text, trained, *LEARNING, "--valid", text, *arguments) == 2
     assert_one_line(capsys, message)
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
+
+
+def test_resuming_with_another_text(tmp_path, capsys):
+    """The option is named whose text has changed; a text that has only moved is the same."""
+    texts = {name: tmp_path / f"{name}.txt" for name in ("text", "valid", "test")}
+    for path in texts.values():
+        path.write_text("One. Two. " * 9)
+
+    def resumed(*names: str) -> int:
+        options = [word for name in names for word in (f"--{name}", texts[name])]
+        return train(texts["text"], tmp_path / "out", "--hidden", 4, *options, "--resume")
+
+    def refusal(*names: str) -> str:
+        assert resumed(*names) == 2
+        return capsys.readouterr().err.partition("lstm.pt cannot be resumed: ")[2]
+
+    assert resumed("valid") == 0
+    assert refusal() == f"--valid was {texts['valid']} and is now not given\n"
+    assert refusal("valid", "test") == f"--test was not given and is now {texts['test']}\n"
+    texts["valid"] = texts["valid"].rename(tmp_path / "moved.txt")
+    assert resumed("valid") == 0
+    texts["valid"].write_text("Three. ")
+    capsys.readouterr()
+    assert refusal("valid") == f"--valid {texts['valid']} is not the text that it was\n"
+    texts["text"].write_text("One. Two. " * 8)
+    both = [f"--{name} {texts[name]} is not the text that it was" for name in ("text", "valid")]
+    assert refusal("valid") == f"{', '.join(both)}\n"
+
+
+def test_checkpoints_from_before_texts_were_told_apart(text, tmp_path, capsys):
+    assert train(text, tmp_path, "--limit", 500) == 0
+    checkpoint = Checkpoint.load(tmp_path / "lstm.pt")
+    del checkpoint.training["digests"]
+    checkpoint.save(tmp_path / "lstm.pt")
+    assert train(text, tmp_path, "--limit", 500, "--resume") == 0
+    checkpoint.training["text_digest"] = "another"
+    checkpoint.save(tmp_path / "lstm.pt")
+    capsys.readouterr()
+    assert train(text, tmp_path, "--limit", 500, "--resume") == 2
+    assert_one_line(capsys, "cannot be resumed: one of --text, --valid and --test is not the text that it was")
 
 
 def test_results_of_another_program_are_not_written_over(text, tmp_path, capsys):
