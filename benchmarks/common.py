@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 import fused_rnn
+from fused_rnn import cells
+from fused_rnn.cells import Cell
 
 CELLS: dict[str, Callable[..., torch.nn.Module]] = {
     "rnn": fused_rnn.RNN,
@@ -24,7 +26,10 @@ CELLS: dict[str, Callable[..., torch.nn.Module]] = {
     "gru": partial(fused_rnn.GRU, reset_after=False),
     "multiplicative_lstm": fused_rnn.MultiplicativeLSTM,
     "multiplicative_gru": fused_rnn.MultiplicativeGRU,
+    "gru_reset_after": fused_rnn.GRU,
+    "multiplicative_lstm_hidden": partial(fused_rnn.MultiplicativeLSTM, variant="hidden"),
 }
+COMPARED = ("rnn", "lstm", "gru", "multiplicative_lstm", "multiplicative_gru")  # where nobody says which
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -64,15 +69,40 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2**63, got {value}")
+    return value
+
+
+def threads(text: str) -> int:
+    """An argparse type: a number of threads, for each of which the machine has a core."""
+    value, cores = positive(text), os.cpu_count() or 1
+    if value > cores:
+        raise argparse.ArgumentTypeError(f"must be at most {cores}, the number of this machine's cores, got {value}")
+    return value
+
+
+# Adam's first step is ten times the learning rate, and the range of initial weights is twice --init: all in float32,
+# which ends at 3.4e38
+LARGEST = 1e37
+
+
+def number(text: str) -> float:
+    """An argparse type: a number that leaves float32 room to compute with it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    if abs(value) > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST:g} to be computed with in float32, got {text}")
     return value
 
 
 def positive_number(text: str) -> float:
-    """An argparse type: a finite number above 0."""
+    """An argparse type: a ``number`` above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
-    return value
+    return number(text)
 
 
 def fraction(text: str) -> float:
@@ -81,6 +111,19 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text}")
     return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def device(text: str) -> str:
+    """An argparse type: the name of a device, which may not be there; there is one CPU, whatever its number."""
+    return "cpu" if re.fullmatch(r"cpu:\d+", text) else text
 
 
 def seed(text: str) -> int:
@@ -96,7 +139,22 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("auto", *fused_rnn.backends()), default="auto", help="what runs the cells"
     )
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", type=device, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+
+
+def recurrent_parameters(cell: str, features: int, hidden: int, layers: int) -> int:
+    """Return the number of parameters of recurrent layers, a key of ``CELLS``, without making any."""
+    spec = spec_of(cell)
+
+    def of_one(features: int) -> int:
+        return sum(math.prod(spec.weight_shape(name, features, hidden)) for name in spec.weights)
+
+    return of_one(features) + (layers - 1) * of_one(hidden)
+
+
+def spec_of(cell: str) -> Cell:
+    """Return the sizes of a cell, a key of ``CELLS``."""
+    return cells.CELLS[CELLS[cell](1, 1, device="meta").cell]
 
 
 def open_device(name: str) -> torch.device:
@@ -124,7 +182,11 @@ def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[st
 
     ``baselines`` are cells of torch.nn that the harness can train as well.
     """
-    help = f"one or more of {', '.join(CELLS)}"
+    help = (
+        f"one or more of {', '.join(CELLS)}: gru resets before the recurrent product, as Chung et al. 2014, and "
+        "gru_reset_after behind it, as torch.nn and cuDNN; multiplicative_lstm modulates its input, and "
+        "multiplicative_lstm_hidden its hidden state, as Krause et al. 2016"
+    )
     if baselines:
         help += f"; to compare with, torch.nn's: {', '.join(baselines)}"
     parser.add_argument("--cell", nargs="+", choices=[*CELLS, *baselines], metavar="CELL", help=help)
@@ -139,7 +201,7 @@ def add_common_options(parser: argparse.ArgumentParser, baselines: Collection[st
     parser.add_argument("--out", type=Path, help="folder for results, pictures and checkpoints")
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         metavar="N",
         help="threads of the CPU (default: as many as it has cores or OMP_NUM_THREADS says, or one where a short trial "
         "finds these no faster; with --resume as many as before)",

@@ -54,18 +54,20 @@ class CopyModel(nn.Module):
 def _favour_keeping(recurrent: nn.Module, bias: float | str, delay: int) -> None:
     """Shift the gate that keeps the state by ``bias`` towards keeping, as Jozefowicz et al. 2015 do for the LSTM.
 
-    That is the forget gate of LSTMs and the update gate of GRUs, the second of ``bias_ih`` in both. The reset-before
-    GRU keeps its state where that gate is 0. A cell without such a gate stays as it is. "chrono" draws each unit's
-    shift (Tallec & Ollivier 2018), so that some units follow every symbol and some last until it is due, and shifts
-    the LSTM's input gate, the first, as far the other way: what a unit keeps for long, it takes in slowly.
+    That is the forget gate of LSTMs and the update gate of GRUs, the second of ``bias_ih`` in both. GRUs keep their
+    state where that gate is 0, but the reset-after GRU where it is 1. A cell without such a gate stays as it is.
+    "chrono" draws each unit's shift (Tallec & Ollivier 2018), so that some units follow every symbol and some last
+    until it is due, and shifts the LSTM's input gate, the first, as far the other way: what a unit keeps for long, it
+    takes in slowly.
     """
-    sign = {"lstm": 1, "gru": -1}.get(recurrent.cell.removeprefix("multiplicative_"), 0)
+    kind = recurrent.cell.removeprefix("multiplicative_").removesuffix("_hidden")
+    sign = {"lstm": 1, "gru": -1, "gru_reset_after": 1}.get(kind, 0)
     hidden = recurrent.hidden_size
     for layer in range(recurrent.num_layers if sign else 0):
         gates = getattr(recurrent, f"bias_ih_l{layer}").split(hidden)
         shift = chrono_bias(hidden, delay).to(gates[1]) if bias == "chrono" else bias
         gates[1].add_(sign * shift)
-        if bias == "chrono" and sign == 1:
+        if bias == "chrono" and kind == "lstm":
             gates[0].sub_(shift)
 
 

@@ -12,12 +12,21 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from benchmarks.common import CELLS, InputError, Parser, add_common_options, fraction, positive, positive_number
+from benchmarks.common import (
+    COMPARED,
+    InputError,
+    Parser,
+    add_common_options,
+    fraction,
+    number,
+    positive,
+    positive_number,
+)
 
 from .data import Echo, Recall, Task
 
 COMMON = {
-    "cell": list(CELLS),
+    "cell": list(COMPARED),
     "length": [100, 200, 500, 1000],
     "vocabulary": 10,
     "trials": 3,
@@ -89,7 +98,7 @@ def parse_options(arguments: list[str] | None = None) -> Namespace:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks.copy_task",
-        description="How far back does each cell remember, and what does it cost? Trains every cell at every length.",
+        description="How far back does each cell remember, and what does it cost? Trains cells at every length.",
     )
     parser.add_argument(
         "--protocol",
@@ -107,7 +116,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="run every cell, length and trial unattended: as without it, but going on from what --out already holds",
+        help="run every cell, length and trial asked for: as without it, but going on from what --out already holds",
     )
     parser.add_argument(
         "--report",
@@ -164,8 +173,8 @@ def _parser() -> Parser:
         type=_keep_bias,
         help="initial shift towards keeping the state of the LSTMs' forget gate and the GRUs' update gate: a number "
         "for all units, or 'chrono', which draws each unit's as ln u, u uniform from 1 to the delay between a symbol "
-        "and its answer, and shifts the LSTMs' input gate the other way (Tallec & Ollivier 2018). Without it all units "
-        "forget within a few steps, and no gradient tells them otherwise",
+        "and its answer less one, and shifts the LSTMs' input gate the other way (Tallec & Ollivier 2018). Without it "
+        "all units forget within a few steps, and no gradient tells them otherwise",
     )
     return parser
 
@@ -175,8 +184,8 @@ def _keep_bias(text: str) -> float | str:
     if text == "chrono":
         return text
     with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
+        if math.isfinite(float(text)):
+            return number(text)
     raise argparse.ArgumentTypeError(f"must be a finite number or chrono, got {text}")
 
 

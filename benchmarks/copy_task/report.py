@@ -27,8 +27,7 @@ TEXT = ("cell", "setting", "value")  # headings of text columns
 
 def label(cell: str) -> str:
     """Return a cell's name for people: multiplicative_lstm is 'multiplicative LSTM'."""
-    *modifiers, base = cell.split("_")
-    return " ".join([*modifiers, base.upper()])
+    return " ".join(word.upper() if word in ("rnn", "lstm", "gru") else word for word in cell.split("_"))
 
 
 def sentence(row: dict, task: Task) -> str:

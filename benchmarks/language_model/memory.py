@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import DTYPES, InputError
+from benchmarks.common import DTYPES, InputError, recurrent_parameters
 
-from .model import LanguageModel, ModelConfig
+from .model import ModelConfig
 
 # Values that the forward pass of a cell keeps for the backward pass: (per unit, per feature of the input), for
 # each step of each sequence in each layer, the output among the first and the input among the second.
@@ -16,10 +16,14 @@ SAVED = {
     "gru": (4, 1),
     "multiplicative_lstm": (6, 2),
     "multiplicative_gru": (4, 2),
+    "gru_reset_after": (5, 1),
+    "multiplicative_lstm_hidden": (8, 1),
     "torch_rnn": (1, 1),
     "torch_lstm": (6, 1),
     "torch_gru": (5, 1),
 }
+# The cells that have as many parameters as torch.nn's.
+BASELINES = {"torch_rnn": "rnn", "torch_lstm": "lstm", "torch_gru": "gru_reset_after"}
 OPTIMISER_COPIES = {"adam": 2, "rmsprop": 1, "sgd": 0}  # of the parameters
 SCORES = 3  # the scores, their logarithmic softmax and their gradient
 GIB = 2**30
@@ -27,9 +31,10 @@ GIB = 2**30
 
 def estimate(config: ModelConfig, optimiser: str, steps: int, batch: int) -> tuple[int, int]:
     """Return bytes of a training step: of parameters with gradients and the optimiser's state, and of activations."""
-    with torch.device("meta"):
-        model = LanguageModel(config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    fused = BASELINES.get(config.cell, config.cell)
+    parameters = recurrent_parameters(fused, config.embedding, config.hidden, config.layers)
+    parameters += config.symbols * (config.hidden + 1)  # the decoder
+    parameters += 0 if config.tie else config.symbols * config.embedding
     size, computed_size = (DTYPES[dtype].itemsize for dtype in (config.dtype, config.computed_in))
     per_unit, per_feature = SAVED[config.cell]
     features = config.embedding + (config.layers - 1) * config.hidden

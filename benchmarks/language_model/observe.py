@@ -22,6 +22,8 @@ GATES = {  # in the order in which a step of the reference computes them
     "gru": GRU_GATES,
     "multiplicative_lstm": LSTM_GATES,
     "multiplicative_gru": GRU_GATES,
+    "gru_reset_after": GRU_GATES,
+    "multiplicative_lstm_hidden": LSTM_GATES,
 }
 SCALARS = ("train_loss", "held_out_loss", "test_loss", "learning_rate")
 STEPS, SEQUENCES = 64, 16  # of the batch on which gates are computed; the reference is slow

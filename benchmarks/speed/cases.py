@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-import fused_rnn
 from benchmarks import common
 from fused_rnn import ops
 
@@ -70,7 +69,7 @@ CELLS = {
     "multiplicative_lstm": "MultiplicativeLSTM",
     "multiplicative_gru": "MultiplicativeGRU",
 }
-MODULES = {**common.CELLS, "gru_reset_after": fused_rnn.GRU}
+MODULES = common.CELLS
 # The cells whose single steps are measured: as layers called with one step at a time, and as modules for single steps.
 STEP_CELLS = {
     "rnn": "RNN",

@@ -13,14 +13,19 @@ from benchmarks.copy_task.model import CopyModel, gradient_norms
 from .conftest import generator
 
 
+def kind(cell: str) -> str:
+    """Return rnn, lstm, gru, or gru_after for the GRU whose update gate is turned round."""
+    return "gru_after" if cell == "gru_reset_after" else next(word for word in ("rnn", "lstm", "gru") if word in cell)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_keep_bias_shifts_one_gate(cell):
     def bias(keep_bias: float) -> torch.Tensor:
         torch.manual_seed(0)
         return CopyModel(cell, Recall(2, 3), 4, 2, keep_bias).recurrent.bias_ih_l1.detach()
 
-    gates = {"rnn": [0.0], "lstm": [0.0, 3.0, 0.0, 0.0], "gru": [0.0, -3.0, 0.0]}[cell.split("_")[-1]]
-    torch.testing.assert_close(bias(3.0) - bias(0.0), torch.tensor(gates).repeat_interleave(4))
+    gates = {"rnn": [0.0], "lstm": [0.0, 3.0, 0.0, 0.0], "gru": [0.0, -3.0, 0.0], "gru_after": [0.0, 3.0, 0.0]}
+    torch.testing.assert_close(bias(3.0) - bias(0.0), torch.tensor(gates[kind(cell)]).repeat_interleave(4))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -29,19 +34,18 @@ def test_chrono_bias_spreads_over_the_delay(cell):
     torch.manual_seed(0)
     hidden, delay = 2000, 101
     bias = CopyModel(cell, Recall(2, 3), hidden, 2, "chrono", delay).recurrent.bias_ih_l1.detach().split(hidden)
-    kind = cell.split("_")[-1]
-    if kind == "rnn":
+    if cell == "rnn":
         assert bias[0].abs().max() < 0.1
         return
-    keep = bias[1] if kind == "lstm" else -bias[1]
+    keep = -bias[1] if kind(cell) == "gru" else bias[1]
     steps = keep.exp().sort().values
     torch.testing.assert_close(steps, torch.linspace(1, delay - 1, hidden), rtol=0.1, atol=4.0)
-    if kind == "lstm":
+    if kind(cell) == "lstm":
         torch.testing.assert_close(bias[0], -keep, rtol=0, atol=0.1)
         assert bias[2].abs().max() < 0.1
 
 
-@pytest.mark.parametrize("cell", ["gru", "multiplicative_gru"])
+@pytest.mark.parametrize("cell", ["gru", "multiplicative_gru", "gru_reset_after"])
 def test_keep_bias_keeps_the_state(cell):
     state = torch.full((2, 1, 4), 0.5)
     _, last = CopyModel(cell, Recall(2, 3), 4, 2, keep_bias=30.0).recurrent(torch.ones(5, 1, 5), state)

@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.common import CELLS, COMPARED
 from benchmarks.copy_task import __main__ as command
 from benchmarks.copy_task.data import Recall
 from benchmarks.copy_task.options import configuration_of, parse_options
-from benchmarks.copy_task.report import number, sentence
+from benchmarks.copy_task.pictures import COLOURS
+from benchmarks.copy_task.report import label, number, sentence
 from benchmarks.copy_task.summary import decades, mean_and_error, outcome, summarise
+from benchmarks.pictures import PALETTE
 
 from .conftest import record, refusal
 
@@ -58,6 +61,17 @@ def test_words_follow_from_the_numbers(scores, words):
     said = sentence(row, Recall(2, 10))
     assert said.startswith("LSTM, length 5: ")
     assert [word for word in words if word not in said] == []
+
+
+def test_cells_have_names_for_people_and_colours_that_stay():
+    named = {
+        "lstm": "LSTM",
+        "gru_reset_after": "GRU reset after",
+        "multiplicative_lstm_hidden": "multiplicative LSTM hidden",
+    }
+    assert {cell: label(cell) for cell in named} == named
+    assert [COLOURS[cell] for cell in COMPARED] == list(PALETTE[:5])
+    assert len(set(COLOURS.values())) == len(CELLS)
 
 
 def test_decades_of_the_gradient():
