@@ -1,6 +1,7 @@
 """The number of threads of the harnesses: the choice of a trial, a requested number, and a resumed run's number."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_no_trial_where_there_is_nothing_to_choose(device, most):
 def test_copy_task_says_what_it_found(many, chosen, tmp_path, monkeypatch, capsys):
     """A resumed run keeps the number, whatever a trial would find then."""
     monkeypatch.setattr(copy_task.document, "draw_pictures", lambda *_: [])
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     asked = measured(monkeypatch, 0.029, many)
     found = copy_task.run(tmp_path)
     assert asked == [(1, 2)]

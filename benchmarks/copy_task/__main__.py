@@ -44,7 +44,7 @@ def run(options: Namespace, console: Console) -> dict:
     check_memory(options, task, choice.backend)
     before = found_before(options.out, options.resume)
     settled = settle_threads(
-        options.threads or (before and before["hardware"]["threads"]),
+        options.threads or (before and before["hardware"].get("threads")),
         most=max(1, torch.get_num_threads() // options.processes),
         device=options.device,
         make_step=partial(trial_step, options, task),

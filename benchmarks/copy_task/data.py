@@ -186,11 +186,11 @@ class Data:
             yield self._epoch(fixed, count, batch, generator)
 
     def _epoch(self, fixed: Pair | None, count: int, batch: int, generator: Generator) -> Iterator[Pair]:
-        sizes = [min(batch, count - start) for start in range(0, count, batch)]
         if fixed is None:
-            yield from (self.task.draw(self.training_length, size, generator) for size in sizes)
+            for start in range(0, count, batch):
+                yield self.task.draw(self.training_length, min(batch, count - start), generator)
         else:
-            for rows in torch.randperm(count, generator=generator).split(sizes):
+            for rows in torch.randperm(count, generator=generator).split(batch):
                 yield tuple(part[:, rows] for part in fixed)
 
     def held_out(self, split: str, count: int, extra: int = 0) -> Pair:

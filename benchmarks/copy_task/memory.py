@@ -5,19 +5,19 @@ keeps for the backward pass. Both are counted here, the latter at its largest, w
 as a call of its own. The estimate is of the peak, meant to be right within a factor of two.
 """
 
-import math
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from benchmarks.common import CELLS, DTYPES, InputError
-from fused_rnn import ops
+from benchmarks.common import DTYPES, InputError, recurrent_parameters, spec_of
 
 from .data import Task
 
 GIB = 2**30
 PER_CALL = 12_000  # bytes that PyTorch and Python keep of one step in one layer until the backward pass, at any size
+NUMBER = 32  # bytes of a number in a record, of which there are two for each step: the norms of gradients
+RECORD = 1000  # bytes of the rest of a trial's record, at least
 REFERENCE = 1.5  # ratio of the values that autograd keeps of the reference to those that the kernels save
 
 
@@ -33,6 +33,18 @@ def check_memory(options: Namespace, task: Task, backend: str) -> None:
                 f"--length {length} with {cell}{often} needs about {needed / GIB:.1f} GiB of memory, and {device} has "
                 f"{free / GIB:.1f} GiB free: take a smaller --length, --batch, --hidden, --layers or --held-out"
             )
+    _check_records(options, task)
+
+
+def _check_records(options: Namespace, task: Task) -> None:
+    """Raise InputError if the records of all trials, which stay in memory until the end, cannot fit."""
+    of_one = sum(RECORD + 2 * NUMBER * task.steps(length) for length in options.length)
+    needed, free = options.trials * len(options.cell) * of_one, free_bytes("cpu")
+    if free is not None and needed > free:
+        raise InputError(
+            f"--trials {options.trials} of {len(options.cell)} cells at {len(options.length)} lengths make results of "
+            f"about {needed / GIB:.1f} GiB, and cpu has {free / GIB:.1f} GiB free: take fewer --trials"
+        )
 
 
 def trial_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> dict[str, int]:
@@ -54,25 +66,18 @@ def _sequence_bytes(options: Namespace, task: Task, length: int) -> int:
 
 def _training_bytes(options: Namespace, task: Task, cell: str, length: int, backend: str) -> int:
     """Count the values that forward keeps in all layers, and gradients and pre-activations of one layer at a time."""
-    spec = ops.CELLS[_cell_name(cell)]
-    hidden, itemsize = options.hidden, DTYPES[options.dtype].itemsize
-    values = working = parameters = 0
-    for layer in range(options.layers):
-        features = hidden if layer else task.input_size
+    spec, hidden, itemsize = spec_of(cell), options.hidden, DTYPES[options.dtype].itemsize
+    values = working = 0
+    for features, layers in ((task.input_size, 1), (hidden, options.layers - 1)):
         saved = (spec.saved + spec.has_cell_state) * hidden + spec.modulated_size(features, hidden)
         if backend == "reference":
             saved = int(REFERENCE * saved)
-        values += 2 * features + saved + (4 if spec.has_cell_state else 3) * hidden
-        working = max(working, 2 * spec.gradients * hidden + features)
-        parameters += sum(math.prod(spec.weight_shape(name, features, hidden)) for name in spec.weights)
+        values += layers * (2 * features + saved + (4 if spec.has_cell_state else 3) * hidden)
+        working = max(working, 2 * spec.gradients * hidden + features) if layers else working
+    parameters = recurrent_parameters(cell, task.input_size, hidden, options.layers)
     steps = task.steps(length)
     # a parameter has its gradient and Adam's two means beside it
     return (steps * options.batch * (values + working) + 4 * parameters) * itemsize + steps * options.layers * PER_CALL
-
-
-def _cell_name(cell: str) -> str:
-    """Return the key of ``ops.CELLS`` for one of the harness's names."""
-    return CELLS[cell](1, 1, device="meta").cell
 
 
 def free_bytes(device: str) -> int | None:

@@ -16,6 +16,7 @@ RECORD = (
 )
 
 
+NEEDED = {"protocol", "symbols", "vocabulary"}  # of the configuration, to know the task
 MAY_CHANGE = ("processes", "cuda_graph", "threads")  # when a run continues
 
 
@@ -77,7 +78,7 @@ def read(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
         parts = [found[name] for name in ("configuration", "hardware", "trials")]
-        if [type(part) for part in parts] == [dict, dict, list]:
+        if [type(part) for part in parts] == [dict, dict, list] and found["configuration"].keys() >= NEEDED:
             lacking = [name for name in RECORD if any(name not in trial for trial in found["trials"])]
             if not lacking:
                 return found

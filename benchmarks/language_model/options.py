@@ -15,6 +15,7 @@ from benchmarks.common import (
     positive,
     positive_number,
     seed,
+    share,
 )
 from benchmarks.optimisers import OPTIMISERS
 
@@ -132,7 +133,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decay-after", type=positive, default=3, metavar="EPOCHS", help="epochs of constant learning rate"
     )
-    parser.add_argument("--decay", type=positive_number, default=0.5, help="factor on the learning rate each time")
+    parser.add_argument("--decay", type=share, default=0.5, help="factor on the learning rate each time")
     parser.add_argument("--clip", type=positive_number, default=1.0, help="bound on the gradient")
     parser.add_argument("--clip-by", choices=CLIPS, default="norm", help="bound its norm, or each of its values")
     parser.add_argument(
@@ -163,7 +164,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=positive, help="symbols that top-k draws from, the likeliest")
     parser.add_argument(
-        "--alpha", type=_mass, help="nucleus draws from the fewest symbols with this probability together"
+        "--alpha", type=share, help="nucleus draws from the fewest symbols with this probability together"
     )
     parser.add_argument("--beam-width", type=positive, help="hypotheses that beam goes on from, the best")
     parser.add_argument(
@@ -179,14 +180,6 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
 def choices_of(options: argparse.Namespace) -> Choices:
     """Return the options of ``generate`` that decide a continuation."""
     return Choices(**{field.name: getattr(options, field.name) for field in fields(Choices)})
-
-
-def _mass(text: str) -> float:
-    """An argparse type: a probability above 0, at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
-    return value
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:

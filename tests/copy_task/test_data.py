@@ -1,5 +1,6 @@
 """The sequences against the published descriptions, and the scores of outputs."""
 
+import itertools
 import math
 
 import pytest
@@ -73,6 +74,11 @@ def test_epochs_cover_every_sequence_once():
     assert rows(first) != rows(second)
     assert sorted(rows(first)) == sorted(rows(second))
     assert [targets.shape[1] for _, targets in next(Data(Recall(2, 3), 2, 0).training(10, 4))] == [4, 4, 2]
+
+
+def test_sequences_are_drawn_when_they_are_needed():
+    (inputs, _), *_ = itertools.islice(next(Data(Recall(2, 3), 2, seed=0).training(10**11, 4)), 1)
+    assert inputs.shape[1] == 4
 
 
 def test_training_sequences_grow_when_told():

@@ -2,10 +2,12 @@
 
 import pytest
 
-from benchmarks.common import CELLS, InputError
+from benchmarks.common import InputError
 from benchmarks.copy_task.options import DEMO, LONGEST, PRESETS, parse_options
 
 from .conftest import refusal, run
+
+HARNESSES_FIVE = ["rnn", "lstm", "gru", "multiplicative_lstm", "multiplicative_gru"]  # in the order of colours, too
 
 
 def test_demo_is_a_preset_that_options_override():
@@ -27,7 +29,7 @@ def test_protocols_have_their_own_defaults():
     assert (echo.lr, echo.epochs, echo.batch, echo.sequences, echo.held_out) == (0.01, 10, 32, 100, 100)
     recall = parse_options([])
     assert (recall.length, recall.symbols, recall.vocabulary) == ([100, 200, 500, 1000], 10, 10)
-    assert (recall.hidden, recall.trials, recall.cell) == (128, 3, list(CELLS))
+    assert (recall.hidden, recall.trials, recall.cell) == (128, 3, HARNESSES_FIVE)
     assert set(PRESETS["recall"]) == set(PRESETS["echo"])
 
 
@@ -51,6 +53,12 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--seed", "-1"], "--seed: must be between 0 and 4294967295, got -1"),
         (["--keep-bias", "nan"], "--keep-bias: must be a finite number or chrono, got nan"),
         (["--keep-bias", "much"], "got much"),
+        (["--keep-bias=-1e300"], "--keep-bias: must be at most 1e+37 to be computed with in float32, got -1e300"),
+        (["--lr", "1e300"], "--lr: must be at most 1e+37 to be computed with in float32, got 1e300"),
+        (["--threads", "100000"], "the number of this machine's cores, got 100000"),
+        (["--layers", "10000000"], "needs about"),
+        (["--hidden", "1" + 300 * "0"], "--hidden: must be below 2**63"),
+        (["--trials", "10000000000", "--cell", "rnn"], "--trials 10000000000 of 1 cells at 4 lengths make results"),
         (["--until", "1"], "--until: must be at least 0 and below 1, got 1"),
         (["--minutes", "0"], "--minutes: must be a finite number above 0, got 0"),
         (["--schedule", "linear"], "--schedule: invalid choice: 'linear' (choose from"),
@@ -69,13 +77,22 @@ def test_wrong_input_is_refused_in_one_sentence(arguments, named, tmp_path, caps
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"configuration": 3}', '{"losses": []}'])
+EMPTY = '{"configuration": {}, "hardware": {}, "trials": []}'
+
+
+@pytest.mark.parametrize("content", ["", EMPTY, "[]", '{"configuration": 3}', '{"losses": []}'])
 def test_foreign_file_is_not_resumed(content, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(InputError, match="holds no results of the copy task"):
         run(tmp_path, "--resume")
+    with pytest.raises(InputError, match="holds no results of the copy task"):
+        run(tmp_path, "--report")
     assert path.read_text() == content
+
+
+def test_there_is_one_cpu_by_whatever_number():
+    assert [parse_options(["--device", name]).device for name in ("cpu", "cpu:0", "cuda:1")] == ["cpu", "cpu", "cuda:1"]
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.common import InputError, run_command
+from benchmarks.common import LARGEST, InputError, run_command
 from benchmarks.copy_task import __main__ as command
 from benchmarks.copy_task import train
 from benchmarks.copy_task.data import Recall
@@ -205,7 +205,7 @@ def test_results_are_not_overwritten(finished):
 
 
 def test_diverged_model_is_said_to_have_diverged(tmp_path, capsys, without_pictures):
-    options = ("--protocol", "echo", "--cell", "rnn", "--length", "3", "--trials", "1", "--lr", "1e30")
+    options = ("--protocol", "echo", "--cell", "rnn", "--length", "3", "--trials", "1", "--lr", str(LARGEST))
     arguments = [*options, "--epochs", "3", "--hidden", "3", "--out", str(tmp_path)]
     command.main(arguments)
     text = (tmp_path / "results.json").read_text()

@@ -7,6 +7,7 @@ from benchmarks.common import CELLS
 from benchmarks.language_model import memory
 from benchmarks.language_model.corpus import Batch
 from benchmarks.language_model.loss import masked_cross_entropy
+from benchmarks.language_model.model import BASELINES
 from benchmarks.language_model.observe import GATES, gate_values, gradient_magnitudes
 
 from .conftest import BACKEND, assert_one_line, config, losses, model, train
@@ -94,6 +95,13 @@ def test_estimate_counts_parameters_and_activations(cell):
         masked_cross_entropy(scores, batch(7, 3).targets)
     unique = {tensor.data_ptr(): tensor.nbytes for tensor in saved if tensor.dim() > 1 and tensor.shape[0] in (7, 21)}
     assert 0.5 * sum(unique.values()) < activations < 2 * sum(unique.values())
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *BASELINES])
+@pytest.mark.parametrize("options", [{"tie": True, "embedding": 13}, {"layers": 1}, {"layers": 3}], ids=str)
+def test_parameters_are_counted_without_making_any(cell, options):
+    parameters = sum(parameter.numel() for parameter in model(cell, **options).parameters())
+    assert memory.estimate(config(cell, **options), "sgd", 7, 3)[0] == 2 * 8 * parameters
 
 
 def test_available_memory_is_that_of_the_machine():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.common import CELLS
+from benchmarks.common import CELLS, LARGEST
 from benchmarks.language_model import train as train_module
 from benchmarks.language_model.alphabet import EOS
 from benchmarks.language_model.checkpoint import Checkpoint
@@ -126,6 +126,18 @@ def test_evaluate_agrees_with_training(trained, text, capsys):
     nats = losses(trained)[-1][1]
     expected = f"{nats:.4f} nats, {nats / math.log(2):.4f} bits per character, perplexity {math.exp(nats):.5g}\n"
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("arguments", [("--lr", LARGEST), ("--init", LARGEST)], ids=str)
+def test_the_largest_numbers_can_be_computed_with(arguments, text, tmp_path, capsys):
+    assert train(text, tmp_path, *arguments, "--limit", 500) == 2
+    assert "error: training of lstm diverged" in capsys.readouterr().err
+
+
+def test_there_is_one_cpu_by_whatever_number(text, tmp_path):
+    arguments = ("--device", "cpu:0", "--limit", 500, "--resume")
+    assert train(text, tmp_path, *arguments, "--epochs", 1) == train(text, tmp_path, *arguments) == 0
+    assert results(tmp_path)["configuration"]["device"] == "cpu"
 
 
 def test_test_file_is_measured_at_the_end(trained, text, tmp_path):
