@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import glob
 import json
 import math
 import os
@@ -250,11 +251,12 @@ def hardware() -> dict[str, str | int]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` to write to; move it over ``path`` only if no error occurred.
 
-    Raises WritingError with the reason of an OSError.
+    What a killed process left under such a name is removed. Raises WritingError with the reason of an OSError.
     """
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(path)
         try:
             yield partial_path
             os.replace(partial_path, path)
@@ -262,6 +264,24 @@ def replacing(path: Path) -> Iterator[Path]:
             partial_path.unlink(missing_ok=True)
     except OSError as error:
         raise WritingError(path, error) from None
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove the temporary files beside ``path`` whose processes, whose numbers they bear, live no more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.split(".")[-2]
+        if number.isdecimal() and not _lives(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -48,6 +48,18 @@ def test_every_command_explains_its_options(name, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: ")
 
 
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = {process: tmp_path / f".a[1].json.{process}.partial" for process in (killed.pid, 1, os.getppid())}
+    others = [tmp_path / f".b.json.{killed.pid}.partial", tmp_path / ".a[1].json.mine.partial"]
+    for path in (*left.values(), *others):
+        path.touch()
+    common.write_json(tmp_path / "a[1].json", {})
+    assert not left.pop(killed.pid).exists()
+    assert set(tmp_path.iterdir()) == {tmp_path / "a[1].json", *left.values(), *others}
+
+
 RECORDS = [{"cell": "lstm", "times": [float(i) for i in range(100)]} for _ in range(3)]
 
 
