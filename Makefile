@@ -18,7 +18,7 @@ TEST_CPP := $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 
 help:
 	@echo "On two cores, after the first build (CUDA kernels for 80 take two minutes, for 90a seven):"
-	@echo "make demo    train every cell on the copy task and draw the pictures (three to five minutes)"
+	@echo "make demo    train five cells on the copy task and draw the pictures (three to five minutes)"
 	@echo "make test    run the test suite (ten minutes), or all of it: make test-all (half an hour)"
 	@echo "make bench   measure speed, memory and how cost grows; write the tables and pictures of the READMEs (half an hour)"
 	@echo "make lint    check style; make format repairs it"

@@ -48,6 +48,13 @@ def test_every_command_explains_its_options(name, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: ")
 
 
+@pytest.mark.parametrize("harness", ["copy_task", "language_model"])
+def test_pages_of_the_harnesses_tell_gated_recurrent_units_apart(harness):
+    page = " ".join((report.ROOT / "benchmarks" / harness / "README.md").read_text().split())
+    assert all(f"`{cell}`" in page for cell in ("gru_reset_after", "multiplicative_lstm_hidden"))
+    assert "the recurrent product (Chung et al. 2014)" in page
+
+
 def test_what_killed_processes_left_half_written_is_removed(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()

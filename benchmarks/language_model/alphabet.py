@@ -47,19 +47,19 @@ class Characters:
         collapsed = (" ".join(sentence.split()) for sentence in self.normalise(text).split("."))
         return [sentence for sentence in collapsed if sentence]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, name: str = "the text") -> list[int]:
         """Return one number per character; raise InputError naming the characters that are not of this alphabet."""
         unknown = sorted(set(text) - self._numbers.keys())
         if unknown:
             named = ", ".join(map(ascii, unknown))
-            raise InputError(f"the text has {named}, but the model knows only letters, punctuation, digits and space")
+            raise InputError(f"{name} has {named}, but the model knows only letters, punctuation, digits and space")
         return [self._numbers[character] for character in text]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the beginning of one sentence as numbers; raise InputError if it has unknown characters or ends."""
         if "." in prompt:
-            raise InputError(f"the prompt {prompt!r} has a full stop, but must be the beginning of one sentence")
-        return self.encode(prompt)
+            raise InputError(f"--prompt {prompt!r} has a full stop, but must be the beginning of one sentence")
+        return self.encode(prompt, "--prompt")
 
     def decode(self, numbers: Tensor) -> str:
         """Return the text of ``numbers`` (N,), leaving out ``PAD`` and ``EOS``."""
@@ -121,19 +121,19 @@ class Words:
         words = [word for line in io.StringIO(text) for word in (*line.split(), self.END)]
         unknown = self._numbers.get(self.UNKNOWN)
         if unknown is None:
-            self._check_known(words)
+            self._check_known(words, "the text")
         return np.fromiter((self._numbers.get(word, unknown) for word in words), np.int32, len(words))
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the beginning of a line as numbers; raise InputError naming words that are not in the vocabulary."""
-        self._check_known(prompt.split())
+        self._check_known(prompt.split(), "--prompt")
         return [self._numbers[word] for word in prompt.split()]
 
-    def _check_known(self, words: list[str]) -> None:
+    def _check_known(self, words: list[str], name: str) -> None:
         unknown = list(dict.fromkeys(word for word in words if word not in self._numbers))
         if unknown:
             named = ", ".join(map(ascii, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-            raise InputError(f"the text has words that are not in the model's vocabulary: {named}")
+            raise InputError(f"{name} has words that are not in the model's vocabulary: {named}")
 
     def decode(self, numbers: Tensor) -> str:
         """Return the words of ``numbers`` (N,) with spaces between them, leaving out ``PAD`` and ``EOS``."""

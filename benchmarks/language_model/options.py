@@ -104,7 +104,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--weight-drop",
         type=fraction,
         default=0.0,
-        help="of the weights that the state is multiplied with, in each step",
+        help="of the weights that the state is multiplied with, drawn anew in each training step",
     )
     parser.add_argument(
         "--autocast", action="store_true", help="compute in bfloat16, with parameters and optimiser in float32"

@@ -63,7 +63,11 @@ def test_wrong_text(content, message, tmp_path, capsys):
         (("--clip-by", "force"), "invalid choice: 'force'"),
         (("--preset", "gpt"), "invalid choice: 'gpt'"),
         (("--held-out-from", "streams"), "goes with streams, and --alphabet characters makes sentences"),
-        (("--prompt", "One. Two"), "has a full stop"),
+        (("--prompt", "One. Two"), "--prompt 'One. Two' has a full stop"),
+        (
+            ("--alphabet", "words", "--prompt", "absent"),
+            "--prompt has words that are not in the model's vocabulary: 'absent'",
+        ),
         (("--backend", "triton"), "--backend triton cannot run here"),
     ],
     ids=lambda value: "".join(map(str, value)) if isinstance(value, tuple) else "",
@@ -90,7 +94,7 @@ def test_divergence_is_told(text, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt", "na→ve 漢"), "the text has '\\u2192', '\\u6f22', but the model knows only"),
+        (("--prompt", "na→ve 漢"), "--prompt has '\\u2192', '\\u6f22', but the model knows only"),
         (("--prompt", "One. Two"), "has a full stop"),
         (("--temperature", 0), "must be a finite number above 0, got 0"),
         (("--temperature", -1), "must be a finite number above 0, got -1"),
