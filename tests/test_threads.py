@@ -118,7 +118,7 @@ def test_copy_tasks_trial_step_trains():
 @pytest.mark.parametrize("alphabet", ["characters", "bytes"])
 def test_language_model_says_what_it_found(alphabet, text, tmp_path, monkeypatch, capsys):
     asked = measured(monkeypatch, 0.029, 0.010)
-    small = ("--hidden", 8, "--limit", 800, "--dropout", 0.3, "--alphabet", alphabet, "--bptt", 10, "--batch", 6)
+    small = ("--hidden", 8, "--limit", 800, "--dropout", 0.3, "--alphabet", alphabet, "--batch", 6)
     assert train(text, tmp_path / "tried", *small, "--epochs", 1) == 0
     assert asked == [(1, 2)]
     assert "Computing with 2 of 2 threads: a training step took 29.0 ms" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from .beam import beam_search
 from .generate import generate, greedy, nucleus, sampler, top_k
 from .model import LanguageModel
 
-METHODS = ("greedy", "sample", "top-k", "nucleus", "beam")
+SAMPLING = ("sample", "top-k", "nucleus")
+METHODS = ("greedy", *SAMPLING, "beam")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from benchmarks.common import (
+    InputError,
     Parser,
     add_backend_options,
     add_common_options,
@@ -22,10 +23,29 @@ from benchmarks.optimisers import OPTIMISERS
 from . import __doc__ as description
 from .alphabet import ALPHABETS
 from .corpus import STANDARD_LIBRARY_LIMIT
-from .methods import METHODS, Choices
+from .methods import METHODS, SAMPLING, Choices
 from .model import BASELINES
 from .presets import PRESETS
 from .train import CLIPS, SCHEDULES
+
+# By command, the options that do nothing beside some values of another: that one, and its values with which they act.
+ACTING = {
+    "train": {
+        "--bptt": ("alphabet", ("bytes", "words")),
+        "--max-length": ("alphabet", ("characters",)),
+        "--held-out": ("valid", (None,)),
+        "--held-out-from": ("valid", (None,)),
+        "--decay-after": ("schedule", ("epochs",)),
+    },
+    "generate": {
+        "--temperature": ("method", SAMPLING),
+        "--seed": ("method", SAMPLING),
+        "--top-k": ("method", ("top-k",)),
+        "--alpha": ("method", ("nucleus",)),
+        "--beam-width": ("method", ("beam",)),
+        "--normalise": ("method", ("beam",)),
+    },
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,9 +63,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.command == "train" and options.preset is not None:
         train_parser.set_defaults(**PRESETS[options.preset])
         options = parser.parse_args(arguments)  # parsed again, because given options take precedence over the preset
-    given = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--resume"]
-    options.command_line = shlex.join(["python", "-m", "benchmarks.language_model", *given])
+    given = sys.argv[1:] if arguments is None else arguments
+    if not getattr(options, "resume", False):  # a run goes on with the options that it began with
+        _check_acting(options, {word.partition("=")[0] for word in given})
+    to_type = [word for word in given if word != "--resume"]
+    options.command_line = shlex.join(["python", "-m", "benchmarks.language_model", *to_type])
     return options
+
+
+def _check_acting(options: argparse.Namespace, given: Collection[str]) -> None:
+    """Raise InputError if an option was ``given`` that another one makes do nothing."""
+    for name, (other, values) in ACTING.get(options.command, {}).items():
+        value = getattr(options, other)
+        if name in given and value not in values:
+            needed = f"without --{other}" if None in values else f"with --{other} {' or '.join(values)}"
+            raise InputError(f"{name} does nothing with --{other} {value}: it goes {needed}")
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:

@@ -215,8 +215,8 @@ def signal_at(call: int, number: int, monkeypatch, module=train_module) -> None:
 
 
 STOPPED = {
-    alphabet: ("--alphabet", alphabet, "--limit", 800, "--hidden", 16, "--bptt", 7, "--dropout", 0.3, *more)
-    for alphabet, more in {"characters": (), "bytes": ("--layers", 2, "--weight-drop", 0.2)}.items()
+    alphabet: ("--alphabet", alphabet, "--limit", 800, "--hidden", 16, "--dropout", 0.3, *more)
+    for alphabet, more in {"characters": (), "bytes": ("--bptt", 7, "--layers", 2, "--weight-drop", 0.2)}.items()
 }
 
 
