@@ -19,7 +19,6 @@ import torch
 
 import fused_rnn
 from fused_rnn import cells
-from fused_rnn.cells import Cell
 
 CELLS: dict[str, Callable[..., torch.nn.Module]] = {
     "rnn": fused_rnn.RNN,
@@ -153,7 +152,7 @@ def recurrent_parameters(cell: str, features: int, hidden: int, layers: int) -> 
     return of_one(features) + (layers - 1) * of_one(hidden)
 
 
-def spec_of(cell: str) -> Cell:
+def spec_of(cell: str) -> cells.Cell:
     """Return the sizes of a cell, a key of ``CELLS``."""
     return cells.CELLS[CELLS[cell](1, 1, device="meta").cell]
 

@@ -165,7 +165,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decay-after", type=positive, default=3, metavar="EPOCHS", help="epochs of constant learning rate"
     )
-    parser.add_argument("--decay", type=share, default=0.5, help="factor on the learning rate each time")
+    parser.add_argument("--decay", type=share, default=0.5, help="factor on the learning rate each time, at most 1")
     parser.add_argument("--clip", type=positive_number, default=1.0, help="bound on the gradient")
     parser.add_argument("--clip-by", choices=CLIPS, default="norm", help="bound its norm, or each of its values")
     parser.add_argument(

@@ -41,6 +41,8 @@ def test_help_explains_every_option_with_its_default(capsys):
         assert f"--{name.replace('_', '-')}" in text
         if value is not None:
             assert f"(default: {value})" in text
+    assert "u uniform from 1 to the delay between a symbol and its answer less one" in text  # as chrono_bias draws it
+    assert "gru resets before the recurrent product" in text
 
 
 @pytest.mark.parametrize(

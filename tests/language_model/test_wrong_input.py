@@ -198,6 +198,13 @@ def test_resuming_from_another_cells_checkpoint(trained, text, tmp_path, capsys)
     assert_one_line(capsys, "cell was lstm and is now gru")
 
 
+def test_help_says_how_often_weights_are_dropped_and_which_gru_is_which(capsys):
+    assert command("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "drawn anew in each training step" in text
+    assert "gru resets before the recurrent product" in text
+
+
 @pytest.mark.parametrize("name", ["train", "generate", "evaluate"])
 def test_help_explains_every_option(name, capsys):
     assert command(name, "--help") == 0

@@ -1,6 +1,6 @@
 """``python -m benchmarks.gpu.kit.harness FOLDER``: train the models of the README side by side on one GPU.
 
-The copy task at its published lengths, every gated cell, three trials each, in a dozen processes; beside it, where the
+The copy task at its published lengths, four gated cells, three trials each, in a dozen processes; beside it, where the
 corpus is given, the language model of ``--preset zaremba-small``. Both are the commands that a person would type, in a
 folder of their own. What they have so far is copied to FOLDER every few seconds: ``copy_task.json`` and
 ``language_model.json``, which belong in benchmarks/results, and the model's checkpoint, cut into files that are small
