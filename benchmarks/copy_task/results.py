@@ -14,8 +14,6 @@ RECORD = (
     *("cell", "length", "trial", "seed", "parameters", "accuracy", "loss", "answers", "baseline", "extra", "epochs"),
     *("gradient_norms", "seconds"),
 )
-
-
 NEEDED = {"protocol", "symbols", "vocabulary"}  # of the configuration, to know the task
 MAY_CHANGE = ("processes", "cuda_graph", "threads")  # when a run continues
 

@@ -48,7 +48,7 @@ class Checkpoint:
         with replacing(path) as partial_path, partial_path.open("wb") as file:
             try:
                 torch.save({"format": FORMAT, **vars(self)}, file)
-            except RuntimeError as error:  # torch's own, in the place of that of the file
+            except RuntimeError as error:  # which torch raises in the place of the file's error
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     @classmethod

@@ -213,13 +213,13 @@ def _check_unchanged(
 
 def _check_texts(path: Path, before: dict, settings: Settings, data: Data) -> None:
     """Raise InputError naming the texts that are not those of the run to be continued; ``before`` are its settings."""
-    if before["text_digest"] == settings.text_digest:
+    if before.get("text_digest") == settings.text_digest:
         return
     now = asdict(settings)
     changed = [
-        f"--{name} was {before[name] or 'not given'} and is now {now[name] or 'not given'}"
+        f"--{name} was {before.get(name) or 'not given'} and is now {now[name] or 'not given'}"
         for name in ("valid", "test")
-        if (before[name] is None) != (now[name] is None)
+        if (before.get(name) is None) != (now[name] is None)
     ]
     if not changed:
         changed = [f"{name} is not the text that it was" for name in _other_texts(before, now, data)]

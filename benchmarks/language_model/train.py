@@ -251,10 +251,7 @@ class Trainer:
         return Checkpoint(
             model=asdict(self.config),
             alphabet={"name": self.alphabet.name, "symbols": self.alphabet.symbols},
-            training={
-                **asdict(self.settings),
-                **{"threads": torch.get_num_threads(), "digests": self.data.digests},
-            },
+            training={**asdict(self.settings), "threads": torch.get_num_threads(), "digests": self.data.digests},
             weights=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
             random=list(random),
