@@ -6,18 +6,14 @@ import operator
 from collections.abc import Callable
 from typing import SupportsIndex, TypedDict, TypeVar
 
-import torch
-
 from .choice import BACKENDS
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class ModuleOptions(TypedDict, total=False):
-    """The keyword arguments of all modules of whole sequences; ``recurrent.Recurrent`` describes them."""
+    """The options of all modules of whole sequences, by keyword; ``recurrent.Recurrent`` describes them."""
 
-    device: torch.device | str | None
-    dtype: torch.dtype | None
     backend: str
     recompute: bool
     variational: bool

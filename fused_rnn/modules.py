@@ -6,6 +6,7 @@ does, and load its ``state_dict`` unchanged. ``GRU(reset_after=False)``, ``Multi
 call and the options that all modules share; this file adds the cell of each, and its own options.
 """
 
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
@@ -35,13 +36,16 @@ class RNN(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Unpack[ModuleOptions],
     ) -> None:
         _refuse_projection(self, options)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
+        sizes = input_size, hidden_size, num_layers
+        super().__init__(*sizes, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype, **options)
 
     @property
     def cell(self) -> str:
@@ -89,13 +93,16 @@ class GRU(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
         **options: Unpack[ModuleOptions],
     ) -> None:
         _refuse_projection(self, options)
         self.reset_after = reset_after
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
+        sizes = input_size, hidden_size, num_layers
+        super().__init__(*sizes, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype, **options)
 
     @property
     def cell(self) -> str:
@@ -127,13 +134,16 @@ class MultiplicativeLSTM(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         variant: str = "input",
         **options: Unpack[ModuleOptions],
     ) -> None:
         cell_of_variant(variant)  # raises for an unknown one
         self.variant = variant
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
+        sizes = input_size, hidden_size, num_layers
+        super().__init__(*sizes, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype, **options)
 
     @property
     def cell(self) -> str:

@@ -89,7 +89,8 @@ def test_clusters_can_be_forced(cell, direction):
         with pytest.raises(RuntimeError, match=f"cannot be: .*H up to {most} with parts=16,sequences=8"):
             cuda.plan(cell, dtype, 16, most + 1, None, direction, H200, "exchange=cluster")
         with pytest.raises(
-            RuntimeError, match="exchange=cluster, which FUSED_RNN_CUDA_PLAN forces, cannot be: this dev"
+            RuntimeError,
+            match="exchange=cluster, which FUSED_RNN_CUDA_PLAN forces, cannot be: kernels in clusters need a dev",
         ):
             cuda.plan(cell, dtype, 16, 128, None, direction, replace(H200, clusters=(0,) * 5), "exchange=cluster")
 

@@ -146,9 +146,9 @@ def test_the_source_archive_holds_what_a_wheel_is_built_from(tmp_path):
     with tarfile.open(archive) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
     files = {name for name in names if (tree / name).is_file() and not name.startswith("fused_rnn.egg-info/")}
-    sources = {name for name in source_files() if not name.endswith(".md")}
-    package = {name for name in sources if name.startswith(("csrc/", "fused_rnn/"))}
-    assert files == package | {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
+    package = {name for name in source_files() if name.startswith(("csrc/", "fused_rnn/"))}
+    documents = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"}
+    assert files == package | documents | {"MANIFEST.in", "Makefile", "pyproject.toml", "setup.py"}
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def side_by_side(tmp_path):
             os.kill(left, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive), signal.SIGKILL])
 def test_processes_end_with_the_main_one_even_if_it_is_killed(number, side_by_side):
     started, _ = side_by_side
     started.send_signal(number)
