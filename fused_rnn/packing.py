@@ -69,15 +69,17 @@ class Packing:
 
 def check_layout(batch_sizes: Tensor, rows: int) -> None:
     """Raise ValueError if these are not the batch sizes of a packed sequence of so many rows."""
-    sizes = batch_sizes.tolist()
-    for step, (before, size) in enumerate(zip([sizes[0], *sizes], sizes)):
-        if not 0 < size <= before:
-            raise ValueError(
-                "batch_sizes of a PackedSequence must be positive and must not increase, "
-                f"got {size} at step {step} after {before}"
-            )
-    if sum(sizes) != rows:
-        raise ValueError(f"the batch_sizes of a PackedSequence add up to {sum(sizes)} rows, and its data has {rows}")
+    wrong = batch_sizes < 1
+    wrong[1:] |= batch_sizes.diff() > 0
+    if wrong.any():
+        step = int(wrong.nonzero()[0])
+        after = f" after {int(batch_sizes[step - 1])}" if step else ""
+        raise ValueError(
+            "batch_sizes of a PackedSequence must be positive and must not increase, "
+            f"got {int(batch_sizes[step])} at step {step}{after}"
+        )
+    if (given := int(batch_sizes.sum())) != rows:
+        raise ValueError(f"the batch_sizes of a PackedSequence add up to {given} rows, and its data has {rows}")
 
 
 def _check_no_capture(device: torch.device) -> None:
