@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import fused_rnn  # noqa: F401  (its library tells the instruction set)
+import fused_rnn
 
 from .conftest import some_of
 
@@ -39,6 +39,10 @@ def run_python(arguments: list[str], instruction_set: str | None = None) -> subp
         environment["FUSED_RNN_CPU_ISA"] = instruction_set
     command = [sys.executable, *arguments]
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+
+
+def test_users_are_told_which_one_runs():
+    assert fused_rnn.backends()["cpu"] == f"available ({torch.ops.fused_rnn.cpu_instruction_set()})"
 
 
 @pytest.mark.parametrize("instruction_set", some_of(INSTRUCTION_SETS, "avx2", "avx512", "amx"))

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,8 @@ def test_every_pre_activation_is_clipped(cell):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_limits_beyond_the_dtype(dtype):
     """Scaled losses bring scaled limits: 65536 is where gradient scalers begin, and more than float16 has."""
-    module = fused_rnn.GRU(2, 3, gradient_clip=1e39 if dtype != torch.float16 else 65536.0, dtype=dtype)
+    limit = np.float64(1e39) if dtype != torch.float16 else 65536.0
+    module = fused_rnn.GRU(2, 3, gradient_clip=limit, dtype=dtype)
     module.backend = "reference"
     free = copy.deepcopy(module)
     free.gradient_clip = None
@@ -279,6 +281,7 @@ def test_repr_shows_the_options():
         (TypeError, r"keep_h must be a tensor \(T, B, H\) or None, got float", {"keep_h": 0.5}),
         (ValueError, "gradient_clip must be greater than 0", {"gradient_clip": -1.0}),
         (TypeError, "gradient_clip must be a number, or None for no limit, got str", {"gradient_clip": "1"}),
+        (TypeError, "gradient_clip must be a number, or None for no limit, got bool", {"gradient_clip": True}),
     ],
 )
 def test_calls_refuse(backend, error, message, changed):
